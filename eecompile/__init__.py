@@ -1,0 +1,55 @@
+"""The deployment compiler for multi-exit diffusion networks.
+
+``eecompile export`` writes a bundle, ``eecompile build`` an engine set, and
+:class:`Sampler` samples from that without PyTorch. Importing this package loads numpy
+and nothing heavier; names are resolved when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from eecompile.errors import EecompileError
+    from eecompile.runtime.fake import FakeEngine
+    from eecompile.runtime.program import Program
+    from eecompile.runtime.sampler import Sampler, StepResult
+    from eecompile.runtime.schedule import ExitSchedule
+    from eecompile.runtime.solvers.ddim import ddim
+    from eecompile.runtime.solvers.ddpm import ddpm
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EecompileError",
+    "ExitSchedule",
+    "FakeEngine",
+    "Program",
+    "Sampler",
+    "StepResult",
+    "__version__",
+    "ddim",
+    "ddpm",
+]
+
+_HOMES = {
+    "EecompileError": "eecompile.errors",
+    "ExitSchedule": "eecompile.runtime.schedule",
+    "FakeEngine": "eecompile.runtime.fake",
+    "Program": "eecompile.runtime.program",
+    "Sampler": "eecompile.runtime.sampler",
+    "StepResult": "eecompile.runtime.sampler",
+    "ddim": "eecompile.runtime.solvers",
+    "ddpm": "eecompile.runtime.solvers",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""Compile time: networks become bundles, and bundles become engine sets."""

@@ -1,0 +1,1 @@
+"""How segments become engines, one module a backend."""

@@ -1,0 +1,51 @@
+"""ONNX Runtime as the compiler's own means: to verify graphs, and to optimise them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+__all__ = ["optimised_graph", "run_session", "session_from_graph"]
+
+
+def session_from_graph(path: Path) -> onnxruntime.InferenceSession:
+    """A session on the CPU that runs the graph as it is, without optimising it."""
+    options = _options(onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL)
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def optimised_graph(path: Path, output: Path) -> None:
+    """Write the graph at ``path`` to ``output``, fused but for no processor in particular.
+
+    The level is "extended": the one above it lays tensors out for the processor at hand.
+    Weights of the result lie in a file beside it.
+    """
+    options = _options(onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED)
+    options.optimized_model_filepath = str(output)
+    prefix = "session.optimized_model_external_initializers"
+    options.add_session_config_entry(f"{prefix}_file_name", f"{output.stem}.bin")
+    options.add_session_config_entry(f"{prefix}_min_size_in_bytes", "256")
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def run_session(
+    session: onnxruntime.InferenceSession,
+    values: Mapping[str, NDArray[np.generic]],
+    outputs: Sequence[str],
+) -> list[NDArray[np.generic]]:
+    """Evaluate ``outputs``; ``values`` may hold more than the session reads."""
+    feeds = {value.name: values[value.name] for value in session.get_inputs()}
+    results: list[NDArray[np.generic]] = session.run(list(outputs), feeds)
+    return results
+
+
+def _options(level: onnxruntime.GraphOptimizationLevel) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = level
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options

@@ -1,0 +1,125 @@
+"""What eecompile raises.
+
+Every error says what was found, what was expected, and what to do next, in one
+sentence. The tree::
+
+    EecompileError
+    |-- UsageError            a call's arguments do not fit together
+    |   |-- ScheduleError     an exit schedule is malformed, or names a depth that is no exit
+    |   `-- ConditionError    a condition is unknown, out of range, or wrongly shaped
+    |-- RecipeError           an export recipe or a target is malformed
+    |-- CheckpointError       a checkpoint is missing, or does not fit the network
+    |-- TraceError            the network cannot be traced to ONNX
+    |-- VerificationError     a graph's outputs differ from the network's
+    |-- BundleError           a bundle or an engine set cannot be read
+    |   |-- DigestError       a file is missing, truncated or altered
+    |   `-- FormatError       the folder's format is newer than this eecompile
+    |-- OutputExistsError     an output folder exists and holds something else
+    |-- BusyError             another process is writing the same output
+    |-- BackendError          a backend is missing, or refuses an engine
+    `-- NonFiniteError        an engine returned NaN or infinity
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BackendError",
+    "BundleError",
+    "BusyError",
+    "CheckpointError",
+    "ConditionError",
+    "DigestError",
+    "EecompileError",
+    "FormatError",
+    "NonFiniteError",
+    "OutputExistsError",
+    "RecipeError",
+    "ScheduleError",
+    "TraceError",
+    "UsageError",
+    "VerificationError",
+]
+
+
+class EecompileError(Exception):
+    """The root of everything that eecompile raises on purpose.
+
+    Attributes:
+        found: what is there.
+        expected: what should be there.
+        remedy: what to do next, in the imperative.
+    """
+
+    def __init__(self, *, found: str, expected: str, remedy: str) -> None:
+        super().__init__(found, expected, remedy)
+        self.found = found
+        self.expected = expected
+        self.remedy = remedy
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.found, self.expected, self.remedy)
+
+    def __str__(self) -> str:
+        return f"found {self.found}; expected {self.expected}; {self.remedy}."
+
+
+def _rebuild(
+    kind: type[EecompileError], found: str, expected: str, remedy: str
+) -> EecompileError:
+    return kind(found=found, expected=expected, remedy=remedy)
+
+
+class UsageError(EecompileError):
+    """A call's arguments do not fit together."""
+
+
+class ScheduleError(UsageError):
+    """An exit schedule is malformed, or names a depth that is no exit."""
+
+
+class ConditionError(UsageError):
+    """A condition is unknown, out of range, or wrongly shaped."""
+
+
+class RecipeError(EecompileError):
+    """An export recipe or a target is malformed."""
+
+
+class CheckpointError(EecompileError):
+    """A checkpoint is missing, or does not fit the network."""
+
+
+class TraceError(EecompileError):
+    """The network cannot be traced to ONNX."""
+
+
+class VerificationError(EecompileError):
+    """A graph's outputs differ from the network's by more than the tolerance."""
+
+
+class BundleError(EecompileError):
+    """A bundle or an engine set cannot be read."""
+
+
+class DigestError(BundleError):
+    """A file of a bundle or an engine set is missing, truncated or altered."""
+
+
+class FormatError(BundleError):
+    """A folder's format is newer than this eecompile understands."""
+
+
+class OutputExistsError(EecompileError):
+    """An output folder exists and holds something else."""
+
+
+class BusyError(EecompileError):
+    """Another process is writing the same output."""
+
+
+class BackendError(EecompileError):
+    """A backend is missing, or refuses an engine."""
+
+
+class NonFiniteError(EecompileError):
+    """An engine returned NaN or infinity."""

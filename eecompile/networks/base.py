@@ -1,0 +1,50 @@
+"""What a multi-exit network is: the protocol that the compiler relies on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from eecompile.errors import RecipeError
+
+__all__ = ["MultiExitNetwork", "check_exits"]
+
+
+@runtime_checkable
+class MultiExitNetwork(Protocol):
+    """A torch module that predicts from several depths in one pass.
+
+    Attributes:
+        exits: depths that predict, ascending; the last is the full network.
+    """
+
+    exits: tuple[int, ...]
+
+    def __call__(self, x: Tensor, t: Tensor, **conditions: Any) -> tuple[Tensor, ...]:
+        """One prediction an exit, shallowest first, from the noisy input and the timestep.
+
+        Args:
+            x: noisy input, float32 [B, ...].
+            t: timestep, float32 [B].
+            conditions: one tensor a condition, first axis B.
+        """
+        ...
+
+
+def check_exits(exits: Sequence[int], depth: int) -> tuple[int, ...]:
+    """The exits as a tuple, when they ascend within 1 to ``depth`` and end at ``depth``.
+
+    Raises:
+        RecipeError: they do not.
+    """
+    checked = tuple(exits)
+    ascending = all(first < second for first, second in zip(checked, checked[1:], strict=False))
+    if not checked or not ascending or checked[0] < 1 or checked[-1] != depth:
+        raise RecipeError(
+            found=f"exits {list(checked)}",
+            expected=f"ascending depths from 1 to {depth}, the last of them {depth}",
+            remedy="list the depths that the network was trained to predict from",
+        )
+    return checked

@@ -1,0 +1,247 @@
+"""A diffusion transformer (DiT) that predicts from several depths.
+
+The network of Peebles and Xie, "Scalable Diffusion Models with Transformers"
+(arXiv 2212.09748), with the parameter names of its public code, and exits as in
+ASE (arXiv 2408.05927): the final layer is shared, and applied after each exit's
+last block. One addition, off by default: ``refine_channels`` lets the final layer
+emit several features a pixel, and two 3x3 convolutions turn these and the noisy
+input into the prediction, which removes the seams between large patches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from eecompile.networks.base import check_exits
+
+__all__ = ["DiT"]
+
+
+def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
+
+
+def _sincos_positions(width: int, side: int) -> Tensor:
+    """Fixed two-dimensional sin-cos positions, float32 [1, side * side, width].
+
+    The first half of the features encodes the column, the second half the row,
+    as in the authors' code.
+    """
+    omega = 1.0 / 10000 ** (torch.arange(width // 4, dtype=torch.float64) / (width / 4))
+    angles = torch.arange(side, dtype=torch.float64)[:, None] * omega
+    line = torch.cat([angles.sin(), angles.cos()], dim=1)  # [side, width / 2]
+    columns = line[None, :, :].expand(side, side, -1)
+    rows = line[:, None, :].expand(side, side, -1)
+    return torch.cat([columns, rows], dim=2).reshape(1, side * side, width).float()
+
+
+class _PatchEmbed(nn.Module):
+    def __init__(self, channels: int, width: int, patch: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, patch, patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.proj(x)).flatten(2).transpose(1, 2)
+
+
+class _TimestepEmbedder(nn.Module):
+    """Sinusoids of the timestep, then two linear layers. t: float32 [B]."""
+
+    frequencies: Tensor
+
+    def __init__(self, width: int, features: int = 256) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
+        half = features // 2
+        exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32) / half
+        self.register_buffer("frequencies", exponent.exp(), persistent=False)
+
+    def forward(self, t: Tensor) -> Tensor:
+        angles = t[:, None] * self.frequencies[None]
+        return cast(Tensor, self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1)))
+
+
+class _LabelEmbedder(nn.Module):
+    """A row per class, and one more for "no class", which guidance needs."""
+
+    def __init__(self, classes: int, width: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(classes + 1, width)
+
+    def forward(self, label: Tensor) -> Tensor:
+        return cast(Tensor, self.embedding_table(label))
+
+
+class _Attention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens, width = x.shape[1], x.shape[2]
+        split = (-1, tokens, self.heads, width // self.heads)
+        query, key, value = (
+            part.reshape(split).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1)
+        )
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return cast(Tensor, self.proj(mixed.transpose(1, 2).reshape(-1, tokens, width)))
+
+
+class _Mlp(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.act = nn.GELU(approximate="tanh")
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.fc2(self.act(self.fc1(x))))
+
+
+class _Block(nn.Module):
+    """A transformer block with adaptive layer norm, zero-initialised (adaLN-Zero)."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.attn = _Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.mlp = _Mlp(width, int(width * mlp_ratio))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition).chunk(6, 1)
+        attended = self.attn(_modulate(self.norm1(x), shift1, scale1))
+        x = x + gate1.unsqueeze(1) * attended
+        widened = self.mlp(_modulate(self.norm2(x), shift2, scale2))
+        return cast(Tensor, x + gate2.unsqueeze(1) * widened)
+
+
+class _FinalLayer(nn.Module):
+    def __init__(self, width: int, features: int) -> None:
+        super().__init__()
+        self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.linear = nn.Linear(width, features)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(condition).chunk(2, dim=1)
+        return cast(Tensor, self.linear(_modulate(self.norm_final(x), shift, scale)))
+
+
+class _Refine(nn.Module):
+    """Two 3x3 convolutions over the unpatched features and the noisy input."""
+
+    def __init__(self, features: int, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(features + channels, hidden, 3, padding=1)
+        self.conv2 = nn.Conv2d(hidden, channels, 3, padding=1)
+
+    def forward(self, features: Tensor, x: Tensor) -> Tensor:
+        return cast(Tensor, self.conv2(F.silu(self.conv1(torch.cat([features, x], dim=1)))))
+
+
+class DiT(nn.Module):
+    """A class-conditional multi-exit diffusion transformer.
+
+    Args:
+        exits: depths that predict, ascending; the last is ``depth``.
+        depth: number of blocks.
+        size: side of the square input, in pixels; a multiple of ``patch``.
+        channels: channels of the input and of the prediction.
+        patch: side of a patch, in pixels.
+        width: features of a token.
+        heads: attention heads; divides ``width``.
+        mlp_ratio: hidden features of an MLP over ``width``.
+        classes: number of classes; label ``classes`` means "no class".
+        refine_channels: features a pixel that the final layer hands to two 3x3
+            convolutions; 0 leaves the original final layer.
+
+    Raises:
+        RecipeError: ``exits`` is empty, unsorted, out of range, or does not end at ``depth``.
+    """
+
+    positions: Tensor
+
+    def __init__(
+        self,
+        *,
+        exits: Sequence[int],
+        depth: int,
+        size: int,
+        channels: int,
+        patch: int,
+        width: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        classes: int,
+        refine_channels: int = 0,
+    ) -> None:
+        super().__init__()
+        self.exits = check_exits(exits, depth)
+        self.side, self.patch, self.classes = size // patch, patch, classes
+        self.head_channels = refine_channels or channels
+        self.x_embedder = _PatchEmbed(channels, width, patch)
+        self.t_embedder = _TimestepEmbedder(width)
+        self.y_embedder = _LabelEmbedder(classes, width)
+        self.blocks = nn.ModuleList(_Block(width, heads, mlp_ratio) for _ in range(depth))
+        self.final_layer = _FinalLayer(width, patch * patch * self.head_channels)
+        self.refine = (
+            _Refine(refine_channels, channels, 2 * refine_channels) if refine_channels else None
+        )
+        self.register_buffer("positions", _sincos_positions(width, self.side), persistent=False)
+        self._initialise()
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor) -> tuple[Tensor, ...]:
+        """Predict from every exit.
+
+        Args:
+            x: noisy input, float32 [B, channels, size, size].
+            t: timestep, float32 [B], in [0, T).
+            label: class, int64 [B], in [0, classes].
+
+        Returns:
+            One prediction an exit, shallowest first, each shaped as ``x``.
+        """
+        tokens = self.x_embedder(x) + self.positions
+        condition = self.t_embedder(t) + self.y_embedder(label)
+        predictions = []
+        for depth, block in enumerate(self.blocks, start=1):
+            tokens = block(tokens, condition)
+            if depth in self.exits:
+                predictions.append(self._predict(tokens, condition, x))
+        return tuple(predictions)
+
+    def _predict(self, tokens: Tensor, condition: Tensor, x: Tensor) -> Tensor:
+        side, patch, channels = self.side, self.patch, self.head_channels
+        patches = self.final_layer(tokens, condition)
+        patches = patches.reshape(-1, side, side, patch, patch, channels)
+        pixels: Tensor = patches.permute(0, 5, 1, 3, 2, 4).reshape(
+            -1, channels, side * patch, side * patch
+        )
+        return pixels if self.refine is None else cast(Tensor, self.refine(pixels, x))
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.x_embedder.proj.weight.view(self.x_embedder.proj.out_channels, -1))
+        nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
+        for linear in (self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
+            nn.init.normal_(linear.weight, std=0.02)
+        for modulation in [*(block.adaLN_modulation for block in self.blocks), self.final_layer.adaLN_modulation]:
+            nn.init.zeros_(modulation[-1].weight)
+        if self.refine is None:
+            nn.init.zeros_(self.final_layer.linear.weight)
+        else:
+            nn.init.zeros_(self.refine.conv2.weight)
+            nn.init.zeros_(self.refine.conv2.bias)

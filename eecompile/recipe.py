@@ -1,0 +1,234 @@
+"""Recipes: typed, frozen forms of the TOML under export/ and engines/.
+
+Unknown keys are errors; nothing is inherited, registered or executed here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from eecompile.errors import RecipeError
+from eecompile.runtime.interface import Condition, Sampling, State
+from eecompile.runtime.process import Process
+from eecompile.runtime.schedule import ExitSchedule
+
+__all__ = [
+    "BatchProfile",
+    "ExportRecipe",
+    "NetworkRecipe",
+    "Target",
+    "Tolerance",
+    "load_recipe",
+    "load_target",
+    "schedule_from_toml",
+]
+
+Recipe = TypeVar("Recipe", bound=Struct)
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+class _Strict(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A table whose unknown keys are errors."""
+
+
+class NetworkRecipe(_Strict, frozen=True, kw_only=True):
+    """Where the network comes from.
+
+    Attributes:
+        factory: ``package.module:callable``; called with ``exits`` and ``options``, it
+            returns a :class:`eecompile.networks.base.MultiExitNetwork`.
+        checkpoint: safetensors, or a file of torch.save; relative to the recipe.
+        exits: depths to export, ascending; the last is the full network.
+        options: keyword arguments of the factory.
+    """
+
+    factory: str
+    checkpoint: str
+    exits: tuple[int, ...]
+    options: dict[str, Any] = {}
+
+
+class Tolerance(_Strict, frozen=True, kw_only=True):
+    """Largest |difference| allowed against the reference: absolute + relative * |reference|."""
+
+    absolute: float = 1e-4
+    relative: float = 1e-3
+
+
+class ScheduleTable(_Strict, frozen=True, kw_only=True):
+    """An exit schedule with explicit thresholds, as fractions of T."""
+
+    depths: tuple[int, ...]
+    thresholds: tuple[float, ...]
+
+
+class ExportRecipe(_Strict, frozen=True, kw_only=True):
+    """What is deployed.
+
+    Attributes:
+        name: of the network; names the default output folder.
+        network: its factory, checkpoint and exits.
+        state: shape and range of what is sampled.
+        conditions: the network's further inputs, by name.
+        process: the forward process.
+        schedules: exit schedules by name: a depth for each equal slice of time, or
+            depths with thresholds.
+        sampling: what a sampler does unless told otherwise.
+        tolerance: of each exit's graph against the torch network.
+    """
+
+    name: Name
+    network: NetworkRecipe
+    state: State
+    conditions: dict[str, Condition] = {}
+    process: Process = Process()
+    schedules: dict[str, tuple[int, ...] | ScheduleTable] = {}
+    sampling: Sampling = Sampling()
+    tolerance: Tolerance = Tolerance()
+
+    def exit_schedules(self) -> dict[str, ExitSchedule]:
+        """The schedules by name, with ``full`` added, each checked against the exits."""
+        exits = self.network.exits
+        made = {"full": ExitSchedule.constant(exits[-1])}
+        made |= {name: schedule_from_toml(table) for name, table in self.schedules.items()}
+        return {name: schedule.check(exits) for name, schedule in made.items()}
+
+
+class BatchProfile(_Strict, frozen=True, kw_only=True):
+    """Batch sizes that the engines accept. Guidance doubles the batch."""
+
+    min: Annotated[int, Meta(ge=1)] = 1
+    opt: Annotated[int, Meta(ge=1)] = 16
+    max: Annotated[int, Meta(ge=1)] = 64
+
+    def __post_init__(self) -> None:
+        if not self.min <= self.opt <= self.max:
+            raise RecipeError(
+                found=f"batch sizes min {self.min}, opt {self.opt}, max {self.max}",
+                expected="min <= opt <= max",
+                remedy="reorder them in the target's [batch]",
+            )
+
+
+class Target(_Strict, frozen=True, kw_only=True):
+    """Where a bundle runs, and how its engines are built.
+
+    Attributes:
+        name: of the target; names the default output folder.
+        backend: the library that runs the engines.
+        precision: of weights and activations inside the engines.
+        layout: ``chained`` (trunk segments that exits share, and a head an exit) or
+            ``per_exit`` (one engine an exit).
+        batch: batch sizes that the engines accept.
+        tolerance: of the engines against the bundle's graphs.
+        threads: threads of one evaluation; 0 takes the physical cores.
+    """
+
+    name: Name
+    backend: Literal["onnxruntime"]
+    precision: Literal["fp32"] = "fp32"
+    layout: Literal["chained", "per_exit"] = "chained"
+    batch: BatchProfile = BatchProfile()
+    tolerance: Tolerance = Tolerance()
+    threads: Annotated[int, Meta(ge=0)] = 0
+
+
+def load_recipe(path: Path) -> ExportRecipe:
+    """Read an export recipe.
+
+    Raises:
+        RecipeError: the file is missing, is no TOML, or is malformed.
+    """
+    recipe = _load(path, ExportRecipe)
+    exits = recipe.network.exits
+    if not exits or list(exits) != sorted(set(exits)) or exits[0] < 1:
+        raise RecipeError(
+            found=f"network.exits = {list(exits)} in {path}",
+            expected="at least one positive depth, ascending",
+            remedy="list the depths that the network was trained to predict from",
+        )
+    recipe.exit_schedules()
+    default = recipe.sampling.schedule
+    if default not in recipe.exit_schedules():
+        raise RecipeError(
+            found=f"sampling.schedule = {default!r} in {path}",
+            expected=f"one of {sorted(recipe.exit_schedules())}",
+            remedy="name a schedule of the recipe's [schedules]",
+        )
+    return recipe
+
+
+def load_target(path: Path) -> Target:
+    """Read a target.
+
+    Raises:
+        RecipeError: the file is missing, is no TOML, or is malformed.
+    """
+    return _load(path, Target)
+
+
+def schedule_from_toml(table: tuple[int, ...] | ScheduleTable) -> ExitSchedule:
+    """The exit schedule that a recipe's entry describes."""
+    if isinstance(table, ScheduleTable):
+        return ExitSchedule(table.depths, table.thresholds)
+    return ExitSchedule.from_slices(table)
+
+
+def _load(path: Path, kind: type[Recipe]) -> Recipe:
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            found=f"no readable file at {path} ({type(error).__name__})",
+            expected="a TOML recipe",
+            remedy="give the path of a file such as export/fashion-dit.toml",
+        ) from error
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(
+            found=f"{path}, which is not TOML ({error})",
+            expected="a TOML recipe",
+            remedy="mend that line",
+        ) from error
+    for key, known in _unknown_keys(data, msgspec.inspect.type_info(kind)):
+        near = difflib.get_close_matches(key.rpartition(".")[2], known, n=1, cutoff=0.0)
+        raise RecipeError(
+            found=f"unknown key {key!r} in {path}",
+            expected=f"one of {sorted(known)}",
+            remedy=f"did you mean {near[0]!r}? Rename or remove it" if near else "remove it",
+        )
+    try:
+        return msgspec.convert(data, kind, strict=True)
+    except msgspec.ValidationError as error:
+        raise RecipeError(
+            found=f"a wrong value in {path}: {error}",
+            expected="the type that the message names",
+            remedy="mend that key",
+        ) from error
+
+
+def _unknown_keys(
+    data: Mapping[str, Any], kind: msgspec.inspect.Type, prefix: str = ""
+) -> Iterator[tuple[str, list[str]]]:
+    """Every key of ``data`` that ``kind`` does not have, with the keys that it has."""
+    if isinstance(kind, msgspec.inspect.StructType):
+        fields = {field.encode_name: field.type for field in kind.fields}
+        for key, value in data.items():
+            if key not in fields:
+                yield f"{prefix}{key}", list(fields)
+            elif isinstance(value, Mapping):
+                yield from _unknown_keys(value, fields[key], f"{prefix}{key}.")
+    elif isinstance(kind, msgspec.inspect.DictType):
+        for key, value in data.items():
+            if isinstance(value, Mapping):
+                yield from _unknown_keys(value, kind.value_type, f"{prefix}{key}.")
+    elif isinstance(kind, msgspec.inspect.UnionType):
+        for member in kind.types:
+            if isinstance(member, msgspec.inspect.StructType):
+                yield from _unknown_keys(data, member, prefix)

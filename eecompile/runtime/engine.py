@@ -1,0 +1,101 @@
+"""What a sampler needs of engines, and how an engine set is opened."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eecompile.bundle import EngineManifest, open_engine_set
+from eecompile.errors import BackendError
+
+__all__ = ["Engine", "engine_from_manifest", "open_engine"]
+
+Array = NDArray[np.float32]
+
+
+class Engine(Protocol):
+    """Evaluates a network at any of its exits. May be used from several threads.
+
+    Attributes:
+        exits: depths that it evaluates, ascending.
+        precision: of weights and activations, for messages.
+        max_batch: largest batch that it takes.
+    """
+
+    exits: tuple[int, ...]
+    precision: str
+    max_batch: int
+
+    def evaluate(
+        self, depth: int, x: Array, t: Array, conditions: Mapping[str, NDArray[np.generic]]
+    ) -> Array:
+        """The network's prediction at ``depth``.
+
+        Args:
+            depth: one of ``exits``.
+            x: noisy input, float32 [B, ...], contiguous, B at most ``max_batch``.
+            t: timestep, float32 [B].
+            conditions: one array a condition, first axis B.
+
+        Returns:
+            The prediction, float32, shaped as ``x``; a new array.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the engine's memory; it cannot be used afterwards."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+# One module a backend; each has open_backend(folder, manifest, threads) -> Engine.
+_BACKENDS = {"onnxruntime": "eecompile.runtime.onnxruntime"}
+
+
+def open_engine(folder: Path, threads: int | None = None) -> tuple[Engine, EngineManifest]:
+    """The engine of an engine set, and its manifest.
+
+    Args:
+        folder: what ``eecompile build`` wrote.
+        threads: threads of one evaluation; None takes the target's.
+
+    Raises:
+        BundleError: the folder is no intact engine set.
+        BackendError: its backend is missing, or refuses an engine.
+    """
+    manifest = open_engine_set(folder)
+    return engine_from_manifest(folder, manifest, threads), manifest
+
+
+def engine_from_manifest(
+    folder: Path, manifest: EngineManifest, threads: int | None = None
+) -> Engine:
+    """The engine of an engine set whose files have been checked.
+
+    Raises:
+        BackendError: its backend is missing, or refuses an engine.
+    """
+    module = importlib.import_module(_BACKENDS[manifest.target.backend])
+    chosen = manifest.target.threads if threads is None else threads
+    if chosen < 0:
+        raise BackendError(
+            found=f"{chosen} threads",
+            expected="0 (the physical cores) or more",
+            remedy="choose another number of threads",
+        )
+    engine: Engine = module.open_backend(folder, manifest, chosen)
+    return engine

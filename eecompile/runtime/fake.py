@@ -1,0 +1,56 @@
+"""An engine without a backend: a plain function, for trying and testing sampling code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["FakeEngine"]
+
+Array = NDArray[np.float32]
+Predict = Callable[[int, Array, Array, Mapping[str, NDArray[np.generic]]], Array]
+
+
+class FakeEngine:
+    """Evaluates ``predict(depth, x, t, conditions)``.
+
+    Args:
+        exits: depths that it evaluates, ascending.
+        predict: returns the prediction, shaped as ``x``.
+        max_batch: largest batch that it takes.
+
+    Attributes:
+        calls: depth and batch size of every evaluation so far.
+    """
+
+    def __init__(self, exits: Sequence[int], predict: Predict, max_batch: int = 64) -> None:
+        self.exits = tuple(exits)
+        self.precision = "fp32"
+        self.max_batch = max_batch
+        self.calls: list[tuple[int, int]] = []
+        self._predict = predict
+
+    def evaluate(
+        self, depth: int, x: Array, t: Array, conditions: Mapping[str, NDArray[np.generic]]
+    ) -> Array:
+        """The prediction at ``depth``; see :meth:`eecompile.runtime.engine.Engine.evaluate`."""
+        self.calls.append((depth, len(x)))
+        return np.asarray(self._predict(depth, x, t, conditions), np.float32)
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

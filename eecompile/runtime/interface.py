@@ -1,0 +1,165 @@
+"""What a network takes and gives, as a sampler needs to know it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+from numpy.typing import ArrayLike, NDArray
+
+from eecompile.errors import ConditionError, RecipeError
+from eecompile.runtime.process import Process
+from eecompile.runtime.schedule import ExitSchedule
+
+__all__ = ["Condition", "Interface", "Sampling", "State"]
+
+
+class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is sampled: float32 [B, *shape].
+
+    Attributes:
+        shape: of one sample.
+        range: bounds of the data; solvers clip the data they predict to it. None for
+            data without bounds, such as latents.
+    """
+
+    shape: tuple[Annotated[int, Meta(ge=1)], ...]
+    range: tuple[float, float] | None = None
+
+
+class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """An input of the network beside the state and the timestep: [B, *shape].
+
+    Attributes:
+        dtype: of the input.
+        shape: for one sample.
+        range: smallest and largest value that a caller may give; None for any.
+        default: the value when the caller gives none: a number for every element, or
+            ``cycle``, which counts through ``range`` by sample index. None makes the
+            condition required.
+        null: the value that stands for "no condition", which guidance needs.
+        names: a word for each value, from the smallest, for pictures and tables.
+    """
+
+    dtype: Literal["int64", "float32"]
+    shape: tuple[Annotated[int, Meta(ge=1)], ...] = ()
+    range: tuple[float, float] | None = None
+    default: float | Literal["cycle"] | None = None
+    null: float | None = None
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.default == "cycle" and (self.range is None or self.dtype != "int64"):
+            raise RecipeError(
+                found="default = 'cycle' in a condition without a range of integers",
+                expected="dtype 'int64' and a range to cycle through",
+                remedy="give the range, or a number as the default",
+            )
+
+    def values(self, name: str, given: ArrayLike | None, samples: range) -> NDArray[np.generic]:
+        """The input for ``samples``, dtype ``dtype``, [len(samples), *shape].
+
+        Args:
+            name: the condition's, for messages.
+            given: a value for all samples, or one for each; None takes the default.
+            samples: the samples' indices.
+
+        Raises:
+            ConditionError: a value is missing, wrongly shaped, of another kind, or out
+                of range.
+        """
+        shape = (len(samples), *self.shape)
+        if given is None:
+            return self._default(name, samples, shape)
+        array = np.asarray(given)
+        fits = array.shape in (self.shape, shape) and array.dtype.kind in "iuf"
+        if not fits or (self.dtype == "int64" and array.dtype.kind == "f"):
+            raise ConditionError(
+                found=f"condition {name!r} of dtype {array.dtype} and shape {list(array.shape)}",
+                expected=f"{self.dtype} of shape {list(self.shape)} or {list(shape)}",
+                remedy="give one value for all samples, or one for each",
+            )
+        self._check_range(name, array)
+        return np.broadcast_to(array, shape).astype(self.dtype)
+
+    def nulls(self, name: str, count: int) -> NDArray[np.generic]:
+        """The input that stands for "no condition", [count, *shape].
+
+        Raises:
+            ConditionError: the network knows no such value.
+        """
+        if self.null is None:
+            raise ConditionError(
+                found=f"guidance, and condition {name!r} without a null value",
+                expected="a null value, which the network was trained with",
+                remedy="sample with guidance 1, or add it to the recipe and export again",
+            )
+        return np.full((count, *self.shape), self.null, self.dtype)
+
+    def _default(
+        self, name: str, samples: range, shape: tuple[int, ...]
+    ) -> NDArray[np.generic]:
+        if self.default is None:
+            raise ConditionError(
+                found=f"no condition {name!r}",
+                expected=f"{self.dtype} of shape {list(self.shape)} or {list(shape)}",
+                remedy=f"pass {name}=...",
+            )
+        if self.default != "cycle":
+            return np.full(shape, self.default, self.dtype)
+        low, high = (int(bound) for bound in self.range or (0, 0))
+        index = np.fromiter((low + s % (high - low + 1) for s in samples), np.int64, len(samples))
+        column = index.reshape(-1, *(1 for _ in self.shape))
+        return np.broadcast_to(column, shape).copy()
+
+    def _check_range(self, name: str, array: NDArray[np.generic]) -> None:
+        if self.range is None or not array.size:
+            return
+        low, high = self.range
+        wrong = array[~((array >= low) & (array <= high))]  # type: ignore[operator]
+        if wrong.size:
+            raise ConditionError(
+                found=f"{name} = {wrong.flat[0]}",
+                expected=f"a value from {low:g} to {high:g}",
+                remedy="choose one in that range",
+            )
+
+
+class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a sampler does unless told otherwise.
+
+    Attributes:
+        solver: a solver's name.
+        steps: number of steps.
+        schedule: an exit schedule's name.
+        guidance: classifier-free guidance (arXiv 2207.12598); 1 is none.
+    """
+
+    solver: str = "ddim"
+    steps: Annotated[int, Meta(ge=1)] = 50
+    schedule: str = "full"
+    guidance: float = 1.0
+
+
+class Interface(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a sampler must know of a network besides its engines.
+
+    Attributes:
+        name: of the network.
+        exits: depths that predict, ascending.
+        state: what is sampled.
+        conditions: further inputs, by name.
+        process: the forward process.
+        schedules: exit schedules, by name.
+        sampling: defaults.
+    """
+
+    name: str
+    exits: tuple[int, ...]
+    state: State
+    conditions: dict[str, Condition] = {}
+    process: Process = Process()
+    schedules: dict[str, ExitSchedule] = {}
+    sampling: Sampling = Sampling()

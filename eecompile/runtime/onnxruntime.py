@@ -1,0 +1,128 @@
+"""The ONNX Runtime backend (CPU)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eecompile.bundle import EngineManifest, ExitPlan, Segment
+from eecompile.errors import BackendError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+__all__ = ["OnnxRuntimeEngine", "open_backend"]
+
+Array = NDArray[np.float32]
+
+
+def open_backend(folder: Path, manifest: EngineManifest, threads: int) -> OnnxRuntimeEngine:
+    """The engine of an engine set whose files have been checked.
+
+    Raises:
+        BackendError: onnxruntime is missing, or refuses a segment.
+    """
+    return OnnxRuntimeEngine(folder, manifest, threads)
+
+
+class OnnxRuntimeEngine:
+    """Runs an exit's segments in order; tensors between them are not copied."""
+
+    def __init__(self, folder: Path, manifest: EngineManifest, threads: int) -> None:
+        runtime = _import_onnxruntime()
+        self.exits = manifest.interface.exits
+        self.precision = manifest.target.precision
+        self.max_batch = manifest.target.batch.max
+        self._value = runtime.OrtValue.ortvalue_from_numpy
+        self._plans: dict[int, ExitPlan] = {plan.depth: plan for plan in manifest.exits}
+        self._segments = manifest.segments
+        options = _options(runtime, threads)
+        self._sessions = [_session(runtime, folder, seg, options) for seg in manifest.segments]
+        self._last_use = {plan.depth: _last_uses(plan, self._segments) for plan in manifest.exits}
+
+    def evaluate(
+        self, depth: int, x: Array, t: Array, conditions: Mapping[str, NDArray[np.generic]]
+    ) -> Array:
+        """The prediction at ``depth``; see :meth:`eecompile.runtime.engine.Engine.evaluate`."""
+        plan = self._plans[depth]
+        values: dict[str, Any] = {"x": self._value(x), "t": self._value(t)}
+        values |= {name: self._value(array) for name, array in conditions.items()}
+        for index, finished in zip(plan.segments, self._last_use[depth], strict=True):
+            segment = self._segments[index]
+            feeds = {name: values[name] for name in segment.inputs}
+            results = self._sessions[index].run_with_ort_values(segment.outputs, feeds)
+            values.update(zip(segment.outputs, results, strict=True))
+            for name in finished:
+                del values[name]
+        prediction: Array = values[plan.output].numpy()
+        return prediction
+
+    def close(self) -> None:
+        """Release the sessions."""
+        self._sessions.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _import_onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendError(
+            found=f"no usable package onnxruntime ({error})",
+            expected="it, to run this engine set",
+            remedy="pip install 'eecompile[cpu]'",
+        ) from error
+    return onnxruntime
+
+
+def _options(runtime: Any, threads: int) -> onnxruntime.SessionOptions:
+    options = runtime.SessionOptions()
+    # The graphs were optimised at build time.
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Idle sessions' spinning threads would take the cores from the one that works.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def _session(
+    runtime: Any, folder: Path, segment: Segment, options: onnxruntime.SessionOptions
+) -> onnxruntime.InferenceSession:
+    try:
+        path = str(folder / segment.file)
+        return runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors share no base class
+        raise BackendError(
+            found=f"{segment.file} refused by onnxruntime {runtime.__version__} ({error})",
+            expected="a segment that it can load",
+            remedy="build the engine set again on this machine",
+        ) from error
+
+
+def _last_uses(plan: ExitPlan, segments: tuple[Segment, ...]) -> list[list[str]]:
+    """For each segment of a plan, the tensors that no later one reads."""
+    pending = {plan.output}
+    finished = []
+    for index in reversed(plan.segments):
+        segment = segments[index]
+        touched = dict.fromkeys((*segment.inputs, *segment.outputs))
+        finished.append([name for name in touched if name not in pending])
+        pending |= set(touched)
+    return finished[::-1]

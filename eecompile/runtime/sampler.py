@@ -1,0 +1,342 @@
+"""The sampler: runs programs on engines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from eecompile.errors import ConditionError, NonFiniteError, ScheduleError, UsageError
+from eecompile.runtime.engine import Engine, open_engine
+from eecompile.runtime.interface import Interface
+from eecompile.runtime.noise import normal_noise
+from eecompile.runtime.program import Program, Step, combine
+from eecompile.runtime.schedule import ExitSchedule
+from eecompile.runtime.solvers import SOLVERS, Solver
+
+__all__ = ["Sampler", "StepResult"]
+
+Array = NDArray[np.float32]
+Inputs = dict[str, NDArray[np.generic]]
+Schedule = str | int | Sequence[int] | ExitSchedule
+
+
+class StepResult(NamedTuple):
+    """A step that has been taken.
+
+    Attributes:
+        index: of the step, from 0.
+        timestep: at which the network was evaluated.
+        depth: the exit that ran.
+        state: the state after the step, float32 [n, ...]; read it, do not write to it.
+        seconds: wall time of the step.
+    """
+
+    index: int
+    timestep: float
+    depth: int
+    state: Array
+    seconds: float
+
+
+class Sampler:
+    """Samples a multi-exit diffusion network. May be used from several threads.
+
+    Args:
+        engine: evaluates the network; the sampler closes it.
+        interface: what the network takes and gives.
+    """
+
+    def __init__(self, engine: Engine, interface: Interface) -> None:
+        self.engine = engine
+        self.interface = interface
+
+    @classmethod
+    def open(cls, path: str | PathLike[str], *, threads: int | None = None) -> Self:
+        """Open an engine set.
+
+        Args:
+            path: the folder that ``eecompile build`` wrote.
+            threads: threads of one evaluation, 0 for the physical cores; None takes the
+                target's.
+
+        Raises:
+            BundleError: the folder is no intact engine set.
+            BackendError: its backend is missing, or refuses an engine.
+        """
+        engine, manifest = open_engine(Path(path), threads)
+        return cls(engine, manifest.interface)
+
+    def close(self) -> None:
+        """Release the engines; the sampler cannot be used afterwards."""
+        self.engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def schedule(self, schedule: Schedule | None = None) -> ExitSchedule:
+        """An exit schedule for this network.
+
+        Args:
+            schedule: a name from the export recipe, ``full``, a depth for all timesteps,
+                depths over equal slices of time (t = 0 first), or an ExitSchedule; None
+                takes the recipe's default.
+
+        Raises:
+            ScheduleError: the name is unknown, or a depth is no exit.
+        """
+        chosen = self.interface.sampling.schedule if schedule is None else schedule
+        if isinstance(chosen, str):
+            known = self.interface.schedules
+            if chosen not in known:
+                raise ScheduleError(
+                    found=f"exit schedule {chosen!r}",
+                    expected=f"one of {sorted(known)}",
+                    remedy="choose one of these, or give its depths",
+                )
+            chosen = known[chosen]
+        elif isinstance(chosen, int):
+            chosen = ExitSchedule.constant(chosen)
+        elif not isinstance(chosen, ExitSchedule):
+            chosen = ExitSchedule.from_slices(chosen)
+        return chosen.check(self.interface.exits)
+
+    def program(
+        self,
+        solver: str | Solver | Program | None = None,
+        steps: int | None = None,
+        schedule: Schedule | None = None,
+    ) -> Program:
+        """The program for a solver, a number of steps and an exit schedule.
+
+        Args:
+            solver: a name such as ``ddim``, a function such as
+                ``functools.partial(ddim, eta=1.0)``, or a program, which is returned.
+            steps: number of steps.
+            schedule: see :meth:`schedule`.
+
+        Raises:
+            UsageError: the solver is unknown, ``steps`` is not within 1 to T, or a
+                program came with steps or a schedule.
+        """
+        if isinstance(solver, Program):
+            if steps is not None or schedule is not None:
+                raise UsageError(
+                    found="a program together with steps or a schedule",
+                    expected="a program alone, which contains both",
+                    remedy="give a solver instead, or drop steps and schedule",
+                )
+            ExitSchedule(solver.depths[:1]).check(self.interface.exits)
+            for depth in set(solver.depths):
+                ExitSchedule.constant(depth).check(self.interface.exits)
+            return solver
+        defaults, process = self.interface.sampling, self.interface.process
+        name = defaults.solver if solver is None else solver
+        if isinstance(name, str) and name not in SOLVERS:
+            raise UsageError(
+                found=f"solver {name!r}",
+                expected=f"one of {sorted(SOLVERS)}",
+                remedy="choose one of these, or give a function",
+            )
+        chosen = SOLVERS[name] if isinstance(name, str) else name
+        exits = self.schedule(schedule)
+        count = defaults.steps if steps is None else steps
+        return chosen(
+            process,
+            count,
+            lambda timestep: exits.depth_at(timestep, process.timesteps),
+            clip=self.interface.state.range,
+        )
+
+    def sample(
+        self,
+        n: int = 1,
+        *,
+        solver: str | Solver | Program | None = None,
+        steps: int | None = None,
+        schedule: Schedule | None = None,
+        seed: int = 0,
+        guidance: float | None = None,
+        first: int = 0,
+        **conditions: ArrayLike,
+    ) -> Array:
+        """Sample; float32 [n, *shape]. Arguments and errors are those of :meth:`steps`."""
+        results = self.steps(
+            n,
+            solver=solver,
+            steps=steps,
+            schedule=schedule,
+            seed=seed,
+            guidance=guidance,
+            first=first,
+            **conditions,
+        )
+        *_, last = results
+        return last.state
+
+    def steps(
+        self,
+        n: int = 1,
+        *,
+        solver: str | Solver | Program | None = None,
+        steps: int | None = None,
+        schedule: Schedule | None = None,
+        seed: int = 0,
+        guidance: float | None = None,
+        first: int = 0,
+        **conditions: ArrayLike,
+    ) -> Iterator[StepResult]:
+        """Sample step by step; stop whenever you like.
+
+        Arguments are checked at once, before the first step is asked for.
+
+        Args:
+            n: number of samples.
+            solver: see :meth:`program`; None takes the recipe's, as for ``steps``,
+                ``schedule`` and ``guidance``.
+            steps: number of steps, 1 to T.
+            schedule: see :meth:`schedule`.
+            seed: 0 to 2**64 - 1. Sample i of a seed is the same whatever batch it is in.
+            guidance: scale of classifier-free guidance (arXiv 2207.12598); 1 is none.
+            first: index of the first sample, so that samples can be made in portions.
+            conditions: by name, a value for all samples or one for each.
+
+        Yields:
+            One result a step.
+
+        Raises:
+            UsageError: an argument is out of range, a condition unknown or wrong.
+            NonFiniteError: the network returned NaN or infinity.
+        """
+        _check_counts(n, seed, first)
+        samples = range(first, first + n)
+        program = self.program(solver, steps, schedule)
+        scale = self.interface.sampling.guidance if guidance is None else float(guidance)
+        if not np.isfinite(scale):
+            raise UsageError(
+                found=f"guidance {scale}", expected="a finite scale", remedy="1 means no guidance"
+            )
+        inputs = self._conditions(samples, conditions)
+        nulls = self._nulls(n) if scale != 1.0 else None
+        return self._run(program, samples, seed, scale, inputs, nulls)
+
+    def _run(
+        self,
+        program: Program,
+        samples: range,
+        seed: int,
+        scale: float,
+        inputs: Inputs,
+        nulls: Inputs | None,
+    ) -> Iterator[StepResult]:
+        shape = self.interface.state.shape
+        started = time.perf_counter()
+        state = normal_noise(seed, samples, 0, shape) * np.float32(program.initial)
+        buffers = {"state": state}
+        for index, step in enumerate(program.steps):
+            x = np.ascontiguousarray(combine(step.input, buffers))
+            buffers["output"] = self._predict(index, step, x, scale, inputs, nulls)
+            if step.reads_noise():
+                buffers["noise"] = normal_noise(seed, samples, index + 1, shape)
+            for update in step.updates:
+                value = combine(update.terms, buffers)
+                buffers[update.into] = value if update.clip is None else value.clip(*update.clip)
+            now = time.perf_counter()
+            result = buffers["state"]
+            yield StepResult(index, step.timestep, step.depth, result, now - started)
+            started = time.perf_counter()
+
+    def _predict(
+        self,
+        index: int,
+        step: Step,
+        x: Array,
+        scale: float,
+        inputs: Inputs,
+        nulls: Inputs | None,
+    ) -> Array:
+        """The (guided) prediction for all samples, in batches that the engine takes."""
+        output = np.empty_like(x)
+        size = max(1, self.engine.max_batch // (1 if nulls is None else 2))
+        for low in range(0, len(x), size):
+            part = slice(low, low + size)
+            given = {name: array[part] for name, array in inputs.items()}
+            if nulls is None:
+                prediction = self._evaluate(step, x[part], given)
+            else:
+                none = {name: array[part] for name, array in nulls.items()}
+                prediction = self._guided(step, x[part], given, none, scale)
+            if not np.isfinite(prediction).all():
+                raise NonFiniteError(
+                    found=f"NaN or infinity in the output of exit {step.depth} at step {index} "
+                    f"(timestep {step.timestep:g}, {self.engine.precision})",
+                    expected="finite predictions",
+                    remedy="check the inputs, or build for a wider precision",
+                )
+            output[part] = prediction
+        return output
+
+    def _guided(
+        self, step: Step, x: Array, given: Inputs, none: Inputs, scale: float
+    ) -> Array:
+        if self.engine.max_batch < 2:
+            with_condition = self._evaluate(step, x, given)
+            without = self._evaluate(step, x, none)
+        else:
+            both = {name: np.concatenate([given[name], none[name]]) for name in given}
+            prediction = self._evaluate(step, np.concatenate([x, x]), both)
+            with_condition, without = prediction[: len(x)], prediction[len(x) :]
+        return without + np.float32(scale) * (with_condition - without)
+
+    def _evaluate(self, step: Step, x: Array, conditions: Mapping[str, NDArray[np.generic]]) -> Array:
+        t = np.full(len(x), step.timestep, np.float32)
+        return self.engine.evaluate(step.depth, x, t, conditions)
+
+    def _conditions(self, samples: range, given: Mapping[str, ArrayLike]) -> Inputs:
+        known = self.interface.conditions
+        for name in given:
+            if name not in known:
+                raise ConditionError(
+                    found=f"condition {name!r}",
+                    expected=f"one of {sorted(known)}" if known else "no conditions",
+                    remedy="remove or rename it",
+                )
+        return {name: spec.values(name, given.get(name), samples) for name, spec in known.items()}
+
+    def _nulls(self, n: int) -> Inputs:
+        if not self.interface.conditions:
+            raise ConditionError(
+                found="guidance for a network without conditions",
+                expected="guidance 1",
+                remedy="sample without guidance",
+            )
+        return {name: spec.nulls(name, n) for name, spec in self.interface.conditions.items()}
+
+
+def _check_counts(n: int, seed: int, first: int) -> None:
+    checks = (
+        ("number of samples", n, 1, 2**32),
+        ("seed", seed, 0, 2**64 - 1),
+        ("index of the first sample", first, 0, 2**63),
+    )
+    for what, value, low, high in checks:
+        if not low <= value <= high:
+            raise UsageError(
+                found=f"{what} {value}",
+                expected=f"{low} to {high}",
+                remedy="choose another",
+            )

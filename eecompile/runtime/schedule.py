@@ -1,0 +1,96 @@
+"""Exit schedules: which depth runs at which timestep."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from eecompile.errors import ScheduleError
+
+__all__ = ["ExitSchedule"]
+
+
+class ExitSchedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A depth for every timestep, constant between thresholds.
+
+    Attributes:
+        depths: the depth of each slice of time; slice 0 holds t = 0 (data).
+        thresholds: where slice i ends and slice i + 1 begins, as fractions of T,
+            ascending within (0, 1); one fewer than ``depths``. Timestep t lies in the
+            first slice whose threshold exceeds t / T.
+
+    Raises:
+        ScheduleError: the lengths differ, a threshold is out of order, or a depth is
+            not positive.
+    """
+
+    depths: tuple[int, ...]
+    thresholds: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.depths) != len(self.thresholds) + 1:
+            raise ScheduleError(
+                found=f"{len(self.depths)} depths and {len(self.thresholds)} thresholds",
+                expected="one depth more than thresholds",
+                remedy="give a depth for each slice of time",
+            )
+        bounds = (0.0, *self.thresholds, 1.0)
+        for low, high in zip(bounds, bounds[1:], strict=False):
+            if not (math.isfinite(high) and low < high):
+                raise ScheduleError(
+                    found=f"thresholds {list(self.thresholds)}",
+                    expected="ascending fractions of T between 0 and 1",
+                    remedy="divide the timesteps where the depth changes by T",
+                )
+        if any(depth < 1 for depth in self.depths):
+            raise ScheduleError(
+                found=f"depths {list(self.depths)}",
+                expected="positive depths",
+                remedy="name the exits to run",
+            )
+
+    @classmethod
+    def constant(cls, depth: int) -> ExitSchedule:
+        """The same depth at every timestep."""
+        return cls((depth,))
+
+    @classmethod
+    def from_slices(cls, depths: Sequence[int]) -> ExitSchedule:
+        """One depth a slice, over equal slices of [0, T), t = 0 first.
+
+        The form in which the ASE paper (arXiv 2408.05927) and its code give schedules.
+        """
+        count = len(depths)
+        return cls(tuple(depths), tuple(index / count for index in range(1, count)))
+
+    def depth_at(self, timestep: float, timesteps: int) -> int:
+        """The depth for ``timestep``, out of ``timesteps`` (T) in all."""
+        # Compared as timesteps, not as fractions, so that slice i of n starts exactly
+        # at ceil(i * T / n) as in integer arithmetic; hence the rounding.
+        ends = [round(threshold * timesteps, 9) for threshold in self.thresholds]
+        return self.depths[bisect_right(ends, timestep)]
+
+    def check(self, exits: Iterable[int]) -> ExitSchedule:
+        """This schedule, when every depth in it is one of ``exits``.
+
+        Raises:
+            ScheduleError: a depth is no exit.
+        """
+        known = sorted(exits)
+        for depth in self.depths:
+            if depth not in known:
+                raise ScheduleError(
+                    found=f"depth {depth} in an exit schedule",
+                    expected=f"one of the exits {known}",
+                    remedy="use these exits, or export the network with that one too",
+                )
+        return self
+
+    def share(self, full: int) -> float:
+        """Mean depth over time, divided by ``full``: the share of block evaluations."""
+        bounds = (0.0, *self.thresholds, 1.0)
+        widths = (high - low for low, high in zip(bounds, bounds[1:], strict=False))
+        return sum(w * d for w, d in zip(widths, self.depths, strict=True)) / full
