@@ -50,6 +50,8 @@ class OnnxRuntimeEngine:
     ) -> Array:
         """The prediction at ``depth``; see :meth:`eecompile.runtime.engine.Engine.evaluate`."""
         plan = self._plans[depth]
+        if len(plan.segments) == 1:
+            return self._evaluate_one(plan, {"x": x, "t": t, **conditions})
         values: dict[str, Any] = {"x": self._value(x), "t": self._value(t)}
         values |= {name: self._value(array) for name, array in conditions.items()}
         for index, finished in zip(plan.segments, self._last_use[depth], strict=True):
@@ -60,6 +62,12 @@ class OnnxRuntimeEngine:
             for name in finished:
                 del values[name]
         prediction: Array = values[plan.output].numpy()
+        return prediction
+
+    def _evaluate_one(self, plan: ExitPlan, values: dict[str, NDArray[np.generic]]) -> Array:
+        index = plan.segments[0]
+        feeds = {name: values[name] for name in self._segments[index].inputs}
+        (prediction,) = self._sessions[index].run((plan.output,), feeds)
         return prediction
 
     def close(self) -> None:
@@ -92,13 +100,15 @@ def _import_onnxruntime() -> Any:
 
 def _options(runtime: Any, threads: int) -> onnxruntime.SessionOptions:
     options = runtime.SessionOptions()
-    # The graphs were optimised at build time.
-    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # Fusions were made at build time; what is left is the layout for this processor.
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # Idle sessions' spinning threads would take the cores from the one that works.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Threads spin within a run and sleep between runs: those of an idle session would
+    # take the cores from the one that works. A pool that all sessions share would do as
+    # well, but onnxruntime then refuses every session of the host that has its own.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
 
 
