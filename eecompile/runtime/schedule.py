@@ -66,6 +66,33 @@ class ExitSchedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         count = len(depths)
         return cls(tuple(depths), tuple(index / count for index in range(1, count)))
 
+    @classmethod
+    def parse(cls, text: str) -> ExitSchedule:
+        """The schedule in a line of text.
+
+        ``6``: that depth at every timestep. ``12,9,6,3``: depths over equal slices of
+        time, t = 0 first. ``12:0.2,6:0.5,3``: each depth up to a fraction of T.
+
+        Raises:
+            ScheduleError: the text has none of these forms.
+        """
+        entries = [entry.strip().partition(":") for entry in text.split(",")]
+        try:
+            depths = tuple(int(depth) for depth, _, _ in entries)
+            ends = tuple(float(end) for _, colon, end in entries if colon)
+        except ValueError:
+            depths, ends = (), ()
+        explicit = bool(ends) and not entries[-1][1] and len(ends) == len(entries) - 1
+        if depths and explicit:
+            return cls(depths, ends)
+        if not depths or ends:
+            raise ScheduleError(
+                found=f"exit schedule {text!r}",
+                expected="a name, a depth, depths such as 12,9,6,3, or 12:0.2,6:0.5,3",
+                remedy="list the schedules' names with 'eecompile inspect'",
+            )
+        return cls.from_slices(depths)
+
     def depth_at(self, timestep: float, timesteps: int) -> int:
         """The depth for ``timestep``, out of ``timesteps`` (T) in all."""
         # Compared as timesteps, not as fractions, so that slice i of n starts exactly

@@ -1,0 +1,22 @@
+"""``python -m eecompile`` and the command ``eecompile``."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line, or say how to install it."""
+    try:
+        import rich  # noqa: F401
+        import typer  # noqa: F401
+    except ImportError as error:
+        message = f"found no package {error.name}; expected the command line's extra"
+        sys.exit(f"error: {message}; pip install 'eecompile[cli]'.")
+    from eecompile.cli import main as run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,286 @@
+"""The command line: thin, one function a command."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import msgspec
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+import eecompile
+from eecompile.bundle import open_bundle, open_engine_set, peek
+from eecompile.errors import EecompileError, UsageError
+from eecompile.runtime.interface import Interface
+from eecompile.runtime.sampler import Sampler
+from eecompile.runtime.schedule import ExitSchedule
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    help="Compile multi-exit diffusion networks to engines, and sample with an exit schedule.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+out = Console()
+err = Console(stderr=True)
+
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace any bundle or engine set at the output.")
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"eecompile {eecompile.__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def export(
+    recipe: Annotated[Path, typer.Argument(help="Export recipe, such as export/fashion-dit.toml.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Bundle; default out/NETWORK/bundle.")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Export a trained network: one ONNX graph per exit, every weight stored once."""
+    from eecompile.recipe import load_recipe
+    from eecompile.report import exits_table
+
+    folder = output or Path("out") / load_recipe(recipe).name / "bundle"
+    with _phases() as report:
+        report("importing torch")
+        from eecompile.compiler.export import bundle_from_recipe
+
+        manifest = bundle_from_recipe(recipe, folder, force=force, report=report)
+    out.print(exits_table(manifest))
+    _say(f"bundle: {folder}")
+
+
+@app.command()
+def build(
+    bundle: Annotated[Path, typer.Argument(help="Bundle that 'eecompile export' wrote.")],
+    target: Annotated[
+        Path, typer.Option("--target", help="Target, such as engines/cpu.toml.")
+    ] = Path("engines/cpu.toml"),
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Engine set; default out/NETWORK/TARGET.")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Build the engines of a bundle for a target, and verify them."""
+    from eecompile.recipe import load_target
+    from eecompile.report import engine_report
+
+    chosen = load_target(target)
+    folder = output or Path("out") / open_bundle(bundle).interface.name / chosen.name
+    with _phases() as report:
+        from eecompile.compiler.build import engine_set_from_bundle
+
+        built = engine_set_from_bundle(bundle, target, folder, force=force, report=report)
+    if not built.up_to_date:
+        out.print(engine_report(built.manifest))
+    _say(f"engine set{', up to date' if built.up_to_date else ''}: {folder}")
+
+
+@app.command()
+def sample(
+    engines: Annotated[Path, typer.Argument(help="Engine set that 'eecompile build' wrote.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="A labelled grid (.png) or the array (.npy).")
+    ],
+    n: Annotated[int, typer.Option("-n", help="Number of samples.")] = 16,
+    solver: Annotated[str | None, typer.Option(help="ddim or ddpm.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Number of steps, 1 to T.")] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(help="A name, a depth, depths (12,9,6,3), or 12:0.2,6:0.5,3 (fractions of T)."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same samples.")] = 0,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is none.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A condition.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads; 0 for all cores.")] = None,
+) -> None:
+    """Sample with the built engines; what is left out takes the recipe's default."""
+    conditions = _conditions(set_ or [])
+    _check_output(output)
+    with Sampler.open(engines, threads=threads) as sampler:
+        interface = sampler.interface
+        if output.suffix == ".png":
+            from eecompile.pictures import check_pictures
+
+            check_pictures(interface.state.shape)
+        chosen = _schedule(schedule, interface)
+        program = sampler.program(solver, steps, chosen)
+        results = sampler.steps(n, solver=program, seed=seed, guidance=guidance, **conditions)
+        with _progress() as progress:
+            task = progress.add_task("", total=len(program.steps))
+            for result in results:
+                label = f"t = {result.timestep:g}, depth {result.depth}"
+                progress.update(task, advance=1, description=label)
+        name = schedule or interface.sampling.schedule
+        title = f"{interface.name}, {program.solver}, {len(program.steps)} steps, {name}, seed {seed}"
+        _write(output, result.state, interface, conditions, title)
+    _say(f"{n} samples: {output}")
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A bundle or an engine set.")],
+    json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+) -> None:
+    """Show what a bundle or an engine set holds: exits, sizes, sharing, schedules, errors."""
+    from eecompile.report import bundle_report, engine_report
+
+    kind = peek(path)
+    manifest = open_bundle(path) if kind == "bundle" else open_engine_set(path)
+    if json:
+        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+    elif kind == "bundle":
+        out.print(bundle_report(open_bundle(path)))
+    else:
+        out.print(engine_report(open_engine_set(path)))
+
+
+def main() -> NoReturn:
+    """Run the command line; errors are printed as a sentence, with exit status 1."""
+    signal.signal(signal.SIGTERM, lambda *_: _interrupt())
+    try:
+        status = app(standalone_mode=False)
+    except EecompileError as error:
+        err.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except (KeyboardInterrupt, typer.Abort):
+        err.print("interrupted: what existed before is untouched, and nothing half-written is left.")
+        sys.exit(1)
+    except OSError as error:
+        err.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except Exception as error:
+        if not hasattr(error, "show"):  # not one of the option parser's own
+            raise
+        error.show()
+        sys.exit(getattr(error, "exit_code", 2))
+    sys.exit(status or 0)
+
+
+def _interrupt() -> NoReturn:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _phases() -> Iterator[Any]:
+    """A spinner that names the phase; off a terminal, a line a phase."""
+    if not err.is_terminal:
+        yield lambda phase: err.print(phase, highlight=False)
+        return
+    with err.status("") as status:
+        yield lambda phase: status.update(_escape(phase))
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, TimeRemainingColumn(), console=err, transient=True)
+
+
+def _schedule(text: str | None, interface: Interface) -> ExitSchedule | str | None:
+    if text is None or text in interface.schedules:
+        return text
+    if text.replace("_", "").replace("-", "").isalpha():
+        return text  # a name, and unknown: the sampler says which are known
+    return ExitSchedule.parse(text)
+
+
+def _conditions(settings: list[str]) -> dict[str, Any]:
+    conditions = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        try:
+            conditions[name] = msgspec.json.decode(text, type=float | int | list[Any])
+        except msgspec.DecodeError as error:
+            raise UsageError(
+                found=f"--set {setting}",
+                expected="NAME=VALUE, where VALUE is a number or a JSON list of numbers",
+                remedy="for example --set label=3",
+            ) from error
+    return conditions
+
+
+def _check_output(output: Path) -> None:
+    if output.suffix not in (".png", ".npy"):
+        raise UsageError(
+            found=f"output {output}", expected="a name that ends in .png or .npy", remedy="rename it"
+        )
+    if not output.parent.is_dir() or output.is_dir():
+        raise UsageError(
+            found=f"output {output}",
+            expected="a file in a folder that exists",
+            remedy="create the folder, or choose another place",
+        )
+
+
+def _write(
+    output: Path,
+    states: np.ndarray[Any, np.dtype[np.float32]],
+    interface: Interface,
+    conditions: dict[str, Any],
+    title: str,
+) -> None:
+    """Write the samples whole or not at all."""
+    partial = output.with_name(f".{output.name}.partial")
+    try:
+        if output.suffix == ".npy":
+            with partial.open("wb") as file:
+                np.save(file, states)
+        else:
+            from eecompile.pictures import save_grid
+
+            labels, columns = _labels(interface, conditions, len(states))
+            bounds = interface.state.range or (float(states.min()), float(states.max()) + 1e-6)
+            save_grid(states, bounds, partial, title=title, labels=labels, columns=columns)
+        os.replace(partial, output)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _labels(
+    interface: Interface, conditions: dict[str, Any], count: int
+) -> tuple[list[str], int]:
+    """A name for each sample, from the first condition that has names; and the columns."""
+    for name, spec in interface.conditions.items():
+        if spec.names and spec.range and not spec.shape:
+            values = spec.values(name, conditions.get(name), range(count))
+            low = int(spec.range[0])
+            words = [spec.names[int(value) - low] for value in values.tolist()]
+            cycles = spec.default == "cycle" and name not in conditions
+            return words, len(spec.names) if cycles and count >= len(spec.names) else 0
+    return [], 0
+
+
+def _say(text: str) -> None:
+    out.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", "\\[")

@@ -1,0 +1,78 @@
+"""Samples as a labelled grid of pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from eecompile.errors import UsageError
+
+__all__ = ["check_pictures", "save_grid"]
+
+_TILE = 84  # pixels of the side that small pictures are enlarged to
+_GAP = 6
+
+
+def check_pictures(shape: tuple[int, ...]) -> None:
+    """Whether states of ``shape`` are pictures.
+
+    Raises:
+        UsageError: they are not [1, H, W] or [3, H, W].
+    """
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise UsageError(
+            found=f"states of shape {list(shape)}",
+            expected="pictures: [1, H, W] or [3, H, W]",
+            remedy="write an .npy file instead",
+        )
+
+
+def save_grid(
+    states: NDArray[np.float32],
+    bounds: tuple[float, float],
+    path: Path,
+    *,
+    title: str,
+    labels: Sequence[str] = (),
+    columns: int = 0,
+) -> None:
+    """Write a PNG with a title, and a label under each picture.
+
+    Args:
+        states: float32 [n, 1 or 3, H, W].
+        bounds: values that become black and white.
+        path: the PNG.
+        title: a line above the pictures.
+        labels: one a picture, or none.
+        columns: pictures a row; 0 makes the grid about square.
+    """
+    low, high = bounds
+    bytes_ = np.clip((states - low) / (high - low) * 255 + 0.5, 0, 255).astype(np.uint8)
+    count, _, height, width = bytes_.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    zoom = max(1, round(_TILE / max(height, width)))
+    font, small = ImageFont.load_default(14), ImageFont.load_default(11)
+    line = 18 if labels else 0
+    cell_width, cell_height = width * zoom + _GAP, height * zoom + line + _GAP
+    header = 26
+    text_width = math.ceil(font.getlength(title)) + 2 * _GAP
+    size = max(columns * cell_width + _GAP, text_width), header + rows * cell_height + _GAP
+    canvas = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(canvas)
+    draw.text((_GAP, 5), title, fill="black", font=font)
+    for index, pixels in enumerate(bytes_):
+        picture = Image.fromarray(pixels.transpose(1, 2, 0).squeeze())
+        left = _GAP + index % columns * cell_width
+        top = header + index // columns * cell_height
+        shape = (width * zoom, height * zoom)
+        canvas.paste(picture.resize(shape, Image.Resampling.NEAREST).convert("RGB"), (left, top))
+        if labels:
+            place = (left + width * zoom / 2, top + height * zoom + 2)
+            draw.text(place, labels[index], fill="black", font=small, anchor="ma")
+    canvas.save(path, format="PNG")

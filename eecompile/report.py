@@ -1,0 +1,151 @@
+"""What the command line shows of bundles, engine sets and schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from eecompile.bundle import BundleManifest, EngineManifest
+from eecompile.runtime.interface import Interface
+from eecompile.runtime.schedule import ExitSchedule
+
+__all__ = ["bundle_report", "engine_report", "exits_table", "human_bytes"]
+
+_BARS = "▁▂▃▄▅▆▇█"
+_WIDTH = 40  # columns of a schedule's chart
+
+
+def human_bytes(count: int) -> str:
+    """A size with a binary unit: ``14.0 MiB``."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
+def exits_table(manifest: BundleManifest) -> Table:
+    """A row per exit: depth, nodes, parameters, its own bytes, worst error."""
+    table = Table(title="exits", title_justify="left")
+    for heading in ("depth", "nodes", "parameters", "weights", "unique to it", "worst error"):
+        table.add_column(heading, justify="right")
+    for exit_ in manifest.exits:
+        table.add_row(
+            str(exit_.depth),
+            str(exit_.nodes),
+            f"{exit_.parameters:,}",
+            human_bytes(exit_.bytes),
+            human_bytes(exit_.unique_bytes),
+            f"{exit_.worst_error:.1e}",
+        )
+    return table
+
+
+def bundle_report(manifest: BundleManifest) -> RenderableType:
+    """All that ``eecompile inspect`` shows of a bundle."""
+    total = sum(record.bytes for record in manifest.files)
+    apart = sum(exit_.bytes for exit_ in manifest.exits)
+    weights = max(record.bytes for record in manifest.files)
+    facts = {
+        "bundle": manifest.interface.name,
+        "size": f"{human_bytes(total)} in {len(manifest.files)} files",
+        "shared": f"weights of all exits {human_bytes(weights)}; stored apart {human_bytes(apart)}",
+        "verified": f"timesteps {list(manifest.checked_timesteps)}, "
+        f"batches {list(manifest.checked_batches)}, against torch",
+        "made by": _versions(manifest.versions),
+    }
+    return Group(_facts(facts | _inputs(manifest.interface)), exits_table(manifest),
+                 _schedules(manifest.interface))
+
+
+def engine_report(manifest: EngineManifest) -> RenderableType:
+    """All that ``eecompile inspect`` shows of an engine set."""
+    target = manifest.target
+    total = sum(record.bytes for record in manifest.files)
+    facts = {
+        "engine set": f"{manifest.interface.name} for {target.name}",
+        "target": f"{target.backend}, {target.precision}, {target.layout}, batch "
+        f"{target.batch.min} to {target.batch.max}",
+        "size": f"{human_bytes(total)} in {len(manifest.files)} files",
+        "made by": _versions(manifest.versions),
+    }
+    segments = Table(title="segments", title_justify="left")
+    for heading in ("segment", "exits that need it", "nodes", "weights", "reads", "makes"):
+        segments.add_column(heading, justify="right")
+    for index, segment in enumerate(manifest.segments):
+        segments.add_row(
+            str(index),
+            " ".join(map(str, segment.exits)),
+            str(segment.nodes),
+            human_bytes(segment.bytes),
+            str(len(segment.inputs)),
+            str(len(segment.outputs)),
+        )
+    exits = Table(title="exits", title_justify="left")
+    for heading in ("depth", "segments run", "worst error", "mean error"):
+        exits.add_column(heading, justify="right")
+    for plan in manifest.exits:
+        run = " ".join(map(str, plan.segments))
+        exits.add_row(str(plan.depth), run, f"{plan.worst_error:.1e}", f"{plan.mean_error:.1e}")
+    interface = manifest.interface
+    return Group(_facts(facts | _inputs(interface)), segments, exits, _schedules(interface))
+
+
+def show(console: Console, report: RenderableType) -> None:
+    """Print a report."""
+    console.print(report)
+
+
+def _inputs(interface: Interface) -> dict[str, str]:
+    process, sampling = interface.process, interface.sampling
+    conditions = ", ".join(
+        f"{name} ({spec.dtype}{f', {spec.range[0]:g} to {spec.range[1]:g}' if spec.range else ''})"
+        for name, spec in interface.conditions.items()
+    )
+    return {
+        "state": f"float32 {list(interface.state.shape)}",
+        "conditions": conditions or "none",
+        "process": f"T = {process.timesteps}, {process.betas} betas, predicts {process.prediction}",
+        "by default": f"{sampling.solver}, {sampling.steps} steps, schedule {sampling.schedule}, "
+        f"guidance {sampling.guidance:g}",
+    }
+
+
+def _schedules(interface: Interface) -> RenderableType:
+    table = Table(title="exit schedules: depth over time", title_justify="left")
+    table.add_column("name")
+    table.add_column(f"t = 0{'T'.rjust(_WIDTH - 5)}")
+    table.add_column("block evaluations", justify="right")
+    table.add_column("depths")
+    full = interface.exits[-1]
+    for name, schedule in interface.schedules.items():
+        table.add_row(
+            name,
+            _chart(schedule, full),
+            f"{schedule.share(full):.0%}",
+            " ".join(map(str, schedule.depths)),
+        )
+    return table
+
+
+def _chart(schedule: ExitSchedule, full: int) -> Text:
+    columns = (schedule.depth_at(column, _WIDTH) for column in range(_WIDTH))
+    levels = (max(1, round(depth / full * len(_BARS))) for depth in columns)
+    return Text("".join(_BARS[level - 1] for level in levels), style="cyan")
+
+
+def _facts(facts: Mapping[str, str]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, fact in facts.items():
+        table.add_row(name, fact)
+    return table
+
+
+def _versions(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
