@@ -1,4 +1,4 @@
-"""What the solvers share: timesteps, and predictions as linear terms."""
+"""What the solvers share: timesteps, and the predicted data as linear terms."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from eecompile.errors import UsageError
 from eecompile.runtime.process import Process
 from eecompile.runtime.program import Term, Update
 
-__all__ = ["DepthAt", "Spacing", "data_update", "noise_terms", "timesteps_for"]
+__all__ = ["DepthAt", "Spacing", "data_update", "timesteps_for"]
 
 Spacing = Literal["trailing", "leading", "linspace"]
 DepthAt = Callable[[float], int]
@@ -56,13 +56,3 @@ def data_update(process: Process, alpha_bar: float, clip: tuple[float, float] | 
         "v_prediction": (Term("state", signal), Term("output", -spread)),
     }[process.prediction]
     return Update("data", terms, clip)
-
-
-def noise_terms(process: Process, alpha_bar: float, scale: float) -> tuple[Term, ...]:
-    """``scale`` times the noise predicted at ``alpha_bar``, from ``state`` and ``output``."""
-    signal, spread = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
-    return {
-        "epsilon": (Term("output", scale),),
-        "sample": (Term("state", scale / spread), Term("output", -scale * signal / spread)),
-        "v_prediction": (Term("output", scale * signal), Term("state", scale * spread)),
-    }[process.prediction]

@@ -10,7 +10,6 @@ from eecompile.runtime.solvers._common import (
     DepthAt,
     Spacing,
     data_update,
-    noise_terms,
     timesteps_for,
 )
 
@@ -34,7 +33,8 @@ def ddim(
         depth_at: the depth for a timestep.
         eta: share of DDPM's noise, 0 to 1.
         spacing: how the steps are spread over time.
-        clip: bounds of the predicted data, or None.
+        clip: bounds of the predicted data, or None. The predicted noise follows the
+            clipped data (diffusers: ``use_clipped_model_output=True``).
     """
     table = process.alpha_bar()
     visited = timesteps_for(process, steps, spacing)
@@ -44,7 +44,13 @@ def ddim(
         after = 1.0 if following is None else float(table[following])
         sigma = eta * math.sqrt((1 - after) / (1 - now) * (1 - now / after))
         direction = math.sqrt(max(1 - after - sigma**2, 0.0))
-        terms = (Term("data", math.sqrt(after)), *noise_terms(process, now, direction))
+        # The noise that leads from the predicted data to the state; from the clipped data,
+        # so that the two stay consistent (else clipping under guidance bends the path).
+        ratio = direction / math.sqrt(1 - now)
+        terms = (
+            Term("data", math.sqrt(after) - ratio * math.sqrt(now)),
+            Term("state", ratio),
+        )
         if sigma > 0:
             terms += (Term("noise", sigma),)
         updates = (data_update(process, now, clip), Update("state", terms))
