@@ -227,8 +227,8 @@ def _open(folder: Path, kind: type[Manifest], name: str, command: str) -> Manife
     header = _header(folder, data)
     if header.kind != name:
         raise BundleError(
-            found=f"a {header.kind} at {folder}",
-            expected=f"a {name}",
+            found=f"{_article(header.kind)} at {folder}",
+            expected=_article(name),
             remedy=f"give the folder that {command!r} wrote",
         )
     try:
@@ -240,6 +240,10 @@ def _open(folder: Path, kind: type[Manifest], name: str, command: str) -> Manife
     for record in manifest.files:
         _check(folder, record)
     return manifest
+
+
+def _article(kind: str) -> str:
+    return {"bundle": "a bundle", "engine-set": "an engine-set"}.get(kind, f"kind {kind!r}")
 
 
 def _read(folder: Path, expected: str, command: str) -> bytes:
@@ -288,5 +292,7 @@ def _damaged(path: Path, found: str, expected: str = "the file as it was written
 
 
 def _digest(manifest: BundleManifest | EngineManifest) -> str:
-    blank = msgspec.structs.replace(manifest, digest="")
+    # Through JSON once, so that an integer where a float belongs has its one spelling.
+    text = msgspec.json.encode(msgspec.structs.replace(manifest, digest=""))
+    blank = msgspec.json.decode(text, type=type(manifest))
     return hashlib.sha256(msgspec.json.encode(blank, order="deterministic")).hexdigest()

@@ -211,14 +211,23 @@ class DiT(nn.Module):
         Returns:
             One prediction an exit, shallowest first, each shaped as ``x``.
         """
-        tokens = self.x_embedder(x) + self.positions
-        condition = self.t_embedder(t) + self.y_embedder(label)
+        tokens, condition = self._embed(x, t, label)
         predictions = []
         for depth, block in enumerate(self.blocks, start=1):
             tokens = block(tokens, condition)
             if depth in self.exits:
                 predictions.append(self._predict(tokens, condition, x))
         return tuple(predictions)
+
+    def predict_at(self, depth: int, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        """Predict from ``depth`` alone; the deeper blocks do not run. Arguments as in forward."""
+        tokens, condition = self._embed(x, t, label)
+        for block in self.blocks[:depth]:
+            tokens = block(tokens, condition)
+        return self._predict(tokens, condition, x)
+
+    def _embed(self, x: Tensor, t: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        return self.x_embedder(x) + self.positions, self.t_embedder(t) + self.y_embedder(label)
 
     def _predict(self, tokens: Tensor, condition: Tensor, x: Tensor) -> Tensor:
         side, patch, channels = self.side, self.patch, self.head_channels

@@ -1,0 +1,317 @@
+"""Benchmarks of sampling. Every claim is a ratio of medians measured side by side.
+
+python scripts/bench.py sampling   all figures; docs/benchmarks/sampling-cpu.json and a table
+python scripts/bench.py demo       the shipped schedule against full depth and torch eager
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import machine
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from eecompile.bundle import open_bundle
+from eecompile.compiler.build import engine_set_from_bundle
+from eecompile.compiler.export import bundle_from_recipe
+from eecompile.networks.load import load_network
+from eecompile.recipe import load_recipe
+from eecompile.runtime.sampler import Sampler
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPE = ROOT / "export" / "fashion-dit.toml"
+OUT = ROOT / "out" / "fashion-dit"
+Row = dict[str, Any]
+
+
+class TorchEngine:
+    """The torch network behind the runtime's engine protocol: the loop stays the same."""
+
+    precision, max_batch = "fp32", 64
+
+    def __init__(self, network: Any, compile_: bool = False) -> None:
+        self.exits = network.exits
+        self._predict = torch.compile(network.predict_at) if compile_ else network.predict_at
+
+    def evaluate(
+        self, depth: int, x: np.ndarray, t: np.ndarray, conditions: Mapping[str, np.ndarray]
+    ) -> np.ndarray:
+        tensors = {name: torch.from_numpy(array) for name, array in conditions.items()}
+        with torch.inference_mode():
+            return self._predict(depth, torch.from_numpy(x), torch.from_numpy(t), **tensors).numpy()
+
+    def close(self) -> None:
+        pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        pass
+
+
+class TimedEngine(TorchEngine):
+    """Adds up the seconds that another engine's evaluations take."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine, self.exits, self.seconds = engine, engine.exits, 0.0
+
+    def evaluate(
+        self, depth: int, x: np.ndarray, t: np.ndarray, conditions: Mapping[str, np.ndarray]
+    ) -> np.ndarray:
+        started = time.perf_counter()
+        result = self.engine.evaluate(depth, x, t, conditions)
+        self.seconds += time.perf_counter() - started
+        return result
+
+
+def side_by_side(actions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each action, taking turns, after one warm-up each."""
+    times: dict[str, list[float]] = {name: [] for name in actions}
+    for action in actions.values():
+        action()
+    for _ in range(rounds):
+        for name, action in actions.items():
+            started = time.perf_counter()
+            action()
+            times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
+def torch_samplers(interface: Any, *, compiled: bool) -> dict[str, Sampler]:
+    network = load_network(load_recipe(RECIPE).network, RECIPE.parent)
+    engines = {"torch eager": TorchEngine(network)}
+    if compiled:
+        engines["torch.compile"] = TorchEngine(network, compile_=True)
+    return {name: Sampler(engine, interface) for name, engine in engines.items()}
+
+
+def schedule_speedup(sampler: Sampler, schedule: str, batch: int, steps: int, rounds: int) -> Row:
+    """The schedule's speed-up over full depth, against its share of block evaluations."""
+    programs = {name: sampler.program("ddim", steps, name) for name in ("full", schedule)}
+    medians = side_by_side(
+        {n: lambda p=p: sampler.sample(batch, solver=p) for n, p in programs.items()}, rounds
+    )
+    depths = programs[schedule].depths
+    promised = max(sampler.interface.exits) * len(depths) / sum(depths)
+    speedup = medians["full"] / medians[schedule]
+    return {
+        "batch": batch,
+        "schedule": schedule,
+        "full_ms_per_step": 1e3 * medians["full"] / steps,
+        "schedule_ms_per_step": 1e3 * medians[schedule] / steps,
+        "promised": promised,
+        "speedup": speedup,
+        "of_promised": speedup / promised,
+    }
+
+
+def against_torch(samplers: Mapping[str, Sampler], batch: int, rounds: int) -> Row:
+    """Milliseconds a step at full depth, every implementation in the same loop."""
+    medians = side_by_side(
+        {
+            name: lambda s=sampler: s.sample(batch, solver="ddim", steps=5, schedule="full")
+            for name, sampler in samplers.items()
+        },
+        rounds,
+    )
+    return {"batch": batch} | {name: 1e3 * seconds / 5 for name, seconds in medians.items()}
+
+
+def overhead(sampler: Sampler, batch: int, steps: int, rounds: int) -> Row:
+    """Share of a step that is spent outside the engines."""
+    shares = []
+    for _ in range(rounds):
+        timed = TimedEngine(sampler.engine)
+        started = time.perf_counter()
+        Sampler(timed, sampler.interface).sample(batch, solver="ddim", steps=steps)
+        shares.append(1 - timed.seconds / (time.perf_counter() - started))
+    return {"batch": batch, "outside_engines": statistics.median(shares)}
+
+
+def in_fresh_process(code: str, rounds: int = 7) -> float:
+    """Median of what ``code`` prints, each time in a new process."""
+    runs = [
+        float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout)
+        for _ in range(rounds)
+    ]
+    return statistics.median(runs)
+
+
+def start_up(engines: Path) -> Row:
+    timed = "import time; s = time.perf_counter(); {}; print(time.perf_counter() - s)"
+    opening = f"import eecompile; eecompile.Sampler.open({str(engines)!r})"
+    return {
+        "import_seconds": in_fresh_process(timed.format("import eecompile")),
+        "open_seconds": in_fresh_process(timed.format(opening)),
+    }
+
+
+def layout_rows(folders: Mapping[str, Path], rounds: int) -> list[Row]:
+    """Latency and memory of both layouts, at every exit."""
+    samplers = {name: Sampler.open(folder) for name, folder in folders.items()}
+    rows = []
+    for batch in (1, 16):
+        for depth in next(iter(samplers.values())).interface.exits:
+            medians = side_by_side(
+                {n: lambda s=s, d=depth, b=batch: s.sample(b, steps=5, schedule=d)
+                 for n, s in samplers.items()},
+                rounds,
+            )
+            row = {name: 1e3 * seconds / 5 for name, seconds in medians.items()}
+            rows.append({"batch": batch, "depth": depth} | row)
+    return rows
+
+
+def memory(folder: Path) -> float:
+    """Resident MiB that opening an engine set and running every exit adds."""
+    code = (
+        "import eecompile, onnxruntime, resource\n"
+        "used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        f"before = used(); s = eecompile.Sampler.open({str(folder)!r})\n"
+        "[s.sample(4, steps=1, schedule=d) for d in s.interface.exits]\n"
+        "print(used() - before)"
+    )
+    return in_fresh_process(code, rounds=3)
+
+
+def sizes(folders: Mapping[str, Path]) -> Row:
+    """Bytes of all exits over bytes of a full-depth-only export and its engine sets."""
+    recipe = RECIPE.read_text().replace("../eecompile", f"{ROOT}/eecompile")
+    full = load_recipe(RECIPE).network.exits[-1]
+    lines = [f"exits = [{full}]" if line.startswith("exits =") else line
+             for line in recipe.split("[schedules]")[0].splitlines()]
+    row = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        (work / "full.toml").write_text("\n".join(lines))
+        bundle_from_recipe(work / "full.toml", work / "bundle")
+        row["bundle"] = _bytes(folders["bundle"]) / _bytes(work / "bundle")
+        for name, target in TARGETS.items():
+            engine_set_from_bundle(work / "bundle", target, work / name)
+            row[name] = _bytes(folders[name]) / _bytes(work / name)
+    return row
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+TARGETS = {
+    "per_exit": ROOT / "engines" / "cpu.toml",
+    "chained": ROOT / "engines" / "cpu-chained.toml",
+}
+
+
+def sampling(args: argparse.Namespace) -> None:
+    console = Console()
+    folders = {"bundle": OUT / "bundle", "per_exit": OUT / "cpu", "chained": OUT / "cpu-chained"}
+    bundle_from_recipe(RECIPE, folders["bundle"])
+    for name, target in TARGETS.items():
+        engine_set_from_bundle(folders["bundle"], target, folders[name])
+    torch.set_num_threads(os.cpu_count() or 1)
+    sampler = Sampler.open(folders["per_exit"], threads=torch.get_num_threads())
+    schedule = sampler.interface.sampling.schedule
+    others = torch_samplers(sampler.interface, compiled=True)
+    names = [n for n in sampler.interface.schedules if n != "full"]
+    result: Row = {
+        "machine": machine.facts("numpy", "onnxruntime", "torch", "eecompile"),
+        "threads": torch.get_num_threads(),
+        "bundle": open_bundle(folders["bundle"]).interface.name,
+        "default_schedule": schedule,
+        "schedule_speedup": [
+            schedule_speedup(sampler, name, batch, 20, args.rounds)
+            for name in names
+            for batch in (1, 16)
+        ],
+        "full_depth_ms_per_step": [
+            against_torch({"eecompile": sampler} | others, batch, args.rounds * 2)
+            for batch in (1, 16)
+        ],
+        "overhead": overhead(sampler, 16, 20, args.rounds),
+        "start_up": start_up(folders["per_exit"]),
+        "layouts_ms_per_step": layout_rows(
+            {name: folders[name] for name in TARGETS}, args.rounds * 2
+        ),
+        "layouts_memory_mib": {name: memory(folders[name]) for name in TARGETS},
+        "bytes_over_full_depth_only": sizes(folders),
+    }
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps(_rounded(result), indent=1) + "\n")
+    for title, rows in result.items():
+        if isinstance(rows, list):
+            console.print(_table(title, rows))
+        elif title != "machine":
+            console.print(f"{title}: {json.dumps(_rounded(rows))}", highlight=False)
+    console.print(f"written: {args.output}")
+
+
+def demo(args: argparse.Namespace) -> None:
+    sampler = Sampler.open(OUT / "cpu")
+    schedule, steps, batch = sampler.interface.sampling.schedule, 10, 16
+    eager = torch_samplers(sampler.interface, compiled=False)["torch eager"]
+    medians = side_by_side(
+        {
+            "schedule": lambda: sampler.sample(batch, steps=steps),
+            "full": lambda: sampler.sample(batch, steps=steps, schedule="full"),
+            "eager": lambda: eager.sample(batch, steps=steps, schedule="full"),
+        },
+        args.rounds,
+    )
+    console = Console()
+    share = sampler.interface.schedules[schedule].share(max(sampler.interface.exits))
+    for name, label in (("full", "full depth on the same engines"), ("eager", "torch eager")):
+        factor = medians[name] / medians["schedule"]
+        console.print(f"schedule {schedule!r} is {factor:.2f} times as fast as {label}")
+    console.print(f"(it runs {share:.0%} of the blocks; batch {batch}, medians of {args.rounds})")
+
+
+def _table(title: str, rows: list[Row]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for heading in rows[0]:
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(*(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()))
+    return table
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {name: _rounded(item) for name, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("sampling", "demo"))
+    parser.add_argument("--rounds", type=int, default=9, help="measurements of each action")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "docs" / "benchmarks" / "sampling-cpu.json"
+    )
+    args = parser.parse_args()
+    {"sampling": sampling, "demo": demo}[args.what](args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from eecompile.errors import ScheduleError
+from eecompile.runtime.schedule import ExitSchedule
+
+depths = st.lists(st.integers(1, 40), min_size=1, max_size=12)
+
+
+@given(depths=depths, timesteps=st.integers(1, 2000), data=st.data())
+def test_equal_slices_follow_integer_arithmetic(
+    depths: list[int], timesteps: int, data: st.DataObject
+) -> None:
+    timestep = data.draw(st.integers(0, timesteps - 1))
+    schedule = ExitSchedule.from_slices(depths)
+    expected = depths[timestep * len(depths) // timesteps]
+    assert schedule.depth_at(timestep, timesteps) == expected
+
+
+@given(depths=depths)
+def test_the_share_is_the_mean_depth(depths: list[int]) -> None:
+    share = ExitSchedule.from_slices(depths).share(40)
+    assert share == pytest.approx(sum(depths) / len(depths) / 40)
+
+
+@given(
+    depths=st.lists(st.integers(1, 40), min_size=2, max_size=8),
+    ends=st.sets(st.floats(0.01, 0.99), min_size=7, max_size=7),
+)
+def test_a_schedule_survives_its_text(depths: list[int], ends: set[float]) -> None:
+    thresholds = tuple(sorted(ends)[: len(depths) - 1])
+    text = ",".join(
+        [f"{d}:{end!r}" for d, end in zip(depths, thresholds, strict=False)] + [str(depths[-1])]
+    )
+    assert ExitSchedule.parse(text) == ExitSchedule(tuple(depths), thresholds)
+
+
+def test_the_papers_schedule() -> None:
+    # arXiv 2408.05927's published schedule for 28 blocks: t = 0 first.
+    schedule = ExitSchedule.from_slices((28, 28, 24, 24, 20, 20, 16, 16, 12, 12))
+    assert [schedule.depth_at(t, 1000) for t in (0, 199, 200, 500, 999)] == [28, 28, 24, 20, 12]
+
+
+@pytest.mark.parametrize("text", ["", "a", "12,", "12:0.5", "12:0.5,6:0.2,3", "12:2,3", "0", "-3"])
+def test_a_text_that_is_no_schedule_is_refused(text: str) -> None:
+    with pytest.raises(ScheduleError):
+        ExitSchedule.parse(text)
+
+
+def test_tables_check_themselves() -> None:
+    with pytest.raises(ScheduleError, match="one depth more"):
+        ExitSchedule((3, 6), ())
+    with pytest.raises(ScheduleError, match="ascending"):
+        ExitSchedule((3, 6, 9), (0.5, 0.5))
+    with pytest.raises(ScheduleError, match="ascending"):
+        ExitSchedule((3, 6), (float("nan"),))
+    with pytest.raises(ScheduleError, match="positive"):
+        ExitSchedule((0,))
+    with pytest.raises(ScheduleError, match=r"depth 5 .* one of the exits \[3, 6\]"):
+        ExitSchedule((3, 5), (0.5,)).check([6, 3])

@@ -1,0 +1,60 @@
+"""What importing loads, and what sampling must not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import eecompile
+
+COMPILE_TIME = ("torch", "onnx", "onnx_ir", "onnxscript", "polygraphy", "safetensors", "filelock")
+BLOCK = f"""
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {(*COMPILE_TIME, "typer", "rich", "PIL")!r}:
+            raise ImportError(f"{{name}} is not part of a production machine")
+sys.meta_path.insert(0, Refuse())
+"""
+
+
+def run(code: str, *arguments: str) -> str:
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_importing_the_package_loads_no_library() -> None:
+    code = "import sys, eecompile; print(*{name.partition('.')[0] for name in sys.modules})"
+    loaded = set(run(code).split())
+    assert not loaded & {*COMPILE_TIME, "onnxruntime", "typer", "rich", "PIL"}
+
+
+def test_every_public_name_resolves() -> None:
+    for name in eecompile.__all__:
+        assert getattr(eecompile, name) is not None
+    assert set(eecompile.__all__) <= set(dir(eecompile))
+
+
+def test_sampling_works_where_the_compiler_cannot_be_imported(
+    engine_sets: dict[str, Path],
+) -> None:
+    code = BLOCK + (
+        "import eecompile, eecompile.runtime\n"
+        "for path in sys.argv[1:]:\n"
+        "    with eecompile.Sampler.open(path) as sampler:\n"
+        "        print(sampler.sample(3, steps=2).shape)\n"
+        "try:\n"
+        "    import torch\n"
+        "except ImportError:\n"
+        "    print('no torch')\n"
+    )
+    output = run(code, *map(str, engine_sets.values()))
+    assert output.splitlines() == ["(3, 1, 28, 28)", "(3, 1, 28, 28)", "no torch"]
+
+
+def test_the_command_line_says_how_to_install_itself() -> None:
+    code = BLOCK + "from eecompile.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "pip install 'eecompile[cli]'" in done.stderr

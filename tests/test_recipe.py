@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from eecompile.errors import RecipeError, ScheduleError
+from eecompile.recipe import load_recipe, load_target
+from tests.conftest import RECIPE, ROOT
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "export").glob("*.toml")), ids=lambda p: p.stem)
+def test_every_recipe_loads(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    assert recipe.sampling.schedule in recipe.exit_schedules()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "engines").glob("*.toml")), ids=lambda p: p.stem)
+def test_every_target_loads(path: Path) -> None:
+    assert load_target(path).name == path.stem
+
+
+def changed(tmp_path: Path, old: str, new: str) -> Path:
+    text = RECIPE.read_text()
+    assert old in text
+    path = tmp_path / "recipe.toml"
+    path.write_text(text.replace(old, new))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("checkpoint =", "chekpoint =", ["'network.chekpoint'", "did you mean 'checkpoint'?"]),
+        ("[sampling]", "[samplin]", ["'samplin'", "did you mean 'sampling'?"]),
+        ("[conditions.label]", "[conditions.label]\ndefalt = 3", ["'conditions.label.defalt'"]),
+        ("exits = [3, 6, 9, 12]", "exits = [3, 9, 6, 12]", ["[3, 9, 6, 12]", "ascending"]),
+        ("exits = [3, 6, 9, 12]", "exits = []", ["[]", "ascending"]),
+        ("exits = [3, 6, 9, 12]", "exits = [0, 12]", ["[0, 12]", "positive"]),
+        ("exits = [3, 6, 9, 12]", 'exits = "all"', ["network.exits", "array"]),
+        ("timesteps = 1000", "timesteps = 0", ["process.timesteps = 0", "at least 1"]),
+        ('betas = "cosine"', 'betas = "cubic"', ["process.betas", "cubic"]),
+        ('dtype = "int64"', 'dtype = "float32"', ["cycle", "int64"]),
+        ('name = "fashion-dit"', 'name = "../up"', ["name"]),
+        ("[network]", "[network", ["not TOML"]),
+    ],
+)
+def test_a_malformed_recipe_says_what_is_wrong(
+    tmp_path: Path, old: str, new: str, words: list[str]
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(changed(tmp_path, old, new))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_schedule_with_a_depth_that_is_no_exit_is_refused(tmp_path: Path) -> None:
+    path = changed(tmp_path, "[schedules]", "[schedules]\nodd = [12, 5]")
+    with pytest.raises(ScheduleError, match=r"depth 5 .* expected one of the exits \[3, 6, 9, 12\]"):
+        load_recipe(path)
+
+
+def test_a_schedule_may_have_thresholds(tmp_path: Path) -> None:
+    line = "[schedules]\nodd = { depths = [12, 3], thresholds = [0.25] }"
+    schedule = load_recipe(changed(tmp_path, "[schedules]", line)).exit_schedules()["odd"]
+    assert [schedule.depth_at(t, 1000) for t in (249, 250)] == [12, 3]
+
+
+def test_a_default_schedule_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    head = RECIPE.read_text().partition("[sampling]")[0]
+    path.write_text(head + '[sampling]\nschedule = "none"\n')
+    with pytest.raises(RecipeError, match="'none'"):
+        load_recipe(path)
+
+
+def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no readable file"):
+        load_recipe(tmp_path / "none.toml")
+
+
+def test_a_target_checks_its_batch_sizes(tmp_path: Path) -> None:
+    path = tmp_path / "target.toml"
+    path.write_text('name = "x"\nbackend = "onnxruntime"\n[batch]\nmin = 8\nopt = 4\n')
+    with pytest.raises(RecipeError, match="min <= opt <= max"):
+        load_target(path)
+    path.write_text('name = "x"\nbackend = "onnxruntme"\n')
+    with pytest.raises(RecipeError, match="onnxruntme"):
+        load_target(path)
