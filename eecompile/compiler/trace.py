@@ -88,6 +88,14 @@ def _check_outputs(network: MultiExitNetwork, inputs: dict[str, Tensor], count: 
 def _check_graph(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:
     found = [value.name for value in model.graph.inputs], [v.name for v in model.graph.outputs]
     opset = model.opset_imports.get("")
+    values = [*model.graph.inputs, *model.graph.outputs]
+    fixed = [v.name for v in values if v.shape is None or isinstance(v.shape[0], int)]
+    if fixed:
+        raise TraceError(
+            found=f"a graph in which the batch size of {fixed} is fixed",
+            expected="any batch size",
+            remedy="derive sizes in the network's forward from its inputs, for example with -1",
+        )
     if found != (list(inputs), list(outputs)) or opset != OPSET:
         raise TraceError(
             found=f"a graph of opset {opset} with inputs {found[0]} and outputs {found[1]}",

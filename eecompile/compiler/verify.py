@@ -98,11 +98,22 @@ def compare(
     for depth in depths:
         worst, means = 0.0, []
         for point in inputs:
-            expected, found = reference(depth, point), candidate(depth, point)
+            expected, found = reference(depth, point), _evaluate(depth, point, candidate, what)
             worst = max(worst, _check(depth, point, expected, found, tolerance, what))
             means.append(float(np.abs(found - expected).mean()))
         errors[depth] = Error(worst, float(np.mean(means)))
     return errors
+
+
+def _evaluate(depth: int, point: Inputs, candidate: Evaluate, what: str) -> Array:
+    try:
+        return candidate(depth, point)
+    except Exception as error:  # a runtime's errors share no base class
+        raise VerificationError(
+            found=f"exit {depth} failing at batch {len(point['x'])} ({what}): {error}",
+            expected="a graph that runs at every batch size",
+            remedy="check the shapes in the network's forward",
+        ) from error
 
 
 def _check(

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eecompile.errors import RecipeError
 from eecompile.networks.base import check_exits
 
 __all__ = ["DiT"]
@@ -166,7 +167,8 @@ class DiT(nn.Module):
             convolutions; 0 leaves the original final layer.
 
     Raises:
-        RecipeError: ``exits`` is empty, unsorted, out of range, or does not end at ``depth``.
+        RecipeError: ``exits`` is empty, unsorted, out of range, or does not end at ``depth``; or
+            a figure does not divide another.
     """
 
     positions: Tensor
@@ -187,6 +189,12 @@ class DiT(nn.Module):
     ) -> None:
         super().__init__()
         self.exits = check_exits(exits, depth)
+        if size % patch or width % heads or width % 4:
+            raise RecipeError(
+                found=f"size {size}, patch {patch}, width {width}, heads {heads}",
+                expected="a size divisible by the patch, and a width divisible by the heads and 4",
+                remedy="give the options that the network was trained with",
+            )
         self.side, self.patch, self.classes = size // patch, patch, classes
         self.head_channels = refine_channels or channels
         self.x_embedder = _PatchEmbed(channels, width, patch)

@@ -116,6 +116,8 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
 
 def _problems(step: Step, written: set[str]) -> Iterator[str]:
     """What is wrong with one step; adds to ``written`` the buffers that it writes."""
+    if not step.input or not all(update.terms for update in step.updates):
+        yield "a sum of no terms"
     for term in step.input:
         if term.buffer not in written:
             yield f"buffer {term.buffer!r} read before it is written"

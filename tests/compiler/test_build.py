@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from safetensors import safe_open
+
+from eecompile.bundle import MANIFEST, WEIGHTS, open_bundle, open_engine_set
+from eecompile.compiler import build as build_module
+from eecompile.compiler.build import engine_set_from_bundle
+from eecompile.errors import DigestError, OutputExistsError, VerificationError
+from eecompile.runtime.engine import open_engine
+from tests.conftest import TARGETS
+
+
+def target(tmp_path: Path, old: str, new: str) -> Path:
+    text = TARGETS["per_exit"].read_text()
+    assert old in text
+    path = tmp_path / "target.toml"
+    path.write_text(text.replace(old, new))
+    return path
+
+
+def test_the_layouts_agree_at_every_exit(engine_sets: dict[str, Path]) -> None:
+    draws = np.random.default_rng(0)
+    engines = {layout: open_engine(folder)[0] for layout, folder in engine_sets.items()}
+    for depth in (3, 6, 9, 12):
+        x = draws.standard_normal((3, 1, 28, 28), np.float32)
+        t = np.array([1, 500, 990], np.float32)
+        label = {"label": np.array([0, 4, 10])}
+        results = [engine.evaluate(depth, x, t, label) for engine in engines.values()]
+        np.testing.assert_allclose(results[0], results[1], atol=2e-5)
+
+
+def test_the_chained_layout_is_a_trunk_with_a_head_an_exit(engine_sets: dict[str, Path]) -> None:
+    manifest = open_engine_set(engine_sets["chained"])
+    signatures = [segment.exits for segment in manifest.segments]
+    trunk = [(3, 6, 9, 12), (6, 9, 12), (9, 12)]
+    assert signatures == [*trunk, (3,), (6,), (9,), (12,)]
+    assert [plan.segments for plan in manifest.exits] == [(0, 3), (0, 1, 4), (0, 1, 2, 5),
+                                                          (0, 1, 2, 6)]
+    heads = [segment.nodes for segment in manifest.segments[3:6]]
+    assert max(heads) < 20  # what the heads share is computed once, in the trunk
+
+
+@pytest.mark.parametrize("layout", ["per_exit", "chained"])
+def test_every_weight_is_stored_once(engine_sets: dict[str, Path], layout: str) -> None:
+    folder = engine_sets[layout]
+    deepest = open_bundle(folder.parent / "bundle").exits[-1]
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 1.05 * deepest.bytes
+    with safe_open(folder / WEIGHTS, "numpy") as file:
+        tensors = [file.get_tensor(name) for name in file.keys()]  # noqa: SIM118
+    assert len({(t.dtype, t.shape, t.tobytes()) for t in tensors}) == len(tensors)
+
+
+def test_the_graphs_are_stored_optimised(engine_sets: dict[str, Path]) -> None:
+    folder = engine_sets["per_exit"]
+    for segment in open_engine_set(folder).segments:
+        operators = {node.op_type for node in ir.load(folder / segment.file).graph}
+        assert {"FastGelu", "QuickGelu"} < operators
+        assert "Gelu" not in operators
+
+
+def test_an_unchanged_build_is_up_to_date(bundle: Path, engine_sets: dict[str, Path]) -> None:
+    folder = engine_sets["per_exit"]
+    before = (folder / MANIFEST).stat().st_mtime_ns
+    built = engine_set_from_bundle(bundle, TARGETS["per_exit"], folder)
+    assert built.up_to_date
+    assert (folder / MANIFEST).stat().st_mtime_ns == before
+
+
+def test_a_changed_target_or_a_damaged_engine_is_built_again(
+    bundle: Path, engine_sets: dict[str, Path], copied: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    folder = copied(engine_sets["per_exit"])
+    built = engine_set_from_bundle(bundle, target(tmp_path, "max = 64", "max = 32"), folder)
+    assert not built.up_to_date
+    assert open_engine_set(folder).target.batch.max == 32
+    (folder / WEIGHTS).write_bytes(b"")
+    with pytest.raises(OutputExistsError, match="--force"):  # it can no longer be recognised
+        engine_set_from_bundle(bundle, TARGETS["per_exit"], folder)
+    engine_set_from_bundle(bundle, TARGETS["per_exit"], folder, force=True)
+    assert open_engine_set(folder).target.batch.max == 64
+
+
+def test_another_targets_engine_set_is_not_replaced(
+    bundle: Path, engine_sets: dict[str, Path], copied: Callable[[Path], Path]
+) -> None:
+    folder = copied(engine_sets["per_exit"])
+    with pytest.raises(OutputExistsError, match="--force"):
+        engine_set_from_bundle(bundle, TARGETS["chained"], folder)
+    assert open_engine_set(folder).target.layout == "per_exit"
+
+
+def test_a_damaged_bundle_is_not_built(
+    bundle: Path, copied: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    folder = copied(bundle)
+    with (folder / WEIGHTS).open("r+b") as file:
+        file.seek(-5, 2)
+        file.write(b"x")
+    with pytest.raises(DigestError, match=WEIGHTS):
+        engine_set_from_bundle(folder, TARGETS["per_exit"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_engines_that_differ_from_the_bundle_are_refused(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    genuine = build_module.extract
+
+    def drifted(model: ir.Model, inputs: object, outputs: object) -> ir.Model:
+        made = genuine(model, inputs, outputs)  # type: ignore[arg-type]
+        for value in made.graph.initializers.values():
+            tensor = value.const_value
+            if tensor is not None and tuple(tensor.shape) == (16,):  # the head's first bias
+                value.const_value = ir.tensor(tensor.numpy() + 0.5, name=value.name)
+        return made
+
+    monkeypatch.setattr(build_module, "extract", drifted)
+    with pytest.raises(VerificationError, match=r"exit 3 .* \(cpu against the bundle\)"):
+        engine_set_from_bundle(bundle, TARGETS["per_exit"], tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
