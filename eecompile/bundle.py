@@ -234,7 +234,8 @@ def _open(folder: Path, kind: type[Manifest], name: str, command: str) -> Manife
     try:
         manifest = msgspec.json.decode(data, type=kind)
     except msgspec.DecodeError as error:
-        raise _damaged(folder / MANIFEST, f"a manifest that does not fit its format ({error})")
+        problem = f"a manifest that does not fit its format ({error})"
+        raise _damaged(folder / MANIFEST, problem) from error
     if manifest.digest != _digest(manifest):
         raise _damaged(folder / MANIFEST, "a manifest with another digest than it states")
     for record in manifest.files:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -113,7 +112,9 @@ def sample(
     steps: Annotated[int | None, typer.Option(help="Number of steps, 1 to T.")] = None,
     schedule: Annotated[
         str | None,
-        typer.Option(help="A name, a depth, depths (12,9,6,3), or 12:0.2,6:0.5,3 (fractions of T)."),
+        typer.Option(
+            help="A name, a depth, depths (12,9,6,3), or 12:0.2,6:0.5,3 (fractions of T)."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same samples.")] = 0,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is none.")] = None,
@@ -140,7 +141,9 @@ def sample(
                 label = f"t = {result.timestep:g}, depth {result.depth}"
                 progress.update(task, advance=1, description=label)
         name = schedule or interface.sampling.schedule
-        title = f"{interface.name}, {program.solver}, {len(program.steps)} steps, {name}, seed {seed}"
+        title = (
+            f"{interface.name}, {program.solver}, {len(program.steps)} steps, {name}, seed {seed}"
+        )
         _write(output, result.state, interface, conditions, title)
     _say(f"{n} samples: {output}")
 
@@ -156,7 +159,9 @@ def inspect(
     kind = peek(path)
     manifest = open_bundle(path) if kind == "bundle" else open_engine_set(path)
     if json:
-        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+        sys.stdout.buffer.write(
+            msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+        )
     elif kind == "bundle":
         out.print(bundle_report(open_bundle(path)))
     else:
@@ -172,7 +177,9 @@ def main() -> NoReturn:
         err.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except (KeyboardInterrupt, typer.Abort):
-        err.print("interrupted: what existed before is untouched, and nothing half-written is left.")
+        err.print(
+            "interrupted: what existed before is untouched, and nothing half-written is left."
+        )
         sys.exit(1)
     except OSError as error:
         err.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
@@ -215,7 +222,7 @@ def _schedule(text: str | None, interface: Interface) -> ExitSchedule | str | No
 def _conditions(settings: list[str]) -> dict[str, Any]:
     conditions = {}
     for setting in settings:
-        name, equals, text = setting.partition("=")
+        name, _, text = setting.partition("=")
         try:
             conditions[name] = msgspec.json.decode(text, type=float | int | list[Any])
         except msgspec.DecodeError as error:
@@ -230,7 +237,9 @@ def _conditions(settings: list[str]) -> dict[str, Any]:
 def _check_output(output: Path) -> None:
     if output.suffix not in (".png", ".npy"):
         raise UsageError(
-            found=f"output {output}", expected="a name that ends in .png or .npy", remedy="rename it"
+            found=f"output {output}",
+            expected="a name that ends in .png or .npy",
+            remedy="rename it",
         )
     if not output.parent.is_dir() or output.is_dir():
         raise UsageError(
@@ -259,14 +268,12 @@ def _write(
             labels, columns = _labels(interface, conditions, len(states))
             bounds = interface.state.range or (float(states.min()), float(states.max()) + 1e-6)
             save_grid(states, bounds, partial, title=title, labels=labels, columns=columns)
-        os.replace(partial, output)
+        partial.replace(output)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _labels(
-    interface: Interface, conditions: dict[str, Any], count: int
-) -> tuple[list[str], int]:
+def _labels(interface: Interface, conditions: dict[str, Any], count: int) -> tuple[list[str], int]:
     """A name for each sample, from the first condition that has names; and the columns."""
     for name, spec in interface.conditions.items():
         if spec.names and spec.range and not spec.shape:

@@ -63,9 +63,7 @@ class EecompileError(Exception):
         return f"found {self.found}; expected {self.expected}; {self.remedy}."
 
 
-def _rebuild(
-    kind: type[EecompileError], found: str, expected: str, remedy: str
-) -> EecompileError:
+def _rebuild(kind: type[EecompileError], found: str, expected: str, remedy: str) -> EecompileError:
     return kind(found=found, expected=expected, remedy=remedy)
 
 

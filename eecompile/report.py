@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from eecompile.bundle import BundleManifest, EngineManifest
-from eecompile.runtime.interface import Interface
+from eecompile.runtime.interface import Condition, Interface
 from eecompile.runtime.schedule import ExitSchedule
 
 __all__ = ["bundle_report", "engine_report", "exits_table", "human_bytes"]
 
 _BARS = "▁▂▃▄▅▆▇█"
-_WIDTH = 40  # columns of a schedule's chart
+_WIDTH = 30  # columns of a schedule's chart
 
 
 def human_bytes(count: int) -> str:
@@ -58,8 +58,11 @@ def bundle_report(manifest: BundleManifest) -> RenderableType:
         f"batches {list(manifest.checked_batches)}, against torch",
         "made by": _versions(manifest.versions),
     }
-    return Group(_facts(facts | _inputs(manifest.interface)), exits_table(manifest),
-                 _schedules(manifest.interface))
+    return Group(
+        _facts(facts | _inputs(manifest.interface)),
+        exits_table(manifest),
+        _schedules(manifest.interface),
+    )
 
 
 def engine_report(manifest: EngineManifest) -> RenderableType:
@@ -95,16 +98,10 @@ def engine_report(manifest: EngineManifest) -> RenderableType:
     return Group(_facts(facts | _inputs(interface)), segments, exits, _schedules(interface))
 
 
-def show(console: Console, report: RenderableType) -> None:
-    """Print a report."""
-    console.print(report)
-
-
 def _inputs(interface: Interface) -> dict[str, str]:
     process, sampling = interface.process, interface.sampling
     conditions = ", ".join(
-        f"{name} ({spec.dtype}{f', {spec.range[0]:g} to {spec.range[1]:g}' if spec.range else ''})"
-        for name, spec in interface.conditions.items()
+        f"{name} ({_condition(spec)})" for name, spec in interface.conditions.items()
     )
     return {
         "state": f"float32 {list(interface.state.shape)}",
@@ -115,11 +112,20 @@ def _inputs(interface: Interface) -> dict[str, str]:
     }
 
 
+def _condition(spec: Condition) -> str:
+    parts = [f"{spec.dtype} {list(spec.shape)}" if spec.shape else spec.dtype]
+    if spec.range:
+        parts.append(f"{spec.range[0]:g} to {spec.range[1]:g}")
+    if spec.names:
+        parts.append(f"{spec.names[0]} to {spec.names[-1]}")
+    return ", ".join(parts)
+
+
 def _schedules(interface: Interface) -> RenderableType:
     table = Table(title="exit schedules: depth over time", title_justify="left")
     table.add_column("name")
-    table.add_column(f"t = 0{'T'.rjust(_WIDTH - 5)}")
-    table.add_column("block evaluations", justify="right")
+    table.add_column(f"t = 0{'T'.rjust(_WIDTH - 5)}", no_wrap=True)
+    table.add_column("share of blocks", justify="right")
     table.add_column("depths")
     full = interface.exits[-1]
     for name, schedule in interface.schedules.items():

@@ -173,8 +173,10 @@ def layout_rows(folders: Mapping[str, Path], rounds: int) -> list[Row]:
     for batch in (1, 16):
         for depth in next(iter(samplers.values())).interface.exits:
             medians = side_by_side(
-                {n: lambda s=s, d=depth, b=batch: s.sample(b, steps=5, schedule=d)
-                 for n, s in samplers.items()},
+                {
+                    n: lambda s=s, d=depth, b=batch: s.sample(b, steps=5, schedule=d)
+                    for n, s in samplers.items()
+                },
                 rounds,
             )
             row = {name: 1e3 * seconds / 5 for name, seconds in medians.items()}
@@ -198,8 +200,10 @@ def sizes(folders: Mapping[str, Path]) -> Row:
     """Bytes of all exits over bytes of a full-depth-only export and its engine sets."""
     recipe = RECIPE.read_text().replace("../eecompile", f"{ROOT}/eecompile")
     full = load_recipe(RECIPE).network.exits[-1]
-    lines = [f"exits = [{full}]" if line.startswith("exits =") else line
-             for line in recipe.split("[schedules]")[0].splitlines()]
+    lines = [
+        f"exits = [{full}]" if line.startswith("exits =") else line
+        for line in recipe.split("[schedules]")[0].splitlines()
+    ]
     row = {}
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)

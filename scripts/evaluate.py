@@ -76,7 +76,12 @@ def samples(sampler: Sampler, name: str, args: argparse.Namespace) -> NDArray[np
             path = args.run / f"{name}-{args.steps}-{first:06d}.npy"
             if not path.exists():
                 made = sampler.sample(
-                    size, solver="ddim", steps=args.steps, schedule=schedule, seed=0, first=first,
+                    size,
+                    solver="ddim",
+                    steps=args.steps,
+                    schedule=schedule,
+                    seed=0,
+                    first=first,
                     guidance=args.guidance,
                 )
                 with path.with_suffix(".part").open("wb") as file:

@@ -50,7 +50,7 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 200) -> floa
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention from two products; on CPUs faster to differentiate in bfloat16 than the fused one."""
+    """Attention as two products: on CPUs its bfloat16 gradient is far faster than the fused."""
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     return scores.float().softmax(-1).to(value.dtype) @ value
 
@@ -81,7 +81,7 @@ class Trainer:
         self.forward = torch.compile(network) if args.compile else network
 
     def batch(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Noisy input, timestep, label and target velocity of this step, from seed and step alone."""
+        """Noisy input, timestep, label and velocity, from the seed and the step alone."""
         size, count, device = self.args.batch, len(images), self.args.device
         per_epoch = count // size
         epoch, index = divmod(self.step, per_epoch)
@@ -135,7 +135,7 @@ class Trainer:
             "seconds": self.seconds,
         }
         torch.save(state, path.with_suffix(".part"))
-        os.replace(path.with_suffix(".part"), path)
+        path.with_suffix(".part").replace(path)
 
     def resume(self, path: Path) -> None:
         state = torch.load(path, map_location=self.args.device, weights_only=True)
@@ -154,7 +154,9 @@ class Trainer:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("recipe", type=Path, help="the export recipe whose network is trained")
-    parser.add_argument("--run", type=Path, default=Path("runs/fashion-dit"), help="folder of the run")
+    parser.add_argument(
+        "--run", type=Path, default=Path("runs/fashion-dit"), help="folder of the run"
+    )
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the IDX files")
     parser.add_argument("--steps", type=int, default=7000)
     parser.add_argument("--batch", type=int, default=128)
@@ -185,20 +187,29 @@ def main() -> None:
         trainer.resume(state)
         print(f"resumed at step {trainer.step}")
     images, labels = load_images(args.data, "train")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns) as progress:
         task = progress.add_task("training", total=args.steps, completed=trainer.step)
         recent: list[Tensor] = []
         while trainer.step < args.steps:
             recent.append(trainer.train_step(images, labels))
             mean = torch.stack(recent[-50:]).mean(0).tolist()
-            shown = "  ".join(f"exit {d}: {v:.4f}" for d, v in zip(network.exits, mean, strict=True))
+            shown = "  ".join(
+                f"exit {d}: {v:.4f}" for d, v in zip(network.exits, mean, strict=True)
+            )
             progress.update(task, completed=trainer.step, description=shown)
             if trainer.step % args.save_every == 0 or trainer.step == args.steps:
                 trainer.save(state)
                 with log.open("a") as file:
                     row = {"step": trainer.step, "seconds": round(trainer.seconds, 1)}
-                    row |= {f"exit {d}": round(v, 5) for d, v in zip(network.exits, mean, strict=True)}
+                    row |= {
+                        f"exit {d}": round(v, 5) for d, v in zip(network.exits, mean, strict=True)
+                    }
                     file.write(json.dumps(row) + "\n")
     facts = {
         "steps": str(trainer.step),

@@ -133,5 +133,5 @@ def test_a_bundle_is_no_engine_set(bundle: Path, engine_sets: dict[str, Path]) -
 
 def test_an_empty_folder_is_neither(tmp_path: Path) -> None:
     for opened in (open_bundle, open_engine_set, peek):
-        with pytest.raises(BundleError, match="no manifest.json"):
+        with pytest.raises(BundleError, match=r"no manifest\.json"):
             opened(tmp_path)

@@ -57,7 +57,9 @@ def test_a_malformed_recipe_says_what_is_wrong(
 
 def test_a_schedule_with_a_depth_that_is_no_exit_is_refused(tmp_path: Path) -> None:
     path = changed(tmp_path, "[schedules]", "[schedules]\nodd = [12, 5]")
-    with pytest.raises(ScheduleError, match=r"depth 5 .* expected one of the exits \[3, 6, 9, 12\]"):
+    with pytest.raises(
+        ScheduleError, match=r"depth 5 .* expected one of the exits \[3, 6, 9, 12\]"
+    ):
         load_recipe(path)
 
 

@@ -117,16 +117,12 @@ def _build(
     outputs = {depth: _value(model, output_name(depth)) for depth in source.interface.exits}
     cut = chained_parts if target.layout == "chained" else per_exit_parts
     parts = cut(model.graph, outputs)
-    names = [
-        segment_name(index, part.exits, backend.SUFFIX) for index, part in enumerate(parts)
-    ]
+    names = [segment_name(index, part.exits, backend.SUFFIX) for index, part in enumerate(parts)]
     models = {
         name: extract(model, part.inputs, part.outputs)
         for name, part in zip(names, parts, strict=True)
     }
-    segments = [
-        _segment(name, part, models[name]) for name, part in zip(names, parts, strict=True)
-    ]
+    segments = [_segment(name, part, models[name]) for name, part in zip(names, parts, strict=True)]
     with TemporaryDirectory(prefix="eecompile-") as work:
         backend.compile_segments(folder, models, Path(work), report)
     manifest = EngineManifest(
@@ -184,7 +180,9 @@ def _verify(
 
     def candidate(depth: int, point: Inputs) -> np.ndarray:
         conditions = {name: point[name] for name in source.interface.conditions}
-        return engine.evaluate(depth, point["x"], point["t"], conditions)
+        return engine.evaluate(
+            depth, point["x"].astype(np.float32), point["t"].astype(np.float32), conditions
+        )
 
     return compare(
         source.interface.exits,

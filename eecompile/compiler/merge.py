@@ -73,8 +73,7 @@ class _Merger:
         for value in model.graph.initializers.values():
             known[value] = self._weight(value)
         for node in model.graph:
-            for old, new in zip(node.outputs, self._node(node, known), strict=True):
-                known[old] = new
+            known.update(zip(node.outputs, self._node(node, known), strict=True))
         (output,) = model.graph.outputs
         self.outputs.append(self._named(known[output], name))
 
@@ -99,9 +98,7 @@ class _Merger:
             key = "constant", tensor.dtype, tuple(tensor.shape), tensor.tobytes()
         if key not in self.by_key:
             name = f"w{len(self.weights)}"
-            made = ir.Value(
-                name=name, shape=value.shape, type=value.type, const_value=tensor
-            )
+            made = ir.Value(name=name, shape=value.shape, type=value.type, const_value=tensor)
             self.weights[name] = made
             self.by_key[key] = (made,)
         return self.by_key[key][0]

@@ -4,7 +4,8 @@ Each node's *signature* is the set of exits that need it. A node's inputs are ne
 every exit that needs the node, so along every edge the signature can only shrink; nodes
 with one signature therefore form a segment, and the segments have no cycle. A network
 whose exits are prefixes of one another gives a chain of trunk segments with a head an
-exit; other shapes of sharing fall out of the same rule.
+exit; other shapes of sharing fall out of the same rule. Graphs with control flow are
+refused before they come here.
 """
 
 from __future__ import annotations
@@ -31,9 +32,7 @@ class Part(msgspec.Struct, frozen=True):
     outputs: tuple[str, ...]
 
 
-def signatures(
-    graph: ir.Graph, outputs: Mapping[int, ir.Value]
-) -> dict[ir.Node, frozenset[int]]:
+def signatures(graph: ir.Graph, outputs: Mapping[int, ir.Value]) -> dict[ir.Node, frozenset[int]]:
     """The exits that need each node; nodes that no exit needs are left out.
 
     Args:
@@ -45,9 +44,7 @@ def signatures(
         needed.setdefault(value, set()).add(depth)
     found = {}
     for node in reversed(list(graph)):
-        exits = frozenset(
-            depth for value in node.outputs for depth in needed.get(value, ())
-        )
+        exits = frozenset(depth for value in node.outputs for depth in needed.get(value, ()))
         if not exits:
             continue
         found[node] = exits
@@ -91,7 +88,8 @@ def chained_parts(graph: ir.Graph, outputs: Mapping[int, ir.Value]) -> list[Part
         outside = (
             v
             for v in made
-            if v in predictions or any(user in found for user in _users(v) if user not in members)
+            if v in predictions
+            or any(use.node in found and use.node not in members for use in v.uses())
         )
         parts.append(Part(tuple(sorted(exits)), inputs, tuple(_name(v) for v in outside)))
     return parts
@@ -104,36 +102,7 @@ def extract(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> i
 
 
 def _reads(node: ir.Node) -> list[ir.Value]:
-    """Values that a node reads, those of its subgraphs' outer scope included."""
-    values = [value for value in node.inputs if value is not None]
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            values += _outer_reads(attribute.as_graph())
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            for graph in attribute.as_graphs():
-                values += _outer_reads(graph)
-    return values
-
-
-def _outer_reads(graph: ir.Graph) -> list[ir.Value]:
-    inner = {*graph.inputs, *graph.initializers.values()}
-    inner |= {value for node in graph for value in node.outputs}
-    reads = [value for node in graph for value in _reads(node)] + list(graph.outputs)
-    return [value for value in reads if value not in inner]
-
-
-def _users(value: ir.Value) -> list[ir.Node]:
-    """Nodes of the value's own graph that read it, directly or in a subgraph."""
-    users = []
-    for use in value.uses():
-        node = use.node
-        while node.graph is not None and node.graph is not value.graph:
-            parent = node.graph.parent_node if isinstance(node.graph, ir.Graph) else None
-            if parent is None:
-                break
-            node = parent
-        users.append(node)
-    return users
+    return [value for value in node.inputs if value is not None]
 
 
 def _name(value: ir.Value) -> str:

@@ -89,6 +89,13 @@ def _check_graph(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str])
     found = [value.name for value in model.graph.inputs], [v.name for v in model.graph.outputs]
     opset = model.opset_imports.get("")
     values = [*model.graph.inputs, *model.graph.outputs]
+    flow = [node.op_type for node in model.graph if _has_subgraph(node)]
+    if flow:
+        raise TraceError(
+            found=f"control flow in the graph ({', '.join(sorted(set(flow)))})",
+            expected="a network that computes the same whatever its inputs hold",
+            remedy="replace branches and loops over data in the network's forward",
+        )
     fixed = [v.name for v in values if v.shape is None or isinstance(v.shape[0], int)]
     if fixed:
         raise TraceError(
@@ -102,6 +109,11 @@ def _check_graph(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str])
             expected=f"opset {OPSET}, inputs {list(inputs)}, outputs {list(outputs)}",
             remedy="use every input in the network's forward, and install the pinned torch",
         )
+
+
+def _has_subgraph(node: ir.Node) -> bool:
+    kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    return any(attribute.type in kinds for attribute in node.attributes.values())
 
 
 @contextmanager

@@ -60,7 +60,7 @@ class WeightStore:
                     offset,
                     length,
                     tensor.dtype,
-                    shape=ir.Shape(tensor.shape),
+                    shape=ir.Shape(tensor.numpy().shape),
                     name=value.name or key,
                     base_dir=folder,
                 )
@@ -84,7 +84,10 @@ class WeightStore:
             header = json.loads(file.read(size))
         header.pop("__metadata__", None)
         return {
-            name: (8 + size + entry["data_offsets"][0], int(np.subtract(*entry["data_offsets"][::-1])))
+            name: (
+                8 + size + entry["data_offsets"][0],
+                int(np.subtract(*entry["data_offsets"][::-1])),
+            )
             for name, entry in header.items()
         }
 

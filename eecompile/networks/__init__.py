@@ -1,0 +1,1 @@
+"""Multi-exit networks, and how to load one. Needs torch."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -40,7 +41,7 @@ def check_exits(exits: Sequence[int], depth: int) -> tuple[int, ...]:
         RecipeError: they do not.
     """
     checked = tuple(exits)
-    ascending = all(first < second for first, second in zip(checked, checked[1:], strict=False))
+    ascending = all(first < second for first, second in pairwise(checked))
     if not checked or not ascending or checked[0] < 1 or checked[-1] != depth:
         raise RecipeError(
             found=f"exits {list(checked)}",

@@ -118,6 +118,10 @@ class _Block(nn.Module):
         self.mlp = _Mlp(width, int(width * mlp_ratio))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
+    @property
+    def modulation(self) -> nn.Linear:
+        return cast(nn.Linear, self.adaLN_modulation[1])
+
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition).chunk(6, 1)
         attended = self.attn(_modulate(self.norm1(x), shift1, scale1))
@@ -132,6 +136,10 @@ class _FinalLayer(nn.Module):
         self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.linear = nn.Linear(width, features)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    @property
+    def modulation(self) -> nn.Linear:
+        return cast(nn.Linear, self.adaLN_modulation[1])
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(condition).chunk(2, dim=1)
@@ -247,18 +255,21 @@ class DiT(nn.Module):
         return pixels if self.refine is None else cast(Tensor, self.refine(pixels, x))
 
     def _initialise(self) -> None:
+        """As in the authors' code: blocks start as the identity, the prediction as zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        nn.init.xavier_uniform_(self.x_embedder.proj.weight.view(self.x_embedder.proj.out_channels, -1))
+        projection = self.x_embedder.proj.weight
+        nn.init.xavier_uniform_(projection.view(len(projection), -1))
         nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
-        for linear in (self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
-            nn.init.normal_(linear.weight, std=0.02)
-        for modulation in [*(block.adaLN_modulation for block in self.blocks), self.final_layer.adaLN_modulation]:
-            nn.init.zeros_(modulation[-1].weight)
-        if self.refine is None:
-            nn.init.zeros_(self.final_layer.linear.weight)
-        else:
-            nn.init.zeros_(self.refine.conv2.weight)
-            nn.init.zeros_(self.refine.conv2.bias)
+        for layer in self.t_embedder.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02)
+        zeroed: list[nn.Linear | nn.Conv2d] = [self.final_layer.modulation]
+        zeroed += [cast(_Block, block).modulation for block in self.blocks]
+        zeroed.append(self.final_layer.linear if self.refine is None else self.refine.conv2)
+        for layer in zeroed:
+            nn.init.zeros_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -120,7 +120,9 @@ def _fill(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
         ],
     }
     if any(problems.values()):
-        parts = (f"{len(names)} {what} ({_few(names)})" for what, names in problems.items() if names)
+        parts = (
+            f"{len(names)} {what} ({_few(names)})" for what, names in problems.items() if names
+        )
         raise CheckpointError(
             found=f"a checkpoint whose keys do not fit at {path}: {'; '.join(parts)}",
             expected=f"the network's {len(wanted)} keys",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import msgspec
@@ -58,7 +59,9 @@ class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
                 remedy="give the range, or a number as the default",
             )
 
-    def values(self, name: str, given: ArrayLike | None, samples: range) -> NDArray[np.generic]:
+    def values(
+        self, name: str, given: ArrayLike | None, samples: Sequence[int]
+    ) -> NDArray[np.generic]:
         """The input for ``samples``, dtype ``dtype``, [len(samples), *shape].
 
         Args:
@@ -99,7 +102,7 @@ class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         return np.full((count, *self.shape), self.null, self.dtype)
 
     def _default(
-        self, name: str, samples: range, shape: tuple[int, ...]
+        self, name: str, samples: Sequence[int], shape: tuple[int, ...]
     ) -> NDArray[np.generic]:
         if self.default is None:
             raise ConditionError(

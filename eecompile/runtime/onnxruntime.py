@@ -67,7 +67,7 @@ class OnnxRuntimeEngine:
     def _evaluate_one(self, plan: ExitPlan, values: dict[str, NDArray[np.generic]]) -> Array:
         index = plan.segments[0]
         feeds = {name: values[name] for name in self._segments[index].inputs}
-        (prediction,) = self._sessions[index].run((plan.output,), feeds)
+        prediction: Array = self._sessions[index].run((plan.output,), feeds)[0]
         return prediction
 
     def close(self) -> None:

@@ -65,13 +65,14 @@ class Process(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         """Variance that each timestep adds, float64 [T]."""
         count = self.timesteps
         if self.betas == "linear":
-            return np.linspace(self.beta_start, self.beta_end, count)
+            return np.linspace(self.beta_start, self.beta_end, count, dtype=np.float64)
         if self.betas == "scaled_linear":
             root = np.linspace(math.sqrt(self.beta_start), math.sqrt(self.beta_end), count)
             return np.square(root)
-        edges = np.arange(count + 1) / count
-        alpha_bar = np.square(np.cos((edges + 0.008) / 1.008 * (math.pi / 2)))
-        return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+        edges = np.arange(count + 1, dtype=np.float64) / count
+        alpha_bar = np.cos((edges + 0.008) / 1.008 * (math.pi / 2)) ** 2
+        betas: NDArray[np.float64] = np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+        return betas
 
     def alpha_bar(self) -> NDArray[np.float64]:
         """Share of the data's variance left at each timestep, float64 [T]."""

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
+import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -27,7 +28,7 @@ Inputs = dict[str, NDArray[np.generic]]
 Schedule = str | int | Sequence[int] | ExitSchedule
 
 
-class StepResult(NamedTuple):
+class StepResult(msgspec.Struct, frozen=True):
     """A step that has been taken.
 
     Attributes:
@@ -290,9 +291,7 @@ class Sampler:
             output[part] = prediction
         return output
 
-    def _guided(
-        self, step: Step, x: Array, given: Inputs, none: Inputs, scale: float
-    ) -> Array:
+    def _guided(self, step: Step, x: Array, given: Inputs, none: Inputs, scale: float) -> Array:
         if self.engine.max_batch < 2:
             with_condition = self._evaluate(step, x, given)
             without = self._evaluate(step, x, none)
@@ -302,7 +301,9 @@ class Sampler:
             with_condition, without = prediction[: len(x)], prediction[len(x) :]
         return without + np.float32(scale) * (with_condition - without)
 
-    def _evaluate(self, step: Step, x: Array, conditions: Mapping[str, NDArray[np.generic]]) -> Array:
+    def _evaluate(
+        self, step: Step, x: Array, conditions: Mapping[str, NDArray[np.generic]]
+    ) -> Array:
         t = np.full(len(x), step.timestep, np.float32)
         return self.engine.evaluate(step.depth, x, t, conditions)
 

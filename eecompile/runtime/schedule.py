@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import msgspec
 
@@ -38,7 +39,7 @@ class ExitSchedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 remedy="give a depth for each slice of time",
             )
         bounds = (0.0, *self.thresholds, 1.0)
-        for low, high in zip(bounds, bounds[1:], strict=False):
+        for low, high in pairwise(bounds):
             if not (math.isfinite(high) and low < high):
                 raise ScheduleError(
                     found=f"thresholds {list(self.thresholds)}",
@@ -119,5 +120,5 @@ class ExitSchedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def share(self, full: int) -> float:
         """Mean depth over time, divided by ``full``: the share of block evaluations."""
         bounds = (0.0, *self.thresholds, 1.0)
-        widths = (high - low for low, high in zip(bounds, bounds[1:], strict=False))
+        widths = (high - low for low, high in pairwise(bounds))
         return sum(w * d for w, d in zip(widths, self.depths, strict=True)) / full

@@ -40,8 +40,12 @@ def test_the_chained_layout_is_a_trunk_with_a_head_an_exit(engine_sets: dict[str
     signatures = [segment.exits for segment in manifest.segments]
     trunk = [(3, 6, 9, 12), (6, 9, 12), (9, 12)]
     assert signatures == [*trunk, (3,), (6,), (9,), (12,)]
-    assert [plan.segments for plan in manifest.exits] == [(0, 3), (0, 1, 4), (0, 1, 2, 5),
-                                                          (0, 1, 2, 6)]
+    assert [plan.segments for plan in manifest.exits] == [
+        (0, 3),
+        (0, 1, 4),
+        (0, 1, 2, 5),
+        (0, 1, 2, 6),
+    ]
     heads = [segment.nodes for segment in manifest.segments[3:6]]
     assert max(heads) < 20  # what the heads share is computed once, in the trunk
 

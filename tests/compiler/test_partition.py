@@ -86,9 +86,7 @@ def evaluate(
 
 @settings(max_examples=60, deadline=None)
 @given(case=specs(), seed=st.integers(0, 99))
-def test_chained_per_exit_and_torch_agree(
-    case: tuple[Spec, dict[int, int]], seed: int
-) -> None:
+def test_chained_per_exit_and_torch_agree(case: tuple[Spec, dict[int, int]], seed: int) -> None:
     spec, outputs = case
     draws = np.random.default_rng(seed)
     x, t, weight = (draws.uniform(-1, 1, (WIDTH, WIDTH)).astype(np.float32) for _ in range(3))
@@ -104,7 +102,9 @@ def test_chained_per_exit_and_torch_agree(
         right = expected[index].numpy()
         for parts in (chained, apart):
             found = evaluate(model, parts, depth, name, feeds)
-            np.testing.assert_allclose(found, right, rtol=1e-3, atol=1e-4 * (1 + np.abs(right).max()))
+            np.testing.assert_allclose(
+                found, right, rtol=1e-3, atol=1e-4 * (1 + np.abs(right).max())
+            )
 
 
 @given(case=specs())

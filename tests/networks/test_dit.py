@@ -10,7 +10,13 @@ from eecompile.networks.base import MultiExitNetwork
 from eecompile.networks.dit import DiT
 
 TINY: dict[str, Any] = {
-    "depth": 4, "size": 8, "channels": 2, "patch": 2, "width": 16, "heads": 2, "classes": 3,
+    "depth": 4,
+    "size": 8,
+    "channels": 2,
+    "patch": 2,
+    "width": 16,
+    "heads": 2,
+    "classes": 3,
 }
 
 
@@ -33,7 +39,9 @@ def test_each_exit_is_the_truncated_network(refine: int) -> None:
         torch.testing.assert_close(found, network.predict_at(depth, x, t, label))
     # A network of the first blocks alone, with the same weights, predicts the same.
     short = tiny(exits=(2,), depth=2, refine_channels=refine)
-    kept = {name: value for name, value in network.state_dict().items() if name in short.state_dict()}
+    kept = {
+        name: value for name, value in network.state_dict().items() if name in short.state_dict()
+    }
     short.load_state_dict(kept)
     torch.testing.assert_close(short(x, t, label)[0], predictions[1])
 

@@ -45,9 +45,7 @@ def test_half_precision_weights_become_float32(
     assert {v.dtype for v in network.state_dict().values()} == {torch.float32}  # type: ignore[attr-defined]
 
 
-def test_wrong_keys_are_named_and_counted(
-    tmp_path: Path, weights: dict[str, torch.Tensor]
-) -> None:
+def test_wrong_keys_are_named_and_counted(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
     del weights["final_layer.linear.bias"]
     weights["surplus"] = torch.zeros(1)
     weights["blocks.0.mlp.fc1.bias"] = torch.zeros(3)

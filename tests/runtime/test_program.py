@@ -53,8 +53,10 @@ def test_a_program_survives_json(
         (lambda: program(initial=float("inf")), "inf"),
         (lambda: Program.from_json(b'{"solver": 1}'), "no program"),
         (lambda: Program.from_json(b"{"), "no program"),
-        (lambda: Program.from_json(program().to_json().replace(b'"format": 1', b'"format": 9')),
-         "format 9"),
+        (
+            lambda: Program.from_json(program().to_json().replace(b'"format": 1', b'"format": 9')),
+            "format 9",
+        ),
     ],
 )
 def test_a_malformed_program_is_refused(make: object, words: str) -> None:

@@ -47,7 +47,7 @@ def ddim(
         # The noise that leads from the predicted data to the state; from the clipped data,
         # so that the two stay consistent (else clipping under guidance bends the path).
         ratio = direction / math.sqrt(1 - now)
-        terms = (
+        terms: tuple[Term, ...] = (
             Term("data", math.sqrt(after) - ratio * math.sqrt(now)),
             Term("state", ratio),
         )

@@ -36,7 +36,7 @@ def ddpm(
         now = float(table[timestep])
         after = 1.0 if following is None else float(table[following])
         beta = 1 - now / after
-        terms = (
+        terms: tuple[Term, ...] = (
             Term("data", math.sqrt(after) * beta / (1 - now)),
             Term("state", math.sqrt(1 - beta) * (1 - after) / (1 - now)),
         )
