@@ -71,8 +71,7 @@ class Process(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             return np.square(root)
         edges = np.arange(count + 1, dtype=np.float64) / count
         alpha_bar = np.cos((edges + 0.008) / 1.008 * (math.pi / 2)) ** 2
-        betas: NDArray[np.float64] = np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
-        return betas
+        return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999).astype(np.float64)
 
     def alpha_bar(self) -> NDArray[np.float64]:
         """Share of the data's variance left at each timestep, float64 [T]."""
