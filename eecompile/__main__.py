@@ -10,11 +10,13 @@ def main() -> None:
     try:
         import rich  # noqa: F401
         import typer  # noqa: F401
+
+        from eecompile.cli import main as run
     except ImportError as error:
         message = f"found no package {error.name}; expected the command line's extra"
         sys.exit(f"error: {message}; pip install 'eecompile[cli]'.")
-    from eecompile.cli import main as run
-
+    except KeyboardInterrupt:
+        sys.exit("interrupted: nothing was begun.")
     run()
 
 

@@ -18,10 +18,8 @@ import json
 import os
 import platform
 import time
-import tomllib
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -30,6 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from eecompile.networks.dit import DiT
+from eecompile.recipe import load_recipe
 from eecompile.runtime.process import Process
 
 DATA = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
@@ -159,6 +158,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the IDX files")
     parser.add_argument("--steps", type=int, default=7000)
+    parser.add_argument("--pause-at", type=int, help="stop after this step, to be resumed")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--ema", type=float, default=0.999)
@@ -174,13 +174,12 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    recipe = tomllib.loads(args.recipe.read_text())
-    process = msgspec.convert(recipe["process"], Process)
+    recipe = load_recipe(args.recipe)
     torch.manual_seed(args.seed)
     if args.device == "cpu":
         F.scaled_dot_product_attention = attend  # type: ignore[assignment]
-    network = DiT(exits=recipe["network"]["exits"], **recipe["network"]["options"]).to(args.device)
-    trainer = Trainer(network, process, args)
+    network = DiT(exits=recipe.network.exits, **recipe.network.options).to(args.device)
+    trainer = Trainer(network, recipe.process, args)
     args.run.mkdir(parents=True, exist_ok=True)
     state, log = args.run / "state.pt", args.run / "log.jsonl"
     if state.exists():
@@ -196,14 +195,14 @@ def main() -> None:
     with Progress(*columns) as progress:
         task = progress.add_task("training", total=args.steps, completed=trainer.step)
         recent: list[Tensor] = []
-        while trainer.step < args.steps:
+        while trainer.step < min(args.steps, args.pause_at or args.steps):
             recent.append(trainer.train_step(images, labels))
             mean = torch.stack(recent[-50:]).mean(0).tolist()
             shown = "  ".join(
                 f"exit {d}: {v:.4f}" for d, v in zip(network.exits, mean, strict=True)
             )
             progress.update(task, completed=trainer.step, description=shown)
-            if trainer.step % args.save_every == 0 or trainer.step == args.steps:
+            if trainer.step % args.save_every == 0 or trainer.step in (args.steps, args.pause_at):
                 trainer.save(state)
                 with log.open("a") as file:
                     row = {"step": trainer.step, "seconds": round(trainer.seconds, 1)}
@@ -211,6 +210,9 @@ def main() -> None:
                         f"exit {d}": round(v, 5) for d, v in zip(network.exits, mean, strict=True)
                     }
                     file.write(json.dumps(row) + "\n")
+    if trainer.step < args.steps:
+        print(f"paused at step {trainer.step}")
+        return
     facts = {
         "steps": str(trainer.step),
         "seed": str(args.seed),

@@ -123,7 +123,8 @@ def _build(
         for name, part in zip(names, parts, strict=True)
     }
     segments = [_segment(name, part, models[name]) for name, part in zip(names, parts, strict=True)]
-    with TemporaryDirectory(prefix="eecompile-") as work:
+    # Inside the folder, so that what a killed build leaves is removed by the next one.
+    with TemporaryDirectory(dir=folder) as work:
         backend.compile_segments(folder, models, Path(work), report)
     manifest = EngineManifest(
         interface=source.interface,

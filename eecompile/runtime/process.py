@@ -7,6 +7,7 @@ State at timestep t: ``x_t = sqrt(alpha_bar[t]) * data + sqrt(1 - alpha_bar[t]) 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Literal
 
 import msgspec
@@ -65,15 +66,16 @@ class Process(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         """Variance that each timestep adds, float64 [T]."""
         count = self.timesteps
         if self.betas == "linear":
-            return np.linspace(self.beta_start, self.beta_end, count, dtype=np.float64)
+            return np.linspace(self.beta_start, self.beta_end, count)
         if self.betas == "scaled_linear":
             root = np.linspace(math.sqrt(self.beta_start), math.sqrt(self.beta_end), count)
             return np.square(root)
-        edges = np.arange(count + 1, dtype=np.float64) / count
-        alpha_bar = np.cos((edges + 0.008) / 1.008 * (math.pi / 2)) ** 2
-        return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999).astype(np.float64)
+        bars = [
+            math.cos((edge / count + 0.008) / 1.008 * math.pi / 2) ** 2 for edge in range(count + 1)
+        ]
+        betas = [min(1 - after / before, 0.999) for before, after in pairwise(bars)]
+        return np.array(betas, np.float64)
 
     def alpha_bar(self) -> NDArray[np.float64]:
         """Share of the data's variance left at each timestep, float64 [T]."""
-        table: NDArray[np.float64] = np.cumprod(1 - self.beta_table())
-        return table
+        return np.cumprod(1 - self.beta_table(), dtype=np.float64)

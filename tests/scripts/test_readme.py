@@ -1,0 +1,40 @@
+"""What the documents show is true."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("e*/*.md")])
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/guide.md"])
+def test_the_examples_run(engine_sets: dict[str, Path], tmp_path: Path, name: str) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+    place = tmp_path / "out" / "fashion-dit"
+    place.mkdir(parents=True)
+    (place / "cpu").symlink_to(engine_sets["per_exit"])
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert len(done.stdout.splitlines()) in (20, 100)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_and_pictures_exist(path: Path) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", path.read_text()):
+        if not link.startswith("http"):
+            assert (path.parent / link.partition("#")[0]).exists(), link
+
+
+def test_every_recipe_and_target_is_listed() -> None:
+    for folder in ("export", "engines"):
+        listing = (ROOT / folder / "README.md").read_text()
+        for path in (ROOT / folder).glob("*.toml"):
+            assert f"`{path.name}`" in listing
