@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from eecompile.errors import EecompileError
     from eecompile.runtime.fake import FakeEngine
+    from eecompile.runtime.interface import Condition, Interface, Sampling, State
+    from eecompile.runtime.process import Process
     from eecompile.runtime.program import Program
     from eecompile.runtime.sampler import Sampler, StepResult
     from eecompile.runtime.schedule import ExitSchedule
@@ -22,11 +24,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Condition",
     "EecompileError",
     "ExitSchedule",
     "FakeEngine",
+    "Interface",
+    "Process",
     "Program",
     "Sampler",
+    "Sampling",
+    "State",
     "StepResult",
     "__version__",
     "ddim",
@@ -34,11 +41,16 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Condition": "eecompile.runtime.interface",
     "EecompileError": "eecompile.errors",
     "ExitSchedule": "eecompile.runtime.schedule",
     "FakeEngine": "eecompile.runtime.fake",
+    "Interface": "eecompile.runtime.interface",
+    "Process": "eecompile.runtime.process",
     "Program": "eecompile.runtime.program",
     "Sampler": "eecompile.runtime.sampler",
+    "Sampling": "eecompile.runtime.interface",
+    "State": "eecompile.runtime.interface",
     "StepResult": "eecompile.runtime.sampler",
     "ddim": "eecompile.runtime.solvers",
     "ddpm": "eecompile.runtime.solvers",

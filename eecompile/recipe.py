@@ -6,6 +6,7 @@ Unknown keys are errors; nothing is inherited, registered or executed here.
 from __future__ import annotations
 
 import difflib
+import keyword
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from eecompile.errors import RecipeError
 from eecompile.runtime.interface import Condition, Sampling, State
 from eecompile.runtime.process import Process
 from eecompile.runtime.schedule import ExitSchedule
+from eecompile.runtime.solvers import SOLVERS
 
 __all__ = [
     "BatchProfile",
@@ -154,8 +156,15 @@ def load_recipe(path: Path) -> ExportRecipe:
             expected="at least one positive depth, ascending",
             remedy="list the depths that the network was trained to predict from",
         )
-    recipe.exit_schedules()
-    default = recipe.sampling.schedule
+    _check_names(recipe, path)
+    sampling = recipe.sampling
+    if sampling.solver not in SOLVERS or sampling.steps > recipe.process.timesteps:
+        raise RecipeError(
+            found=f"sampling.solver = {sampling.solver!r}, steps = {sampling.steps} in {path}",
+            expected=f"one of {sorted(SOLVERS)}, at most {recipe.process.timesteps} steps",
+            remedy="choose among these",
+        )
+    default = sampling.schedule
     if default not in recipe.exit_schedules():
         raise RecipeError(
             found=f"sampling.schedule = {default!r} in {path}",
@@ -179,6 +188,18 @@ def schedule_from_toml(table: tuple[int, ...] | ScheduleTable) -> ExitSchedule:
     if isinstance(table, ScheduleTable):
         return ExitSchedule(table.depths, table.thresholds)
     return ExitSchedule.from_slices(table)
+
+
+def _check_names(recipe: ExportRecipe, path: Path) -> None:
+    # A condition's name is an input of the graph and a keyword of Sampler.sample.
+    taken = {"x", "t", "n", "solver", "steps", "schedule", "seed", "guidance", "first", "self"}
+    for name in recipe.conditions:
+        if not name.isidentifier() or keyword.iskeyword(name) or name in taken:
+            raise RecipeError(
+                found=f"a condition named {name!r} in {path}",
+                expected=f"a Python name other than {sorted(taken)}",
+                remedy="rename it, in the network's forward too",
+            )
 
 
 def _load(path: Path, kind: type[Recipe]) -> Recipe:

@@ -1,6 +1,7 @@
 """Benchmarks of sampling. Every claim is a ratio of medians measured side by side.
 
 python scripts/bench.py sampling   all figures; docs/benchmarks/sampling-cpu.json and a table
+python scripts/bench.py decisions  what docs/decisions.md rests on; decisions-cpu.json
 python scripts/bench.py demo       the shipped schedule against full depth and torch eager
 """
 
@@ -35,6 +36,7 @@ from eecompile.runtime.sampler import Sampler
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "export" / "fashion-dit.toml"
 OUT = ROOT / "out" / "fashion-dit"
+BENCHMARKS = ROOT / "docs" / "benchmarks"
 Row = dict[str, Any]
 
 
@@ -137,15 +139,15 @@ def against_torch(samplers: Mapping[str, Sampler], batch: int, rounds: int) -> R
     return {"batch": batch} | {name: 1e3 * seconds / 5 for name, seconds in medians.items()}
 
 
-def overhead(sampler: Sampler, batch: int, steps: int, rounds: int) -> Row:
+def overhead(sampler: Sampler, solver: str, batch: int, steps: int, rounds: int) -> Row:
     """Share of a step that is spent outside the engines."""
     shares = []
     for _ in range(rounds):
         timed = TimedEngine(sampler.engine)
         started = time.perf_counter()
-        Sampler(timed, sampler.interface).sample(batch, solver="ddim", steps=steps)
+        Sampler(timed, sampler.interface).sample(batch, solver=solver, steps=steps)
         shares.append(1 - timed.seconds / (time.perf_counter() - started))
-    return {"batch": batch, "outside_engines": statistics.median(shares)}
+    return {"solver": solver, "batch": batch, "outside_engines": statistics.median(shares)}
 
 
 def in_fresh_process(code: str, rounds: int = 7) -> float:
@@ -227,7 +229,6 @@ TARGETS = {
 
 
 def sampling(args: argparse.Namespace) -> None:
-    console = Console()
     folders = {"bundle": OUT / "bundle", "per_exit": OUT / "cpu", "chained": OUT / "cpu-chained"}
     bundle_from_recipe(RECIPE, folders["bundle"])
     for name, target in TARGETS.items():
@@ -251,7 +252,7 @@ def sampling(args: argparse.Namespace) -> None:
             against_torch({"eecompile": sampler} | others, batch, args.rounds * 2)
             for batch in (1, 16)
         ],
-        "overhead": overhead(sampler, 16, 20, args.rounds),
+        "overhead": [overhead(sampler, s, 16, 20, args.rounds) for s in ("ddim", "ddpm")],
         "start_up": start_up(folders["per_exit"]),
         "layouts_ms_per_step": layout_rows(
             {name: folders[name] for name in TARGETS}, args.rounds * 2
@@ -259,14 +260,35 @@ def sampling(args: argparse.Namespace) -> None:
         "layouts_memory_mib": {name: memory(folders[name]) for name in TARGETS},
         "bytes_over_full_depth_only": sizes(folders),
     }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(_rounded(result), indent=1) + "\n")
+    _report(result, args.output or BENCHMARKS / "sampling-cpu.json")
+
+
+def _report(result: Row, output: Path) -> None:
+    """Write the JSON, and print its tables."""
+    console = Console()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(_rounded(result), indent=1) + "\n")
     for title, rows in result.items():
         if isinstance(rows, list):
             console.print(_table(title, rows))
         elif title != "machine":
             console.print(f"{title}: {json.dumps(_rounded(rows))}", highlight=False)
-    console.print(f"written: {args.output}")
+    console.print(f"written: {output}")
+
+
+def decisions(args: argparse.Namespace) -> None:
+    import bench_decisions
+
+    bundle_from_recipe(RECIPE, OUT / "bundle")
+    engine_set_from_bundle(OUT / "bundle", TARGETS["per_exit"], OUT / "cpu")
+    result: Row = {
+        "machine": machine.facts("numpy", "onnxruntime", "torch", "eecompile"),
+        "thread_modes_ms": bench_decisions.thread_modes(OUT / "cpu", args.rounds),
+        "levels_ms": bench_decisions.levels(OUT / "cpu", side_by_side, args.rounds),
+        "attention_ms": bench_decisions.attention(RECIPE, side_by_side, args.rounds),
+        "one_graph_ms": bench_decisions.one_graph(OUT / "bundle", side_by_side, args.rounds),
+    }
+    _report(result, args.output or BENCHMARKS / "decisions-cpu.json")
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -308,13 +330,11 @@ def _rounded(value: Any) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("sampling", "demo"))
+    parser.add_argument("what", choices=("sampling", "decisions", "demo"))
     parser.add_argument("--rounds", type=int, default=9, help="measurements of each action")
-    parser.add_argument(
-        "--output", type=Path, default=ROOT / "docs" / "benchmarks" / "sampling-cpu.json"
-    )
+    parser.add_argument("--output", type=Path, help="JSON; default under docs/benchmarks")
     args = parser.parse_args()
-    {"sampling": sampling, "demo": demo}[args.what](args)
+    {"sampling": sampling, "decisions": decisions, "demo": demo}[args.what](args)
 
 
 if __name__ == "__main__":

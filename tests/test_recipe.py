@@ -44,6 +44,15 @@ def changed(tmp_path: Path, old: str, new: str) -> Path:
         ('dtype = "int64"', 'dtype = "float32"', ["cycle", "int64"]),
         ('name = "fashion-dit"', 'name = "../up"', ["name"]),
         ("[network]", "[network", ["not TOML"]),
+        ('solver = "ddim"', 'solver = "euler"', ["'euler'", "ddim"]),
+        ("steps = 50", "steps = 5000", ["5000", "at most 1000"]),
+        ("range = [0, 9]", "range = [0, 8]", ["10 names"]),
+        ("range = [-1, 1]", "range = [1, -1]", ["state.range"]),
+        (
+            "[conditions.label]",
+            '[conditions.steps]\ndtype = "int64"\n[conditions.label]',
+            ["'steps'"],
+        ),
     ],
 )
 def test_a_malformed_recipe_says_what_is_wrong(

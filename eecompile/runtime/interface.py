@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -28,6 +29,14 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     shape: tuple[Annotated[int, Meta(ge=1)], ...]
     range: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.range and not self.range[0] < self.range[1]:
+            raise RecipeError(
+                found=f"state.range = {list(self.range)}",
+                expected="two ascending bounds",
+                remedy="give the bounds of the data, or leave it out",
+            )
 
 
 class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -57,6 +66,20 @@ class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
                 found="default = 'cycle' in a condition without a range of integers",
                 expected="dtype 'int64' and a range to cycle through",
                 remedy="give the range, or a number as the default",
+            )
+        low, high = self.range or (-math.inf, math.inf)
+        known = isinstance(self.default, float | int)
+        if low > high or (known and not low <= float(self.default or 0) <= high):
+            raise RecipeError(
+                found=f"range {self.range} and default {self.default} in a condition",
+                expected="an ascending range that holds the default",
+                remedy="mend either",
+            )
+        if self.names and len(self.names) != high - low + 1:
+            raise RecipeError(
+                found=f"{len(self.names)} names in a condition with range {self.range}",
+                expected="a name for each value of the range",
+                remedy="give as many names as there are values",
             )
 
     def values(
