@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import eecompile
 from eecompile.bundle import open_bundle, open_engine_set, peek
-from eecompile.errors import EecompileError, UsageError
+from eecompile.errors import BackendError, EecompileError, UsageError
 from eecompile.runtime.interface import Interface
 from eecompile.runtime.sampler import Sampler
 from eecompile.runtime.schedule import ExitSchedule
@@ -68,8 +68,8 @@ def export(
     folder = output or Path("out") / load_recipe(recipe).name / "bundle"
     with _phases() as report:
         report("importing torch")
-        from eecompile.compiler.export import bundle_from_recipe
-
+        with _extra("export"):
+            from eecompile.compiler.export import bundle_from_recipe
         manifest = bundle_from_recipe(recipe, folder, force=force, report=report)
     out.print(exits_table(manifest))
     _say(f"bundle: {folder}")
@@ -93,8 +93,8 @@ def build(
     chosen = load_target(target)
     folder = output or Path("out") / open_bundle(bundle).interface.name / chosen.name
     with _phases() as report:
-        from eecompile.compiler.build import engine_set_from_bundle
-
+        with _extra("build"):
+            from eecompile.compiler.build import engine_set_from_bundle
         built = engine_set_from_bundle(bundle, target, folder, force=force, report=report)
     if not built.up_to_date:
         out.print(engine_report(built.manifest))
@@ -194,6 +194,19 @@ def main() -> NoReturn:
 
 def _interrupt() -> NoReturn:
     raise KeyboardInterrupt
+
+
+@contextmanager
+def _extra(name: str) -> Iterator[None]:
+    """Turns a missing package into a sentence that names the extra to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise BackendError(
+            found=f"no package {error.name}",
+            expected=f"the packages of eecompile's extra {name!r}",
+            remedy=f"pip install 'eecompile[{name}]'",
+        ) from error
 
 
 @contextmanager

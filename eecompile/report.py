@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from eecompile.bundle import BundleManifest, EngineManifest
+from eecompile.bundle import WEIGHTS, BundleManifest, EngineManifest
 from eecompile.runtime.interface import Condition, Interface
 from eecompile.runtime.schedule import ExitSchedule
 
@@ -49,7 +49,7 @@ def bundle_report(manifest: BundleManifest) -> RenderableType:
     """All that ``eecompile inspect`` shows of a bundle."""
     total = sum(record.bytes for record in manifest.files)
     apart = sum(exit_.bytes for exit_ in manifest.exits)
-    weights = max(record.bytes for record in manifest.files)
+    weights = sum(record.bytes for record in manifest.files if record.name == WEIGHTS)
     facts = {
         "bundle": manifest.interface.name,
         "size": f"{human_bytes(total)} in {len(manifest.files)} files",

@@ -6,15 +6,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import eecompile
+from tests.conftest import RECIPE, ROOT
 
 COMPILE_TIME = ("torch", "onnx", "onnx_ir", "onnxscript", "polygraphy", "safetensors", "filelock")
-BLOCK = f"""
+COMMAND_LINE = ("typer", "rich", "PIL")
+
+
+def without(*packages: str) -> str:
+    """Code that makes packages impossible to import."""
+    return f"""
 import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {(*COMPILE_TIME, "typer", "rich", "PIL")!r}:
-            raise ImportError(f"{{name}} is not part of a production machine")
+        if name.partition(".")[0] in {packages!r}:
+            raise ModuleNotFoundError(f"no {{name}} here", name=name)
 sys.meta_path.insert(0, Refuse())
 """
 
@@ -39,7 +47,7 @@ def test_every_public_name_resolves() -> None:
 def test_sampling_works_where_the_compiler_cannot_be_imported(
     engine_sets: dict[str, Path],
 ) -> None:
-    code = BLOCK + (
+    code = without(*COMPILE_TIME, *COMMAND_LINE) + (
         "import eecompile, eecompile.runtime\n"
         "for path in sys.argv[1:]:\n"
         "    with eecompile.Sampler.open(path) as sampler:\n"
@@ -53,8 +61,26 @@ def test_sampling_works_where_the_compiler_cannot_be_imported(
     assert output.splitlines() == ["(3, 1, 28, 28)", "(3, 1, 28, 28)", "no torch"]
 
 
+@pytest.mark.parametrize(
+    ("command", "extra"), [(("build", "x"), "build"), (("export", str(RECIPE)), "export")]
+)
+def test_a_command_without_its_packages_names_the_extra(
+    bundle: Path, command: tuple[str, str], extra: str
+) -> None:
+    name, path = command
+    code = without(*COMPILE_TIME)
+    code += "from eecompile.__main__ import main; main()"
+    arguments = (name, str(bundle) if path == "x" else path)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert f"pip install 'eecompile[{extra}]'" in done.stderr
+
+
 def test_the_command_line_says_how_to_install_itself() -> None:
-    code = BLOCK + "from eecompile.__main__ import main; main()"
+    code = without(*COMMAND_LINE) + "from eecompile.__main__ import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert "pip install 'eecompile[cli]'" in done.stderr
