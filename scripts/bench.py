@@ -17,8 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import machine
 import numpy as np
@@ -31,6 +30,7 @@ from eecompile.compiler.build import engine_set_from_bundle
 from eecompile.compiler.export import bundle_from_recipe
 from eecompile.networks.load import load_network
 from eecompile.recipe import load_recipe
+from eecompile.runtime.handle import Handle
 from eecompile.runtime.sampler import Sampler
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,7 +40,7 @@ BENCHMARKS = ROOT / "docs" / "benchmarks"
 Row = dict[str, Any]
 
 
-class TorchEngine:
+class TorchEngine(Handle):
     """The torch network behind the runtime's engine protocol: the loop stays the same."""
 
     precision, max_batch = "fp32", 64
@@ -55,20 +55,6 @@ class TorchEngine:
         tensors = {name: torch.from_numpy(array) for name, array in conditions.items()}
         with torch.inference_mode():
             return self._predict(depth, torch.from_numpy(x), torch.from_numpy(t), **tensors).numpy()
-
-    def close(self) -> None:
-        pass
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        pass
 
 
 class TimedEngine(TorchEngine):

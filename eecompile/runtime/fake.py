@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from eecompile.runtime.handle import Handle
 
 __all__ = ["FakeEngine"]
 
@@ -15,7 +15,7 @@ Array = NDArray[np.float32]
 Predict = Callable[[int, Array, Array, Mapping[str, NDArray[np.generic]]], Array]
 
 
-class FakeEngine:
+class FakeEngine(Handle):
     """Evaluates ``predict(depth, x, t, conditions)``.
 
     Args:
@@ -40,17 +40,3 @@ class FakeEngine:
         """The prediction at ``depth``; see :meth:`eecompile.runtime.engine.Engine.evaluate`."""
         self.calls.append((depth, len(x)))
         return np.asarray(self._predict(depth, x, t, conditions), np.float32)
-
-    def close(self) -> None:
-        """Nothing to release."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eecompile.bundle import EngineManifest, ExitPlan, Segment
 from eecompile.errors import BackendError
+from eecompile.runtime.handle import Handle
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -30,7 +30,7 @@ def open_backend(folder: Path, manifest: EngineManifest, threads: int) -> OnnxRu
     return OnnxRuntimeEngine(folder, manifest, threads)
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(Handle):
     """Runs an exit's segments in order; tensors between them are not copied."""
 
     def __init__(self, folder: Path, manifest: EngineManifest, threads: int) -> None:
@@ -73,17 +73,6 @@ class OnnxRuntimeEngine:
     def close(self) -> None:
         """Release the sessions."""
         self._sessions.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _import_onnxruntime() -> Any:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import msgspec
@@ -15,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from eecompile.errors import ConditionError, NonFiniteError, ScheduleError, UsageError
 from eecompile.runtime.engine import Engine, open_engine
+from eecompile.runtime.handle import Handle
 from eecompile.runtime.interface import Interface
 from eecompile.runtime.noise import normal_noise
 from eecompile.runtime.program import Program, Step, combine
@@ -46,7 +46,7 @@ class StepResult(msgspec.Struct, frozen=True):
     seconds: float
 
 
-class Sampler:
+class Sampler(Handle):
     """Samples a multi-exit diffusion network. May be used from several threads.
 
     Args:
@@ -77,17 +77,6 @@ class Sampler:
     def close(self) -> None:
         """Release the engines; the sampler cannot be used afterwards."""
         self.engine.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def schedule(self, schedule: Schedule | None = None) -> ExitSchedule:
         """An exit schedule for this network.
