@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import warnings
 from pathlib import Path
 
@@ -20,13 +19,12 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from rich.progress import Progress
+from train import DATA, load_images
 
 from eecompile.bundle import open_engine_set
 from eecompile.runtime.sampler import Sampler
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
-from train import DATA, load_images  # noqa: E402
 
 
 class Features:

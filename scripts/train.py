@@ -15,11 +15,10 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import os
-import platform
 import time
 from pathlib import Path
 
+import machine
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -213,14 +212,15 @@ def main() -> None:
     if trainer.step < args.steps:
         print(f"paused at step {trainer.step}")
         return
-    facts = {
+    facts = machine.facts()
+    metadata = {
         "steps": str(trainer.step),
         "seed": str(args.seed),
         "seconds": f"{trainer.seconds:.0f}",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {args.device}",
+        "machine": f"{facts['cpu']}, {facts['cores']} cores, trained on {args.device}",
         "torch": torch.__version__,
     }
-    trainer.export(args.run / "weights.safetensors", facts)
+    trainer.export(args.run / "weights.safetensors", metadata)
     print(f"wrote {args.run / 'weights.safetensors'}")
 
 

@@ -81,7 +81,7 @@ def test_sample_writes_a_labelled_grid(
 
 def test_sample_writes_the_array(run: Run, engine_sets: dict[str, Path], tmp_path: Path) -> None:
     command = ("sample", engine_sets["per_exit"], "-n", 2, "--steps", 3, "--seed", 5)
-    for schedule in ("paper", "12,12,9,9,6,6,3,3,3,3", "12:0.2,9:0.4,6:0.6,3"):
+    for schedule in ("fast", "12,12,9,9,6,6,3,3,3,3", "12:0.2,9:0.4,6:0.6,3"):
         name = tmp_path / f"{len(schedule)}.npy"
         assert run(*command, "--schedule", schedule, "--set", "label=[3, 4]", "-o", name)[0] == 0
     arrays = [np.load(path) for path in tmp_path.iterdir()]
