@@ -30,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+_INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt
 out = Console()
 err = Console(stderr=True)
 
@@ -177,10 +178,7 @@ def main() -> NoReturn:
         err.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except (KeyboardInterrupt, typer.Abort):
-        err.print(
-            "interrupted: what existed before is untouched, and nothing half-written is left."
-        )
-        sys.exit(1)
+        status = _INTERRUPTED
     except OSError as error:
         err.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
@@ -189,6 +187,9 @@ def main() -> NoReturn:
             raise
         error.show()
         sys.exit(getattr(error, "exit_code", 2))
+    if status == _INTERRUPTED:
+        err.print("interrupted: nothing that existed is lost, and nothing half-written is left.")
+        sys.exit(1)
     sys.exit(status or 0)
 
 
@@ -221,7 +222,8 @@ def _phases() -> Iterator[Any]:
 
 def _progress() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeRemainingColumn(), console=err, transient=True)
+    last, quiet = TimeRemainingColumn(), not err.is_terminal
+    return Progress(*columns, last, console=err, transient=True, disable=quiet)
 
 
 def _schedule(text: str | None, interface: Interface) -> ExitSchedule | str | None:

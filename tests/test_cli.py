@@ -100,7 +100,7 @@ def test_sample_writes_the_array(run: Run, engine_sets: dict[str, Path], tmp_pat
         (("--set", "label=12"), ["label = 12", "0 to 9"]),
         (("--set", "label=boot"), ["--set label=boot"]),
         (("--set", "class=1"), ["'class'", "label"]),
-        (("--schedule", "fast"), ["'fast'", "full"]),
+        (("--schedule", "fastest"), ["'fastest'", "full"]),
         (("--schedule", "12,5"), ["depth 5", "[3, 6, 9, 12]"]),
         (("--schedule", "12:2,3"), ["thresholds"]),
         (("--solver", "euler"), ["'euler'", "ddim"]),
