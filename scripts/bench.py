@@ -176,7 +176,8 @@ def memory(folder: Path) -> float:
     """Resident MiB that opening an engine set and running every exit adds."""
     code = (
         "import eecompile, onnxruntime, resource\n"
-        "used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        "page = resource.getpagesize()\n"
+        "used = lambda: int(open('/proc/self/statm').read().split()[1]) * page / 2**20\n"
         f"before = used(); s = eecompile.Sampler.open({str(folder)!r})\n"
         "[s.sample(4, steps=1, schedule=d) for d in s.interface.exits]\n"
         "print(used() - before)"
@@ -230,12 +231,12 @@ def sampling(args: argparse.Namespace) -> None:
         "bundle": open_bundle(folders["bundle"]).interface.name,
         "default_schedule": schedule,
         "schedule_speedup": [
-            schedule_speedup(sampler, name, batch, 20, args.rounds)
+            schedule_speedup(sampler, name, batch, 10, args.rounds * (3 if batch > 1 else 15))
             for name in names
             for batch in (1, 16)
         ],
         "full_depth_ms_per_step": [
-            against_torch({"eecompile": sampler} | others, batch, args.rounds * 2)
+            against_torch({"eecompile": sampler} | others, batch, args.rounds * 3)
             for batch in (1, 16)
         ],
         "overhead": [overhead(sampler, s, 16, 20, args.rounds) for s in ("ddim", "ddpm")],
