@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 
+from eecompile.interrupt import install
+
 
 def main() -> None:
     """Run the command line, or say how to install it."""
     try:
+        install()
         import rich  # noqa: F401
         import typer  # noqa: F401
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -18,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import eecompile
 from eecompile.bundle import open_bundle, open_engine_set, peek
 from eecompile.errors import BackendError, EecompileError, UsageError
+from eecompile.interrupt import check
 from eecompile.runtime.interface import Interface
 from eecompile.runtime.sampler import Sampler
 from eecompile.runtime.schedule import ExitSchedule
@@ -139,6 +139,7 @@ def sample(
         with _progress() as progress:
             task = progress.add_task("", total=len(program.steps))
             for result in results:
+                check()
                 label = f"t = {result.timestep:g}, depth {result.depth}"
                 progress.update(task, advance=1, description=label)
         name = schedule or interface.sampling.schedule
@@ -171,7 +172,6 @@ def inspect(
 
 def main() -> NoReturn:
     """Run the command line; errors are printed as a sentence, with exit status 1."""
-    signal.signal(signal.SIGTERM, lambda *_: _interrupt())
     try:
         status = app(standalone_mode=False)
     except EecompileError as error:
@@ -193,10 +193,6 @@ def main() -> NoReturn:
     sys.exit(status or 0)
 
 
-def _interrupt() -> NoReturn:
-    raise KeyboardInterrupt
-
-
 @contextmanager
 def _extra(name: str) -> Iterator[None]:
     """Turns a missing package into a sentence that names the extra to install."""
@@ -213,11 +209,16 @@ def _extra(name: str) -> Iterator[None]:
 @contextmanager
 def _phases() -> Iterator[Any]:
     """A spinner that names the phase; off a terminal, a line a phase."""
-    if not err.is_terminal:
-        yield lambda phase: err.print(phase, highlight=False)
-        return
-    with err.status("") as status:
-        yield lambda phase: status.update(_escape(phase))
+    with err.status("") if err.is_terminal else nullcontext() as status:
+
+        def report(phase: str) -> None:
+            check()
+            if status is None:
+                err.print(phase, highlight=False)
+            else:
+                status.update(_escape(phase))
+
+        yield report
 
 
 def _progress() -> Progress:

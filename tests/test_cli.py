@@ -26,7 +26,6 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs the command line in this process: exit status, standard output, standard error."""
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["eecompile", *map(str, arguments)])
@@ -199,7 +198,14 @@ def environment() -> dict[str, str]:
 
 def start(*arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "eecompile", *map(str, arguments)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment())
+    # The test run itself may be a background job, in which shells have SIGINT ignored.
+    return subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
+    )
 
 
 def wait_for(process: subprocess.Popen[str], phase: str) -> None:
@@ -274,7 +280,7 @@ def test_an_interrupted_sampling_leaves_the_previous_picture(
         "-o",
         output,
     ) as process:
-        time.sleep(2.5)
+        time.sleep(4)
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=60)
     assert process.returncode == 1
