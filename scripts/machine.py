@@ -24,8 +24,14 @@ def facts(*packages: str) -> dict[str, object]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": versions,
-        "command": " ".join(["python", *sys.argv]),
+        # Absolute paths are the machine's own business: only their last part is kept.
+        "command": " ".join(["python", *(_short(argument) for argument in sys.argv)]),
     }
+
+
+def _short(argument: str) -> str:
+    path = Path(argument)
+    return path.name if path.is_absolute() else argument
 
 
 def _cpu() -> str:
