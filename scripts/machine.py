@@ -24,14 +24,17 @@ def facts(*packages: str) -> dict[str, object]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": versions,
-        # Absolute paths are the machine's own business: only their last part is kept.
+        # Absolute paths are the machine's own business: what lies in the project keeps
+        # its path within it, anything else its last part.
         "command": " ".join(["python", *(_short(argument) for argument in sys.argv)]),
     }
 
 
 def _short(argument: str) -> str:
-    path = Path(argument)
-    return path.name if path.is_absolute() else argument
+    path, root = Path(argument), Path(__file__).resolve().parent.parent
+    if not path.is_absolute():
+        return argument
+    return str(path.relative_to(root)) if path.is_relative_to(root) else path.name
 
 
 def _cpu() -> str:
