@@ -30,6 +30,7 @@ __all__ = [
     "ExitPlan",
     "FileRecord",
     "Segment",
+    "Sharing",
     "exit_graph_name",
     "open_bundle",
     "open_engine_set",
@@ -68,8 +69,9 @@ class ExitGraph(_Frozen, frozen=True, kw_only=True):
         parameters: number of weights that the graph reads.
         bytes: size of the weights that the graph reads.
         unique_bytes: size of the weights that no other exit's graph reads.
-        worst_error: largest |difference| to the torch network.
+        worst_error: largest |difference| to the network.
         mean_error: mean |difference|.
+        relative_error: largest |difference| over largest |output| of one evaluation.
     """
 
     depth: int
@@ -80,18 +82,33 @@ class ExitGraph(_Frozen, frozen=True, kw_only=True):
     unique_bytes: int
     worst_error: float
     mean_error: float
+    relative_error: float
+
+
+class Sharing(_Frozen, frozen=True, kw_only=True):
+    """What exactly these exits have in common: nodes, and bytes of weights."""
+
+    exits: tuple[int, ...]
+    nodes: int
+    bytes: int
 
 
 class BundleManifest(_Frozen, frozen=True, kw_only=True):
-    """What a bundle holds; ``digest`` covers everything else in the manifest."""
+    """What a bundle holds; ``digest`` covers everything else in the manifest.
+
+    ``sources`` are the SHA-256 of the checkpoint, or of the ONNX files, by file name;
+    ``reference`` says what the exits were verified against.
+    """
 
     kind: Literal["bundle"] = "bundle"
     format: int = FORMAT
     interface: Interface
     exits: tuple[ExitGraph, ...]
     files: tuple[FileRecord, ...]
+    sharing: tuple[Sharing, ...]
     versions: dict[str, str]
-    checkpoint_sha256: str
+    sources: dict[str, str]
+    reference: str
     checked_timesteps: tuple[int, ...]
     checked_batches: tuple[int, ...]
     digest: str = ""
@@ -118,13 +135,18 @@ class Segment(_Frozen, frozen=True, kw_only=True):
 
 
 class ExitPlan(_Frozen, frozen=True, kw_only=True):
-    """How to evaluate an exit: segments to run in order, and the tensor that results."""
+    """How to evaluate an exit: segments to run in order, and the tensors that result.
+
+    ``outputs`` are named in the order of the interface's outputs; the errors are as in
+    :class:`ExitGraph`, to the bundle's graph.
+    """
 
     depth: int
     segments: tuple[int, ...]
-    output: str
+    outputs: tuple[str, ...]
     worst_error: float
     mean_error: float
+    relative_error: float
 
 
 class EngineManifest(_Frozen, frozen=True, kw_only=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -12,7 +12,15 @@ import msgspec
 import numpy as np
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 import eecompile
 from eecompile.bundle import open_bundle, open_engine_set, peek
@@ -60,6 +68,12 @@ def export(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Bundle; default out/NETWORK/bundle.")
     ] = None,
+    exits: Annotated[
+        str | None, typer.Option(help="Depths to export instead of the recipe's, such as 3,6,12.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Checkpoint to load instead of the recipe's.")
+    ] = None,
     force: Force = False,
 ) -> None:
     """Export a trained network: one ONNX graph per exit, every weight stored once."""
@@ -71,7 +85,14 @@ def export(
         report("importing torch")
         with _extra("export"):
             from eecompile.compiler.export import bundle_from_recipe
-        manifest = bundle_from_recipe(recipe, folder, force=force, report=report)
+        manifest = bundle_from_recipe(
+            recipe,
+            folder,
+            exits=None if exits is None else _numbers("--exits", exits),
+            checkpoint=checkpoint,
+            force=force,
+            report=report,
+        )
     out.print(exits_table(manifest))
     _say(f"bundle: {folder}")
 
@@ -122,6 +143,9 @@ def sample(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A condition.")
     ] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="Shape of a sample, such as 4,96,64, if it may vary.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads; 0 for all cores.")] = None,
 ) -> None:
     """Sample with the built engines; what is left out takes the recipe's default."""
@@ -135,7 +159,14 @@ def sample(
             check_pictures(interface.state.shape)
         chosen = _schedule(schedule, interface)
         program = sampler.program(solver, steps, chosen)
-        results = sampler.steps(n, solver=program, seed=seed, guidance=guidance, **conditions)
+        results = sampler.steps(
+            n,
+            solver=program,
+            seed=seed,
+            guidance=guidance,
+            shape=None if shape is None else _numbers("--shape", shape),
+            **conditions,
+        )
         with _progress() as progress:
             task = progress.add_task("", total=len(program.steps))
             for result in results:
@@ -208,15 +239,19 @@ def _extra(name: str) -> Iterator[None]:
 
 @contextmanager
 def _phases() -> Iterator[Any]:
-    """A spinner that names the phase; off a terminal, a line a phase."""
-    with err.status("") if err.is_terminal else nullcontext() as status:
+    """A bar that names the phase and its steps; off a terminal, a line a phase."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    shown = ""
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+        task = progress.add_task("")
 
-        def report(phase: str) -> None:
+        def report(phase: str, done: int = 0, total: int = 0) -> None:
+            nonlocal shown
             check()
-            if status is None:
-                err.print(phase, highlight=False)
-            else:
-                status.update(_escape(phase))
+            if phase != shown and not err.is_terminal:
+                err.print(phase, highlight=False, markup=False, soft_wrap=True)
+            shown = phase
+            progress.update(task, description=_escape(phase), completed=done, total=total or None)
 
         yield report
 
@@ -225,6 +260,17 @@ def _progress() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     last, quiet = TimeRemainingColumn(), not err.is_terminal
     return Progress(*columns, last, console=err, transient=True, disable=quiet)
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(
+            found=f"{option} {text}",
+            expected="whole numbers separated by commas",
+            remedy=f"for example {option} 3,6,12",
+        ) from error
 
 
 def _schedule(text: str | None, interface: Interface) -> ExitSchedule | str | None:

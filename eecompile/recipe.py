@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import difflib
 import keyword
+import math
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -41,20 +43,63 @@ class _Strict(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class NetworkRecipe(_Strict, frozen=True, kw_only=True):
-    """Where the network comes from.
+    """Where the network comes from: a factory and a checkpoint, or ONNX files.
 
     Attributes:
-        factory: ``package.module:callable``; called with ``exits`` and ``options``, it
-            returns a :class:`eecompile.networks.base.MultiExitNetwork`.
-        checkpoint: safetensors, or a file of torch.save; relative to the recipe.
-        exits: depths to export, ascending; the last is the full network.
+        exits: depths to export, ascending; the last is the full network. With ``files``
+            any ascending numbers, one a file.
+        factory: ``package.module:callable``. Without ``blocks`` it is called with
+            ``exits`` and ``options``, and returns a
+            :class:`eecompile.networks.base.MultiExitNetwork`. Modules beside the recipe
+            are found.
+        blocks: name of the module list that is cut, such as ``transformer_blocks``; the
+            factory is then called with ``options`` only and may return any torch module.
         options: keyword arguments of the factory.
+        checkpoint: safetensors, or a file of torch.save; relative to the recipe.
+        checkpoint_key: entry of the checkpoint that holds the weights; by default
+            ``ema`` where there is one, else ``model`` or ``state_dict``.
+        arguments: the network's name for an input, by ours (``x``, ``t``, or a
+            condition); ``added.size`` is entry ``size`` of the dictionary ``added``.
+        files: one ONNX file an exit instead of a factory, relative to the recipe.
+        costs: what evaluating each exit costs, in any unit; by default its depth.
     """
 
-    factory: str
-    checkpoint: str
     exits: tuple[int, ...]
+    factory: str | None = None
+    blocks: str | None = None
     options: dict[str, Any] = {}
+    checkpoint: str | None = None
+    checkpoint_key: str | None = None
+    arguments: dict[str, str] = {}
+    files: tuple[str, ...] = ()
+    costs: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        made = (self.factory, self.blocks, self.checkpoint, self.checkpoint_key)
+        ready = bool(self.files) and not any(made) and not self.options
+        if not ready and (self.files or not (self.factory and self.checkpoint)):
+            raise RecipeError(
+                found="network with " + (", ".join(self._given()) or "no source"),
+                expected="factory and checkpoint, or files",
+                remedy="name a factory and its checkpoint, or one ONNX file an exit",
+            )
+        for name, values in (("files", self.files), ("costs", self.costs)):
+            if values and len(values) != len(self.exits):
+                raise RecipeError(
+                    found=f"{len(values)} network.{name} for {len(self.exits)} exits",
+                    expected="one an exit",
+                    remedy=f"list as many {name} as exits",
+                )
+        if any(not 0 < first < second for first, second in pairwise((*self.costs, math.inf))):
+            raise RecipeError(
+                found=f"network.costs = {list(self.costs)}",
+                expected="positive numbers that ascend, as the exits do",
+                remedy="order the exits by cost",
+            )
+
+    def _given(self) -> list[str]:
+        names = ("factory", "blocks", "checkpoint", "checkpoint_key", "options", "files")
+        return [name for name in names if getattr(self, name)]
 
 
 class Tolerance(_Strict, frozen=True, kw_only=True):
@@ -83,7 +128,7 @@ class ExportRecipe(_Strict, frozen=True, kw_only=True):
         schedules: exit schedules by name: a depth for each equal slice of time, or
             depths with thresholds.
         sampling: what a sampler does unless told otherwise.
-        tolerance: of each exit's graph against the torch network.
+        tolerance: of each exit's graph against the torch network, or the ONNX files.
     """
 
     name: Name
@@ -93,7 +138,7 @@ class ExportRecipe(_Strict, frozen=True, kw_only=True):
     process: Process = Process()
     schedules: dict[str, tuple[int, ...] | ScheduleTable] = {}
     sampling: Sampling = Sampling()
-    tolerance: Tolerance = Tolerance()
+    tolerance: Tolerance = Tolerance(absolute=1e-6, relative=2e-4)
 
     def exit_schedules(self) -> dict[str, ExitSchedule]:
         """The schedules by name, with ``full`` added, each checked against the exits."""
@@ -142,13 +187,21 @@ class Target(_Strict, frozen=True, kw_only=True):
     threads: Annotated[int, Meta(ge=0)] = 0
 
 
-def load_recipe(path: Path) -> ExportRecipe:
+def load_recipe(
+    path: Path, *, exits: Sequence[int] | None = None, checkpoint: Path | None = None
+) -> ExportRecipe:
     """Read an export recipe.
+
+    Args:
+        path: the recipe.
+        exits: instead of the recipe's. Schedules that name other depths are left out;
+            where one of them is the default, ``full`` takes its place.
+        checkpoint: instead of the recipe's.
 
     Raises:
         RecipeError: the file is missing, is no TOML, or is malformed.
     """
-    recipe = _load(path, ExportRecipe)
+    recipe = _overridden(_load(path, ExportRecipe), exits, checkpoint)
     exits = recipe.network.exits
     if not exits or list(exits) != sorted(set(exits)) or exits[0] < 1:
         raise RecipeError(
@@ -172,6 +225,37 @@ def load_recipe(path: Path) -> ExportRecipe:
             remedy="name a schedule of the recipe's [schedules]",
         )
     return recipe
+
+
+def _overridden(
+    recipe: ExportRecipe, exits: Sequence[int] | None, checkpoint: Path | None
+) -> ExportRecipe:
+    network = recipe.network
+    if (exits or checkpoint) and network.files:
+        raise RecipeError(
+            found="other exits or another checkpoint for a recipe with network.files",
+            expected="the recipe's own files",
+            remedy="write a recipe with the files to export",
+        )
+    if checkpoint is not None:
+        place = str(checkpoint.absolute())
+        network = msgspec.structs.replace(network, checkpoint=place)
+    if exits is None:
+        return msgspec.structs.replace(recipe, network=network)
+    costs = dict(zip(network.exits, network.costs, strict=True)) if network.costs else {}
+    kept = tuple(costs[depth] for depth in exits if depth in costs)
+    network = msgspec.structs.replace(
+        network, exits=tuple(exits), costs=kept if len(kept) == len(exits) else ()
+    )
+    schedules = {
+        name: table
+        for name, table in recipe.schedules.items()
+        if set(schedule_from_toml(table).depths) <= set(exits)
+    }
+    sampling = recipe.sampling
+    if sampling.schedule not in schedules:
+        sampling = msgspec.structs.replace(sampling, schedule="full")
+    return msgspec.structs.replace(recipe, network=network, schedules=schedules, sampling=sampling)
 
 
 def load_target(path: Path) -> Target:

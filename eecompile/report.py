@@ -31,7 +31,16 @@ def human_bytes(count: int) -> str:
 def exits_table(manifest: BundleManifest) -> Table:
     """A row per exit: depth, nodes, parameters, its own bytes, worst error."""
     table = Table(title="exits", title_justify="left")
-    for heading in ("depth", "nodes", "parameters", "weights", "unique to it", "worst error"):
+    headings = (
+        "depth",
+        "nodes",
+        "parameters",
+        "weights",
+        "unique to it",
+        "worst error",
+        "relative",
+    )
+    for heading in headings:
         table.add_column(heading, justify="right")
     for exit_ in manifest.exits:
         table.add_row(
@@ -41,7 +50,21 @@ def exits_table(manifest: BundleManifest) -> Table:
             human_bytes(exit_.bytes),
             human_bytes(exit_.unique_bytes),
             f"{exit_.worst_error:.1e}",
+            f"{exit_.relative_error:.1e}",
         )
+    return table
+
+
+def sharing_table(manifest: BundleManifest) -> Table:
+    """A row per set of exits: what exactly they share, in nodes and in bytes of weights."""
+    table = Table(title="shared by exactly these exits", title_justify="left")
+    for heading in ("exits", "nodes", "weights"):
+        table.add_column(heading, justify="right")
+    for shared in manifest.sharing:
+        name = (
+            "all" if len(shared.exits) == len(manifest.exits) else " ".join(map(str, shared.exits))
+        )
+        table.add_row(name, str(shared.nodes), human_bytes(shared.bytes))
     return table
 
 
@@ -55,12 +78,13 @@ def bundle_report(manifest: BundleManifest) -> RenderableType:
         "size": f"{human_bytes(total)} in {len(manifest.files)} files",
         "shared": f"weights of all exits {human_bytes(weights)}; stored apart {human_bytes(apart)}",
         "verified": f"timesteps {list(manifest.checked_timesteps)}, "
-        f"batches {list(manifest.checked_batches)}, against torch",
+        f"batches {list(manifest.checked_batches)}, against {manifest.reference}",
         "made by": _versions(manifest.versions),
     }
     return Group(
         _facts(facts | _inputs(manifest.interface)),
         exits_table(manifest),
+        sharing_table(manifest),
         _schedules(manifest.interface),
     )
 
@@ -89,11 +113,12 @@ def engine_report(manifest: EngineManifest) -> RenderableType:
             str(len(segment.outputs)),
         )
     exits = Table(title="exits", title_justify="left")
-    for heading in ("depth", "segments run", "worst error", "mean error"):
+    for heading in ("depth", "segments run", "worst error", "relative", "mean error"):
         exits.add_column(heading, justify="right")
     for plan in manifest.exits:
         run = " ".join(map(str, plan.segments))
-        exits.add_row(str(plan.depth), run, f"{plan.worst_error:.1e}", f"{plan.mean_error:.1e}")
+        errors = (plan.worst_error, plan.relative_error, plan.mean_error)
+        exits.add_row(str(plan.depth), run, *(f"{error:.1e}" for error in errors))
     interface = manifest.interface
     return Group(_facts(facts | _inputs(interface)), segments, exits, _schedules(interface))
 
@@ -104,12 +129,19 @@ def _inputs(interface: Interface) -> dict[str, str]:
         f"{name} ({_condition(spec)})" for name, spec in interface.conditions.items()
     )
     return {
-        "state": f"float32 {list(interface.state.shape)}",
+        "state": f"float32 {list(interface.state.shape)}{_free(interface)}",
         "conditions": conditions or "none",
         "process": f"T = {process.timesteps}, {process.betas} betas, predicts {process.prediction}",
         "by default": f"{sampling.solver}, {sampling.steps} steps, schedule {sampling.schedule}, "
         f"guidance {sampling.guidance:g}",
     }
+
+
+def _free(interface: Interface) -> str:
+    free = interface.state.resizable
+    if free is None:
+        return ""
+    return f", axes {list(free.axes)} from {free.min} to {free.max} by {free.multiple}"
 
 
 def _condition(spec: Condition) -> str:
@@ -125,14 +157,14 @@ def _schedules(interface: Interface) -> RenderableType:
     table = Table(title="exit schedules: depth over time", title_justify="left")
     table.add_column("name")
     table.add_column(f"t = 0{'T'.rjust(_WIDTH - 5)}", no_wrap=True)
-    table.add_column("share of blocks", justify="right")
+    table.add_column("share of cost" if interface.costs else "share of blocks", justify="right")
     table.add_column("depths")
     full = interface.exits[-1]
     for name, schedule in interface.schedules.items():
         table.add_row(
             name,
             _chart(schedule, full),
-            f"{schedule.share(full):.0%}",
+            f"{interface.share(schedule):.0%}",
             " ".join(map(str, schedule.depths)),
         )
     return table

@@ -291,7 +291,7 @@ def demo(args: argparse.Namespace) -> None:
         args.rounds,
     )
     console = Console()
-    share = sampler.interface.schedules[schedule].share(max(sampler.interface.exits))
+    share = sampler.interface.share(sampler.interface.schedules[schedule])
     for name, label in (("full", "full depth on the same engines"), ("eager", "torch eager")):
         factor = medians[name] / medians["schedule"]
         console.print(f"schedule {schedule!r} is {factor:.2f} times as fast as {label}")

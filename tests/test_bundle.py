@@ -15,6 +15,7 @@ from eecompile.bundle import (
     BundleManifest,
     ExitGraph,
     FileRecord,
+    Sharing,
     open_bundle,
     open_engine_set,
     peek,
@@ -55,13 +56,17 @@ def manifests(draw: st.DrawFn) -> BundleManifest:
         unique_bytes=sizes,
         worst_error=floats,
         mean_error=floats,
+        relative_error=floats,
     )
+    shared = st.builds(Sharing, exits=st.just(tuple(exits)), nodes=sizes, bytes=sizes)
     return BundleManifest(
         interface=interface,
         exits=tuple(draw(st.lists(graph, max_size=4))),
         files=(),
         versions=draw(st.dictionaries(names, names, max_size=3)),
-        checkpoint_sha256=draw(names),
+        sharing=tuple(draw(st.lists(shared, max_size=3))),
+        sources=draw(st.dictionaries(names, names, max_size=2)),
+        reference="torch",
         checked_timesteps=tuple(draw(st.lists(st.integers(0, 999), max_size=3))),
         checked_batches=(1, 2),
     )

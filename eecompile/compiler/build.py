@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,19 +26,25 @@ from eecompile.bundle import (
     segment_name,
     write_manifest,
 )
-from eecompile.compiler.merge import merged_exits
-from eecompile.compiler.names import output_name
-from eecompile.compiler.partition import Part, chained_parts, extract, per_exit_parts
+from eecompile.compiler.merge import exit_outputs, merged_exits
+from eecompile.compiler.names import output_names
+from eecompile.compiler.partition import (
+    Part,
+    chained_parts,
+    check_parts,
+    extract,
+    per_exit_parts,
+)
+from eecompile.compiler.progress import Report, silent
 from eecompile.compiler.sessions import run_session, session_from_graph
-from eecompile.compiler.verify import Error, Inputs, compare, verification_points
+from eecompile.compiler.verify import Error, Inputs, Outputs, compare, verification_points
 from eecompile.errors import BundleError
 from eecompile.folders import new_folder
 from eecompile.recipe import Target, load_target
 from eecompile.runtime.engine import Engine, engine_from_manifest
+from eecompile.runtime.interface import Interface
 
 __all__ = ["Built", "engine_set_from_bundle"]
-
-Report = Callable[[str], None]
 
 
 class Backend(Protocol):
@@ -70,7 +76,7 @@ def engine_set_from_bundle(
     output: Path,
     *,
     force: bool = False,
-    report: Report = lambda phase: None,
+    report: Report = silent,
 ) -> Built:
     """Build the engines of a bundle for a target.
 
@@ -83,7 +89,7 @@ def engine_set_from_bundle(
         output: the engine set's folder; an older one of the same network and target is
             replaced.
         force: build anew, replacing any bundle or engine set at ``output``.
-        report: told the name of each phase as it begins.
+        report: told of each phase and its steps.
 
     Raises:
         EecompileError: the bundle, the target, the backend, the verification or the
@@ -114,9 +120,10 @@ def _build(
 ) -> EngineManifest:
     report("partitioning")
     model = merged_exits(bundle, source)
-    outputs = {depth: _value(model, output_name(depth)) for depth in source.interface.exits}
+    outputs = exit_outputs(model, source.interface)
     cut = chained_parts if target.layout == "chained" else per_exit_parts
     parts = cut(model.graph, outputs)
+    check_parts(model.graph, outputs, parts)
     names = [segment_name(index, part.exits, backend.SUFFIX) for index, part in enumerate(parts)]
     models = {
         name: extract(model, part.inputs, part.outputs)
@@ -129,33 +136,33 @@ def _build(
     manifest = EngineManifest(
         interface=source.interface,
         target=target,
-        exits=_plans(parts, source.interface.exits, {}),
+        exits=_plans(parts, source.interface, {}),
         segments=tuple(segments),
         files=records(folder),
         versions={"eecompile": eecompile.__version__, **backend.versions()},
         bundle_digest=source.digest,
         fingerprint=fingerprint,
     )
-    report("verifying every exit against the bundle")
     with engine_from_manifest(folder, manifest) as engine:
-        errors = _verify(bundle, source, target, engine)
-    exits = _plans(parts, source.interface.exits, errors)
+        errors = _verify(bundle, source, target, engine, report)
+    exits = _plans(parts, source.interface, errors)
     return write_manifest(folder, msgspec.structs.replace(manifest, exits=exits))
 
 
 def _plans(
-    parts: Sequence[Part], exits: tuple[int, ...], errors: Mapping[int, Error]
+    parts: Sequence[Part], interface: Interface, errors: Mapping[int, Error]
 ) -> tuple[ExitPlan, ...]:
-    unknown = Error(float("inf"), float("inf"))
+    unknown = Error(float("inf"), float("inf"), float("inf"))
     return tuple(
         ExitPlan(
             depth=depth,
             segments=tuple(i for i, part in enumerate(parts) if depth in part.exits),
-            output=output_name(depth),
+            outputs=output_names(interface, depth),
             worst_error=errors.get(depth, unknown).worst,
             mean_error=errors.get(depth, unknown).mean,
+            relative_error=errors.get(depth, unknown).relative,
         )
-        for depth in exits
+        for depth in interface.exits
     )
 
 
@@ -172,27 +179,25 @@ def _segment(name: str, part: Part, model: ir.Model) -> Segment:
 
 
 def _verify(
-    bundle: Path, source: BundleManifest, target: Target, engine: Engine
+    bundle: Path, source: BundleManifest, target: Target, engine: Engine, report: Report
 ) -> dict[int, Error]:
+    interface = source.interface
     sessions = {e.depth: session_from_graph(bundle / e.graph) for e in source.exits}
 
-    def reference(depth: int, point: Inputs) -> np.ndarray:
-        return run_session(sessions[depth], point, [output_name(depth)])[0]
+    def reference(point: Inputs) -> Outputs:
+        return {
+            depth: run_session(session, point, output_names(interface, depth))
+            for depth, session in sessions.items()
+        }
 
-    def candidate(depth: int, point: Inputs) -> np.ndarray:
-        conditions = {name: point[name] for name in source.interface.conditions}
-        return engine.evaluate(
-            depth, point["x"].astype(np.float32), point["t"].astype(np.float32), conditions
-        )
+    def candidate(point: Inputs) -> Outputs:
+        conditions = {name: point[name] for name in interface.conditions}
+        x, t = point["x"].astype(np.float32), point["t"].astype(np.float32)
+        return {depth: engine.evaluate(depth, x, t, conditions) for depth in interface.exits}
 
-    return compare(
-        source.interface.exits,
-        verification_points(source.interface),
-        reference,
-        candidate,
-        target.tolerance,
-        f"{target.name} against the bundle",
-    )
+    what = f"{target.name} against the bundle"
+    points = verification_points(interface)
+    return compare(points, reference, candidate, target.tolerance, what, report)
 
 
 def _fingerprint(source: BundleManifest, target: Target, versions: dict[str, str]) -> str:
@@ -208,7 +213,3 @@ def _existing(output: Path) -> EngineManifest | None:
 
 def _identity(manifest: EngineManifest) -> tuple[str, str]:
     return manifest.interface.name, manifest.target.name
-
-
-def _value(model: ir.Model, name: str) -> ir.Value:
-    return next(value for value in model.graph.outputs if value.name == name)

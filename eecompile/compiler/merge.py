@@ -1,149 +1,118 @@
-"""Join a bundle's graphs, one per exit, into one graph with all exits as outputs.
-
-By value numbering: two values are the same when they are made by the same operator,
-with the same attributes, from the same values; weights are the same when they are the
-same bytes of the weights file. What the exits share is thereby found, never assumed.
-"""
+"""Join graphs, one per exit, into one graph with all exits as outputs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx_ir as ir
 
 from eecompile.bundle import BundleManifest
-from eecompile.compiler.names import output_name
-from eecompile.compiler.weights import load_graph
+from eecompile.compiler.names import output_names
+from eecompile.compiler.numbering import NumberValues
+from eecompile.compiler.weights import content_key, load_graph
 from eecompile.errors import BundleError
+from eecompile.runtime.interface import Interface
 
-__all__ = ["merged", "merged_exits"]
+__all__ = ["exit_outputs", "joined", "merged_exits", "merged_graphs"]
+
+
+def exit_outputs(model: ir.Model, interface: Interface) -> dict[int, list[ir.Value]]:
+    """What each exit gives, by depth, in a graph with all exits as outputs."""
+    values = {value.name: value for value in model.graph.outputs}
+    return {
+        depth: [values[name] for name in output_names(interface, depth)]
+        for depth in interface.exits
+    }
 
 
 def merged_exits(folder: Path, manifest: BundleManifest) -> ir.Model:
-    """The graph of all exits of a bundle."""
-    return merged(
-        (output_name(exit_.depth), load_graph(folder, exit_.graph)) for exit_ in manifest.exits
-    )
+    """The graph of all exits of a bundle, whose outputs keep their names."""
+    return merged_graphs(folder, [exit_.graph for exit_ in manifest.exits])
 
 
-def merged(models: Iterable[tuple[str, ir.Model]]) -> ir.Model:
-    """One model from several that take the same inputs and give one output each.
+def merged_graphs(folder: Path, names: Sequence[str]) -> ir.Model:
+    """The graph of all exits, from the files of a bundle, whose outputs keep their names."""
+    model = joined([(name, load_graph(folder, name)) for name in names])
+    NumberValues(_place_key)(model)
+    return model
+
+
+def joined(models: Sequence[tuple[str, ir.Model]]) -> ir.Model:
+    """One model from several that take the same inputs; the outputs follow one another.
+
+    Nodes and weights are taken over, not copied, and none is merged with another: that is
+    what :class:`eecompile.compiler.numbering.NumberValues` does.
 
     Args:
-        models: each output's name in the result, and the model that makes it.
+        models: each with its name for messages; empty afterwards. Their outputs have
+            distinct names.
 
     Raises:
-        BundleError: the models' inputs or opsets differ, or one has control flow.
+        BundleError: the models' inputs or opsets differ.
     """
-    merger: _Merger | None = None
+    first = models[0][1]
+    expected = _signature(first)
+    inputs = list(first.graph.inputs)
+    outputs: list[ir.Value] = []
+    nodes: list[ir.Node] = []
+    weights: list[ir.Value] = []
+    opsets = dict(first.graph.opset_imports)
     for name, model in models:
-        merger = merger or _Merger(model)
-        merger.add(name, model)
-    assert merger, "at least one model"
-    return merger.finish()
-
-
-class _Merger:
-    """Values by number: what makes them, as a key."""
-
-    def __init__(self, first: ir.Model) -> None:
-        self.first = first
-        self.inputs = {
-            value.name: ir.Value(name=value.name, shape=value.shape, type=value.type)
-            for value in first.graph.inputs
-        }
-        self.by_key: dict[tuple[object, ...], tuple[ir.Value, ...]] = {}
-        self.nodes: list[ir.Node] = []
-        self.weights: dict[str, ir.Value] = {}
-        self.outputs: list[ir.Value] = []
-
-    def add(self, name: str, model: ir.Model) -> None:
-        inputs = [(v.name, v.dtype, v.shape) for v in model.graph.inputs]
-        expected = [(v.name, v.dtype, v.shape) for v in self.inputs.values()]
-        if inputs != expected or model.opset_imports != self.first.opset_imports:
+        if _signature(model) != expected:
             raise BundleError(
-                found=f"a graph for {name} with inputs {inputs} and opsets {model.opset_imports}",
-                expected=f"inputs {expected} and opsets {self.first.opset_imports}, as the others",
-                remedy="export the bundle again",
+                found=f"{name} with {_signature(model)}",
+                expected=f"{expected}, as in {models[0][0]}",
+                remedy="export all exits in the same way, with the same inputs",
             )
-        known: dict[ir.Value, ir.Value] = {
-            value: self.inputs[value.name] for value in model.graph.inputs
-        }
-        for value in model.graph.initializers.values():
-            known[value] = self._weight(value)
-        for node in model.graph:
-            known.update(zip(node.outputs, self._node(node, known), strict=True))
-        (output,) = model.graph.outputs
-        self.outputs.append(self._named(known[output], name))
-
-    def finish(self) -> ir.Model:
-        graph = ir.Graph(
-            list(self.inputs.values()),
-            self.outputs,
-            nodes=self.nodes,
-            initializers=list(self.weights.values()),
-            opset_imports=dict(self.first.opset_imports),
-            name="exits",
-        )
-        return ir.Model(graph, ir_version=self.first.ir_version, producer_name="eecompile")
-
-    def _weight(self, value: ir.Value) -> ir.Value:
-        tensor = value.const_value
-        assert tensor is not None
-        key: tuple[object, ...]
-        if isinstance(tensor, ir.ExternalTensor):
-            key = "weight", tensor.offset, tensor.dtype, tuple(tensor.shape)
-        else:
-            key = "constant", tensor.dtype, tuple(tensor.shape), tensor.tobytes()
-        if key not in self.by_key:
-            name = f"w{len(self.weights)}"
-            made = ir.Value(name=name, shape=value.shape, type=value.type, const_value=tensor)
-            self.weights[name] = made
-            self.by_key[key] = (made,)
-        return self.by_key[key][0]
-
-    def _node(self, node: ir.Node, known: dict[ir.Value, ir.Value]) -> tuple[ir.Value, ...]:
-        inputs = [None if value is None else known[value] for value in node.inputs]
-        attributes = tuple(sorted((a.name, _attribute_key(a)) for a in node.attributes.values()))
-        operator = node.domain, node.op_type, node.overload
-        key = (*operator, tuple(id(value) for value in inputs), attributes, len(node.outputs))
-        if key not in self.by_key:
-            made = ir.Node(
-                node.domain,
-                node.op_type,
-                inputs,
-                list(node.attributes.values()),
-                overload=node.overload,
-                num_outputs=len(node.outputs),
-            )
-            for index, (new, old) in enumerate(zip(made.outputs, node.outputs, strict=True)):
-                new.name = f"v{len(self.nodes)}" + (f".{index}" if index else "")
-                new.type, new.shape = old.type, old.shape
-            self.nodes.append(made)
-            self.by_key[key] = tuple(made.outputs)
-        return self.by_key[key]
-
-    def _named(self, value: ir.Value, name: str) -> ir.Value:
-        """``value`` under ``name``, through an Identity where it is named or fed already."""
-        if value.producer() is not None and value not in self.outputs:
-            value.name = name
-            return value
-        node = ir.Node("", "Identity", [value])
-        node.outputs[0].name = name
-        node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
-        self.nodes.append(node)
-        return node.outputs[0]
+        graph = model.graph
+        renamed = dict(zip(graph.inputs, inputs, strict=True))
+        outputs += [renamed.get(value, value) for value in graph.outputs]
+        graph.outputs.clear()
+        for value, ours in renamed.items():
+            if value is not ours:
+                ir.convenience.replace_all_uses_with(value, ours)
+        taken = list(graph)
+        graph.remove(taken)
+        nodes += taken
+        for value in list(graph.initializers.values()):
+            del graph.initializers[value.name or ""]
+            weights.append(value)
+    first.graph.inputs.clear()
+    _rename(nodes, weights, outputs)
+    graph = ir.Graph(
+        inputs, outputs, nodes=nodes, initializers=weights, opset_imports=opsets, name="exits"
+    )
+    return ir.Model(graph, ir_version=first.ir_version, producer_name="eecompile")
 
 
-def _attribute_key(attribute: ir.Attr) -> str:
-    if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
-        raise BundleError(
-            found=f"control flow (attribute {attribute.name!r} holds a graph)",
-            expected="a network without If, Loop or Scan",
-            remedy="make the network's forward free of data-dependent control flow",
-        )
-    if attribute.type == ir.AttributeType.TENSOR:
-        tensor = attribute.as_tensor()
-        return repr((tensor.dtype, tuple(tensor.shape), tensor.tobytes()))
-    return repr((attribute.type, attribute.value))
+def _rename(nodes: list[ir.Node], weights: list[ir.Value], outputs: list[ir.Value]) -> None:
+    """Names that are distinct over all models; outputs keep theirs."""
+    kept = set(outputs)
+    for index, value in enumerate(weights):
+        value.name = f"w{index}"
+    for index, node in enumerate(nodes):
+        node.name = f"n{index}"
+        for position, value in enumerate(node.outputs):
+            if value not in kept:
+                value.name = f"v{index}" + (f".{position}" if position else "")
+
+
+def _signature(model: ir.Model) -> str:
+    inputs = ", ".join(
+        f"{value.name} {value.dtype and value.dtype.name}{_dimensions(value)}"
+        for value in model.graph.inputs
+    )
+    opsets = ", ".join(f"{domain or 'ai.onnx'} {v}" for domain, v in model.opset_imports.items())
+    return f"inputs {inputs}; opset {opsets}"
+
+
+def _dimensions(value: ir.Value) -> str:
+    return "[" + ", ".join(str(length) for length in value.shape or ()) + "]"
+
+
+def _place_key(tensor: ir.TensorProtocol) -> str:
+    """By its place in the bundle's weights file, which holds every content once."""
+    if isinstance(tensor, ir.ExternalTensor):
+        return f"{tensor.offset} {tensor.dtype.name} {list(tensor.shape)}"
+    return content_key(tensor)

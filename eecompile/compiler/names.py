@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["output_name"]
+from eecompile.runtime.interface import Interface
+
+__all__ = ["output_name", "output_names"]
 
 
-def output_name(depth: int) -> str:
-    """Name of an exit's prediction."""
-    return f"prediction_{depth:03d}"
+def output_name(depth: int, output: str = "prediction") -> str:
+    """Name of one of an exit's outputs."""
+    return f"{output}_{depth:03d}"
+
+
+def output_names(interface: Interface, depth: int) -> tuple[str, ...]:
+    """Names of an exit's outputs: its prediction, and a learned variance."""
+    return tuple(output_name(depth, output) for output in interface.outputs)

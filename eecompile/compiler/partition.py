@@ -11,11 +11,26 @@ refused before they come here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import msgspec
 import onnx_ir as ir
+from onnx_ir import passes
 
-__all__ = ["Part", "chained_parts", "extract", "per_exit_parts", "signatures"]
+from eecompile.errors import TraceError
+
+__all__ = [
+    "Part",
+    "chained_parts",
+    "check_nested",
+    "check_parts",
+    "extract",
+    "per_exit_parts",
+    "signatures",
+]
+
+
+ExitOutputs = Mapping[int, Sequence[ir.Value]]  # by depth, shallowest first
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -32,16 +47,17 @@ class Part(msgspec.Struct, frozen=True):
     outputs: tuple[str, ...]
 
 
-def signatures(graph: ir.Graph, outputs: Mapping[int, ir.Value]) -> dict[ir.Node, frozenset[int]]:
+def signatures(graph: ir.Graph, outputs: ExitOutputs) -> dict[ir.Node, frozenset[int]]:
     """The exits that need each node; nodes that no exit needs are left out.
 
     Args:
         graph: topologically sorted.
-        outputs: the prediction of each exit, by depth.
+        outputs: what each exit gives, by depth.
     """
     needed: dict[ir.Value, set[int]] = {}
-    for depth, value in outputs.items():
-        needed.setdefault(value, set()).add(depth)
+    for depth, values in outputs.items():
+        for value in values:
+            needed.setdefault(value, set()).add(depth)
     found = {}
     for node in reversed(list(graph)):
         exits = frozenset(depth for value in node.outputs for depth in needed.get(value, ()))
@@ -53,18 +69,18 @@ def signatures(graph: ir.Graph, outputs: Mapping[int, ir.Value]) -> dict[ir.Node
     return found
 
 
-def per_exit_parts(graph: ir.Graph, outputs: Mapping[int, ir.Value]) -> list[Part]:
+def per_exit_parts(graph: ir.Graph, outputs: ExitOutputs) -> list[Part]:
     """One part an exit, each computing everything from the graph's inputs."""
     parts = []
-    for depth, value in outputs.items():
-        found = signatures(graph, {depth: value})
-        reads = {read for node in found for read in _reads(node)} | {value}
+    for depth, values in outputs.items():
+        found = signatures(graph, {depth: values})
+        reads = {read for node in found for read in _reads(node)} | set(values)
         inputs = tuple(_name(v) for v in graph.inputs if v in reads)
-        parts.append(Part((depth,), inputs, (_name(value),)))
+        parts.append(Part((depth,), inputs, tuple(map(_name, values))))
     return parts
 
 
-def chained_parts(graph: ir.Graph, outputs: Mapping[int, ir.Value]) -> list[Part]:
+def chained_parts(graph: ir.Graph, outputs: ExitOutputs) -> list[Part]:
     """The segments, in an order in which they can run.
 
     Every node that an exit needs is in exactly one part. A prediction that no node makes
@@ -75,7 +91,7 @@ def chained_parts(graph: ir.Graph, outputs: Mapping[int, ir.Value]) -> list[Part
     for node in graph:
         if node in found:
             groups.setdefault(found[node], []).append(node)
-    predictions = set(outputs.values())
+    predictions = {value for values in outputs.values() for value in values}
     parts = []
     # A part can only read from parts whose signature contains its own.
     for exits in sorted(groups, key=lambda group: (-len(group), sorted(group))):
@@ -93,6 +109,48 @@ def chained_parts(graph: ir.Graph, outputs: Mapping[int, ir.Value]) -> list[Part
         )
         parts.append(Part(tuple(sorted(exits)), inputs, tuple(_name(v) for v in outside)))
     return parts
+
+
+def check_parts(graph: ir.Graph, outputs: ExitOutputs, parts: Sequence[Part]) -> None:
+    """Pass when the parts, run in order, make every exit's outputs.
+
+    Raises:
+        PostconditionError: a part reads what no earlier one made, or a prediction is not
+            made.
+    """
+    for depth, values in outputs.items():
+        made = {_name(v) for v in graph.inputs}
+        for part in parts:
+            if depth not in part.exits:
+                continue
+            if missing := set(part.inputs) - made:
+                raise passes.PostconditionError(f"exit {depth} reads {missing} too early")
+            made.update(part.outputs)
+        if not made.issuperset(map(_name, values)):
+            raise passes.PostconditionError(f"no part makes exit {depth}")
+
+
+def check_nested(graph: ir.Graph, outputs: ExitOutputs) -> None:
+    """Pass when each exit shares a trunk with the next deeper one, which computes more.
+
+    Raises:
+        TraceError: they do not, so that no depth can be told from the graph.
+    """
+    found = signatures(graph, outputs)
+    weighty = [
+        exits for node, exits in found.items() if any(v.is_initializer() for v in _reads(node))
+    ]
+    for shallow, deep in pairwise(outputs):
+        both = sum(shallow in exits and deep in exits for exits in weighty)
+        alone = {depth: sum(depth in exits for exits in weighty) for depth in (shallow, deep)}
+        if not both or alone[deep] <= alone[shallow]:
+            raise TraceError(
+                found=f"exits {shallow} and {deep} that do not nest: they share {both} operators "
+                f"with weights, of {alone[shallow]} and {alone[deep]}",
+                expected="a deeper exit that goes on from where the shallower one left",
+                remedy="return the exits from one pass, shallowest first; to switch between "
+                "unrelated networks, export each to ONNX and list the files in network.files",
+            )
 
 
 def extract(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:

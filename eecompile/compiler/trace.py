@@ -3,99 +3,172 @@
 from __future__ import annotations
 
 import logging
+import re
+import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
+import onnx_ir
 import onnx_ir as ir
 import torch
-from onnx_ir.passes import common
-from torch import Tensor
+from onnxscript import opset23
+from torch import Tensor, nn
 
-from eecompile.compiler.names import output_name
+from eecompile.compiler.clean import clean
+from eecompile.compiler.masks import ExpandMasks
+from eecompile.compiler.names import output_names
+from eecompile.compiler.numbering import NumberValues
+from eecompile.compiler.operators import check_operators, place_of
 from eecompile.compiler.verify import random_inputs
 from eecompile.errors import TraceError
+from eecompile.networks import truncated
 from eecompile.networks.base import MultiExitNetwork
 from eecompile.runtime.interface import Interface
 
-__all__ = ["OPSET", "graph_from_network"]
+__all__ = ["OPSET", "Exits", "graph_from_network"]
 
 OPSET = 23  # the first with an Attention operator
+_LARGEST_BATCH = 2**16
+# What lies between a network's own code and the exporter.
+_LIBRARIES = [Path(torch.__file__).parent, Path(onnx_ir.__file__).parent, Path(__file__).parent]
+_CUT = Path(truncated.__file__)
+
+
+class Exits(nn.Module):
+    """A network's outputs in the interface's terms: a flat tuple, exit by exit.
+
+    Where the variance is learned, an exit's output is cut along its first axis after
+    the batch into prediction and variance.
+    """
+
+    def __init__(self, network: MultiExitNetwork, interface: Interface) -> None:
+        super().__init__()
+        self.network = network
+        self.names = ("x", "t", *interface.conditions)
+        self.parts = len(interface.outputs)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """All exits' outputs, in the order of the exits and of the interface's outputs.
+
+        Args:
+            inputs: ``x``, ``t``, and the conditions in the interface's order.
+        """
+        for value in inputs:  # else each input's batch would be a size of its own
+            torch._check(value.shape[0] == inputs[0].shape[0])  # type: ignore[no-untyped-call]
+        predictions = self.network(**dict(zip(self.names, inputs, strict=True)))
+        if self.parts == 1:
+            return tuple(predictions)
+        return tuple(part for whole in predictions for part in whole.chunk(self.parts, dim=1))
 
 
 def graph_from_network(network: MultiExitNetwork, interface: Interface) -> ir.Model:
-    """One graph whose inputs are ``x``, ``t`` and the conditions, with an output an exit.
+    """One graph whose inputs are ``x``, ``t`` and the conditions, with the exits' outputs.
 
-    The batch axis is symbolic. Common subexpressions are merged, so what the exits
-    share is one node; metadata of the trace is removed.
+    The batch axis is symbolic, as are the axes of a sample that the state leaves free.
+    What the exits share is one node.
 
     Raises:
         TraceError: the network's outputs do not fit its exits, or it cannot be traced.
     """
     arrays = random_inputs(interface, batch=2, timestep=interface.process.timesteps / 2, seed=0)
     inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    outputs = [output_name(depth) for depth in interface.exits]
-    _check_outputs(network, inputs, len(outputs))
-    batch = torch.export.Dim("batch", min=1, max=2**16)
+    outputs = [name for depth in interface.exits for name in output_names(interface, depth)]
+    _check_outputs(network, inputs, interface)
     try:
         with _quiet():
             traced = torch.onnx.export(
-                network,  # type: ignore[arg-type]
-                kwargs=inputs,
+                Exits(network, interface).eval(),
+                args=tuple(inputs.values()),
                 dynamo=True,
                 opset_version=OPSET,
-                dynamic_shapes={name: {0: batch} for name in inputs},
+                dynamic_shapes=(tuple(_dynamic_shapes(inputs, interface).values()),),
                 input_names=list(inputs),
                 output_names=outputs,
+                custom_translation_table={torch.ops.aten.squeeze.dim: _squeeze},
                 verbose=False,
             )
     except Exception as error:  # torch.export raises many kinds
-        raise TraceError(
-            found=f"a network that torch.onnx.export cannot trace ({_first_line(error)})",
-            expected="a module without data-dependent control flow, for any batch size",
-            remedy="make its forward traceable by torch.export",
-        ) from error
-    if traced is None:
-        raise TraceError(
-            found="no graph from torch.onnx.export", expected="one", remedy="report this"
-        )
+        raise _explained(error, interface) from error
+    assert traced is not None
     model: ir.Model = traced.model
-    for transform in (
-        common.ClearMetadataAndDocStringPass(),
-        common.LiftConstantsToInitializersPass(lift_all_constants=False),
-        common.DeduplicateInitializersPass(),
-        common.CommonSubexpressionEliminationPass(),
-        common.RemoveUnusedNodesPass(),
-    ):
-        transform(model)
+    check_operators(model, "the network")
+    _check_free_axes(model, interface)
+    clean(model)
+    ExpandMasks()(model)
+    _plain_names(model)
+    NumberValues()(model)
     _check_graph(model, list(inputs), outputs)
     return model
 
 
-def _check_outputs(network: MultiExitNetwork, inputs: dict[str, Tensor], count: int) -> None:
-    with torch.no_grad():
-        predictions = network(**inputs)
-    shapes = [tuple(p.shape) for p in predictions] if isinstance(predictions, tuple) else None
-    expected = [tuple(inputs["x"].shape)] * count
+def _plain_names(model: ir.Model) -> None:
+    """Name the weights as the network does, not as what wraps it."""
+    for value in list(model.graph.initializers.values()):
+        name = (value.name or "").removeprefix("network.").removeprefix("network.")
+        if name not in model.graph.initializers:
+            value.name = name
+
+
+def _squeeze(self: Any, dim: int) -> Any:
+    """Torch's squeeze: an axis that is longer than one stays.
+
+    The exporter's own translation (onnxscript 0.7) squeezes whatever the length.
+    """
+    length = self.shape[dim] if self.shape else 1
+    if isinstance(length, int) and length != 1:
+        return opset23.Identity(self)
+    squeeze: Any = opset23.Squeeze  # typed for arrays, called with values of a graph
+    return squeeze(self, [dim])
+
+
+def _dynamic_shapes(inputs: Mapping[str, Tensor], interface: Interface) -> dict[str, Any]:
+    batch = torch.export.Dim("batch", min=1, max=_LARGEST_BATCH)
+    shapes: dict[str, dict[int, Any]] = {name: {0: batch} for name in inputs}
+    free = interface.state.resizable
+    for axis in free.axes if free else ():
+        assert free is not None
+        low, high = free.min // free.multiple, free.max // free.multiple
+        shapes["x"][axis + 1] = free.multiple * torch.export.Dim(f"axis{axis}", min=low, max=high)
+    return shapes
+
+
+def _check_outputs(
+    network: MultiExitNetwork, inputs: dict[str, Tensor], interface: Interface
+) -> None:
+    try:
+        with torch.no_grad():
+            predictions = network(**inputs)
+    except Exception as error:  # the network's own
+        raise TraceError(
+            found=f"a network that fails on {_shapes(inputs)}"
+            f" ({_first_line(error)}){_place(error)}",
+            expected="a prediction an exit from these inputs",
+            remedy="check state, conditions and network.arguments against its forward",
+        ) from error
+    shapes = (
+        [tuple(p.shape) for p in predictions]
+        if isinstance(predictions, tuple) and all(isinstance(p, Tensor) for p in predictions)
+        else None
+    )
+    batch, channels, *rest = inputs["x"].shape
+    one = (batch, channels * len(interface.outputs), *rest)
+    expected = [one] * len(interface.exits)
     if shapes != expected:
+        learned = ", twice the channels for a learned variance" * (len(interface.outputs) - 1)
         raise TraceError(
             found=f"outputs of shapes {shapes or type(predictions).__name__}",
-            expected=f"a tuple of {count} predictions, one an exit, of shape {expected[0]}",
-            remedy="check the recipe's exits and state.shape against the network",
+            expected=f"a tuple of {len(expected)} predictions, one an exit, shaped {one}{learned}",
+            remedy="check exits, state.shape and process.variance against the network",
         )
 
 
-def _check_graph(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+def _check_graph(model: ir.Model, inputs: list[str], outputs: list[str]) -> None:
     found = [value.name for value in model.graph.inputs], [v.name for v in model.graph.outputs]
     opset = model.opset_imports.get("")
     values = [*model.graph.inputs, *model.graph.outputs]
-    flow = [node.op_type for node in model.graph if _has_subgraph(node)]
-    if flow:
-        raise TraceError(
-            found=f"control flow in the graph ({', '.join(sorted(set(flow)))})",
-            expected="a network that computes the same whatever its inputs hold",
-            remedy="replace branches and loops over data in the network's forward",
-        )
     fixed = [v.name for v in values if v.shape is None or isinstance(v.shape[0], int)]
     if fixed:
         raise TraceError(
@@ -103,33 +176,116 @@ def _check_graph(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str])
             expected="any batch size",
             remedy="derive sizes in the network's forward from its inputs, for example with -1",
         )
-    if found != (list(inputs), list(outputs)) or opset != OPSET:
+    if found != (inputs, outputs) or opset != OPSET:
         raise TraceError(
             found=f"a graph of opset {opset} with inputs {found[0]} and outputs {found[1]}",
-            expected=f"opset {OPSET}, inputs {list(inputs)}, outputs {list(outputs)}",
+            expected=f"opset {OPSET}, inputs {inputs}, outputs {outputs}",
             remedy="use every input in the network's forward, and install the pinned torch",
         )
 
 
-def _has_subgraph(node: ir.Node) -> bool:
-    kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-    return any(attribute.type in kinds for attribute in node.attributes.values())
+def _check_free_axes(model: ir.Model, interface: Interface) -> None:
+    """Pass when the outputs' free axes follow the input's.
+
+    The exporter may settle for a network of one size without an error.
+    """
+    free = interface.state.resizable
+    for axis in free.axes if free else ():
+        name = f"axis{axis}"
+        if all(value.shape and name in str(value.shape[axis + 1]) for value in model.graph.outputs):
+            continue
+        for node in model.graph:
+            reads = any(name in str(value.shape) for value in node.inputs if value is not None)
+            if reads and not any(name in str(value.shape) for value in node.outputs):
+                raise _one_size(f" ({node.op_type}{place_of(node)})", interface)
+        raise _one_size("", interface)
+
+
+def _one_size(why: str, interface: Interface) -> TraceError:
+    axes = list(interface.state.resizable.axes) if interface.state.resizable else []
+    return TraceError(
+        found=f"a network that takes samples of one size only{why}",
+        expected=f"axes {axes} of any allowed length",
+        remedy="remove state.resizable; positions that are stored for one size allow no other",
+    )
+
+
+def _explained(error: Exception, interface: Interface) -> TraceError:
+    """What went wrong in a trace, in one sentence: the operator, and where it comes from."""
+    causes = list(_causes(error))
+    text = " ".join(str(cause) for cause in causes)
+    place = next((found for cause in reversed(causes) if (found := _place(cause))), "")
+    if "data-dependent" in text or "DataDependent" in " ".join(type(c).__name__ for c in causes):
+        operator = re.search(r"aten\.[a-z_]*(?:item|nonzero)[a-z_.]*", text)
+        return TraceError(
+            found=f"a graph that depends on data: {operator[0] if operator else 'aten.item'} "
+            f"reads a tensor's value{place}",
+            expected="a network that does the same steps whatever its inputs hold",
+            remedy="replace branches, loops and sizes that depend on values, for example by "
+            "torch.where",
+        )
+    missing = re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", text)
+    if missing:
+        return TraceError(
+            found=f"operator {missing[1]}, which ONNX does not have{place}",
+            expected="operators that torch.onnx can convert",
+            remedy="write it with others in the network's forward",
+        )
+    if interface.state.resizable and ("onstraint" in text or "pecializ" in text):
+        return _one_size(f" ({_constraint(text)}){place}", interface)
+    return TraceError(
+        found=f"a network that torch.export cannot trace ({_first_line(causes[-1])}){place}",
+        expected="a module without control flow over data, for any batch size",
+        remedy="make its forward traceable by torch.export",
+    )
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what caused it, the origin last."""
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def _place(error: BaseException) -> str:
+    """Where in the network's own code an error arose: ``, from FILE, line N (CODE)``."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if not path.is_file() or path == _CUT or any(path.is_relative_to(p) for p in _LIBRARIES):
+            continue
+        return f", from {frame.filename}, line {frame.lineno} ({frame.line})"
+    return ""
+
+
+def _constraint(text: str) -> str:
+    """The line in which torch.export says which size is fixed."""
+    lines = [line.strip(" -") for line in text.splitlines()]
+    telling = [line for line in lines if "pecializ" in line or "constant" in line]
+    return (telling or lines)[0][:200]
+
+
+def _shapes(inputs: Mapping[str, Tensor]) -> str:
+    return ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporter's warnings about packages that the network does not use."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    names = ("torch.onnx", "torch.fx.experimental.symbolic_shapes")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

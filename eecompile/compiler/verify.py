@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from eecompile.errors import VerificationError
+from eecompile.compiler.progress import Report, silent
+from eecompile.errors import EecompileError, VerificationError
 from eecompile.recipe import Tolerance
 from eecompile.runtime.interface import Interface
 
-__all__ = ["Error", "Inputs", "check_points", "compare", "random_inputs", "verification_points"]
+__all__ = [
+    "Error",
+    "Evaluate",
+    "Inputs",
+    "Outputs",
+    "check_points",
+    "compare",
+    "random_inputs",
+    "verification_points",
+    "worst_of",
+]
 
 Array = NDArray[np.float32]
 Inputs = Mapping[str, NDArray[np.generic]]
-Evaluate = Callable[[int, Inputs], Array]
+Outputs = Mapping[int, Sequence[Array]]  # by depth: the prediction, and a learned variance
+Evaluate = Callable[[Inputs], Outputs]
 
 
 class Error(msgspec.Struct, frozen=True):
-    """Largest and mean |difference| of an exit over all points that were compared."""
+    """How far an exit is from its reference, over all points that were compared.
+
+    Attributes:
+        worst: largest |difference|.
+        mean: mean |difference|.
+        relative: largest |difference| over largest |reference| of one evaluation.
+    """
 
     worst: float
     mean: float
+    relative: float
 
 
 def check_points(timesteps: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -32,7 +51,11 @@ def check_points(timesteps: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def random_inputs(
-    interface: Interface, batch: int, timestep: float, seed: int
+    interface: Interface,
+    batch: int,
+    timestep: float,
+    seed: int,
+    shape: Sequence[int] | None = None,
 ) -> dict[str, NDArray[np.generic]]:
     """Inputs for tracing and verification, by name: ``x``, ``t``, and the conditions.
 
@@ -41,6 +64,7 @@ def random_inputs(
         batch: B.
         timestep: t of every row.
         seed: of the random state and conditions.
+        shape: of a sample; None takes the default.
 
     Returns:
         x float32 [B, *shape], standard normal; t float32 [B]; conditions [B, *shape],
@@ -48,77 +72,98 @@ def random_inputs(
     """
     draws = np.random.default_rng(seed)
     inputs: dict[str, NDArray[np.generic]] = {
-        "x": draws.standard_normal((batch, *interface.state.shape), np.float32),
+        "x": draws.standard_normal((batch, *(shape or interface.state.shape)), np.float32),
         "t": np.full(batch, timestep, np.float32),
     }
     for name, spec in interface.conditions.items():
-        shape = (batch, *spec.shape)
+        size = (batch, *spec.shape)
         if spec.dtype == "int64":
             low, high = spec.range or (0, 1)
-            inputs[name] = draws.integers(int(low), int(high) + 1, shape)
+            inputs[name] = draws.integers(int(low), int(high) + 1, size)
         elif spec.range is None:
-            inputs[name] = draws.standard_normal(shape, np.float32)
+            inputs[name] = draws.standard_normal(size, np.float32)
         else:
-            inputs[name] = draws.uniform(*spec.range, shape).astype(np.float32)
+            inputs[name] = draws.uniform(*spec.range, size).astype(np.float32)
     return inputs
 
 
 def verification_points(interface: Interface) -> list[Inputs]:
-    """Inputs at small, middle and large timesteps, and two batch sizes."""
+    """Inputs at small, middle and large timesteps, and two batch sizes.
+
+    Where samples may have other shapes: also with each free axis at either bound.
+    """
     timesteps, batches = check_points(interface.process.timesteps)
-    return [
+    points: list[Inputs] = [
         random_inputs(interface, batch, timestep, seed=timestep)
         for timestep in timesteps
         for batch in batches
     ]
+    free = interface.state.resizable
+    for index, axis in enumerate(free.axes if free else ()):
+        assert free is not None
+        for length in (free.min, free.max):
+            shape = [*interface.state.shape[:axis], length, *interface.state.shape[axis + 1 :]]
+            points.append(random_inputs(interface, 1, timesteps[1], index, shape))
+    return points
 
 
 def compare(
-    depths: tuple[int, ...],
-    inputs: list[Inputs],
+    points: Sequence[Inputs],
     reference: Evaluate,
     candidate: Evaluate,
     tolerance: Tolerance,
     what: str,
+    report: Report = silent,
 ) -> dict[int, Error]:
-    """Evaluate both at every depth and input; the errors by depth.
+    """Evaluate both at every point; the errors by depth.
 
     Args:
-        depths: exits to compare.
-        inputs: ``x``, ``t`` and conditions of each point.
-        reference: prediction that is right, from depth and inputs.
-        candidate: prediction to check.
-        tolerance: a candidate may differ by ``absolute + relative * max |reference|``.
+        points: ``x``, ``t`` and conditions of each point.
+        reference: outputs that are right, of each depth.
+        candidate: outputs to check; may leave out depths.
+        tolerance: an output may differ by ``absolute + relative * max |reference|``.
         what: names the candidate and the reference in the error.
+        report: told of each point.
 
     Raises:
-        VerificationError: a prediction differs by more, or is not finite.
+        VerificationError: an output differs by more, or is not finite.
     """
-    errors = {}
-    for depth in depths:
-        worst, means = 0.0, []
-        for point in inputs:
-            expected, found = reference(depth, point), _evaluate(depth, point, candidate, what)
-            worst = max(worst, _check(depth, point, expected, found, tolerance, what))
-            means.append(float(np.abs(found - expected).mean()))
-        errors[depth] = Error(worst, float(np.mean(means)))
-    return errors
+    errors: dict[int, list[Error]] = {}
+    for index, point in enumerate(points):
+        report(f"verifying: {what}", index, len(points))
+        right, found = reference(point), _evaluate(point, candidate, what)
+        for depth, outputs in found.items():
+            for output, expected in zip(outputs, right[depth], strict=True):
+                error = _check(depth, point, expected, output, tolerance, what)
+                errors.setdefault(depth, []).append(error)
+    return {depth: worst_of(each) for depth, each in errors.items()}
 
 
-def _evaluate(depth: int, point: Inputs, candidate: Evaluate, what: str) -> Array:
+def worst_of(errors: Sequence[Error]) -> Error:
+    """The largest of several errors, and the mean of their means."""
+    return Error(
+        max(error.worst for error in errors),
+        float(np.mean([error.mean for error in errors])),
+        max(error.relative for error in errors),
+    )
+
+
+def _evaluate(point: Inputs, candidate: Evaluate, what: str) -> Outputs:
     try:
-        return candidate(depth, point)
+        return candidate(point)
+    except EecompileError:
+        raise
     except Exception as error:  # a runtime's errors share no base class
         raise VerificationError(
-            found=f"exit {depth} failing at batch {len(point['x'])} ({what}): {error}",
-            expected="a graph that runs at every batch size",
+            found=f"{what} failing at input shape {list(point['x'].shape)}: {error}",
+            expected="graphs that run at every batch size",
             remedy="check the shapes in the network's forward",
         ) from error
 
 
 def _check(
     depth: int, point: Inputs, expected: Array, found: Array, tolerance: Tolerance, what: str
-) -> float:
+) -> Error:
     place = f"exit {depth} at timestep {point['t'].flat[0]:g}, batch {len(point['x'])}"
     if found.shape != expected.shape or not np.isfinite(found).all():
         raise VerificationError(
@@ -127,12 +172,13 @@ def _check(
             expected=f"finite values of shape {list(expected.shape)}",
             remedy="check the network's weights and its forward",
         )
-    difference = float(np.abs(found - expected).max())
-    bound = tolerance.absolute + tolerance.relative * float(np.abs(expected).max())
-    if difference > bound:
+    difference = np.abs(found - expected)
+    worst, size = float(difference.max()), float(np.abs(expected).max())
+    bound = tolerance.absolute + tolerance.relative * size
+    if worst > bound:
         raise VerificationError(
-            found=f"a difference of {difference:.3g} at {place} ({what})",
+            found=f"a difference of {worst:.3g} at {place} ({what})",
             expected=f"at most {bound:.3g}",
             remedy="look for state or randomness in the forward, or widen the tolerance",
         )
-    return difference
+    return Error(worst, float(difference.mean()), worst / size if size else 0.0)

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-import json
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
-from safetensors.numpy import save_file
 
 from eecompile.bundle import WEIGHTS
+from eecompile.compiler.aligned import as_bytes, write_safetensors
 from eecompile.errors import BundleError
 
-__all__ = ["WeightStore", "load_graph", "weight_sizes"]
+__all__ = ["INLINE_BYTES", "WeightStore", "content_key", "load_graph"]
 
 INLINE_BYTES = 256  # smaller tensors, such as shapes, stay in the graph
+
+
+_KEY = "eecompile.content"  # under which a tensor remembers its content's digest
+
+
+def content_key(tensor: ir.TensorProtocol) -> str:
+    """SHA-256 of a tensor's dtype, shape and bytes, in hex; computed once a tensor."""
+    if _KEY not in tensor.meta:
+        digest = hashlib.sha256(f"{tensor.dtype.name}{list(tensor.shape)}".encode())
+        digest.update(as_bytes(tensor))
+        tensor.meta[_KEY] = digest.hexdigest()
+    found: str = tensor.meta[_KEY]
+    return found
 
 
 class WeightStore:
@@ -27,69 +38,40 @@ class WeightStore:
 
     def __init__(self) -> None:
         self._names: dict[str, str] = {}
-        self._arrays: dict[str, NDArray[np.generic]] = {}
-        self._digests: dict[int, tuple[ir.TensorProtocol, str]] = {}  # by the tensor's identity
+        self._tensors: dict[str, ir.TensorProtocol] = {}
 
     def add(self, model: ir.Model) -> None:
         """Take the weights of ``model``."""
-        for value in _weights(model):
-            digest = self._digest(value)
-            if digest not in self._names:
+        for value, tensor in _weights(model):
+            key = content_key(tensor)
+            if key not in self._names:
                 base = name = value.name or "weight"
                 count = 1
-                while name in self._arrays:
+                while name in self._tensors:
                     count += 1
                     name = f"{base}#{count}"
-                self._names[digest] = name
-                self._arrays[name] = np.ascontiguousarray(_array(value))
+                self._names[key] = name
+                self._tensors[name] = tensor
 
-    def save(self, folder: Path, models: dict[str, ir.Model]) -> None:
+    def save(self, folder: Path, models: Mapping[str, ir.Model]) -> None:
         """Write the weights file, then each model under its name, pointing into it.
 
         The models' weights are replaced by references to the file.
         """
-        places = self._write(folder / WEIGHTS)
+        places = write_safetensors(folder / WEIGHTS, self._tensors)
         for name, model in models.items():
-            for value in _weights(model):
-                key = self._names[self._digest(value)]
-                tensor = value.const_value
-                assert tensor is not None
-                offset, length = places[key]
+            for value, tensor in _weights(model):
+                place = places[self._names[content_key(tensor)]]
                 value.const_value = ir.ExternalTensor(
                     WEIGHTS,
-                    offset,
-                    length,
+                    place.offset,
+                    place.length,
                     tensor.dtype,
-                    shape=ir.Shape(tensor.numpy().shape),
-                    name=value.name or key,
+                    shape=ir.Shape(tensor.shape.numpy()),
+                    name=value.name or "weight",
                     base_dir=folder,
                 )
             ir.save(model, folder / name)
-
-    def _digest(self, value: ir.Value) -> str:
-        """SHA-256 of a weight's dtype, shape and bytes; hashed once for graphs that share it."""
-        tensor = value.const_value
-        assert tensor is not None
-        if id(tensor) not in self._digests:
-            digest = hashlib.sha256(f"{tensor.dtype.name}{tuple(tensor.shape)}".encode())
-            digest.update(_array(value).tobytes())
-            self._digests[id(tensor)] = tensor, digest.hexdigest()
-        return self._digests[id(tensor)][1]
-
-    def _write(self, path: Path) -> dict[str, tuple[int, int]]:
-        """Write the file; returns offset and length of each tensor, in bytes."""
-        save_file(self._arrays, path)
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(size))
-        header.pop("__metadata__", None)
-        return {
-            name: (
-                8 + size + entry["data_offsets"][0],
-                int(np.subtract(*entry["data_offsets"][::-1])),
-            )
-            for name, entry in header.items()
-        }
 
 
 def load_graph(folder: Path, name: str) -> ir.Model:
@@ -117,21 +99,9 @@ def load_graph(folder: Path, name: str) -> ir.Model:
     return model
 
 
-def weight_sizes(model: ir.Model) -> dict[str, int]:
-    """Bytes of each weight that lies in the weights file, by offset in it."""
-    sizes = {}
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor):
-            sizes[str(tensor.offset)] = tensor.nbytes
-    return sizes
-
-
-def _weights(model: ir.Model) -> list[ir.Value]:
-    values = model.graph.initializers.values()
-    return [v for v in values if v.const_value is not None and v.const_value.nbytes >= INLINE_BYTES]
-
-
-def _array(value: ir.Value) -> NDArray[np.generic]:
-    assert value.const_value is not None
-    return value.const_value.numpy()
+def _weights(model: ir.Model) -> list[tuple[ir.Value, ir.TensorProtocol]]:
+    return [
+        (value, value.const_value)
+        for value in model.graph.initializers.values()
+        if value.const_value is not None and value.const_value.nbytes >= INLINE_BYTES
+    ]

@@ -19,12 +19,18 @@ class MultiExitNetwork(Protocol):
 
     Attributes:
         exits: depths that predict, ascending; the last is the full network.
+
+    A network may also have ``fit_checkpoint(state)``, which returns those entries of a
+    checkpoint that it loads, under its own names; public formats are read that way.
     """
 
     exits: tuple[int, ...]
 
     def __call__(self, x: Tensor, t: Tensor, **conditions: Any) -> tuple[Tensor, ...]:
         """One prediction an exit, shallowest first, from the noisy input and the timestep.
+
+        Each is shaped as ``x``, or has twice its first axis after the batch where the
+        process says that the variance is learned.
 
         Args:
             x: noisy input, float32 [B, ...].
@@ -34,18 +40,18 @@ class MultiExitNetwork(Protocol):
         ...
 
 
-def check_exits(exits: Sequence[int], depth: int) -> tuple[int, ...]:
-    """The exits as a tuple, when they ascend within 1 to ``depth`` and end at ``depth``.
+def check_exits(exits: Sequence[int], depth: int, first: int = 1) -> tuple[int, ...]:
+    """The exits as a tuple, when they ascend within ``first`` to ``depth`` and end at ``depth``.
 
     Raises:
         RecipeError: they do not.
     """
     checked = tuple(exits)
     ascending = all(first < second for first, second in pairwise(checked))
-    if not checked or not ascending or checked[0] < 1 or checked[-1] != depth:
+    if not checked or not ascending or checked[0] < first or checked[-1] != depth:
         raise RecipeError(
             found=f"exits {list(checked)}",
-            expected=f"ascending depths from 1 to {depth}, the last of them {depth}",
+            expected=f"ascending depths from {first} to {depth}, the last of them {depth}",
             remedy="list the depths that the network was trained to predict from",
         )
     return checked

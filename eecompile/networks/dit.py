@@ -1,45 +1,58 @@
 """A diffusion transformer (DiT) that predicts from several depths.
 
 The network of Peebles and Xie, "Scalable Diffusion Models with Transformers"
-(arXiv 2212.09748), with the parameter names of its public code, and exits as in
-ASE (arXiv 2408.05927): the final layer is shared, and applied after each exit's
-last block. One addition, off by default: ``refine_channels`` lets the final layer
-emit several features a pixel, and two 3x3 convolutions turn these and the noisy
-input into the prediction, which removes the seams between large patches.
+(arXiv 2212.09748), with the parameter names of its public code
+(facebookresearch/DiT), and exits as in ASE (arXiv 2408.05927), whose code
+(taehong-moon/ee-diffusion) has the same names: the final layer is shared, and
+applied after each exit's last block. Checkpoints of either load unchanged.
+
+Two additions, both absent from those: a checkpoint may hold a final layer per exit,
+``final_layers.DEPTH.*`` in place of ``final_layer.*``; and ``refine_channels`` lets
+the final layer emit several features a pixel, which two 3x3 convolutions turn,
+together with the noisy input, into the prediction, so that large patches leave no seams.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eecompile.errors import RecipeError
+from eecompile.errors import CheckpointError, RecipeError
 from eecompile.networks.base import check_exits
 
-__all__ = ["DiT"]
+__all__ = ["DiT", "dit_from_name"]
+
+# Table 1 of the paper: blocks, width, heads.
+_SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
+_PATCHES = (2, 4, 8)
 
 
 def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
 
 
-def _sincos_positions(width: int, side: int) -> Tensor:
-    """Fixed two-dimensional sin-cos positions, float32 [1, side * side, width].
+def _line(width: int, count: int) -> Tensor:
+    """Sin-cos positions along one axis, float32 [count, width / 2]."""
+    omega = 1.0 / 10000 ** (torch.arange(width // 4, dtype=torch.float64) / (width / 4))
+    angles = torch.arange(count, dtype=torch.float64)[:, None] * omega
+    return torch.cat([angles.sin(), angles.cos()], dim=1).float()
+
+
+def _grid(rows: Tensor, columns: Tensor) -> Tensor:
+    """Two-dimensional positions, [1, R * C, width], from those along each axis.
 
     The first half of the features encodes the column, the second half the row,
     as in the authors' code.
     """
-    omega = 1.0 / 10000 ** (torch.arange(width // 4, dtype=torch.float64) / (width / 4))
-    angles = torch.arange(side, dtype=torch.float64)[:, None] * omega
-    line = torch.cat([angles.sin(), angles.cos()], dim=1)  # [side, width / 2]
-    columns = line[None, :, :].expand(side, side, -1)
-    rows = line[:, None, :].expand(side, side, -1)
-    return torch.cat([columns, rows], dim=2).reshape(1, side * side, width).float()
+    shape = (rows.shape[0], columns.shape[0], -1)
+    across = columns[None, :, :].expand(shape)
+    down = rows[:, None, :].expand(shape)
+    return torch.cat([across, down], dim=2).flatten(0, 1)[None]
 
 
 class _PatchEmbed(nn.Module):
@@ -133,6 +146,7 @@ class _Block(nn.Module):
 class _FinalLayer(nn.Module):
     def __init__(self, width: int, features: int) -> None:
         super().__init__()
+        self.features = features
         self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.linear = nn.Linear(width, features)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
@@ -149,10 +163,10 @@ class _FinalLayer(nn.Module):
 class _Refine(nn.Module):
     """Two 3x3 convolutions over the unpatched features and the noisy input."""
 
-    def __init__(self, features: int, channels: int, hidden: int) -> None:
+    def __init__(self, features: int, channels: int, outputs: int, hidden: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(features + channels, hidden, 3, padding=1)
-        self.conv2 = nn.Conv2d(hidden, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(hidden, outputs, 3, padding=1)
 
     def forward(self, features: Tensor, x: Tensor) -> Tensor:
         return cast(Tensor, self.conv2(F.silu(self.conv1(torch.cat([features, x], dim=1)))))
@@ -171,6 +185,10 @@ class DiT(nn.Module):
         heads: attention heads; divides ``width``.
         mlp_ratio: hidden features of an MLP over ``width``.
         classes: number of classes; label ``classes`` means "no class".
+        learn_sigma: whether the network also chooses the variance of DDPM's reverse
+            step, which doubles the channels of the prediction.
+        largest: longest side of an input, for networks that take inputs of several
+            sizes; positions beyond ``size`` go on as before. None takes ``size`` only.
         refine_channels: features a pixel that the final layer hands to two 3x3
             convolutions; 0 leaves the original final layer.
 
@@ -179,6 +197,7 @@ class DiT(nn.Module):
             a figure does not divide another.
     """
 
+    line: Tensor
     positions: Tensor
 
     def __init__(
@@ -193,6 +212,8 @@ class DiT(nn.Module):
         heads: int,
         mlp_ratio: float = 4.0,
         classes: int,
+        learn_sigma: bool = False,
+        largest: int | None = None,
         refine_channels: int = 0,
     ) -> None:
         super().__init__()
@@ -203,17 +224,24 @@ class DiT(nn.Module):
                 expected="a size divisible by the patch, and a width divisible by the heads and 4",
                 remedy="give the options that the network was trained with",
             )
-        self.side, self.patch, self.classes = size // patch, patch, classes
-        self.head_channels = refine_channels or channels
+        self.patch, self.classes, self.resizable = patch, classes, largest is not None
+        outputs = 2 * channels if learn_sigma else channels
+        self.head_channels = refine_channels or outputs
         self.x_embedder = _PatchEmbed(channels, width, patch)
         self.t_embedder = _TimestepEmbedder(width)
         self.y_embedder = _LabelEmbedder(classes, width)
         self.blocks = nn.ModuleList(_Block(width, heads, mlp_ratio) for _ in range(depth))
         self.final_layer = _FinalLayer(width, patch * patch * self.head_channels)
+        self.final_layers = nn.ModuleDict()
         self.refine = (
-            _Refine(refine_channels, channels, 2 * refine_channels) if refine_channels else None
+            _Refine(refine_channels, channels, outputs, 2 * refine_channels)
+            if refine_channels
+            else None
         )
-        self.register_buffer("positions", _sincos_positions(width, self.side), persistent=False)
+        line = _line(width, max(size, largest or 0) // patch)
+        side = line[: size // patch]
+        self.register_buffer("line", line, persistent=False)
+        self.register_buffer("positions", _grid(side, side), persistent=False)
         self._initialise()
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor) -> tuple[Tensor, ...]:
@@ -225,32 +253,66 @@ class DiT(nn.Module):
             label: class, int64 [B], in [0, classes].
 
         Returns:
-            One prediction an exit, shallowest first, each shaped as ``x``.
+            One prediction an exit, shallowest first, each shaped as ``x``; with
+            ``learn_sigma`` of twice the channels, the variance's after the prediction's.
         """
         tokens, condition = self._embed(x, t, label)
         predictions = []
         for depth, block in enumerate(self.blocks, start=1):
             tokens = block(tokens, condition)
             if depth in self.exits:
-                predictions.append(self._predict(tokens, condition, x))
+                predictions.append(self._predict(depth, tokens, condition, x))
         return tuple(predictions)
+
+    def fit_checkpoint(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The entries of a checkpoint that this network loads, which adapts to it.
+
+        Positions are stored in public checkpoints although they are fixed; heads of
+        exits that this network does not have are left out.
+        """
+        found = dict(state)
+        stored = found.pop("pos_embed", None)
+        if stored is not None and (
+            stored.shape != self.positions.shape
+            or not torch.allclose(stored.float(), self.positions, atol=1e-4)
+        ):
+            raise CheckpointError(
+                found=f"pos_embed of shape {list(stored.shape)}, other positions than these",
+                expected=f"the sin-cos positions of {list(self.positions.shape)}",
+                remedy="check size and patch in [network.options]",
+            )
+        heads = {name.split(".")[1] for name in found if name.startswith("final_layers.")}
+        if heads:
+            width, features = self.final_layer.linear.in_features, self.final_layer.features
+            for depth in map(str, self.exits):
+                self.final_layers[depth] = _FinalLayer(width, features)
+            del self.final_layer
+            unused = tuple(f"final_layers.{name}." for name in heads - set(self.final_layers))
+            found = {name: value for name, value in found.items() if not name.startswith(unused)}
+        return found
 
     def predict_at(self, depth: int, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
         """Predict from ``depth`` alone; the deeper blocks do not run. Arguments as in forward."""
         tokens, condition = self._embed(x, t, label)
         for block in self.blocks[:depth]:
             tokens = block(tokens, condition)
-        return self._predict(tokens, condition, x)
+        return self._predict(depth, tokens, condition, x)
 
     def _embed(self, x: Tensor, t: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        return self.x_embedder(x) + self.positions, self.t_embedder(t) + self.y_embedder(label)
+        positions = self.positions
+        if self.resizable:
+            rows, columns = x.shape[2] // self.patch, x.shape[3] // self.patch
+            positions = _grid(self.line[:rows], self.line[:columns])
+        return self.x_embedder(x) + positions, self.t_embedder(t) + self.y_embedder(label)
 
-    def _predict(self, tokens: Tensor, condition: Tensor, x: Tensor) -> Tensor:
-        side, patch, channels = self.side, self.patch, self.head_channels
-        patches = self.final_layer(tokens, condition)
-        patches = patches.reshape(-1, side, side, patch, patch, channels)
+    def _predict(self, depth: int, tokens: Tensor, condition: Tensor, x: Tensor) -> Tensor:
+        patch, channels = self.patch, self.head_channels
+        rows, columns = x.shape[2] // patch, x.shape[3] // patch
+        head = self.final_layers[str(depth)] if self.final_layers else self.final_layer
+        patches = head(tokens, condition)
+        patches = patches.reshape(-1, rows, columns, patch, patch, channels)
         pixels: Tensor = patches.permute(0, 5, 1, 3, 2, 4).reshape(
-            -1, channels, side * patch, side * patch
+            -1, channels, rows * patch, columns * patch
         )
         return pixels if self.refine is None else cast(Tensor, self.refine(pixels, x))
 
@@ -273,3 +335,50 @@ class DiT(nn.Module):
             nn.init.zeros_(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+def dit_from_name(
+    *,
+    exits: Sequence[int],
+    name: str,
+    size: int = 32,
+    channels: int = 4,
+    classes: int = 1000,
+    learn_sigma: bool = True,
+    largest: int | None = None,
+) -> DiT:
+    """A DiT of the paper's table 1, such as ``DiT-XL/2``: sizes S, B, L, XL, patches 2, 4, 8.
+
+    Args:
+        exits: depths that predict, ascending; the last is the network's depth.
+        name: ``DiT-SIZE/PATCH``.
+        size: side of the square input, in pixels or, as in the paper, latents.
+        channels: of the input.
+        classes: number of classes.
+        learn_sigma: as in :class:`DiT`; the public checkpoints have it.
+        largest: as in :class:`DiT`.
+
+    Raises:
+        RecipeError: there is no such network, or the exits do not fit it.
+    """
+    letters, _, patch = name.removeprefix("DiT-").partition("/")
+    if letters not in _SIZES or patch not in map(str, _PATCHES):
+        raise RecipeError(
+            found=f"a network named {name!r}",
+            expected=f"DiT-SIZE/PATCH with a size of {list(_SIZES)} and a patch of "
+            f"{list(_PATCHES)}",
+            remedy="name one of these, or use eecompile.networks.dit:DiT with its own options",
+        )
+    depth, width, heads = _SIZES[letters]
+    return DiT(
+        exits=exits,
+        depth=depth,
+        size=size,
+        channels=channels,
+        patch=int(patch),
+        width=width,
+        heads=heads,
+        classes=classes,
+        learn_sigma=learn_sigma,
+        largest=largest,
+    )

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from eecompile.errors import CheckpointError, EecompileError, RecipeError
 from eecompile.networks.base import MultiExitNetwork
+from eecompile.networks.checkpoint import state_from_file
+from eecompile.networks.truncated import Truncated
 from eecompile.recipe import NetworkRecipe
 
-__all__ = ["checkpoint_digest", "load_network"]
+__all__ = ["load_network"]
 
 
 def load_network(recipe: NetworkRecipe, folder: Path) -> MultiExitNetwork:
@@ -25,99 +26,107 @@ def load_network(recipe: NetworkRecipe, folder: Path) -> MultiExitNetwork:
 
     Args:
         recipe: its factory, options, exits and checkpoint.
-        folder: the recipe's, to which the checkpoint is relative.
+        folder: the recipe's, to which the checkpoint is relative, and in which the
+            factory's module is found.
 
     Raises:
-        RecipeError: the factory cannot be found, or refuses its options.
+        RecipeError: the factory cannot be found, refuses its options, or makes
+            something else than a network.
         CheckpointError: the checkpoint is missing, unreadable, or does not fit.
     """
-    network = _make(recipe)
+    assert recipe.factory, "a recipe with files has no torch network"
+    assert recipe.checkpoint
+    factory = _factory(recipe.factory, folder)
+    network = _make(factory, recipe)
     path = folder / recipe.checkpoint
-    _fill(network, _read(path), path)
-    made = network.float().eval()
-    for parameter in made.parameters():
+    _fill(network, state_from_file(path, recipe.checkpoint_key), path)
+    network.float().eval()
+    for parameter in network.parameters():
         parameter.requires_grad_(False)
-    return made  # type: ignore[return-value]
+    if recipe.blocks is None:
+        return network  # type: ignore[return-value]
+    return Truncated(
+        network, exits=recipe.exits, blocks=recipe.blocks, arguments=recipe.arguments
+    ).eval()
 
 
-def checkpoint_digest(recipe: NetworkRecipe, folder: Path) -> str:
-    """SHA-256 of the checkpoint file, in hex."""
-    with (folder / recipe.checkpoint).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _make(recipe: NetworkRecipe) -> nn.Module:
-    module_name, _, name = recipe.factory.partition(":")
+def _factory(name: str, folder: Path) -> Callable[..., Any]:
+    module_name, _, attribute = name.partition(":")
     try:
-        factory = getattr(importlib.import_module(module_name), name)
+        with _importable(folder):
+            factory = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise RecipeError(
-            found=f"network.factory = {recipe.factory!r} ({error})",
+            found=f"network.factory = {name!r} ({error})",
             expected="package.module:callable",
-            remedy="install the package, or mend the name",
+            remedy="install the package, put the module beside the recipe, or mend the name",
         ) from error
+    except Exception as error:  # the module is the user's
+        raise RecipeError(
+            found=f"the module of network.factory = {name!r} failing ({_summary(error)})",
+            expected="a module that can be imported",
+            remedy="import it in Python, and mend what fails",
+        ) from error
+    if not callable(factory):
+        raise RecipeError(
+            found=f"network.factory = {name!r}, a {type(factory).__name__}",
+            expected="a callable that makes the network",
+            remedy="name a class or a function",
+        )
+    made: Callable[..., Any] = factory
+    return made
+
+
+def _make(factory: Callable[..., Any], recipe: NetworkRecipe) -> nn.Module:
+    exits = {} if recipe.blocks else {"exits": recipe.exits}
     try:
-        network = factory(exits=recipe.exits, **recipe.options)
+        network = factory(**exits, **recipe.options)
     except EecompileError:
         raise
     except Exception as error:  # the factory is the user's
         raise RecipeError(
-            found=f"{recipe.factory} refusing its options ({type(error).__name__}: {error})",
-            expected="options that the factory takes",
-            remedy="mend [network.options]",
+            found=f"{recipe.factory} failing ({_summary(error)})",
+            expected=f"a network from the arguments {sorted({*exits, *recipe.options})}",
+            remedy="mend [network.options], or the factory",
         ) from error
-    if not isinstance(network, nn.Module) or getattr(network, "exits", None) != recipe.exits:
+    multi_exit = recipe.blocks or getattr(network, "exits", None) == recipe.exits
+    if not isinstance(network, nn.Module) or not multi_exit:
+        named = f" whose exits are {list(network.exits)}" if hasattr(network, "exits") else ""
         raise RecipeError(
-            found=f"a {type(network).__name__} from {recipe.factory}",
-            expected=f"a torch module whose attribute exits is {recipe.exits}",
-            remedy="see eecompile.networks.base.MultiExitNetwork",
+            found=f"a {type(network).__name__}{named} from {recipe.factory}",
+            expected="a torch module"
+            + ("" if recipe.blocks else f" whose attribute exits is {recipe.exits}"),
+            remedy="return such a module, or name the list of blocks to cut in network.blocks",
         )
     return network
 
 
-def _read(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(
-            found=f"no checkpoint at {path}",
-            expected="the file that network.checkpoint names, relative to the recipe",
-            remedy="mend the path, or train the network first",
-        )
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Modules in ``folder`` can be imported."""
+    place = str(folder.absolute())
+    sys.path.insert(0, place)
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise _unreadable(path, error) from error
-    except Exception as error:  # pickle.UnpicklingError and its kin
-        raise _unreadable(path, error) from error
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise CheckpointError(
-            found=f"{path}, which holds no plain dictionary of tensors",
-            expected="a state_dict",
-            remedy="save network.state_dict(), as safetensors or with torch.save",
-        )
-    return state
-
-
-def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    lines = str(error).splitlines() or [type(error).__name__]
-    return CheckpointError(
-        found=f"{path}, which cannot be read ({lines[0]})",
-        expected="safetensors, or torch.save of tensors only",
-        remedy="check that the file is whole; convert pickles with other objects to safetensors",
-    )
+        yield
+    finally:
+        sys.path.remove(place)
 
 
 def _fill(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Load ``state``; its tensors become the network's without being copied."""
+    fit: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None
+    if fit := getattr(network, "fit_checkpoint", None):
+        state = fit(state)
     wanted = network.state_dict()
+    state = {**state, **_tied(wanted, state)}
     problems = {
-        "missing": [name for name in wanted if name not in state],
-        "unknown": [name for name in state if name not in wanted],
         "of another shape": [
             f"{name} {list(state[name].shape)} instead of {list(wanted[name].shape)}"
             for name in wanted
             if name in state and state[name].shape != wanted[name].shape
         ],
+        "missing": [name for name in wanted if name not in state],
+        "unknown": [name for name in state if name not in wanted],
     }
     if any(problems.values()):
         parts = (
@@ -135,7 +144,26 @@ def _fill(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
             expected="finite weights",
             remedy="use a checkpoint from before the training diverged",
         )
-    network.load_state_dict(dict(state))
+    network.load_state_dict(dict(state), assign=True)
+
+
+def _tied(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Entries that a checkpoint leaves out because another name holds the same tensor."""
+    names: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
+    for name, value in wanted.items():
+        if name in state and value.numel():
+            names[value.data_ptr(), value.shape, value.stride()] = name
+    found = {
+        name: names.get((value.data_ptr(), value.shape, value.stride()))
+        for name, value in wanted.items()
+        if name not in state and value.numel()
+    }
+    return {name: state[twin] for name, twin in found.items() if twin is not None}
+
+
+def _summary(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"
 
 
 def _few(names: list[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -34,8 +34,8 @@ class Engine(Protocol):
 
     def evaluate(
         self, depth: int, x: Array, t: Array, conditions: Mapping[str, NDArray[np.generic]]
-    ) -> Array:
-        """The network's prediction at ``depth``.
+    ) -> Sequence[Array]:
+        """What the network gives at ``depth``.
 
         Args:
             depth: one of ``exits``.
@@ -44,7 +44,8 @@ class Engine(Protocol):
             conditions: one array a condition, first axis B.
 
         Returns:
-            The prediction, float32, shaped as ``x``; a new array.
+            The interface's outputs: the prediction, and a learned variance where the
+            process has one; float32, shaped as ``x``, new arrays.
         """
         ...
 

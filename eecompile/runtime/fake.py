@@ -12,7 +12,7 @@ from eecompile.runtime.handle import Handle
 __all__ = ["FakeEngine"]
 
 Array = NDArray[np.float32]
-Predict = Callable[[int, Array, Array, Mapping[str, NDArray[np.generic]]], Array]
+Predict = Callable[[int, Array, Array, Mapping[str, NDArray[np.generic]]], Array | Sequence[Array]]
 
 
 class FakeEngine(Handle):
@@ -20,7 +20,8 @@ class FakeEngine(Handle):
 
     Args:
         exits: depths that it evaluates, ascending.
-        predict: returns the prediction, shaped as ``x``.
+        predict: returns the prediction, shaped as ``x``, or a sequence of it and a
+            learned variance.
         max_batch: largest batch that it takes.
 
     Attributes:
@@ -36,7 +37,9 @@ class FakeEngine(Handle):
 
     def evaluate(
         self, depth: int, x: Array, t: Array, conditions: Mapping[str, NDArray[np.generic]]
-    ) -> Array:
-        """The prediction at ``depth``; see :meth:`eecompile.runtime.engine.Engine.evaluate`."""
+    ) -> Sequence[Array]:
+        """The outputs at ``depth``; see :meth:`eecompile.runtime.engine.Engine.evaluate`."""
         self.calls.append((depth, len(x)))
-        return np.asarray(self._predict(depth, x, t, conditions), np.float32)
+        made = self._predict(depth, x, t, conditions)
+        outputs = (made,) if isinstance(made, np.ndarray) else made
+        return [np.asarray(output, np.float32) for output in outputs]

@@ -11,32 +11,96 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import ArrayLike, NDArray
 
-from eecompile.errors import ConditionError, RecipeError
+from eecompile.errors import ConditionError, RecipeError, UsageError
 from eecompile.runtime.process import Process
 from eecompile.runtime.schedule import ExitSchedule
 
-__all__ = ["Condition", "Interface", "Sampling", "State"]
+__all__ = ["Condition", "Interface", "Resizable", "Sampling", "State"]
+
+
+class Resizable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Axes of a sample whose length a caller may choose.
+
+    Attributes:
+        axes: their indices in the sample's shape; axis 0 is usually the channels.
+        min: smallest length.
+        max: largest length.
+        multiple: of which every length is a multiple, such as the side of a patch.
+    """
+
+    axes: tuple[Annotated[int, Meta(ge=0)], ...]
+    min: Annotated[int, Meta(ge=1)]
+    max: Annotated[int, Meta(ge=1)]
+    multiple: Annotated[int, Meta(ge=1)] = 1
+
+    def __post_init__(self) -> None:
+        fits = self.min < self.max and self.min % self.multiple == 0 == self.max % self.multiple
+        if not fits or not self.axes or len(set(self.axes)) < len(self.axes):
+            raise RecipeError(
+                found=f"state.resizable with axes {list(self.axes)}, {self.min} to {self.max} "
+                f"in multiples of {self.multiple}",
+                expected="distinct axes, and ascending bounds that are such multiples",
+                remedy="mend the bounds",
+            )
 
 
 class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What is sampled: float32 [B, *shape].
 
     Attributes:
-        shape: of one sample.
+        shape: of one sample, unless the caller chooses another.
         range: bounds of the data; solvers clip the data they predict to it. None for
             data without bounds, such as latents.
+        resizable: axes whose length a caller may choose; None for a fixed shape.
     """
 
     shape: tuple[Annotated[int, Meta(ge=1)], ...]
     range: tuple[float, float] | None = None
+    resizable: Resizable | None = None
 
     def __post_init__(self) -> None:
+        if self.resizable:
+            try:
+                self.check_shape(self.shape)
+            except UsageError as error:
+                raise RecipeError(
+                    found=f"state.shape = {list(self.shape)} that state.resizable forbids",
+                    expected=error.expected,
+                    remedy="make the default shape one of those allowed",
+                ) from error
         if self.range and not self.range[0] < self.range[1]:
             raise RecipeError(
                 found=f"state.range = {list(self.range)}",
                 expected="two ascending bounds",
                 remedy="give the bounds of the data, or leave it out",
             )
+
+    def check_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """``shape`` as a tuple, when samples may have it.
+
+        Raises:
+            UsageError: they may not.
+        """
+        found, free = tuple(int(length) for length in shape), self.resizable
+        axes = free.axes if free else ()
+        fixed = len(found) == len(self.shape) and all(
+            index in axes or length == self.shape[index] for index, length in enumerate(found)
+        )
+        lengths = [found[axis] if axis < len(found) else 0 for axis in axes]
+        allowed = not free or all(
+            free.min <= length <= free.max and length % free.multiple == 0 for length in lengths
+        )
+        if not fixed or not allowed:
+            rule = free and (
+                f", but axes {list(axes)} from {free.min} to {free.max} "
+                f"in multiples of {free.multiple}"
+            )
+            raise UsageError(
+                found=f"shape {list(found)}",
+                expected=f"{list(self.shape)}{rule or ''}",
+                remedy="choose such a shape",
+            )
+        return found
 
 
 class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -110,19 +174,31 @@ class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         self._check_range(name, array)
         return np.broadcast_to(array, shape).astype(self.dtype)
 
-    def nulls(self, name: str, count: int) -> NDArray[np.generic]:
-        """The input that stands for "no condition", [count, *shape].
+    def nulls(
+        self, name: str, samples: Sequence[int], given: ArrayLike | None = None
+    ) -> NDArray[np.generic]:
+        """The input that stands for "no condition", [len(samples), *shape].
+
+        Args:
+            name: the condition's, for messages.
+            samples: the samples' indices.
+            given: by the caller, as in :meth:`values` but of any range; None takes ``null``.
 
         Raises:
-            ConditionError: the network knows no such value.
+            ConditionError: the network knows no such value, or it is wrongly shaped.
         """
-        if self.null is None:
+        value = self.null if given is None else given
+        if value is None:
             raise ConditionError(
                 found=f"guidance, and condition {name!r} without a null value",
                 expected="a null value, which the network was trained with",
-                remedy="sample with guidance 1, or add it to the recipe and export again",
+                remedy="sample with guidance 1, pass it in nulls, or add it to the recipe and "
+                "export again",
             )
-        return np.full((count, *self.shape), self.null, self.dtype)
+        anything = msgspec.structs.replace(self, range=None, default=None, names=())
+        if given is None:
+            return np.full((len(samples), *self.shape), value, self.dtype)
+        return anything.values(name, given, samples)
 
     def _default(
         self, name: str, samples: Sequence[int], shape: tuple[int, ...]
@@ -161,12 +237,16 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         steps: number of steps.
         schedule: an exit schedule's name.
         guidance: classifier-free guidance (arXiv 2207.12598); 1 is none.
+        guided_channels: number of leading channels that guidance acts on, the others
+            keeping the prediction with the condition, as in DiT's public code; None
+            for all.
     """
 
     solver: str = "ddim"
     steps: Annotated[int, Meta(ge=1)] = 50
     schedule: str = "full"
     guidance: float = 1.0
+    guided_channels: Annotated[int, Meta(ge=1)] | None = None
 
 
 class Interface(msgspec.Struct, frozen=True, kw_only=True):
@@ -180,6 +260,7 @@ class Interface(msgspec.Struct, frozen=True, kw_only=True):
         process: the forward process.
         schedules: exit schedules, by name.
         sampling: defaults.
+        costs: what evaluating each exit costs, in any unit; empty where the depth is it.
     """
 
     name: str
@@ -189,3 +270,19 @@ class Interface(msgspec.Struct, frozen=True, kw_only=True):
     process: Process = Process()
     schedules: dict[str, ExitSchedule] = {}
     sampling: Sampling = Sampling()
+    costs: tuple[float, ...] = ()
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What an exit gives: ``prediction``, and ``variance`` where it is learned."""
+        learned = self.process.variance == "learned_range"
+        return ("prediction", "variance") if learned else ("prediction",)
+
+    def cost(self, depth: int) -> float:
+        """What evaluating the exit ``depth`` costs, relative to the deepest."""
+        costs = self.costs or self.exits
+        return costs[self.exits.index(depth)] / costs[-1]
+
+    def share(self, schedule: ExitSchedule) -> float:
+        """Mean cost of a schedule over time, relative to the deepest exit."""
+        return schedule.mean(self.cost)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,8 +47,8 @@ class OnnxRuntimeEngine(Handle):
 
     def evaluate(
         self, depth: int, x: Array, t: Array, conditions: Mapping[str, NDArray[np.generic]]
-    ) -> Array:
-        """The prediction at ``depth``; see :meth:`eecompile.runtime.engine.Engine.evaluate`."""
+    ) -> Sequence[Array]:
+        """The outputs at ``depth``; see :meth:`eecompile.runtime.engine.Engine.evaluate`."""
         plan = self._plans[depth]
         if len(plan.segments) == 1:
             return self._evaluate_one(plan, {"x": x, "t": t, **conditions})
@@ -61,14 +61,15 @@ class OnnxRuntimeEngine(Handle):
             values.update(zip(segment.outputs, results, strict=True))
             for name in finished:
                 del values[name]
-        prediction: Array = values[plan.output].numpy()
-        return prediction
+        return [values[name].numpy() for name in plan.outputs]
 
-    def _evaluate_one(self, plan: ExitPlan, values: dict[str, NDArray[np.generic]]) -> Array:
+    def _evaluate_one(
+        self, plan: ExitPlan, values: dict[str, NDArray[np.generic]]
+    ) -> Sequence[Array]:
         index = plan.segments[0]
         feeds = {name: values[name] for name in self._segments[index].inputs}
-        prediction: Array = self._sessions[index].run((plan.output,), feeds)[0]
-        return prediction
+        outputs: list[Array] = self._sessions[index].run(plan.outputs, feeds)
+        return outputs
 
     def close(self) -> None:
         """Release the sessions."""
@@ -117,7 +118,7 @@ def _session(
 
 def _last_uses(plan: ExitPlan, segments: tuple[Segment, ...]) -> list[list[str]]:
     """For each segment of a plan, the tensors that no later one reads."""
-    pending = {plan.output}
+    pending = set(plan.outputs)
     finished = []
     for index in reversed(plan.segments):
         segment = segments[index]

@@ -20,7 +20,7 @@ __all__ = ["Betas", "Prediction", "Process", "Variance"]
 
 Betas = Literal["linear", "scaled_linear", "cosine"]
 Prediction = Literal["epsilon", "sample", "v_prediction"]
-Variance = Literal["fixed_small", "fixed_large"]
+Variance = Literal["fixed_small", "fixed_large", "learned_range"]
 
 
 class Process(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -34,8 +34,11 @@ class Process(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         beta_end: last beta of the linear kinds.
         prediction: what the network predicts: ``epsilon`` (the noise), ``sample`` (the
             data) or ``v_prediction`` (arXiv 2202.00512, appendix D).
-        variance: variance of DDPM's reverse step, the lower (``fixed_small``) or the
-            upper bound (``fixed_large``) of arXiv 2006.11239, section 3.2.
+        variance: variance of DDPM's reverse step: the lower (``fixed_small``) or the
+            upper bound (``fixed_large``) of arXiv 2006.11239, section 3.2, or what the
+            network chooses between them (``learned_range``; arXiv 2102.09672, equation
+            15). Such a network gives twice its input's channels: the prediction, then
+            the choice, from -1 (lower) to 1 (upper).
 
     Raises:
         RecipeError: a figure is out of its range.

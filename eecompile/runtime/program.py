@@ -37,7 +37,7 @@ class Update(msgspec.Struct, frozen=True, omit_defaults=True):
     clip: tuple[float, float] | None = None
 
 
-class Step(msgspec.Struct, frozen=True):
+class Step(msgspec.Struct, frozen=True, omit_defaults=True):
     """One evaluation of the network, and the updates after it.
 
     Attributes:
@@ -46,12 +46,16 @@ class Step(msgspec.Struct, frozen=True):
         input: sum of buffers that is the network's input.
         updates: carried out in order, once buffer ``output`` holds the prediction and
             buffer ``noise``, if any term reads it, standard normal noise of this step.
+        log_variances: logarithms of the variances that a learned variance of -1 and of
+            1 stands for; the noise is then scaled by the standard deviation between
+            them. None for plain noise.
     """
 
     depth: int
     timestep: float
     input: tuple[Term, ...]
     updates: tuple[Update, ...]
+    log_variances: tuple[float, float] | None = None
 
     def reads_noise(self) -> bool:
         """Whether this step needs noise."""
@@ -129,7 +133,7 @@ def _problems(step: Step, written: set[str]) -> Iterator[str]:
             yield f"reserved buffer {update.into!r} written"
         written.add(update.into)
     terms = [*step.input, *(term for update in step.updates for term in update.terms)]
-    figures = [step.timestep, *(term.coefficient for term in terms)]
+    figures = [step.timestep, *(term.coefficient for term in terms), *(step.log_variances or ())]
     if not all(math.isfinite(figure) for figure in figures):
         yield "a figure that is not finite"
 

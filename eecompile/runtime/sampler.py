@@ -46,6 +46,17 @@ class StepResult(msgspec.Struct, frozen=True):
     seconds: float
 
 
+class _Request(msgspec.Struct, frozen=True):
+    """What is sampled: indices, seed, shape, guidance, conditions with and without."""
+
+    samples: range
+    seed: int
+    shape: tuple[int, ...]
+    scale: float
+    inputs: Inputs
+    nulls: Inputs | None
+
+
 class Sampler(Handle):
     """Samples a multi-exit diffusion network. May be used from several threads.
 
@@ -130,9 +141,15 @@ class Sampler(Handle):
                     expected="a program alone, which contains both",
                     remedy="give a solver instead, or drop steps and schedule",
                 )
-            ExitSchedule(solver.depths[:1]).check(self.interface.exits)
             for depth in set(solver.depths):
                 ExitSchedule.constant(depth).check(self.interface.exits)
+            learned = any(step.log_variances for step in solver.steps)
+            if learned and "variance" not in self.interface.outputs:
+                raise UsageError(
+                    found="a program that reads a learned variance",
+                    expected=f"one for a network that gives {list(self.interface.outputs)}",
+                    remedy="compile the program for this network's process",
+                )
             return solver
         defaults, process = self.interface.sampling, self.interface.process
         name = defaults.solver if solver is None else solver
@@ -161,6 +178,8 @@ class Sampler(Handle):
         schedule: Schedule | None = None,
         seed: int = 0,
         guidance: float | None = None,
+        nulls: Mapping[str, ArrayLike] | None = None,
+        shape: Sequence[int] | None = None,
         first: int = 0,
         **conditions: ArrayLike,
     ) -> Array:
@@ -172,6 +191,8 @@ class Sampler(Handle):
             schedule=schedule,
             seed=seed,
             guidance=guidance,
+            nulls=nulls,
+            shape=shape,
             first=first,
             **conditions,
         )
@@ -187,6 +208,8 @@ class Sampler(Handle):
         schedule: Schedule | None = None,
         seed: int = 0,
         guidance: float | None = None,
+        nulls: Mapping[str, ArrayLike] | None = None,
+        shape: Sequence[int] | None = None,
         first: int = 0,
         **conditions: ArrayLike,
     ) -> Iterator[StepResult]:
@@ -202,6 +225,9 @@ class Sampler(Handle):
             schedule: see :meth:`schedule`.
             seed: 0 to 2**64 - 1. Sample i of a seed is the same whatever batch it is in.
             guidance: scale of classifier-free guidance (arXiv 2207.12598); 1 is none.
+            nulls: by condition, what stands for "no condition" in guidance, such as the
+                embedding of an empty text; None takes the recipe's.
+            shape: of a sample, where the network allows a choice; None takes the recipe's.
             first: index of the first sample, so that samples can be made in portions.
             conditions: by name, a value for all samples or one for each.
 
@@ -220,28 +246,29 @@ class Sampler(Handle):
             raise UsageError(
                 found=f"guidance {scale}", expected="a finite scale", remedy="1 means no guidance"
             )
-        inputs = self._conditions(samples, conditions)
-        nulls = self._nulls(n) if scale != 1.0 else None
-        return self._run(program, samples, seed, scale, inputs, nulls)
+        state = self.interface.state
+        request = _Request(
+            samples,
+            seed,
+            state.shape if shape is None else state.check_shape(shape),
+            scale,
+            self._conditions(samples, conditions),
+            self._nulls(samples, nulls or {}) if scale != 1.0 else None,
+        )
+        return self._run(program, request)
 
-    def _run(
-        self,
-        program: Program,
-        samples: range,
-        seed: int,
-        scale: float,
-        inputs: Inputs,
-        nulls: Inputs | None,
-    ) -> Iterator[StepResult]:
-        shape = self.interface.state.shape
+    def _run(self, program: Program, request: _Request) -> Iterator[StepResult]:
+        seed, samples, shape = request.seed, request.samples, request.shape
         started = time.perf_counter()
         state = normal_noise(seed, samples, 0, shape) * np.float32(program.initial)
         buffers = {"state": state}
         for index, step in enumerate(program.steps):
             x = np.ascontiguousarray(combine(step.input, buffers))
-            buffers["output"] = self._predict(index, step, x, scale, inputs, nulls)
+            outputs = self._predict(index, step, x, request)
+            buffers["output"] = outputs[0]
             if step.reads_noise():
-                buffers["noise"] = normal_noise(seed, samples, index + 1, shape)
+                noise = normal_noise(seed, samples, index + 1, shape)
+                buffers["noise"] = _scaled(noise, step.log_variances, outputs)
             for update in step.updates:
                 value = combine(update.terms, buffers)
                 buffers[update.into] = value if update.clip is None else value.clip(*update.clip)
@@ -250,49 +277,51 @@ class Sampler(Handle):
             yield StepResult(index, step.timestep, step.depth, result, now - started)
             started = time.perf_counter()
 
-    def _predict(
-        self,
-        index: int,
-        step: Step,
-        x: Array,
-        scale: float,
-        inputs: Inputs,
-        nulls: Inputs | None,
-    ) -> Array:
-        """The (guided) prediction for all samples, in batches that the engine takes."""
-        output = np.empty_like(x)
+    def _predict(self, index: int, step: Step, x: Array, request: _Request) -> list[Array]:
+        """The (guided) outputs for all samples, in batches that the engine takes."""
+        outputs = [np.empty_like(x) for _ in self.interface.outputs]
+        nulls = request.nulls
         size = max(1, self.engine.max_batch // (1 if nulls is None else 2))
         for low in range(0, len(x), size):
             part = slice(low, low + size)
-            given = {name: array[part] for name, array in inputs.items()}
+            given = {name: array[part] for name, array in request.inputs.items()}
             if nulls is None:
-                prediction = self._evaluate(step, x[part], given)
+                found = self._evaluate(step, x[part], given)
             else:
                 none = {name: array[part] for name, array in nulls.items()}
-                prediction = self._guided(step, x[part], given, none, scale)
-            if not np.isfinite(prediction).all():
-                raise NonFiniteError(
-                    found=f"NaN or infinity in the output of exit {step.depth} at step {index} "
-                    f"(timestep {step.timestep:g}, {self.engine.precision})",
-                    expected="finite predictions",
-                    remedy="check the inputs, or build for a wider precision",
-                )
-            output[part] = prediction
-        return output
+                found = self._guided(step, x[part], given, none, request.scale)
+            for output, value in zip(outputs, found, strict=True):
+                if not np.isfinite(value).all():
+                    raise NonFiniteError(
+                        found=f"NaN or infinity in the output of exit {step.depth} at step "
+                        f"{index} (timestep {step.timestep:g}, {self.engine.precision})",
+                        expected="finite predictions",
+                        remedy="check the inputs, or build for a wider precision",
+                    )
+                output[part] = value
+        return outputs
 
-    def _guided(self, step: Step, x: Array, given: Inputs, none: Inputs, scale: float) -> Array:
+    def _guided(
+        self, step: Step, x: Array, given: Inputs, none: Inputs, scale: float
+    ) -> Sequence[Array]:
+        """Outputs with the condition, of which the prediction is guided away from without."""
         if self.engine.max_batch < 2:
-            with_condition = self._evaluate(step, x, given)
-            without = self._evaluate(step, x, none)
+            conditioned = self._evaluate(step, x, given)
+            without = self._evaluate(step, x, none)[0]
         else:
             both = {name: np.concatenate([given[name], none[name]]) for name in given}
-            prediction = self._evaluate(step, np.concatenate([x, x]), both)
-            with_condition, without = prediction[: len(x)], prediction[len(x) :]
-        return without + np.float32(scale) * (with_condition - without)
+            joined = self._evaluate(step, np.concatenate([x, x]), both)
+            conditioned = [output[: len(x)] for output in joined]
+            without = joined[0][len(x) :]
+        prediction, *others = conditioned
+        guided = without + np.float32(scale) * (prediction - without)
+        if (channels := self.interface.sampling.guided_channels) is not None:
+            guided[:, channels:] = prediction[:, channels:]
+        return [guided, *others]
 
     def _evaluate(
         self, step: Step, x: Array, conditions: Mapping[str, NDArray[np.generic]]
-    ) -> Array:
+    ) -> Sequence[Array]:
         t = np.full(len(x), step.timestep, np.float32)
         return self.engine.evaluate(step.depth, x, t, conditions)
 
@@ -307,14 +336,31 @@ class Sampler(Handle):
                 )
         return {name: spec.values(name, given.get(name), samples) for name, spec in known.items()}
 
-    def _nulls(self, n: int) -> Inputs:
-        if not self.interface.conditions:
+    def _nulls(self, samples: range, given: Mapping[str, ArrayLike]) -> Inputs:
+        known = self.interface.conditions
+        if not known:
             raise ConditionError(
                 found="guidance for a network without conditions",
                 expected="guidance 1",
                 remedy="sample without guidance",
             )
-        return {name: spec.nulls(name, n) for name, spec in self.interface.conditions.items()}
+        for name in given:
+            if name not in known:
+                raise ConditionError(
+                    found=f"a null value for condition {name!r}",
+                    expected=f"one of {sorted(known)}",
+                    remedy="remove or rename it",
+                )
+        return {name: spec.nulls(name, samples, given.get(name)) for name, spec in known.items()}
+
+
+def _scaled(noise: Array, bounds: tuple[float, float] | None, outputs: Sequence[Array]) -> Array:
+    """Noise with the standard deviation that the network chose between two bounds."""
+    if bounds is None:
+        return noise
+    low, high = bounds
+    between = low + (outputs[1] + 1) / 2 * (high - low)
+    return np.asarray(noise * np.exp(between / 2), np.float32)
 
 
 def _check_counts(n: int, seed: int, first: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
 import msgspec
@@ -117,8 +117,8 @@ class ExitSchedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 )
         return self
 
-    def share(self, full: int) -> float:
-        """Mean depth over time, divided by ``full``: the share of block evaluations."""
+    def mean(self, cost: Callable[[int], float]) -> float:
+        """The mean over time of ``cost``, a function of the depth."""
         bounds = (0.0, *self.thresholds, 1.0)
         widths = (high - low for low, high in pairwise(bounds))
-        return sum(w * d for w, d in zip(widths, self.depths, strict=True)) / full
+        return sum(w * cost(d) for w, d in zip(widths, self.depths, strict=True))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,23 +10,22 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from torch import Tensor, nn
 
-from eecompile.bundle import WEIGHTS, open_bundle
+from eecompile.bundle import WEIGHTS, exit_graph_name, open_bundle
 from eecompile.compiler import export as export_module
 from eecompile.compiler.export import bundle_from_recipe
+from eecompile.compiler.progress import silent
 from eecompile.compiler.trace import graph_from_network
 from eecompile.errors import (
     CheckpointError,
     EecompileError,
     OutputExistsError,
-    TraceError,
     VerificationError,
 )
 from eecompile.networks.load import load_network
 from eecompile.recipe import Tolerance, load_recipe
-from eecompile.runtime.interface import Interface, State
-from tests.conftest import RECIPE
+from tests.compiler.test_trace import INTERFACE, Odd
+from tests.conftest import RECIPE, ROOT
 
 
 def test_every_exit_is_the_torch_network(bundle: Path) -> None:
@@ -104,49 +104,58 @@ def test_a_failed_export_leaves_nothing(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["recipe.toml"]
 
 
-class Odd(nn.Module):
-    """A network with something wrong with it."""
-
-    exits = (1, 2)
-
-    def __init__(self, fault: str) -> None:
-        super().__init__()
-        self.fault = fault
-        self.linear = nn.Linear(3, 3)
-
-    def forward(self, x: Tensor, t: Tensor) -> Any:
-        first = self.linear(x) + t[:, None]
-        second = self.linear(first)
-        if self.fault == "one output":
-            return (first,)
-        if self.fault == "shape":
-            return first[:, :2], second
-        if self.fault == "no tuple":
-            return first
-        if self.fault == "control flow" and bool(first.sum() > 0):
-            return second, first
-        if self.fault == "batch":
-            return first.reshape(2, 3), second.reshape(6).reshape(2, 3)
-        return first, second
-
-
-INTERFACE = Interface(name="odd", exits=(1, 2), state=State(shape=(3,)))
-
-
-@pytest.mark.parametrize("fault", ["one output", "shape", "no tuple", "control flow", "batch"])
-def test_a_network_that_cannot_be_traced_says_why(fault: str) -> None:
-    with pytest.raises(TraceError):
-        graph_from_network(Odd(fault), INTERFACE)  # type: ignore[arg-type]
-
-
 def test_a_difference_to_torch_names_the_exit(tmp_path: Path) -> None:
     network: Any = Odd("")
     model = graph_from_network(network, INTERFACE)
+    reference = export_module._evaluate_network(network, INTERFACE)
+    source = export_module._Source(model, reference, "torch")
     export_module._write_graphs(tmp_path, model, INTERFACE)
-    export_module._verify(tmp_path, network, INTERFACE, Tolerance())
+    export_module._verify(tmp_path, source, INTERFACE, Tolerance(), silent)
     network.linear.weight.data += 0.01  # the graph no longer is this network
     with pytest.raises(VerificationError, match=r"exit 1 at timestep 0, batch 1"):
-        export_module._verify(tmp_path, network, INTERFACE, Tolerance())
+        export_module._verify(tmp_path, source, INTERFACE, Tolerance(), silent)
+
+
+def test_a_damaged_graph_of_one_exit_is_noticed(tmp_path: Path) -> None:
+    network: Any = Odd("")
+    model = graph_from_network(network, INTERFACE)
+    source = export_module._Source(
+        model, export_module._evaluate_network(network, INTERFACE), "torch"
+    )
+    export_module._write_graphs(tmp_path, model, INTERFACE)
+    path = tmp_path / exit_graph_name(1)
+    graph = onnx.load(path, load_external_data=False)
+    for node in graph.graph.node:
+        if node.op_type == "Add":
+            node.op_type = "Sub"
+    onnx.save(graph, path)
+    with pytest.raises(VerificationError, match=r"exit 1 "):
+        export_module._verify(tmp_path, source, INTERFACE, Tolerance(), silent)
+
+
+def test_other_exits_and_another_checkpoint_than_the_recipes(tmp_path: Path, bundle: Path) -> None:
+    weights = tmp_path / "again.safetensors"
+    shutil.copy(ROOT / "eecompile/networks/weights/fashion-dit.safetensors", weights)
+    manifest = bundle_from_recipe(RECIPE, tmp_path / "bundle", exits=(6, 12), checkpoint=weights)
+    whole = open_bundle(bundle)
+    assert manifest.interface.exits == (6, 12)
+    assert set(manifest.interface.schedules) == {"full"}  # the others name exit 3 or 9
+    assert manifest.interface.sampling.schedule == "full"
+    assert list(manifest.sources) == ["again.safetensors"]
+    assert list(manifest.sources.values()) == list(whole.sources.values())
+    assert [exit_.nodes for exit_ in manifest.exits] == [whole.exits[1].nodes, whole.exits[3].nodes]
+
+
+def test_the_manifest_says_what_is_shared(bundle: Path) -> None:
+    manifest = open_bundle(bundle)
+    shared = {entry.exits: entry for entry in manifest.sharing}
+    assert set(shared) == {(3, 6, 9, 12), (6, 9, 12), (9, 12), (3,), (6,), (9,), (12,)}
+    for exit_ in manifest.exits:
+        mine = [entry for entry in manifest.sharing if exit_.depth in entry.exits]
+        assert sum(entry.nodes for entry in mine) == exit_.nodes
+        assert sum(entry.bytes for entry in mine) == exit_.bytes
+    assert shared[12,].bytes == manifest.exits[-1].unique_bytes > 0
+    assert shared[3,].bytes == 0  # the head is the same for all
 
 
 def test_errors_survive_pickling() -> None:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -20,8 +23,10 @@ from eecompile.errors import (
     UsageError,
 )
 from eecompile.runtime.fake import FakeEngine
-from eecompile.runtime.interface import Condition, Interface, Sampling, State
+from eecompile.runtime.interface import Condition, Interface, Resizable, Sampling, State
 from eecompile.runtime.noise import normal_noise
+from eecompile.runtime.process import Process
+from eecompile.runtime.program import Program, Step, Term, Update
 from eecompile.runtime.sampler import Sampler
 from eecompile.runtime.schedule import ExitSchedule
 from eecompile.runtime.solvers import ddim
@@ -118,8 +123,8 @@ def test_guidance_extrapolates_from_the_null_condition() -> None:
     x = normal_noise(0, range(1), 0, (5,))
     t = np.zeros(1, np.float32)
     evaluate = sampler.engine.evaluate
-    with_label = evaluate(12, x, t, {"label": np.array([4])})
-    without = evaluate(12, x, t, {"label": np.array([10])})
+    (with_label,) = evaluate(12, x, t, {"label": np.array([4])})
+    (without,) = evaluate(12, x, t, {"label": np.array([10])})
     output = without + 3.5 * (with_label - without)
     alpha_bar = sampler.interface.process.alpha_bar()[0]
     expected = (x - math.sqrt(1 - alpha_bar) * output) / math.sqrt(alpha_bar)
@@ -147,11 +152,13 @@ def test_a_non_finite_output_names_step_depth_and_precision(bad: float) -> None:
 
 def test_a_real_engines_nan_is_reported(engine_sets: dict[str, Path]) -> None:
     with Sampler.open(engine_sets["per_exit"]) as sampler:
-        step = sampler.program("ddim", 1, 12).steps[0]
-        wild = np.full((1, 1, 28, 28), np.inf, np.float32)
-        inputs = {"label": np.zeros(1, np.int64)}
-        with pytest.raises(NonFiniteError, match="exit 12 at step 0"):
-            sampler._predict(0, step, wild, 1.0, inputs, None)
+        program = sampler.program("ddim", 1, 12)
+        wild = msgspec.structs.replace(program, initial=3e38)
+        with (
+            np.errstate(over="ignore"),
+            pytest.raises(NonFiniteError, match="exit 12 at step 0"),
+        ):
+            sampler.sample(1, solver=wild)
 
 
 @pytest.mark.parametrize(
@@ -224,3 +231,129 @@ def test_threads_are_checked(engine_sets: dict[str, Path]) -> None:
         Sampler.open(engine_sets["per_exit"], threads=-1)
     with Sampler.open(engine_sets["per_exit"], threads=1) as sampler:
         assert sampler.sample(1, steps=1).shape == (1, 1, 28, 28)
+
+
+def learned(channels: int | None = None) -> Sampler:
+    """Three channels; the variance is told by the label, the prediction by the state."""
+
+    def predict(depth: int, x: Any, t: Any, given: Any) -> Any:
+        label = given["label"].reshape(-1, 1, 1)
+        return x * 0.1 + label / 10, np.tanh(x + label - 5)
+
+    interface = Interface(
+        name="learned",
+        exits=(12,),
+        state=State(shape=(3, 4)),
+        conditions={"label": LABEL},
+        process=Process(variance="learned_range"),
+        sampling=Sampling(guided_channels=channels),
+    )
+    return Sampler(FakeEngine((12,), predict), interface)
+
+
+def test_a_learned_variance_scales_the_noise_as_in_diffusers() -> None:
+    import torch
+    from diffusers import DDPMScheduler
+
+    sampler = learned()
+    scheduler = DDPMScheduler(
+        beta_schedule="linear",
+        variance_type="learned_range",
+        clip_sample=False,
+        timestep_spacing="trailing",
+    )
+    scheduler.set_timesteps(10)
+    state = normal_noise(3, range(2), 0, (3, 4))
+    label = np.array([2, 7])
+    for index, timestep in enumerate(scheduler.timesteps[:-1]):
+        t = np.full(2, float(timestep), np.float32)
+        outputs = sampler.engine.evaluate(12, state, t, {"label": label})
+        # What diffusers draws from torch comes from our stream instead.
+        noise = torch.from_numpy(normal_noise(3, range(2), index + 1, (3, 4)))
+        with patched_noise(noise):
+            state = scheduler.step(
+                torch.from_numpy(np.concatenate(outputs, axis=1)),
+                int(timestep),
+                torch.from_numpy(state),
+            ).prev_sample.numpy()
+    results = list(sampler.steps(2, solver="ddpm", steps=10, seed=3, label=label, schedule=12))
+    np.testing.assert_allclose(results[-2].state, state, rtol=1e-5, atol=1e-5)
+
+
+@contextmanager
+def patched_noise(noise: Any) -> Iterator[None]:
+    """diffusers' DDPM step draws ``noise``."""
+    module = "diffusers.schedulers.scheduling_ddpm.randn_tensor"
+    with mock.patch(module, lambda *_, **__: noise):
+        yield
+
+
+def test_guidance_may_act_on_some_channels_only() -> None:
+    plain = learned().sample(2, steps=1, schedule=12, label=4)
+    every = learned().sample(2, steps=1, schedule=12, label=4, guidance=3.0)
+    some = learned(channels=2).sample(2, steps=1, schedule=12, label=4, guidance=3.0)
+    np.testing.assert_array_equal(some[:, :2], every[:, :2])
+    np.testing.assert_array_equal(some[:, 2:], plain[:, 2:])
+    assert np.abs(every[:, 2:] - plain[:, 2:]).max() > 0.1
+
+
+def test_the_variance_is_the_one_with_the_condition() -> None:
+    sampler = learned()
+
+    def predict(depth: int, x: Any, t: Any, given: Any) -> Any:
+        return x * 0.1, np.tanh(x + given["label"].reshape(-1, 1, 1) - 5)
+
+    sampler.engine = FakeEngine((12,), predict)  # only the variance depends on the label
+    call = partial(sampler.sample, 2, solver="ddpm", steps=5, schedule=12)
+    np.testing.assert_allclose(call(label=4, guidance=3.0), call(label=4), rtol=1e-5)
+    assert np.abs(call(label=4) - call(label=7)).max() > 0.01
+
+
+def test_a_learned_variance_needs_a_network_that_gives_it() -> None:
+    program = learned().program("ddpm", 3, 12)
+    with pytest.raises(UsageError, match="learned variance"):
+        fake().sample(1, solver=program)
+
+
+def test_nulls_may_be_given_by_the_caller() -> None:
+    text = Condition(dtype="float32", shape=(5,))
+
+    def predict(depth: int, x: Any, t: Any, given: Any) -> Any:
+        return given["text"]
+
+    interface = Interface(
+        name="text", exits=(12,), state=State(shape=(5,)), conditions={"text": text}
+    )
+    sampler = Sampler(FakeEngine((12,), predict), interface)
+    given = np.arange(5.0)
+    program = Program(
+        solver="output", initial=1.0, steps=(Step(12, 0, (Term("state", 1.0),), (OUTPUT,)),)
+    )
+    call = partial(sampler.sample, 1, solver=program, text=given, guidance=3.0)
+    found = call(nulls={"text": given / 2})
+    np.testing.assert_allclose(found[0], given / 2 + 3 * given / 2)
+    with pytest.raises(ConditionError, match="without a null value"):
+        call()
+    with pytest.raises(ConditionError, match="'txt'"):
+        call(nulls={"txt": 0})
+    with pytest.raises(ConditionError, match=r"shape \[4\]"):
+        call(nulls={"text": np.zeros(4)})
+
+
+OUTPUT = Update("state", (Term("output", 1.0),))
+
+
+def test_samples_may_have_another_shape_where_the_state_is_resizable() -> None:
+    def predict(depth: int, x: Any, t: Any, given: Any) -> Any:
+        return x
+
+    state = State(shape=(2, 8, 8), resizable=Resizable(axes=(1, 2), min=4, max=16, multiple=4))
+    interface = Interface(name="free", exits=(12,), state=state)
+    sampler = Sampler(FakeEngine((12,), predict), interface)
+    assert sampler.sample(3, steps=2, schedule=12, shape=(2, 4, 16)).shape == (3, 2, 4, 16)
+    assert sampler.sample(3, steps=2, schedule=12).shape == (3, 2, 8, 8)
+    for wrong in ((2, 4, 20), (2, 4, 6), (3, 8, 8), (2, 8), ()):
+        with pytest.raises(UsageError, match="axes"):
+            sampler.steps(1, schedule=12, shape=wrong)
+    with pytest.raises(UsageError, match=r"shape \[6\]; expected \[5\]"):
+        fake().steps(1, shape=(6,))

@@ -21,8 +21,8 @@ def test_equal_slices_follow_integer_arithmetic(
 
 
 @given(depths=depths)
-def test_the_share_is_the_mean_depth(depths: list[int]) -> None:
-    share = ExitSchedule.from_slices(depths).share(40)
+def test_the_mean_cost_is_the_mean_over_time(depths: list[int]) -> None:
+    share = ExitSchedule.from_slices(depths).mean(lambda depth: depth / 40)
     assert share == pytest.approx(sum(depths) / len(depths) / 40)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx_ir as ir
 import onnxruntime
 
+from eecompile.compiler.progress import Report
 from eecompile.compiler.sessions import optimised_graph
 from eecompile.compiler.weights import WeightStore
 
@@ -22,12 +23,12 @@ def versions() -> dict[str, str]:
 
 
 def compile_segments(
-    folder: Path, models: Mapping[str, ir.Model], work: Path, report: Callable[[str], None]
+    folder: Path, models: Mapping[str, ir.Model], work: Path, report: Report
 ) -> None:
     """Optimise each model, and write them to ``folder`` with one weights file."""
     store, optimised = WeightStore(), {}
-    for name, model in models.items():
-        report(f"optimising {name}")
+    for index, (name, model) in enumerate(models.items()):
+        report(f"optimising {name}", index, len(models))
         plain, fused = work / f"plain-{name}", work / f"fused-{name}"
         ir.save(model, plain, external_data=f"{plain.stem}.bin")
         optimised_graph(plain, fused)

@@ -1,4 +1,7 @@
-"""DDPM's ancestral sampling (Ho et al., arXiv 2006.11239, equations 6 and 7)."""
+"""DDPM's ancestral sampling (Ho et al., arXiv 2006.11239, equations 6 and 7).
+
+With a learned variance as in Nichol and Dhariwal, arXiv 2102.09672, equation 15.
+"""
 
 from __future__ import annotations
 
@@ -40,10 +43,14 @@ def ddpm(
             Term("data", math.sqrt(after) * beta / (1 - now)),
             Term("state", math.sqrt(1 - beta) * (1 - after) / (1 - now)),
         )
+        bounds = None
         if following is not None:
             lower = (1 - after) / (1 - now) * beta
-            variance = lower if process.variance == "fixed_small" else beta
-            terms += (Term("noise", math.sqrt(variance)),)
+            if process.variance == "learned_range":
+                bounds = math.log(lower), math.log(beta)
+            scale = {"fixed_small": math.sqrt(lower), "fixed_large": math.sqrt(beta)}
+            terms += (Term("noise", scale.get(process.variance, 1.0)),)
         updates = (data_update(process, now, clip), Update("state", terms))
-        program.append(Step(depth_at(timestep), timestep, (Term("state", 1.0),), updates))
+        step = Step(depth_at(timestep), timestep, (Term("state", 1.0),), updates, bounds)
+        program.append(step)
     return Program(solver=f"ddpm({process.variance}, {spacing})", initial=1.0, steps=tuple(program))

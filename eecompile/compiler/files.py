@@ -1,0 +1,231 @@
+"""Ready-made ONNX files, one per exit, in the form of a traced network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+from numpy.typing import NDArray
+from onnx_ir.passes import common
+
+from eecompile.compiler.clean import clean
+from eecompile.compiler.merge import joined
+from eecompile.compiler.names import output_names
+from eecompile.compiler.numbering import NumberValues
+from eecompile.compiler.operators import check_operators
+from eecompile.compiler.sessions import session_from_graph
+from eecompile.compiler.verify import Evaluate, Inputs, Outputs
+from eecompile.errors import TraceError
+from eecompile.recipe import NetworkRecipe
+from eecompile.runtime.interface import Interface
+
+__all__ = ["evaluate_files", "graph_from_files"]
+
+_TYPES = {"float32": ir.DataType.FLOAT, "int64": ir.DataType.INT64}
+
+
+def graph_from_files(recipe: NetworkRecipe, folder: Path, interface: Interface) -> ir.Model:
+    """One graph of all files, whose inputs are ``x``, ``t`` and the conditions.
+
+    What the files share, by content, is one node or one weight; they may share nothing.
+    A timestep that a file takes as integers is converted in the graph.
+
+    Args:
+        recipe: names the files, and their names for our inputs.
+        folder: the recipe's, to which the files are relative.
+        interface: what the network takes and gives.
+
+    Raises:
+        TraceError: a file is missing, no ONNX model, has other inputs or outputs than
+            the interface, or an operator that cannot be compiled.
+    """
+    models = []
+    for depth, name in zip(interface.exits, recipe.files, strict=True):
+        model = _load(folder / name)
+        check_operators(model, name)
+        _check_weights(model, name)
+        _fit_inputs(model, name, recipe.arguments, interface)
+        _fit_outputs(model, name, output_names(interface, depth), interface)
+        clean(model)
+        models.append((name, model))
+    _check_opsets(models)
+    model = joined(models)
+    NumberValues()(model)
+    common.ShapeInferencePass(strict_mode=False)(model)  # segments' inputs need types
+    return model
+
+
+def evaluate_files(recipe: NetworkRecipe, folder: Path, interface: Interface) -> Evaluate:
+    """The files as they are, in ONNX Runtime: what the bundle is verified against."""
+    sessions = [session_from_graph(folder / name) for name in recipe.files]
+
+    def evaluate(point: Inputs) -> Outputs:
+        return {
+            depth: _run(session, recipe.arguments, point, len(interface.outputs))
+            for depth, session in zip(interface.exits, sessions, strict=True)
+        }
+
+    return evaluate
+
+
+def _run(
+    session: onnxruntime.InferenceSession, names: Mapping[str, str], point: Inputs, parts: int
+) -> Sequence[NDArray[np.float32]]:
+    feeds = {names.get(name, name): value for name, value in point.items()}
+    wanted = {value.name: value.type for value in session.get_inputs()}
+    given = {
+        name: feeds[name].astype(np.int64) if "int64" in kind else feeds[name]
+        for name, kind in wanted.items()
+    }
+    results: list[NDArray[np.float32]] = session.run(None, given)
+    return np.split(results[0], parts, axis=1) if len(results) < parts else results[:parts]
+
+
+def _load(path: Path) -> ir.Model:
+    if not path.is_file():
+        raise TraceError(
+            found=f"no ONNX file at {path}",
+            expected="the files that network.files names, relative to the recipe",
+            remedy="mend the path",
+        )
+    try:
+        onnx.checker.check_model(path)
+        return ir.load(path)
+    except Exception as error:  # protobuf, onnx and onnx-ir raise several kinds
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise TraceError(
+            found=f"{path}, which is no valid ONNX model ({lines[0]})",
+            expected="an ONNX file, with its external data beside it",
+            remedy="export it again, or copy its data file too",
+        ) from error
+
+
+def _check_weights(model: ir.Model, name: str) -> None:
+    for value in model.graph.initializers.values():
+        if value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+            raise TraceError(
+                found=f"weight {value.name!r} of type {value.dtype.name} in {name}",
+                expected="a network in float32: the target chooses the precision",
+                remedy="export it in float32",
+            )
+
+
+def _fit_inputs(
+    model: ir.Model, name: str, arguments: Mapping[str, str], interface: Interface
+) -> None:
+    """Rename and convert the inputs to ours, in our order."""
+    graph = model.graph
+    shapes: dict[str, tuple[int, ...]] = {"x": interface.state.shape, "t": ()}
+    shapes |= {key: spec.shape for key, spec in interface.conditions.items()}
+    kinds = {key: spec.dtype for key, spec in interface.conditions.items()}
+    found = {value.name: value for value in graph.inputs if not value.is_initializer()}
+    wanted = {key: arguments.get(key, key) for key in shapes}
+    if set(found) != set(wanted.values()):
+        raise TraceError(
+            found=f"inputs {sorted(map(str, found))} of {name}",
+            expected=f"inputs {sorted(wanted.values())}",
+            remedy="name them in [network.arguments], and list its conditions",
+        )
+    inputs = []
+    for key, theirs in wanted.items():
+        old, kind = found[theirs], _TYPES[kinds.get(key, "float32")]
+        _check_shape(old, shapes[key], name, interface)
+        inputs.append(_replaced(graph, old, key, kind, shapes[key], name, interface))
+    graph.inputs.clear()
+    graph.inputs.extend(inputs)
+
+
+def _replaced(
+    graph: ir.Graph,
+    old: ir.Value,
+    key: str,
+    kind: ir.DataType,
+    shape: tuple[int, ...],
+    name: str,
+    interface: Interface,
+) -> ir.Value:
+    """Our input in place of theirs, converted where only the type of number differs."""
+    free = interface.state.resizable
+    axes = free.axes if free and key == "x" else ()
+    lengths = [f"axis{i}" if i in axes else length for i, length in enumerate(shape)]
+    new = ir.Value(name=key, shape=ir.Shape(["batch", *lengths]), type=ir.TensorType(kind))
+    if old.dtype == kind:
+        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+        return new
+    integers = (ir.DataType.INT64, ir.DataType.INT32)
+    if key != "t" or old.dtype not in integers:
+        raise TraceError(
+            found=f"input {old.name!r} of type {old.dtype and old.dtype.name} in {name}",
+            expected=kind.name,
+            remedy="export it with that type, or mend the condition's dtype",
+        )
+    assert old.dtype is not None
+    cast = ir.Node("", "Cast", [new], [ir.AttrInt64("to", old.dtype.value)])
+    cast.outputs[0].dtype, cast.outputs[0].shape = old.dtype, new.shape
+    ir.convenience.replace_all_uses_with(old, cast.outputs[0])
+    graph.insert_before(graph[0], cast)
+    return new
+
+
+def _check_shape(value: ir.Value, shape: tuple[int, ...], name: str, interface: Interface) -> None:
+    dims = list(value.shape) if value.shape is not None else None
+    fits = dims is not None and len(dims) == len(shape) + 1
+    fits = fits and all(
+        not isinstance(found, int) or found == length
+        for found, length in zip((dims or [])[1:], shape, strict=True)
+    )
+    if dims and (not fits or isinstance(dims[0], int)):
+        raise TraceError(
+            found=f"input {value.name!r} of shape {[str(d) for d in dims]} in {name}",
+            expected=f"a free batch axis, then {list(shape)}",
+            remedy="export it with a dynamic batch, or mend the recipe's shapes",
+        )
+
+
+def _fit_outputs(model: ir.Model, name: str, wanted: tuple[str, ...], interface: Interface) -> None:
+    """Keep the prediction (and the variance), under our names."""
+    graph = model.graph
+    if len(graph.outputs) < len(wanted) and len(graph.outputs) == 1:
+        attributes = [ir.AttrInt64("axis", 1)]
+        if model.graph.opset_imports.get("", 1) >= 18:
+            attributes.append(ir.AttrInt64("num_outputs", len(wanted)))
+        split = ir.Node("", "Split", graph.outputs[:1], attributes, num_outputs=len(wanted))
+        graph.append(split)
+        graph.outputs.clear()
+        graph.outputs.extend(split.outputs)
+    if len(graph.outputs) < len(wanted):
+        raise TraceError(
+            found=f"{len(graph.outputs)} outputs in {name}",
+            expected=f"{list(interface.outputs)}",
+            remedy="mend process.variance, or export the outputs",
+        )
+    del graph.outputs[len(wanted) :]
+    for index, key in enumerate(wanted):
+        value = graph.outputs[index]
+        if value.producer() is None or value.dtype not in (None, ir.DataType.FLOAT):
+            raise TraceError(
+                found=f"output {value.name!r} of type {value.dtype and value.dtype.name} in {name}",
+                expected="a computed FLOAT prediction",
+                remedy="export it in float32",
+            )
+        value.name = key
+        value.dtype, value.shape = ir.DataType.FLOAT, graph.inputs[0].shape
+
+
+def _check_opsets(models: Sequence[tuple[str, ir.Model]]) -> None:
+    """Pass when all models have one opset."""
+    newest = max(model.graph.opset_imports.get("", 1) for _, model in models)
+    for name, model in models:
+        opset = model.graph.opset_imports.get("", 1)
+        if opset != newest:
+            raise TraceError(
+                found=f"opset {opset} in {name}, and {newest} in another file",
+                expected="one opset in all files",
+                remedy="export them alike, or convert with onnx.version_converter",
+            )
+        model.graph.opset_imports.clear()
+        model.graph.opset_imports[""] = newest

@@ -1,0 +1,70 @@
+"""Refuse graphs that hold what cannot be compiled, naming the operator and its place."""
+
+from __future__ import annotations
+
+import re
+
+import onnx_ir as ir
+
+from eecompile.errors import TraceError
+
+__all__ = ["check_operators", "place_of"]
+
+_FLOW = "control flow, whose course depends on data"
+_SIZES = "the size of its result depends on data"
+_RANDOM = "it draws random numbers"
+_REFUSED = {
+    "If": _FLOW,
+    "Loop": _FLOW,
+    "Scan": _FLOW,
+    "Compress": _SIZES,
+    "NonMaxSuppression": _SIZES,
+    "NonZero": _SIZES,
+    "StringSplit": _SIZES,
+    "Unique": _SIZES,
+    "Bernoulli": _RANDOM,
+    "Multinomial": _RANDOM,
+    "RandomNormal": _RANDOM,
+    "RandomNormalLike": _RANDOM,
+    "RandomUniform": _RANDOM,
+    "RandomUniformLike": _RANDOM,
+}
+_FROM_DATA = re.compile(r"\bz?u[f]?\d+\b")  # torch's names for sizes that it read from data
+
+
+def check_operators(model: ir.Model, source: str) -> None:
+    """Pass over ``model``, from ``source``, when every operator in it can be compiled.
+
+    Raises:
+        TraceError: control flow, a size that depends on data, random numbers, or an
+            operator that is not of the ONNX standard.
+    """
+    for node in model.graph:
+        reason = _REFUSED.get(node.op_type) if node.domain == "" else None
+        if node.domain != "":
+            raise TraceError(
+                found=f"operator {node.domain}::{node.op_type} in {source}{place_of(node)}",
+                expected="operators of the ONNX standard",
+                remedy="export the network without that runtime's own operators",
+            )
+        if reason is None and any(_FROM_DATA.search(_shape(value)) for value in node.outputs):
+            reason = _SIZES
+        if reason is not None:
+            raise TraceError(
+                found=f"operator {node.op_type} in {source}{place_of(node)}: {reason}",
+                expected="a network that does the same steps whatever its inputs hold",
+                remedy="replace it in the network's forward, for example by torch.where",
+            )
+
+
+def _shape(value: ir.Value) -> str:
+    return str(value.shape) if value.shape is not None else ""
+
+
+def place_of(node: ir.Node) -> str:
+    """Where the operator comes from: the line of the network's code, or the node's name."""
+    trace = node.metadata_props.get("pkg.torch.onnx.stack_trace", "")
+    lines = re.findall(r'File "([^<"][^"]*)", line (\d+)', trace)
+    if lines:
+        return f", from {lines[-1][0]}, line {lines[-1][1]}"
+    return f", node {node.name!r}" if node.name else ""

@@ -1,0 +1,116 @@
+"""Read a checkpoint file: safetensors, or what torch.save wrote, never other pickles."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from eecompile.errors import CheckpointError
+
+__all__ = ["checkpoint_digest", "state_from_file"]
+
+# Averaged weights first: they are what published samples are made with.
+_KEYS = ("ema", "model_ema", "model", "state_dict")
+
+
+def state_from_file(path: Path, key: str | None = None) -> dict[str, Tensor]:
+    """The state_dict in a checkpoint, its tensors mapped from the file where it can be.
+
+    Args:
+        path: safetensors, or a file of torch.save: a state_dict, or a dictionary that
+            holds one beside other things, as training scripts write.
+        key: entry that holds the state_dict; None looks for the usual ones.
+
+    Raises:
+        CheckpointError: the file is missing or unreadable, would run code when read,
+            or holds no state_dict.
+    """
+    if not path.is_file():
+        raise CheckpointError(
+            found=f"no checkpoint at {path}",
+            expected="the file that network.checkpoint names, relative to the recipe",
+            remedy="mend the path, pass --checkpoint, or train the network first",
+        )
+    try:
+        content = load_file(path) if path.suffix == ".safetensors" else _load(path)
+    except pickle.UnpicklingError as error:
+        raise _refused(path, error) from error
+    except Exception as error:  # torch and safetensors raise many kinds
+        raise _unreadable(path, error) from error
+    state = _state(content, key, path)
+    if all(name.startswith("module.") for name in state):  # torch.nn.DataParallel
+        return {name.removeprefix("module."): value for name, value in state.items()}
+    return dict(state)
+
+
+def checkpoint_digest(path: Path) -> str:
+    """SHA-256 of a checkpoint file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _load(path: Path) -> Any:
+    # Training scripts store their arguments beside the weights; a namespace runs no code.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+            return torch.load(path, map_location="cpu", weights_only=True)  # the old format
+
+
+def _state(content: Any, key: str | None, path: Path) -> Mapping[str, Tensor]:
+    if isinstance(content, Mapping) and content and not _is_state(content):
+        found = [name for name in ((key,) if key else _KEYS) if name in content]
+        content = content[found[0]] if found else content
+    elif key is not None and isinstance(content, Mapping) and key not in content:
+        raise CheckpointError(
+            found=f"{path}, which holds a state_dict itself",
+            expected=f"an entry {key!r} that holds it",
+            remedy="remove network.checkpoint_key",
+        )
+    if not isinstance(content, Mapping) or not content or not _is_state(content):
+        names = list(map(str, content))[:6] if isinstance(content, Mapping) else []
+        raise CheckpointError(
+            found=f"{path}, which holds no state_dict"
+            + (f" but entries {names}" if names else f" but a {type(content).__name__}"),
+            expected=f"one, alone or under {key!r}" if key else f"one, alone or under {_KEYS}",
+            remedy="name its entry in network.checkpoint_key, or save network.state_dict()",
+        )
+    return content
+
+
+def _is_state(content: Mapping[Any, Any]) -> bool:
+    return all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
+
+
+def _refused(path: Path, error: Exception) -> CheckpointError:
+    words = [word.strip(".,:()") for word in str(error).split() if "GLOBAL" not in word]
+    named = [word for word in words if "." in word and word.replace(".", "").isidentifier()]
+    culprit = next((word for word in named if not word.startswith("torch.")), "")
+    return CheckpointError(
+        found=f"{path}, a pickle that needs code to be read" + (f" ({culprit})" if culprit else ""),
+        expected="tensors only: reading other pickles can run anything",
+        remedy="where you trust the file, load it in Python and save its state_dict with "
+        "safetensors.torch.save_file",
+    )
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    kind = "safetensors" if isinstance(error, SafetensorError) else "checkpoint"
+    return CheckpointError(
+        found=f"{path}, which is no whole {kind} file ({lines[0]})",
+        expected="safetensors, or torch.save of tensors only",
+        remedy="copy it again, and check its size",
+    )

@@ -1,0 +1,135 @@
+"""Any torch module, made to predict from several depths by cutting a list of its blocks.
+
+Early exit in its plainest form (ASE, arXiv 2408.05927): the first blocks run, and the
+rest of the module, its head, follows. The module is not changed and need not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eecompile.errors import RecipeError
+from eecompile.networks.base import check_exits
+
+__all__ = ["Truncated"]
+
+
+class _Cut:
+    """How far the blocks run; stands between a module and each of its blocks."""
+
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+        self.depth = len(blocks)
+        self.done: list[Any] = []
+        for index, block in enumerate(blocks):
+            block.forward = self._forward(index, block.forward)
+
+    def _forward(self, index: int, run: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if index >= self.depth:
+                return self.done[self.depth - 1]
+            if index >= len(self.done):
+                self.done.append(run(*args, **kwargs))
+            return self.done[index]
+
+        return forward
+
+
+class Truncated(nn.Module):
+    """Predicts from several depths of a module that was written for one.
+
+    Blocks beyond an exit hand on what the exit's last block returned. While the network
+    is exported, each block runs once for all exits; otherwise every exit runs the
+    module from its start, so that verification compares the two.
+
+    Args:
+        network: the module; its blocks may take and return anything, once a pass each.
+        exits: depths that predict, ascending; the last is the number of blocks.
+        blocks: name of the list of blocks within ``network``.
+        arguments: the module's name for an input, by ours (``x``, ``t``, conditions);
+            with a dot, an entry of a dictionary.
+
+    Raises:
+        RecipeError: there is no such list, or the exits do not fit it.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        exits: Sequence[int],
+        blocks: str,
+        arguments: Mapping[str, str],
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.exits = check_exits(exits, len(found := _blocks(network, blocks)))
+        self.arguments = dict(arguments)
+        self._cut = _Cut(found)
+
+    def forward(self, **inputs: Tensor) -> tuple[Tensor, ...]:
+        """One prediction an exit, shallowest first; see MultiExitNetwork."""
+        cut, predictions = self._cut, []
+        try:
+            for depth in reversed(self.exits):
+                if not torch.compiler.is_exporting():
+                    cut.done = []
+                cut.depth = depth
+                predictions.append(_tensor(self.network(**self._call(inputs))))
+        finally:
+            cut.depth, cut.done = self.exits[-1], []
+        return tuple(reversed(predictions))
+
+    def _call(self, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+        call: dict[str, Any] = {}
+        for name, value in inputs.items():
+            outer, _, inner = self.arguments.get(name, name).partition(".")
+            if inner:
+                call.setdefault(outer, {})[inner] = value
+            else:
+                call[outer] = value
+        return call
+
+
+def _blocks(network: nn.Module, name: str) -> list[nn.Module]:
+    try:
+        found = network.get_submodule(name)
+    except AttributeError:
+        found = None
+    lists = [
+        key
+        for key, module in network.named_modules()
+        if key and isinstance(module, nn.ModuleList | nn.Sequential)
+    ]
+    if not isinstance(found, nn.ModuleList | nn.Sequential) or not len(found):
+        raise RecipeError(
+            found=f"network.blocks = {name!r}",
+            expected=f"a list of blocks, such as {lists[:5]}" if lists else "a list of blocks",
+            remedy=f"name the list in {type(network).__name__} that the exits cut",
+        )
+    blocks = list(found)
+    if len(set(map(id, blocks))) < len(blocks):
+        raise RecipeError(
+            found=f"a block that is in {name!r} more than once",
+            expected="a list of distinct blocks",
+            remedy="write a module that returns a prediction an exit",
+        )
+    return blocks
+
+
+def _tensor(result: Any) -> Tensor:
+    """The prediction in what a module returned: itself, the first of several, or ``.sample``."""
+    if isinstance(result, Mapping):
+        result = result.get("sample", next(iter(result.values()), None))
+    elif isinstance(result, tuple | list) and result:
+        result = result[0]
+    if not isinstance(result, Tensor):
+        raise RecipeError(
+            found=f"a network that returns {type(result).__name__}",
+            expected="its prediction, a tuple that begins with it, or an object with .sample",
+            remedy="write a module that returns a prediction an exit",
+        )
+    return result
