@@ -141,7 +141,16 @@ def sample(
     seed: Annotated[int, typer.Option(help="Same seed, same samples.")] = 0,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is none.")] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A condition.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="A condition: a number, a list, or @FILE.npy."
+        ),
+    ] = None,
+    null: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", help='For guidance: what stands for "no condition"; as --set.'
+        ),
     ] = None,
     shape: Annotated[
         str | None, typer.Option(help="Shape of a sample, such as 4,96,64, if it may vary.")
@@ -149,7 +158,7 @@ def sample(
     threads: Annotated[int | None, typer.Option(help="Threads; 0 for all cores.")] = None,
 ) -> None:
     """Sample with the built engines; what is left out takes the recipe's default."""
-    conditions = _conditions(set_ or [])
+    conditions, nulls = _conditions("--set", set_ or []), _conditions("--null", null or [])
     _check_output(output)
     with Sampler.open(engines, threads=threads) as sampler:
         interface = sampler.interface
@@ -164,6 +173,7 @@ def sample(
             solver=program,
             seed=seed,
             guidance=guidance,
+            nulls=nulls,
             shape=None if shape is None else _numbers("--shape", shape),
             **conditions,
         )
@@ -281,17 +291,21 @@ def _schedule(text: str | None, interface: Interface) -> ExitSchedule | str | No
     return ExitSchedule.parse(text)
 
 
-def _conditions(settings: list[str]) -> dict[str, Any]:
+def _conditions(option: str, settings: list[str]) -> dict[str, Any]:
     conditions = {}
     for setting in settings:
         name, _, text = setting.partition("=")
         try:
-            conditions[name] = msgspec.json.decode(text, type=float | int | list[Any])
-        except msgspec.DecodeError as error:
+            if text.startswith("@"):
+                conditions[name] = np.load(text[1:], allow_pickle=False)
+            else:
+                conditions[name] = msgspec.json.decode(text, type=float | int | list[Any])
+        except (msgspec.DecodeError, OSError, ValueError, EOFError) as error:
             raise UsageError(
-                found=f"--set {setting}",
-                expected="NAME=VALUE, where VALUE is a number or a JSON list of numbers",
-                remedy="for example --set label=3",
+                found=f"{option} {setting}",
+                expected="NAME=VALUE, where VALUE is a number, a JSON list of numbers, or "
+                "@FILE.npy",
+                remedy=f"for example {option} label=3",
             ) from error
     return conditions
 

@@ -205,7 +205,7 @@ def load_recipe(
     exits = recipe.network.exits
     if not exits or list(exits) != sorted(set(exits)) or exits[0] < 1:
         raise RecipeError(
-            found=f"network.exits = {list(exits)} in {path}",
+            found=f"exits {list(exits)} for {path}",
             expected="at least one positive depth, ascending",
             remedy="list the depths that the network was trained to predict from",
         )

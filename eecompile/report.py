@@ -57,8 +57,8 @@ def exits_table(manifest: BundleManifest) -> Table:
 
 def sharing_table(manifest: BundleManifest) -> Table:
     """A row per set of exits: what exactly they share, in nodes and in bytes of weights."""
-    table = Table(title="shared by exactly these exits", title_justify="left")
-    for heading in ("exits", "nodes", "weights"):
+    table = Table(title="sharing", title_justify="left")
+    for heading in ("just these exits", "nodes", "weights"):
         table.add_column(heading, justify="right")
     for shared in manifest.sharing:
         name = (

@@ -99,6 +99,11 @@ def test_sample_writes_the_array(run: Run, engine_sets: dict[str, Path], tmp_pat
         (("--set", "label=12"), ["label = 12", "0 to 9"]),
         (("--set", "label=boot"), ["--set label=boot"]),
         (("--set", "class=1"), ["'class'", "label"]),
+        (("--set", "label=@none.npy"), ["--set label=@none.npy", "@FILE.npy"]),
+        (("--null", "class=1", "--guidance", 2), ["null value", "'class'"]),
+        (("--null", "label=a"), ["--null label=a"]),
+        (("--shape", "1,14,14"), ["shape [1, 14, 14]", "[1, 28, 28]"]),
+        (("--shape", "wide"), ["--shape wide", "whole numbers"]),
         (("--schedule", "fastest"), ["'fastest'", "full"]),
         (("--schedule", "12,5"), ["depth 5", "[3, 6, 9, 12]"]),
         (("--schedule", "12:2,3"), ["thresholds"]),
@@ -149,7 +154,8 @@ def test_inspect_shows_bundles_and_engine_sets(
     run: Run, bundle: Path, engine_sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for folder, words in (
-        (bundle, ["unique to it", "verified", "exit schedules", "█", "T-shirt to ankle boot"]),
+        (bundle, ["unique", "verified", "exit schedules", "█", "T-shirt to ankle boot"]),
+        (bundle, ["just these exits", " 6 9 12 │", "relative", "against torch"]),
         (engine_sets["chained"], ["segments", "3 6 9 12", "onnxruntime, fp32, chained"]),
     ):
         status, out, _ = run("inspect", folder)
@@ -173,6 +179,41 @@ def test_build_is_up_to_date_the_second_time(run: Run, bundle: Path, tmp_path: P
     status, out, _ = run(*command)
     assert status == 0
     assert "up to date" in out
+
+
+def test_conditions_may_come_from_a_file(
+    run: Run, engine_sets: dict[str, Path], tmp_path: Path
+) -> None:
+    np.save(tmp_path / "labels.npy", np.array([3, 4]))
+    command = ("sample", engine_sets["per_exit"], "-n", 2, "--steps", 2, "--guidance", 2)
+    given = (f"label=@{tmp_path / 'labels.npy'}", "label=[3, 4]")
+    for name, value in zip(("a", "b"), given, strict=True):
+        assert run(*command, "--set", value, "-o", tmp_path / f"{name}.npy")[0] == 0
+    assert run(*command, "--set", given[1], "--null", "label=9", "-o", tmp_path / "c.npy")[0] == 0
+    a, b, c = (np.load(tmp_path / f"{name}.npy") for name in "abc")
+    np.testing.assert_array_equal(a, b)
+    assert np.abs(a - c).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--exits", "6,3"), ["[6, 3]", "ascending"]),
+        (("--exits", "3,6"), ["[3, 6]", "the last of them 12"]),
+        (("--exits", "all"), ["--exits all", "whole numbers"]),
+        (("--checkpoint", "none.pt"), ["no checkpoint at", "none.pt", "--checkpoint"]),
+    ],
+)
+def test_wrong_arguments_of_export(
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    words: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fails(run("export", RECIPE, *arguments), *words)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_errors_of_folders(

@@ -48,6 +48,14 @@ def changed(tmp_path: Path, old: str, new: str) -> Path:
         ("steps = 50", "steps = 5000", ["5000", "at most 1000"]),
         ("range = [0, 9]", "range = [0, 8]", ["10 names"]),
         ("range = [-1, 1]", "range = [1, -1]", ["state.range"]),
+        ("range = [-1, 1]", "resizable = {axes = [1], min = 4, max = 30, multiple = 4}", ["30"]),
+        ("range = [-1, 1]", "resizable = {axes = [1], min = 4, max = 20}", ["[1, 28, 28]", "20"]),
+        ("range = [-1, 1]", "resizable = {axes = [5], min = 4, max = 40}", ["axes [5]"]),
+        ("factory =", "files = ['a.onnx']\nfactory =", ["factory, checkpoint", "files"]),
+        ("checkpoint =", "# checkpoint =", ["factory and checkpoint, or files"]),
+        ("factory =", "costs = [1, 2]\nfactory =", ["2 network.costs for 4 exits"]),
+        ("factory =", "costs = [1, 2, 2, 3]\nfactory =", ["ascend"]),
+        ("guidance = 1.0", "guided_channels = 0", ["sampling.guided_channels"]),
         (
             "[conditions.label]",
             '[conditions.steps]\ndtype = "int64"\n[conditions.label]',
@@ -99,3 +107,26 @@ def test_a_target_checks_its_batch_sizes(tmp_path: Path) -> None:
     path.write_text('name = "x"\nbackend = "onnxruntme"\n')
     with pytest.raises(RecipeError, match="onnxruntme"):
         load_target(path)
+
+
+def test_other_exits_keep_the_schedules_that_fit(tmp_path: Path) -> None:
+    costs = changed(tmp_path, "factory =", "costs = [1, 2, 3, 4]\nfactory =")
+    recipe = load_recipe(costs, exits=(3, 6, 12), checkpoint=Path("other.pt"))
+    assert recipe.network.exits == (3, 6, 12)
+    assert recipe.network.costs == (1, 2, 4)
+    assert recipe.network.checkpoint == str(Path("other.pt").absolute())
+    assert list(recipe.exit_schedules()) == ["full"]
+    assert recipe.sampling.schedule == "full"
+    assert list(load_recipe(RECIPE, exits=(3, 6, 9, 12)).schedules) == ["balanced", "fast"]
+    assert load_recipe(costs, exits=(5, 12)).network.costs == ()
+
+
+def test_the_share_of_a_schedule_follows_the_costs(tmp_path: Path) -> None:
+    from eecompile.compiler.export import interface_from_recipe
+
+    path = changed(tmp_path, "factory =", "costs = [1, 2, 4, 10]\nfactory =")
+    interface = interface_from_recipe(load_recipe(path))
+    fast = interface.schedules["fast"]  # 12 12 9 9 6 6 3 3 3 3
+    assert interface.share(fast) == pytest.approx((2 * 10 + 2 * 4 + 2 * 2 + 4 * 1) / 100)
+    plain = interface_from_recipe(load_recipe(RECIPE))
+    assert plain.share(fast) == pytest.approx((2 * 12 + 2 * 9 + 2 * 6 + 4 * 3) / 120)

@@ -284,7 +284,7 @@ def test_a_learned_variance_scales_the_noise_as_in_diffusers() -> None:
 def patched_noise(noise: Any) -> Iterator[None]:
     """diffusers' DDPM step draws ``noise``."""
     module = "diffusers.schedulers.scheduling_ddpm.randn_tensor"
-    with mock.patch(module, lambda *_, **__: noise):
+    with mock.patch(module, return_value=noise):
         yield
 
 
