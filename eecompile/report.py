@@ -36,7 +36,7 @@ def exits_table(manifest: BundleManifest) -> Table:
         "nodes",
         "parameters",
         "weights",
-        "unique to it",
+        "unique",
         "worst error",
         "relative",
     )
