@@ -187,17 +187,11 @@ def memory(folder: Path) -> float:
 
 def sizes(folders: Mapping[str, Path]) -> Row:
     """Bytes of all exits over bytes of a full-depth-only export and its engine sets."""
-    recipe = RECIPE.read_text().replace("../eecompile", f"{ROOT}/eecompile")
-    full = load_recipe(RECIPE).network.exits[-1]
-    lines = [
-        f"exits = [{full}]" if line.startswith("exits =") else line
-        for line in recipe.split("[schedules]")[0].splitlines()
-    ]
     row = {}
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        (work / "full.toml").write_text("\n".join(lines))
-        bundle_from_recipe(work / "full.toml", work / "bundle")
+        deepest = load_recipe(RECIPE).network.exits[-1:]
+        bundle_from_recipe(RECIPE, work / "bundle", exits=deepest)
         row["bundle"] = _bytes(folders["bundle"]) / _bytes(work / "bundle")
         for name, target in TARGETS.items():
             engine_set_from_bundle(work / "bundle", target, work / name)
@@ -278,6 +272,19 @@ def decisions(args: argparse.Namespace) -> None:
     _report(result, args.output or BENCHMARKS / "decisions-cpu.json")
 
 
+def export(args: argparse.Namespace) -> None:
+    import bench_export
+
+    output = args.output or BENCHMARKS / "export-cpu.json"
+    OUT.mkdir(parents=True, exist_ok=True)
+    result: Row = {"machine": machine.facts("onnx", "onnx-ir", "onnxruntime", "torch", "diffusers")}
+    result["exports"] = []
+    for row in bench_export.export_rows(args.networks, args.rounds):
+        result["exports"].append(row)
+        output.write_text(json.dumps(_rounded(result), indent=1) + "\n")
+    _report(result, output)
+
+
 def demo(args: argparse.Namespace) -> None:
     sampler = Sampler.open(OUT / "cpu")
     schedule, steps, batch = sampler.interface.sampling.schedule, 10, 16
@@ -317,11 +324,14 @@ def _rounded(value: Any) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("sampling", "decisions", "demo"))
-    parser.add_argument("--rounds", type=int, default=9, help="measurements of each action")
+    parser.add_argument("what", choices=("sampling", "decisions", "export", "demo"))
+    parser.add_argument("networks", nargs="*", help="export: names of networks; default all")
+    parser.add_argument("--rounds", type=int, help="measurements of each action; default 9")
     parser.add_argument("--output", type=Path, help="JSON; default under docs/benchmarks")
     args = parser.parse_args()
-    {"sampling": sampling, "decisions": decisions, "demo": demo}[args.what](args)
+    if args.rounds is None and args.what != "export":
+        args.rounds = 9
+    {"sampling": sampling, "decisions": decisions, "export": export, "demo": demo}[args.what](args)
 
 
 if __name__ == "__main__":

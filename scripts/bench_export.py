@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +44,24 @@ NETWORKS: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 
-def export_rows(names: list[str], rounds: int) -> list[Row]:
-    """A row a network."""
-    rows = []
+def export_rows(names: list[str], rounds: int | None) -> Iterator[Row]:
+    """A row a network, as each is done.
+
+    Args:
+        names: of networks; all if empty.
+        rounds: exports of each kind; None takes three, one for networks above 1 GB.
+    """
     for name in names or NETWORKS:
         with tempfile.TemporaryDirectory(dir=ROOT / "out") as temporary:
-            rows.append(_row(name, Path(temporary), rounds))
-        print(json.dumps(rows[-1]), flush=True)
-    return rows
+            row = _row(name, Path(temporary), rounds)
+        print(json.dumps(row), flush=True)
+        yield row
 
 
-def _row(name: str, work: Path, rounds: int) -> Row:
+def _row(name: str, work: Path, rounds: int | None) -> Row:
     recipe = _recipe(name, work)
     unique = _child("make", recipe)["unique_bytes"]
+    rounds = rounds or (1 if unique > 1e9 else 3)
     alternating: dict[str, list[Row]] = {"full": [], "all": []}
     for _ in range(rounds):
         for exits, runs in alternating.items():
@@ -70,6 +76,7 @@ def _row(name: str, work: Path, rounds: int) -> Row:
         "network": name,
         "exits": len(every[0]["exits"]),
         "parameters_m": unique / 4e6,
+        "rounds": rounds,
         "seconds_full_depth": seconds["full"],
         "seconds_all_exits": seconds["all"],
         "ratio": seconds["all"] / seconds["full"],
