@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import pickle
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from eecompile.errors import CheckpointError
 
 __all__ = ["checkpoint_digest", "state_from_file"]
 
+_NEEDS_CODE = re.compile(r"GLOBAL (\S+)|Unsupported (?:global|operand|class)|Can only")
 # Averaged weights first: they are what published samples are made with.
 _KEYS = ("ema", "model_ema", "model", "state_dict")
 
@@ -42,14 +45,11 @@ def state_from_file(path: Path, key: str | None = None) -> dict[str, Tensor]:
         )
     try:
         content = load_file(path) if path.suffix == ".safetensors" else _load(path)
-    except pickle.UnpicklingError as error:
-        raise _refused(path, error) from error
     except Exception as error:  # torch and safetensors raise many kinds
+        if isinstance(error, pickle.UnpicklingError) and _NEEDS_CODE.search(str(error)):
+            raise _refused(path, error) from error
         raise _unreadable(path, error) from error
-    state = _state(content, key, path)
-    if all(name.startswith("module.") for name in state):  # torch.nn.DataParallel
-        return {name.removeprefix("module."): value for name, value in state.items()}
-    return dict(state)
+    return dict(_state(content, key, path))
 
 
 def checkpoint_digest(path: Path) -> str:
@@ -60,7 +60,8 @@ def checkpoint_digest(path: Path) -> str:
 
 def _load(path: Path) -> Any:
     # Training scripts store their arguments beside the weights; a namespace runs no code.
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of old protocols and archives
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError as error:
@@ -71,8 +72,12 @@ def _load(path: Path) -> Any:
 
 def _state(content: Any, key: str | None, path: Path) -> Mapping[str, Tensor]:
     if isinstance(content, Mapping) and content and not _is_state(content):
-        found = [name for name in ((key,) if key else _KEYS) if name in content]
-        content = content[found[0]] if found else content
+        found = [
+            content[name]
+            for name in ((key,) if key else _KEYS)
+            if isinstance(content.get(name), Mapping) and _is_state(content[name])
+        ]
+        content = found[0] if found else content
     elif key is not None and isinstance(content, Mapping) and key not in content:
         raise CheckpointError(
             found=f"{path}, which holds a state_dict itself",
@@ -95,9 +100,8 @@ def _is_state(content: Mapping[Any, Any]) -> bool:
 
 
 def _refused(path: Path, error: Exception) -> CheckpointError:
-    words = [word.strip(".,:()") for word in str(error).split() if "GLOBAL" not in word]
-    named = [word for word in words if "." in word and word.replace(".", "").isidentifier()]
-    culprit = next((word for word in named if not word.startswith("torch.")), "")
+    match = re.search(r"GLOBAL (\S+)", str(error))
+    culprit = match[1] if match else ""
     return CheckpointError(
         found=f"{path}, a pickle that needs code to be read" + (f" ({culprit})" if culprit else ""),
         expected="tensors only: reading other pickles can run anything",
@@ -107,6 +111,12 @@ def _refused(path: Path, error: Exception) -> CheckpointError:
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    if "torch.jit" in str(error) or "TorchScript" in str(error):
+        return CheckpointError(
+            found=f"{path}, a TorchScript archive",
+            expected="safetensors, or torch.save of tensors only",
+            remedy="load it with torch.jit.load, and save its state_dict",
+        )
     lines = str(error).strip().splitlines() or [type(error).__name__]
     kind = "safetensors" if isinstance(error, SafetensorError) else "checkpoint"
     return CheckpointError(

@@ -43,6 +43,11 @@ def _line(width: int, count: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1).float()
 
 
+def _rounding(stored: Tensor) -> float:
+    """How far fixed values may be from ours in a checkpoint of this precision."""
+    return max(1e-4, torch.finfo(stored.dtype).eps) if stored.is_floating_point() else 1e-4
+
+
 def _grid(rows: Tensor, columns: Tensor) -> Tensor:
     """Two-dimensional positions, [1, R * C, width], from those along each axis.
 
@@ -274,7 +279,7 @@ class DiT(nn.Module):
         stored = found.pop("pos_embed", None)
         if stored is not None and (
             stored.shape != self.positions.shape
-            or not torch.allclose(stored.float(), self.positions, atol=1e-4)
+            or not torch.allclose(stored.float(), self.positions, atol=_rounding(stored))
         ):
             raise CheckpointError(
                 found=f"pos_embed of shape {list(stored.shape)}, other positions than these",

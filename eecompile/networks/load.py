@@ -53,20 +53,20 @@ def load_network(recipe: NetworkRecipe, folder: Path) -> MultiExitNetwork:
 def _factory(name: str, folder: Path) -> Callable[..., Any]:
     module_name, _, attribute = name.partition(":")
     try:
-        with _importable(folder):
-            factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise RecipeError(
-            found=f"network.factory = {name!r} ({error})",
-            expected="package.module:callable",
-            remedy="install the package, put the module beside the recipe, or mend the name",
-        ) from error
+        with _importable(folder, module_name):
+            module = importlib.import_module(module_name)
+    except (ModuleNotFoundError, ValueError) as error:
+        raise _unknown(name, error) from error
     except Exception as error:  # the module is the user's
         raise RecipeError(
             found=f"the module of network.factory = {name!r} failing ({_summary(error)})",
             expected="a module that can be imported",
             remedy="import it in Python, and mend what fails",
         ) from error
+    try:
+        factory = getattr(module, attribute)
+    except AttributeError as error:
+        raise _unknown(name, error) from error
     if not callable(factory):
         raise RecipeError(
             found=f"network.factory = {name!r}, a {type(factory).__name__}",
@@ -75,6 +75,14 @@ def _factory(name: str, folder: Path) -> Callable[..., Any]:
         )
     made: Callable[..., Any] = factory
     return made
+
+
+def _unknown(name: str, error: Exception) -> RecipeError:
+    return RecipeError(
+        found=f"network.factory = {name!r} ({error})",
+        expected="package.module:callable",
+        remedy="install the package, put the module beside the recipe, or mend the name",
+    )
 
 
 def _make(factory: Callable[..., Any], recipe: NetworkRecipe) -> nn.Module:
@@ -89,9 +97,11 @@ def _make(factory: Callable[..., Any], recipe: NetworkRecipe) -> nn.Module:
             expected=f"a network from the arguments {sorted({*exits, *recipe.options})}",
             remedy="mend [network.options], or the factory",
         ) from error
-    multi_exit = recipe.blocks or getattr(network, "exits", None) == recipe.exits
-    if not isinstance(network, nn.Module) or not multi_exit:
-        named = f" whose exits are {list(network.exits)}" if hasattr(network, "exits") else ""
+    found = getattr(network, "exits", None)
+    multi_exit = isinstance(found, tuple | list) and tuple(found) == recipe.exits
+    if not isinstance(network, nn.Module) or not (recipe.blocks or multi_exit):
+        listed = list(found) if isinstance(found, tuple) else found
+        named = "" if found is None else f" whose exits are {listed!r}"
         raise RecipeError(
             found=f"a {type(network).__name__}{named} from {recipe.factory}",
             expected="a torch module"
@@ -102,9 +112,13 @@ def _make(factory: Callable[..., Any], recipe: NetworkRecipe) -> nn.Module:
 
 
 @contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Modules in ``folder`` can be imported."""
+def _importable(folder: Path, module: str) -> Iterator[None]:
+    """Modules in ``folder`` can be imported, also where another folder had one of the name."""
     place = str(folder.absolute())
+    known = getattr(sys.modules.get(module), "__file__", None)
+    beside = folder.absolute() / f"{module}.py"
+    if known is not None and beside.is_file() and not beside.samefile(known):
+        del sys.modules[module]
     sys.path.insert(0, place)
     try:
         yield
@@ -117,13 +131,19 @@ def _fill(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     fit: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None
     if fit := getattr(network, "fit_checkpoint", None):
         state = fit(state)
-    wanted = network.state_dict()
+    wanted = {k: v for k, v in network.state_dict().items() if isinstance(v, Tensor)}
+    state = _bare(wanted, state)
     state = {**state, **_tied(wanted, state)}
     problems = {
         "of another shape": [
             f"{name} {list(state[name].shape)} instead of {list(wanted[name].shape)}"
             for name in wanted
             if name in state and state[name].shape != wanted[name].shape
+        ],
+        "of another kind": [
+            f"{name} {_kind(state[name])} instead of {_kind(wanted[name])}"
+            for name in wanted
+            if name in state and not _fits(state[name], wanted[name])
         ],
         "missing": [name for name in wanted if name not in state],
         "unknown": [name for name in state if name not in wanted],
@@ -137,14 +157,35 @@ def _fill(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
             expected=f"the network's {len(wanted)} keys",
             remedy="check the recipe's factory, options and exits against the checkpoint",
         )
-    broken = [name for name, value in state.items() if not torch.isfinite(value).all()]
+    broken = [name for name, value in state.items() if not torch.isfinite(value.float()).all()]
     if broken:
         raise CheckpointError(
             found=f"NaN or infinity in {len(broken)} tensors of {path} ({_few(broken)})",
             expected="finite weights",
             remedy="use a checkpoint from before the training diverged",
         )
-    network.load_state_dict(dict(state), assign=True)
+    network.load_state_dict(dict(state), strict=False, assign=True)
+
+
+def _bare(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Without the prefix that torch.nn.DataParallel adds to every name."""
+    prefix = "module."
+    if not all(name.startswith(prefix) for name in state):
+        return state
+    if any(name.startswith(prefix) for name in wanted):
+        return state
+    return {name.removeprefix(prefix): value for name, value in state.items()}
+
+
+def _fits(found: Tensor, wanted: Tensor) -> bool:
+    """Whether one kind of number may be loaded where the other is expected."""
+    if wanted.is_floating_point():
+        return found.is_floating_point() and found.element_size() > 1
+    return found.dtype == wanted.dtype
+
+
+def _kind(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
 
 
 def _tied(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:

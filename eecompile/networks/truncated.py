@@ -19,23 +19,40 @@ __all__ = ["Truncated"]
 
 
 class _Cut:
-    """How far the blocks run; stands between a module and each of its blocks."""
+    """How far the blocks run; stands between a module and each of its blocks.
+
+    Attributes:
+        depth: number of blocks that run.
+        done: what each block has returned in this pass; None between passes, when the
+            module runs as it would without a cut.
+    """
 
     def __init__(self, blocks: Sequence[nn.Module]) -> None:
         self.depth = len(blocks)
-        self.done: list[Any] = []
+        self.done: list[Any] | None = None
         for index, block in enumerate(blocks):
             block.forward = self._forward(index, block.forward)
 
     def _forward(self, index: int, run: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if index >= self.depth:
+            if self.done is None:
+                return run(*args, **kwargs)
+            if index >= self.depth and len(self.done) >= self.depth:
                 return self.done[self.depth - 1]
-            if index >= len(self.done):
+            if index > len(self.done) or not (torch.compiler.is_exporting() or self._next(index)):
+                raise RecipeError(
+                    found=f"block {index + 1} running after {len(self.done)} others",
+                    expected="blocks that run once a pass, in the order of their list",
+                    remedy="write a module that returns a prediction an exit",
+                )
+            if index == len(self.done):
                 self.done.append(run(*args, **kwargs))
             return self.done[index]
 
         return forward
+
+    def _next(self, index: int) -> bool:
+        return self.done is not None and index == len(self.done)
 
 
 class Truncated(nn.Module):
@@ -75,12 +92,12 @@ class Truncated(nn.Module):
         cut, predictions = self._cut, []
         try:
             for depth in reversed(self.exits):
-                if not torch.compiler.is_exporting():
+                if cut.done is None or not torch.compiler.is_exporting():
                     cut.done = []
                 cut.depth = depth
                 predictions.append(_tensor(self.network(**self._call(inputs))))
         finally:
-            cut.depth, cut.done = self.exits[-1], []
+            cut.depth, cut.done = self.exits[-1], None
         return tuple(reversed(predictions))
 
     def _call(self, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -126,6 +143,8 @@ def _tensor(result: Any) -> Tensor:
         result = result.get("sample", next(iter(result.values()), None))
     elif isinstance(result, tuple | list) and result:
         result = result[0]
+    elif hasattr(result, "sample") and not isinstance(result, Tensor):
+        result = result.sample
     if not isinstance(result, Tensor):
         raise RecipeError(
             found=f"a network that returns {type(result).__name__}",

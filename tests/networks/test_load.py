@@ -298,3 +298,44 @@ def test_a_list_of_blocks_that_is_not_there_is_refused(tmp_path: Path, weights: 
     options = {**TINY, "exits": (4,)}
     with pytest.raises(RecipeError, match=r"such as \['t_embedder\.mlp', 'blocks', "):
         load_network(recipe(options=options, blocks="layers"), tmp_path)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_the_prefix_of_a_parallel_module_is_stripped(
+    tmp_path: Path, weights: dict[str, torch.Tensor], wrapped: bool
+) -> None:
+    parallel = {f"module.{name}": value for name, value in weights.items()}
+    torch.save({"model": parallel} if wrapped else parallel, tmp_path / "a.pt")
+    network = load_network(recipe("a.pt"), tmp_path)
+    for key, value in network.state_dict().items():  # type: ignore[attr-defined]
+        torch.testing.assert_close(value, weights[key])
+
+
+@pytest.mark.parametrize(
+    "kind", [torch.int8, torch.int64, torch.complex64, torch.float8_e4m3fn, torch.bool]
+)
+def test_numbers_of_another_kind_are_refused(
+    tmp_path: Path, weights: dict[str, torch.Tensor], kind: torch.dtype
+) -> None:
+    weights["final_layer.linear.bias"] = weights["final_layer.linear.bias"].to(kind)
+    torch.save(weights, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"1 of another kind \(final_layer\.linear\.bias"):
+        load_network(recipe("a.pt"), tmp_path)
+
+
+def test_a_figure_that_float32_cannot_hold_is_refused(
+    tmp_path: Path, weights: dict[str, torch.Tensor]
+) -> None:
+    weights["final_layer.linear.bias"] = weights["final_layer.linear.bias"].double() + 1e300
+    torch.save(weights, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="NaN or infinity in 1 tensors"):
+        load_network(recipe("a.pt"), tmp_path)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_positions_in_half_precision_are_the_same_positions(
+    tmp_path: Path, weights: dict[str, torch.Tensor], kind: torch.dtype
+) -> None:
+    whole = {**weights, "pos_embed": tiny().positions}
+    torch.save({name: value.to(kind) for name, value in whole.items()}, tmp_path / "a.pt")
+    load_network(recipe("a.pt"), tmp_path)
