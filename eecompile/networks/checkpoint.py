@@ -20,7 +20,7 @@ from eecompile.errors import CheckpointError
 
 __all__ = ["checkpoint_digest", "state_from_file"]
 
-_NEEDS_CODE = re.compile(r"GLOBAL (\S+)|Unsupported (?:global|operand|class)|Can only")
+_NEEDS_CODE = re.compile(r"GLOBAL (\S+)|Unsupported (?:global|class)|Can only")
 # Averaged weights first: they are what published samples are made with.
 _KEYS = ("ema", "model_ema", "model", "state_dict")
 
