@@ -7,6 +7,7 @@ import hashlib
 import os
 import pickle
 import types
+import warnings
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
