@@ -101,23 +101,26 @@ def export(
 def build(
     bundle: Annotated[Path, typer.Argument(help="Bundle that 'eecompile export' wrote.")],
     target: Annotated[
-        Path, typer.Option("--target", help="Target, such as engines/cpu.toml.")
-    ] = Path("engines/cpu.toml"),
+        Path | None,
+        typer.Option(
+            "--target", help="Target, such as engines/cpu.toml; default ONNX Runtime on the CPU."
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Engine set; default out/NETWORK/TARGET.")
     ] = None,
     force: Force = False,
 ) -> None:
     """Build the engines of a bundle for a target, and verify them."""
-    from eecompile.recipe import load_target
+    from eecompile.recipe import DEFAULT_TARGET, load_target
     from eecompile.report import engine_report
 
-    chosen = load_target(target)
+    chosen = DEFAULT_TARGET if target is None else load_target(target)
     folder = output or Path("out") / open_bundle(bundle).interface.name / chosen.name
     with _phases() as report:
         with _extra("build"):
             from eecompile.compiler.build import engine_set_from_bundle
-        built = engine_set_from_bundle(bundle, target, folder, force=force, report=report)
+        built = engine_set_from_bundle(bundle, chosen, folder, force=force, report=report)
     if not built.up_to_date:
         out.print(engine_report(built.manifest))
     _say(f"engine set{', up to date' if built.up_to_date else ''}: {folder}")

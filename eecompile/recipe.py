@@ -24,6 +24,7 @@ from eecompile.runtime.schedule import ExitSchedule
 from eecompile.runtime.solvers import SOLVERS
 
 __all__ = [
+    "DEFAULT_TARGET",
     "BatchProfile",
     "ExportRecipe",
     "NetworkRecipe",
@@ -187,6 +188,10 @@ class Target(_Strict, frozen=True, kw_only=True):
     threads: Annotated[int, Meta(ge=0)] = 0
 
 
+DEFAULT_TARGET = Target(name="cpu", backend="onnxruntime", layout="per_exit")
+"""What engines are built for unless told otherwise; ``engines/cpu.toml`` says the same."""
+
+
 def load_recipe(
     path: Path, *, exits: Sequence[int] | None = None, checkpoint: Path | None = None
 ) -> ExportRecipe:
@@ -293,7 +298,8 @@ def _load(path: Path, kind: type[Recipe]) -> Recipe:
         raise RecipeError(
             found=f"no readable file at {path} ({type(error).__name__})",
             expected="a TOML recipe",
-            remedy="give the path of a file such as export/fashion-dit.toml",
+            remedy="give the path of a file such as "
+            + ("engines/cpu.toml" if kind is Target else "export/fashion-dit.toml"),
         ) from error
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(

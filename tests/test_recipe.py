@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from eecompile.errors import RecipeError, ScheduleError
-from eecompile.recipe import load_recipe, load_target
+from eecompile.recipe import DEFAULT_TARGET, load_recipe, load_target
 from tests.conftest import RECIPE, ROOT
 
 
@@ -130,3 +130,12 @@ def test_the_share_of_a_schedule_follows_the_costs(tmp_path: Path) -> None:
     assert interface.share(fast) == pytest.approx((2 * 10 + 2 * 4 + 2 * 2 + 4 * 1) / 100)
     plain = interface_from_recipe(load_recipe(RECIPE))
     assert plain.share(fast) == pytest.approx((2 * 12 + 2 * 9 + 2 * 6 + 4 * 3) / 120)
+
+
+def test_the_default_target_is_engines_cpu() -> None:
+    assert load_target(ROOT / "engines" / "cpu.toml") == DEFAULT_TARGET
+
+
+def test_a_missing_target_is_called_one(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"such as engines/cpu\.toml"):
+        load_target(tmp_path / "none.toml")

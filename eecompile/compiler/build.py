@@ -72,7 +72,7 @@ class Built(NamedTuple):
 
 def engine_set_from_bundle(
     bundle: Path,
-    target: Path,
+    target: Path | Target,
     output: Path,
     *,
     force: bool = False,
@@ -85,7 +85,7 @@ def engine_set_from_bundle(
 
     Args:
         bundle: folder that ``eecompile export`` wrote.
-        target: TOML of the target.
+        target: the target, or its TOML.
         output: the engine set's folder; an older one of the same network and target is
             replaced.
         force: build anew, replacing any bundle or engine set at ``output``.
@@ -95,7 +95,7 @@ def engine_set_from_bundle(
         EecompileError: the bundle, the target, the backend, the verification or the
             output folder is at fault.
     """
-    wanted = load_target(target)
+    wanted = target if isinstance(target, Target) else load_target(target)
     report("checking the bundle")
     source = open_bundle(bundle)
     backend: Backend = importlib.import_module(f"eecompile.compiler.backends.{wanted.backend}")

@@ -53,7 +53,9 @@ def check_operators(model: ir.Model, source: str) -> None:
             raise TraceError(
                 found=f"operator {node.op_type} in {source}{place_of(node)}: {reason}",
                 expected="a network that does the same steps whatever its inputs hold",
-                remedy="replace it in the network's forward, for example by torch.where",
+                remedy="pass the numbers as a condition"
+                if reason == _RANDOM
+                else "replace it in the network's forward, for example by torch.where",
             )
 
 

@@ -137,9 +137,7 @@ def check_nested(graph: ir.Graph, outputs: ExitOutputs) -> None:
         TraceError: they do not, so that no depth can be told from the graph.
     """
     found = signatures(graph, outputs)
-    weighty = [
-        exits for node, exits in found.items() if any(v.is_initializer() for v in _reads(node))
-    ]
+    weighty = [exits for node, exits in found.items() if any(map(_is_trained, _reads(node)))]
     for shallow, deep in pairwise(outputs):
         both = sum(shallow in exits and deep in exits for exits in weighty)
         alone = {depth: sum(depth in exits for exits in weighty) for depth in (shallow, deep)}
@@ -151,6 +149,12 @@ def check_nested(graph: ir.Graph, outputs: ExitOutputs) -> None:
                 remedy="return the exits from one pass, shallowest first; to switch between "
                 "unrelated networks, export each to ONNX and list the files in network.files",
             )
+
+
+def _is_trained(value: ir.Value) -> bool:
+    """Whether a value is a weight, not a shape, an axis or a scalar."""
+    tensor = value.const_value if value.is_initializer() else None
+    return tensor is not None and tensor.dtype.is_floating_point() and tensor.size > 1
 
 
 def extract(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:

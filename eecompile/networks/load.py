@@ -53,7 +53,7 @@ def load_network(recipe: NetworkRecipe, folder: Path) -> MultiExitNetwork:
 def _factory(name: str, folder: Path) -> Callable[..., Any]:
     module_name, _, attribute = name.partition(":")
     try:
-        with _importable(folder, module_name):
+        with _importable(folder):
             module = importlib.import_module(module_name)
     except (ModuleNotFoundError, ValueError) as error:
         raise _unknown(name, error) from error
@@ -112,13 +112,14 @@ def _make(factory: Callable[..., Any], recipe: NetworkRecipe) -> nn.Module:
 
 
 @contextmanager
-def _importable(folder: Path, module: str) -> Iterator[None]:
+def _importable(folder: Path) -> Iterator[None]:
     """Modules in ``folder`` can be imported, also where another folder had one of the name."""
     place = str(folder.absolute())
-    known = getattr(sys.modules.get(module), "__file__", None)
-    beside = folder.absolute() / f"{module}.py"
-    if known is not None and beside.is_file() and not beside.samefile(known):
-        del sys.modules[module]
+    for path in folder.glob("*.py"):
+        known = getattr(sys.modules.get(path.stem), "__file__", None)
+        # What was found beside another recipe: its folder is not on the path any more.
+        if known and not path.samefile(known) and str(Path(known).parent) not in sys.path:
+            del sys.modules[path.stem]
     sys.path.insert(0, place)
     try:
         yield

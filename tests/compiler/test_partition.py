@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import hypothesis.strategies as st
 import numpy as np
@@ -26,7 +26,9 @@ from eecompile.compiler.partition import (
     per_exit_parts,
     signatures,
 )
+from eecompile.compiler.trace import graph_from_network
 from eecompile.errors import BundleError, TraceError
+from eecompile.runtime.interface import Interface, State
 
 WIDTH = 4
 Spec = list[tuple[str, tuple[int, ...]]]  # operator, and the earlier values that it reads
@@ -297,3 +299,28 @@ def test_graphs_with_other_inputs_cannot_be_joined() -> None:
     other.graph.inputs[1].name = "time"
     with pytest.raises(BundleError, match=r"b\.onnx with inputs x .* time .* as in a\.onnx"):
         joined([("a.onnx", one), ("b.onnx", other)])
+
+
+def test_what_is_no_weight_is_no_trunk() -> None:
+    """Exits that share the timestep's scale only; and a deeper one without weights of its own."""
+    for fault in ("unrelated", "no more"):
+        network: Any = Shallow(fault)
+        interface = Interface(name="shallow", exits=(1, 2), state=State(shape=(3,)))
+        model = graph_from_network(network, interface)
+        with pytest.raises(TraceError, match="exits 1 and 2 that do not nest"):
+            check_nested(model.graph, by_exit(model, (1, 2)))
+
+
+class Shallow(torch.nn.Module):
+    exits = (1, 2)
+
+    def __init__(self, fault: str) -> None:
+        super().__init__()
+        self.fault = fault
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(3, 3) for _ in range(3))
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        first = self.layers[0](x) + t[:, None] / 1000
+        if self.fault == "no more":
+            return first, first * 2
+        return first, self.layers[2](self.layers[1](x)) + t[:, None] / 1000

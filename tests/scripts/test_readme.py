@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("e*/*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("e*/*.md")])
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/guide.md"])
