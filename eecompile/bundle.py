@@ -32,6 +32,7 @@ __all__ = [
     "Segment",
     "Sharing",
     "exit_graph_name",
+    "older_identity",
     "open_bundle",
     "open_engine_set",
     "peek",
@@ -40,7 +41,7 @@ __all__ = [
     "write_manifest",
 ]
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 
@@ -173,6 +174,17 @@ class _Header(msgspec.Struct):
     format: int
 
 
+class _Name(msgspec.Struct):
+    name: str
+
+
+class _Older(_Header):
+    """What manifests of every format have."""
+
+    interface: _Name
+    target: _Name | None = None
+
+
 def exit_graph_name(depth: int) -> str:
     """File name of an exit's graph in a bundle."""
     return f"exit-{depth:03d}.onnx"
@@ -210,7 +222,7 @@ def open_bundle(folder: Path) -> BundleManifest:
 
     Raises:
         BundleError: there is no bundle at ``folder``.
-        FormatError: it was written by a newer eecompile.
+        FormatError: it was written by a newer or an older eecompile.
         DigestError: a file is missing, truncated or altered.
     """
     return _open(folder, BundleManifest, "bundle", "eecompile export")
@@ -221,7 +233,7 @@ def open_engine_set(folder: Path) -> EngineManifest:
 
     Raises:
         BundleError: there is no engine set at ``folder``.
-        FormatError: it was written by a newer eecompile.
+        FormatError: it was written by a newer or an older eecompile.
         DigestError: a file is missing, truncated or altered.
     """
     return _open(folder, EngineManifest, "engine-set", "eecompile build")
@@ -232,7 +244,7 @@ def peek(folder: Path) -> str:
 
     Raises:
         BundleError: there is no manifest, or it names something else.
-        FormatError: it was written by a newer eecompile.
+        FormatError: it was written by a newer or an older eecompile.
     """
     header = _header(folder, _read(folder, "a bundle or an engine set", "eecompile export"))
     if header.kind not in ("bundle", "engine-set"):
@@ -242,6 +254,20 @@ def peek(folder: Path) -> str:
             remedy="give the folder that eecompile export or eecompile build wrote",
         )
     return header.kind
+
+
+def older_identity(folder: Path) -> tuple[str, ...]:
+    """Whose folder of an older format this is: the network, and the target of an engine set.
+
+    Empty where there is no folder of an older format.
+    """
+    try:
+        found = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=_Older)
+    except (OSError, msgspec.DecodeError):
+        return ()
+    if found.format >= FORMAT:
+        return ()
+    return (found.interface.name, *([found.target.name] if found.target else []))
 
 
 def _open(folder: Path, kind: type[Manifest], name: str, command: str) -> Manifest:
@@ -288,8 +314,14 @@ def _header(folder: Path, data: bytes) -> _Header:
     if header.format > FORMAT:
         raise FormatError(
             found=f"format {header.format} in {folder}",
-            expected=f"format {FORMAT} or older",
+            expected=f"format {FORMAT}",
             remedy="upgrade eecompile, or write the folder again with this version",
+        )
+    if header.format < FORMAT:
+        raise FormatError(
+            found=f"format {header.format} in {folder}",
+            expected=f"format {FORMAT}",
+            remedy="write the folder again with this version: export, then build",
         )
     return header
 

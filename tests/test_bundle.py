@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given
 
 from eecompile.bundle import (
+    FORMAT,
     MANIFEST,
     BundleManifest,
     ExitGraph,
     FileRecord,
     Sharing,
+    older_identity,
     open_bundle,
     open_engine_set,
     peek,
@@ -122,10 +124,28 @@ def test_an_altered_manifest_is_refused(bundle: Path, copied: Copy) -> None:
 
 def test_a_newer_format_says_so(bundle: Path, copied: Copy) -> None:
     path = copied(bundle) / MANIFEST
-    newer = json.loads(path.read_text()) | {"format": 2, "unheard_of": True}
+    newer = json.loads(path.read_text()) | {"format": FORMAT + 1, "unheard_of": True}
     path.write_text(json.dumps(newer))
-    with pytest.raises(FormatError, match=r"format 2 .* expected format 1 .* upgrade"):
+    with pytest.raises(FormatError, match=r"format 3 .* expected format 2; upgrade"):
         open_bundle(path.parent)
+    assert older_identity(path.parent) == ()
+
+
+def test_an_older_format_says_so_and_is_recognised(
+    bundle: Path, engine_sets: dict[str, Path], copied: Copy
+) -> None:
+    for folder, identity in (
+        (copied(bundle), ("fashion-dit",)),
+        (copied(engine_sets["chained"]), ("fashion-dit", "cpu-chained")),
+    ):
+        path = folder / MANIFEST
+        older = json.loads(path.read_text()) | {"format": 1}
+        del older["exits"]
+        path.write_text(json.dumps(older))
+        with pytest.raises(FormatError, match=r"format 1 .* write the folder again"):
+            (open_bundle if len(identity) == 1 else open_engine_set)(folder)
+        assert older_identity(folder) == identity
+    assert older_identity(bundle) == ()
 
 
 def test_a_bundle_is_no_engine_set(bundle: Path, engine_sets: dict[str, Path]) -> None:

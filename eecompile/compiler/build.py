@@ -20,6 +20,7 @@ from eecompile.bundle import (
     EngineManifest,
     ExitPlan,
     Segment,
+    older_identity,
     open_bundle,
     open_engine_set,
     records,
@@ -103,7 +104,8 @@ def engine_set_from_bundle(
     existing = _existing(output)
     if existing and existing.fingerprint == fingerprint and not force:
         return Built(existing, up_to_date=True)
-    same = existing is not None and _identity(existing) == (source.interface.name, wanted.name)
+    identity = _identity(existing) if existing else older_identity(output)
+    same = identity == (source.interface.name, wanted.name)
     with new_folder(output, replaces=force or same) as folder:
         manifest = _build(folder, bundle, source, wanted, backend, fingerprint, report)
     return Built(manifest, up_to_date=False)

@@ -19,6 +19,7 @@ from eecompile.bundle import (
     BundleManifest,
     ExitGraph,
     exit_graph_name,
+    older_identity,
     open_bundle,
     records,
     sha256,
@@ -156,7 +157,9 @@ def _evaluate_network(network: MultiExitNetwork, interface: Interface) -> Evalua
 
 
 def _holds(output: Path, name: str) -> bool:
-    """Whether ``output`` is a bundle of the network ``name``."""
+    """Whether ``output`` is a bundle of the network ``name``, perhaps of an older format."""
+    if older_identity(output) == (name,):
+        return True
     with suppress(BundleError):
         return open_bundle(output).interface.name == name
     return False
