@@ -177,15 +177,17 @@ class Target(_Strict, frozen=True, kw_only=True):
         batch: batch sizes that the engines accept.
         tolerance: of the engines against the bundle's graphs.
         threads: threads of one evaluation; 0 takes the physical cores.
+        options: of the backend, under its own names.
     """
 
     name: Name
-    backend: Literal["onnxruntime"]
-    precision: Literal["fp32"] = "fp32"
+    backend: Literal["onnxruntime", "openvino"]
+    precision: Literal["fp32", "bf16"] = "fp32"
     layout: Literal["chained", "per_exit"] = "chained"
     batch: BatchProfile = BatchProfile()
     tolerance: Tolerance = Tolerance()
     threads: Annotated[int, Meta(ge=0)] = 0
+    options: dict[str, str | int | float | bool] = {}
 
 
 DEFAULT_TARGET = Target(name="cpu", backend="onnxruntime", layout="per_exit")

@@ -57,10 +57,26 @@ class Backend(Protocol):
         """Versions of the libraries that shape the engines."""
         ...
 
+    def check(self, target: Target) -> None:
+        """Pass when engines for this target can be built here.
+
+        Raises:
+            BackendError: they cannot, or an option of the target is unknown.
+        """
+        ...
+
     def compile_segments(
-        self, folder: Path, models: Mapping[str, ir.Model], work: Path, report: Report
+        self,
+        folder: Path,
+        models: Mapping[str, ir.Model],
+        target: Target,
+        work: Path,
+        report: Report,
     ) -> None:
-        """Write the engine of each model to ``folder`` under its name."""
+        """Write the engine of each model to ``folder`` under its name.
+
+        ``work`` is for intermediate files; it is removed afterwards.
+        """
         ...
 
 
@@ -100,6 +116,7 @@ def engine_set_from_bundle(
     report("checking the bundle")
     source = open_bundle(bundle)
     backend: Backend = importlib.import_module(f"eecompile.compiler.backends.{wanted.backend}")
+    backend.check(wanted)
     fingerprint = _fingerprint(source, wanted, backend.versions())
     existing = _existing(output)
     if existing and existing.fingerprint == fingerprint and not force:
@@ -134,7 +151,7 @@ def _build(
     segments = [_segment(name, part, models[name]) for name, part in zip(names, parts, strict=True)]
     # Inside the folder, so that what a killed build leaves is removed by the next one.
     with TemporaryDirectory(dir=folder) as work:
-        backend.compile_segments(folder, models, Path(work), report)
+        backend.compile_segments(folder, models, target, Path(work), report)
     manifest = EngineManifest(
         interface=source.interface,
         target=target,

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from eecompile.bundle import BundleManifest, open_bundle, open_engine_set
 from eecompile.compiler.build import engine_set_from_bundle
@@ -21,6 +22,7 @@ from eecompile.recipe import load_recipe
 from eecompile.runtime.engine import open_engine
 from eecompile.runtime.sampler import Sampler
 from tests.conftest import ROOT, TARGETS
+from tests.networks import reference
 
 # Recipe, and what of it is changed to make the network small.
 SMALL: dict[str, tuple[str, dict[str, str]]] = {
@@ -102,6 +104,16 @@ SMALL: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 
+SMALL["DiT-S/2"] = (
+    "dit-xl2-256",
+    {
+        "exits = .*": "exits = [4, 6, 8, 12]",
+        '"DiT-XL/2"': '"DiT-S/2"',
+        "ase = .*": "ase = [12, 8, 6, 4]",
+    },
+)
+
+
 def write(name: str, folder: Path) -> Path:
     """The small recipe and its checkpoint, of random weights; returns the recipe."""
     recipe, changes = SMALL[name]
@@ -128,7 +140,7 @@ def write(name: str, folder: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=list(SMALL))
+@pytest.fixture(scope="module", params=[name for name in SMALL if name != "DiT-S/2"])
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small recipe, its bundle, and an engine set a layout."""
     folder = tmp_path_factory.mktemp("network")
@@ -223,3 +235,19 @@ def test_equal_embedders_of_every_block_are_stored_once(tmp_path: Path) -> None:
     total = sum(value.nbytes for value in state.values())
     # Four of the five copies are gone.
     assert manifest.exits[-1].bytes < total - 0.79 * sum(embedders)
+
+
+@pytest.mark.slow
+def test_dit_s2_is_the_authors_forward_pass_cut_at_its_exits(tmp_path: Path) -> None:
+    path = write("DiT-S/2", tmp_path)
+    manifest = bundle_from_recipe(path, tmp_path / "bundle")
+    state = load_file(tmp_path / "w.safetensors")
+    draws = torch.Generator().manual_seed(1)
+    x = torch.randn(2, 4, 32, 32, generator=draws)
+    t, label = torch.tensor([3.0, 700.0]), torch.tensor([1000, 207])
+    for exit_ in manifest.exits:
+        session = onnxruntime.InferenceSession(tmp_path / "bundle" / exit_.graph)
+        feeds = {"x": x.numpy(), "t": t.numpy(), "label": label.numpy()}
+        found = np.concatenate(session.run(None, feeds), axis=1)
+        expected = reference.dit(state, x, t, label, depth=exit_.depth, heads=6).numpy()
+        np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())

@@ -11,8 +11,10 @@ import onnxruntime
 from eecompile.compiler.progress import Report
 from eecompile.compiler.sessions import optimised_graph
 from eecompile.compiler.weights import WeightStore
+from eecompile.errors import BackendError
+from eecompile.recipe import Target
 
-__all__ = ["SUFFIX", "compile_segments", "versions"]
+__all__ = ["SUFFIX", "check", "compile_segments", "versions"]
 
 SUFFIX = "onnx"
 
@@ -22,8 +24,22 @@ def versions() -> dict[str, str]:
     return {"onnxruntime": onnxruntime.__version__}
 
 
+def check(target: Target) -> None:
+    """Pass when engines for this target can be built here.
+
+    Raises:
+        BackendError: the precision or an option is none of this backend's.
+    """
+    if target.precision != "fp32" or target.options:
+        raise BackendError(
+            found=f"precision {target.precision!r} and options {target.options} for onnxruntime",
+            expected="fp32, and no options",
+            remedy="choose another backend in the target, or remove them",
+        )
+
+
 def compile_segments(
-    folder: Path, models: Mapping[str, ir.Model], work: Path, report: Report
+    folder: Path, models: Mapping[str, ir.Model], target: Target, work: Path, report: Report
 ) -> None:
     """Optimise each model, and write them to ``folder`` with one weights file."""
     store, optimised = WeightStore(), {}
