@@ -125,6 +125,7 @@ class Segment(_Frozen, frozen=True, kw_only=True):
         exits: the exits that need it.
         nodes: number of nodes.
         bytes: size of the weights that it reads.
+        key: digest of all that shapes the engine; equal keys are equal engines.
     """
 
     file: PlainName
@@ -133,6 +134,7 @@ class Segment(_Frozen, frozen=True, kw_only=True):
     exits: tuple[int, ...]
     nodes: int
     bytes: int
+    key: str
 
 
 class ExitPlan(_Frozen, frozen=True, kw_only=True):
@@ -151,7 +153,11 @@ class ExitPlan(_Frozen, frozen=True, kw_only=True):
 
 
 class EngineManifest(_Frozen, frozen=True, kw_only=True):
-    """What an engine set holds; ``digest`` covers everything else in the manifest."""
+    """What an engine set holds; ``digest`` covers everything else in the manifest.
+
+    ``verified`` says what the exits' errors are errors of: the engines, or the graphs
+    that they were built from where they cannot be run.
+    """
 
     kind: Literal["engine-set"] = "engine-set"
     format: int = FORMAT
@@ -161,6 +167,7 @@ class EngineManifest(_Frozen, frozen=True, kw_only=True):
     segments: tuple[Segment, ...]
     files: tuple[FileRecord, ...]
     versions: dict[str, str]
+    verified: str
     bundle_digest: str
     fingerprint: str
     digest: str = ""

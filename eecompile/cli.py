@@ -214,6 +214,29 @@ def inspect(
         out.print(engine_report(open_engine_set(path)))
 
 
+@app.command()
+def doctor(
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Show what can build and run on this machine, why the rest cannot, and what to install."""
+    from eecompile.doctor import examine
+    from eecompile.report import doctor_report
+
+    with _phases() as progress:
+        progress("asking every backend")
+        report = examine()
+    if json:
+        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+    else:
+        out.print(doctor_report(report))
+    if not report.usable:
+        raise BackendError(
+            found="no backend that can run here",
+            expected="at least one",
+            remedy=report.backends[0].runs.remedy,
+        )
+
+
 def main() -> NoReturn:
     """Run the command line; errors are printed as a sentence, with exit status 1."""
     try:

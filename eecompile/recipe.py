@@ -178,16 +178,22 @@ class Target(_Strict, frozen=True, kw_only=True):
         tolerance: of the engines against the bundle's graphs.
         threads: threads of one evaluation; 0 takes the physical cores.
         options: of the backend, under its own names.
+        keep_fp32: regular expressions; nodes whose operator or weights match one keep
+            FP32 where the precision is lower.
+        workspace_mib: memory that a TensorRT engine may use beside its weights; None
+            leaves it to the library.
     """
 
     name: Name
-    backend: Literal["onnxruntime", "openvino"]
-    precision: Literal["fp32", "bf16"] = "fp32"
+    backend: Literal["onnxruntime", "openvino", "tensorrt-rtx"]
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     layout: Literal["chained", "per_exit"] = "chained"
     batch: BatchProfile = BatchProfile()
     tolerance: Tolerance = Tolerance()
     threads: Annotated[int, Meta(ge=0)] = 0
     options: dict[str, str | int | float | bool] = {}
+    keep_fp32: tuple[str, ...] = ()
+    workspace_mib: Annotated[int, Meta(ge=1)] | None = None
 
 
 DEFAULT_TARGET = Target(name="cpu", backend="onnxruntime", layout="per_exit")

@@ -1,18 +1,22 @@
-"""What the command line shows of bundles, engine sets and schedules."""
+"""What the command line shows of bundles, engine sets, schedules and the machine."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from eecompile.bundle import WEIGHTS, BundleManifest, EngineManifest
+from eecompile.doctor import Report
+from eecompile.probes import Answer, Gpu
 from eecompile.runtime.interface import Condition, Interface
 from eecompile.runtime.schedule import ExitSchedule
 
-__all__ = ["bundle_report", "engine_report", "exits_table", "human_bytes"]
+__all__ = ["bundle_report", "doctor_report", "engine_report", "exits_table", "human_bytes"]
 
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 30  # columns of a schedule's chart
@@ -98,6 +102,7 @@ def engine_report(manifest: EngineManifest) -> RenderableType:
         "target": f"{target.backend}, {target.precision}, {target.layout}, batch "
         f"{target.batch.min} to {target.batch.max}",
         "size": f"{human_bytes(total)} in {len(manifest.files)} files",
+        "verified": manifest.verified,
         "made by": _versions(manifest.versions),
     }
     segments = Table(title="segments", title_justify="left")
@@ -121,6 +126,69 @@ def engine_report(manifest: EngineManifest) -> RenderableType:
         exits.add_row(str(plan.depth), run, *(f"{error:.1e}" for error in errors))
     interface = manifest.interface
     return Group(_facts(facts | _inputs(interface)), segments, exits, _schedules(interface))
+
+
+def doctor_report(report: Report) -> RenderableType:
+    """All that ``eecompile doctor`` shows: the machine, backends, tools, what to do."""
+    facts = {
+        "eecompile": f"{report.eecompile}, Python {report.python}, {report.system}",
+        "CPU": f"{report.cpu.model}, {report.cpu.cores} cores",
+        "": ", ".join(report.cpu.instructions) or "no instruction set that matters here",
+    }
+    gpus = {f"GPU {index}": _gpu(gpu) for index, gpu in enumerate(report.gpus)}
+    backends = _columns("backends", "backend", "version", "builds", "runs", "found")
+    for backend in report.backends:
+        words = (_yes(backend.builds), _yes(backend.runs), Text(backend.detail))
+        backends.add_row(backend.name, backend.version, *words)
+    tools = _columns("tools of the compiler", "tool", "version", "for", "works")
+    for tool in report.tools:
+        tools.add_row(tool.name, tool.version, tool.purpose, _yes(tool.works))
+    facts |= gpus or {"GPU": f"none: {report.no_gpu}"}
+    machine = _facts({name: escape(fact) for name, fact in facts.items()})
+    return Group(machine, backends, tools, *_todo(report))
+
+
+def _gpu(gpu: Gpu) -> str:
+    capability = gpu.compute_capability or "unknown"
+    memory = human_bytes(gpu.memory_bytes) if gpu.memory_bytes else "memory of the host"
+    driver = f"driver {gpu.driver or 'unknown'}, for CUDA up to {gpu.cuda or 'unknown'}"
+    return f"{gpu.name}, compute capability {capability}, {memory}, {driver}"
+
+
+def _columns(title: str, *headings: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table
+
+
+def _yes(answer: Answer) -> Text:
+    return Text("yes", style="green") if answer.yes else Text("no", style="red")
+
+
+def _todo(report: Report) -> Iterator[RenderableType]:
+    """Each answer that is no, and each conflict: why, and below it what to do."""
+    todo = [
+        (f"{conflict.kind}: {conflict.found}", conflict.remedy) for conflict in report.conflicts
+    ]
+    for backend in report.backends:
+        builds, runs = backend.builds, backend.runs
+        both = not builds.yes and not runs.yes and runs.reason.startswith(builds.reason)
+        if not builds.yes and not both:
+            todo.append((f"{backend.name} does not build: {builds.reason}", builds.remedy))
+        if not runs.yes:
+            verb = "build or run" if both else "run"
+            todo.append((f"{backend.name} does not {verb}: {runs.reason}", runs.remedy))
+    alike: dict[Answer, list[str]] = {}
+    for tool in report.tools:
+        if not tool.works.yes:
+            alike.setdefault(tool.works, []).append(tool.name)
+    todo += [(f"{', '.join(names)}: {no.reason}", no.remedy) for no, names in alike.items()]
+    if todo:
+        yield Text("what to do", style="italic")
+    for reason, remedy in todo:
+        yield Text(reason)
+        yield Padding(Text(remedy, style="cyan"), (0, 0, 0, 4))
 
 
 def _inputs(interface: Interface) -> dict[str, str]:

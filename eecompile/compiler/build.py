@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -19,26 +18,39 @@ from eecompile.bundle import (
     BundleManifest,
     EngineManifest,
     ExitPlan,
-    Segment,
     older_identity,
     open_bundle,
     open_engine_set,
     records,
-    segment_name,
     write_manifest,
 )
+from eecompile.compiler.identity import name_by_content
 from eecompile.compiler.merge import exit_outputs, merged_exits
 from eecompile.compiler.names import output_names
 from eecompile.compiler.partition import (
     Part,
     chained_parts,
     check_parts,
-    extract,
     per_exit_parts,
 )
+from eecompile.compiler.precision import lowered
 from eecompile.compiler.progress import Report, silent
+from eecompile.compiler.segments import (
+    Backend,
+    SegmentStore,
+    backend_for,
+    compile_all,
+    segments_from_parts,
+)
 from eecompile.compiler.sessions import run_session, session_from_graph
-from eecompile.compiler.verify import Error, Inputs, Outputs, compare, verification_points
+from eecompile.compiler.verify import (
+    Error,
+    Evaluate,
+    Inputs,
+    Outputs,
+    compare,
+    verification_points,
+)
 from eecompile.errors import BundleError
 from eecompile.folders import new_folder
 from eecompile.recipe import Target, load_target
@@ -46,38 +58,6 @@ from eecompile.runtime.engine import Engine, engine_from_manifest
 from eecompile.runtime.interface import Interface
 
 __all__ = ["Built", "engine_set_from_bundle"]
-
-
-class Backend(Protocol):
-    """What a module of :mod:`eecompile.compiler.backends` provides."""
-
-    SUFFIX: str
-
-    def versions(self) -> dict[str, str]:
-        """Versions of the libraries that shape the engines."""
-        ...
-
-    def check(self, target: Target) -> None:
-        """Pass when engines for this target can be built here.
-
-        Raises:
-            BackendError: they cannot, or an option of the target is unknown.
-        """
-        ...
-
-    def compile_segments(
-        self,
-        folder: Path,
-        models: Mapping[str, ir.Model],
-        target: Target,
-        work: Path,
-        report: Report,
-    ) -> None:
-        """Write the engine of each model to ``folder`` under its name.
-
-        ``work`` is for intermediate files; it is removed afterwards.
-        """
-        ...
 
 
 class Built(NamedTuple):
@@ -115,7 +95,7 @@ def engine_set_from_bundle(
     wanted = target if isinstance(target, Target) else load_target(target)
     report("checking the bundle")
     source = open_bundle(bundle)
-    backend: Backend = importlib.import_module(f"eecompile.compiler.backends.{wanted.backend}")
+    backend = backend_for(wanted)
     backend.check(wanted)
     fingerprint = _fingerprint(source, wanted, backend.versions())
     existing = _existing(output)
@@ -124,48 +104,84 @@ def engine_set_from_bundle(
     identity = _identity(existing) if existing else older_identity(output)
     same = identity == (source.interface.name, wanted.name)
     with new_folder(output, replaces=force or same) as folder:
-        manifest = _build(folder, bundle, source, wanted, backend, fingerprint, report)
+        store = SegmentStore(output, existing)
+        job = _Job(folder, bundle, source, wanted, backend, store, report)
+        manifest = _build(job, fingerprint)
+    store.clear()
     return Built(manifest, up_to_date=False)
 
 
-def _build(
-    folder: Path,
-    bundle: Path,
-    source: BundleManifest,
-    target: Target,
-    backend: Backend,
-    fingerprint: str,
-    report: Report,
-) -> EngineManifest:
-    report("partitioning")
-    model = merged_exits(bundle, source)
-    outputs = exit_outputs(model, source.interface)
-    cut = chained_parts if target.layout == "chained" else per_exit_parts
-    parts = cut(model.graph, outputs)
-    check_parts(model.graph, outputs, parts)
-    names = [segment_name(index, part.exits, backend.SUFFIX) for index, part in enumerate(parts)]
-    models = {
-        name: extract(model, part.inputs, part.outputs)
-        for name, part in zip(names, parts, strict=True)
-    }
-    segments = [_segment(name, part, models[name]) for name, part in zip(names, parts, strict=True)]
+class _Job(NamedTuple):
+    """One build: where it is written, from what, for what, and by what."""
+
+    folder: Path
+    bundle: Path
+    source: BundleManifest
+    target: Target
+    backend: Backend
+    store: SegmentStore
+    report: Report
+
+
+def _build(job: _Job, fingerprint: str) -> EngineManifest:
+    folder, interface, target = job.folder, job.source.interface, job.target
     # Inside the folder, so that what a killed build leaves is removed by the next one.
-    with TemporaryDirectory(dir=folder) as work:
-        backend.compile_segments(folder, models, target, Path(work), report)
+    with TemporaryDirectory(dir=folder) as temporary:
+        work = Path(temporary)
+        model, errors = _prepared(job, work)
+        job.report("partitioning")
+        name_by_content(model)
+        outputs = exit_outputs(model, interface)
+        cut = chained_parts if target.layout == "chained" else per_exit_parts
+        parts = cut(model.graph, outputs)
+        check_parts(model.graph, outputs, parts)
+        segments = segments_from_parts(model, parts, target, job.backend)
+        compile_all(folder, model, segments, target, job.backend, job.store, work, job.report)
     manifest = EngineManifest(
-        interface=source.interface,
+        interface=interface,
         target=target,
-        exits=_plans(parts, source.interface, {}),
-        segments=tuple(segments),
+        exits=_plans(parts, interface, errors),
+        segments=segments,
         files=records(folder),
-        versions={"eecompile": eecompile.__version__, **backend.versions()},
-        bundle_digest=source.digest,
+        versions={"eecompile": eecompile.__version__, **job.backend.versions()},
+        verified="the graphs that the engines were built from; the engines did not run",
+        bundle_digest=job.source.digest,
         fingerprint=fingerprint,
     )
-    with engine_from_manifest(folder, manifest) as engine:
-        errors = _verify(bundle, source, target, engine, report)
-    exits = _plans(parts, source.interface, errors)
-    return write_manifest(folder, msgspec.structs.replace(manifest, exits=exits))
+    if job.backend.runs():
+        with engine_from_manifest(folder, manifest) as engine:
+            errors = _verify(job, _evaluate_engine(engine, interface), target.name)
+        manifest = msgspec.structs.replace(
+            manifest, exits=_plans(parts, interface, errors), verified="the engines"
+        )
+    return write_manifest(folder, manifest)
+
+
+def _prepared(job: _Job, work: Path) -> tuple[ir.Model, dict[int, Error]]:
+    """All exits as the backend takes them, and how far that graph is from the bundle.
+
+    The graph is verified before anything is built from it, where it is another one than
+    the bundle's.
+    """
+    interface, target = job.source.interface, job.target
+    job.report("joining the exits")
+    model = merged_exits(job.bundle, job.source)
+    if not job.backend.LOWERS:
+        return model, {}
+    if target.precision != "fp32":
+        job.report(f"lowering the precision to {target.precision}")
+        model = lowered(model, interface, target, work)
+    job.backend.prepare(model, target)
+    path = work / "prepared.onnx"
+    ir.save(model, path, external_data="prepared.data")
+    session = session_from_graph(path)
+    names = {depth: output_names(interface, depth) for depth in interface.exits}
+
+    def evaluate(point: Inputs) -> Outputs:
+        flat = iter(run_session(session, point, [n for each in names.values() for n in each]))
+        return {depth: [next(flat) for _ in each] for depth, each in names.items()}
+
+    return model, _verify(job, evaluate, f"{target.name}'s graph")
 
 
 def _plans(
@@ -185,23 +201,19 @@ def _plans(
     )
 
 
-def _segment(name: str, part: Part, model: ir.Model) -> Segment:
-    weights = (value.const_value for value in model.graph.initializers.values())
-    return Segment(
-        file=name,
-        inputs=part.inputs,
-        outputs=part.outputs,
-        exits=part.exits,
-        nodes=len(model.graph),
-        bytes=sum(weight.nbytes for weight in weights if weight is not None),
-    )
+def _evaluate_engine(engine: Engine, interface: Interface) -> Evaluate:
+    def evaluate(point: Inputs) -> Outputs:
+        conditions = {name: point[name] for name in interface.conditions}
+        x, t = point["x"].astype(np.float32), point["t"].astype(np.float32)
+        return {depth: engine.evaluate(depth, x, t, conditions) for depth in interface.exits}
+
+    return evaluate
 
 
-def _verify(
-    bundle: Path, source: BundleManifest, target: Target, engine: Engine, report: Report
-) -> dict[int, Error]:
-    interface = source.interface
-    sessions = {e.depth: session_from_graph(bundle / e.graph) for e in source.exits}
+def _verify(job: _Job, candidate: Evaluate, what: str) -> dict[int, Error]:
+    """How far the candidate is from the bundle's graphs."""
+    interface = job.source.interface
+    sessions = {e.depth: session_from_graph(job.bundle / e.graph) for e in job.source.exits}
 
     def reference(point: Inputs) -> Outputs:
         return {
@@ -209,14 +221,9 @@ def _verify(
             for depth, session in sessions.items()
         }
 
-    def candidate(point: Inputs) -> Outputs:
-        conditions = {name: point[name] for name in interface.conditions}
-        x, t = point["x"].astype(np.float32), point["t"].astype(np.float32)
-        return {depth: engine.evaluate(depth, x, t, conditions) for depth in interface.exits}
-
-    what = f"{target.name} against the bundle"
-    points = verification_points(interface)
-    return compare(points, reference, candidate, target.tolerance, what, report)
+    points, tolerance = verification_points(interface), job.target.tolerance
+    named = f"{what} against the bundle"
+    return compare(points, reference, candidate, tolerance, named, job.report)
 
 
 def _fingerprint(source: BundleManifest, target: Target, versions: dict[str, str]) -> str:

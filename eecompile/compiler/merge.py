@@ -88,14 +88,17 @@ def joined(models: Sequence[tuple[str, ir.Model]]) -> ir.Model:
 
 def _rename(nodes: list[ir.Node], weights: list[ir.Value], outputs: list[ir.Value]) -> None:
     """Names that are distinct over all models; outputs keep theirs."""
-    kept = set(outputs)
+    kept, taken = set(outputs), {value.name for value in outputs}
     for index, value in enumerate(weights):
-        value.name = f"w{index}"
+        if value.name in taken:
+            value.name = f"{value.name}#{index}"
+        taken.add(value.name)
     for index, node in enumerate(nodes):
         node.name = f"n{index}"
         for position, value in enumerate(node.outputs):
             if value not in kept:
-                value.name = f"v{index}" + (f".{position}" if position else "")
+                name = f"v{index}" + (f".{position}" if position else "")
+                value.name = f"{name}#" if name in taken else name
 
 
 def _signature(model: ir.Model) -> str:

@@ -14,7 +14,7 @@ from onnx_ir import passes
 
 from eecompile.compiler.weights import content_key
 
-__all__ = ["NumberValues"]
+__all__ = ["NumberValues", "operator_key"]
 
 Key = tuple[object, ...]
 TensorKey = Callable[[ir.TensorProtocol], str]
@@ -101,11 +101,16 @@ def _separate_outputs(graph: ir.Graph, names: list[str | None]) -> None:
         value.name = name
 
 
-def _node_key(node: ir.Node) -> Key:
+def operator_key(node: ir.Node) -> Key:
+    """What a node does, whatever it reads: its operator and attributes."""
     attributes = tuple(sorted((a.name, _attribute_key(a)) for a in node.attributes.values()))
+    return node.domain, node.op_type, node.overload, attributes
+
+
+def _node_key(node: ir.Node) -> Key:
     inputs = tuple(None if value is None else id(value) for value in node.inputs)
     output = tuple(value.name for value in node.outputs) if node.op_type == "Identity" else ()
-    return node.domain, node.op_type, node.overload, inputs, attributes, len(node.outputs), output
+    return *operator_key(node), inputs, len(node.outputs), output
 
 
 def _attribute_key(attribute: ir.Attr) -> str:

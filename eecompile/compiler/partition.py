@@ -24,6 +24,7 @@ __all__ = [
     "chained_parts",
     "check_nested",
     "check_parts",
+    "constant_nodes",
     "extract",
     "per_exit_parts",
     "signatures",
@@ -83,24 +84,29 @@ def per_exit_parts(graph: ir.Graph, outputs: ExitOutputs) -> list[Part]:
 def chained_parts(graph: ir.Graph, outputs: ExitOutputs) -> list[Part]:
     """The segments, in an order in which they can run.
 
-    Every node that an exit needs is in exactly one part. A prediction that no node makes
-    (an input handed through) belongs to no part.
+    Every node that an exit needs is in exactly one part, but for those that read weights
+    only (a transposed weight): they go with whatever reads them. A prediction that no node
+    makes (an input handed through) belongs to no part.
     """
     found = signatures(graph, outputs)
+    predictions = {value for values in outputs.values() for value in values}
+    constant = constant_nodes(graph) - {value.producer() for value in predictions}
     groups: dict[frozenset[int], list[ir.Node]] = {}
     for node in graph:
-        if node in found:
+        if node in found and node not in constant:
             groups.setdefault(found[node], []).append(node)
-    predictions = {value for values in outputs.values() for value in values}
     parts = []
     # A part can only read from parts whose signature contains its own.
     for exits in sorted(groups, key=lambda group: (-len(group), sorted(group))):
         members = set(groups[exits])
-        reads = dict.fromkeys(v for node in groups[exits] for v in _reads(node))
-        made = dict.fromkeys(v for node in groups[exits] for v in node.outputs)
-        inputs = tuple(
-            _name(v) for v in reads if v.producer() not in members and not v.is_initializer()
+        reads = dict.fromkeys(
+            v
+            for node in groups[exits]
+            for v in _reads(node)
+            if v.producer() not in constant and not v.is_initializer()
         )
+        made = dict.fromkeys(v for node in groups[exits] for v in node.outputs)
+        inputs = tuple(_name(v) for v in reads if v.producer() not in members)
         outside = (
             v
             for v in made
@@ -109,6 +115,15 @@ def chained_parts(graph: ir.Graph, outputs: ExitOutputs) -> list[Part]:
         )
         parts.append(Part(tuple(sorted(exits)), inputs, tuple(_name(v) for v in outside)))
     return parts
+
+
+def constant_nodes(graph: ir.Graph) -> set[ir.Node | None]:
+    """The nodes that compute from weights alone, the same whatever the inputs."""
+    found: set[ir.Node | None] = set()
+    for node in graph:
+        if all(v.is_initializer() or v.producer() in found for v in _reads(node)):
+            found.add(node)
+    return found - {None}
 
 
 def check_parts(graph: ir.Graph, outputs: ExitOutputs, parts: Sequence[Part]) -> None:

@@ -64,7 +64,10 @@ class Engine(Protocol):
 
 
 # One module a backend; each has open_backend(folder, manifest, threads) -> Engine.
-_BACKENDS = {"onnxruntime": "eecompile.runtime.onnxruntime"}
+_BACKENDS = {
+    "onnxruntime": "eecompile.runtime.onnxruntime",
+    "openvino": "eecompile.runtime.openvino",
+}
 
 
 def open_engine(folder: Path, threads: int | None = None) -> tuple[Engine, EngineManifest]:
@@ -90,7 +93,14 @@ def engine_from_manifest(
     Raises:
         BackendError: its backend is missing, or refuses an engine.
     """
-    module = importlib.import_module(_BACKENDS[manifest.target.backend])
+    name = manifest.target.backend
+    if name not in _BACKENDS:
+        raise BackendError(
+            found=f"engines for {name}",
+            expected=f"a backend that this version runs: {', '.join(_BACKENDS)}",
+            remedy="build the bundle for one of these, or run the engines with their own library",
+        )
+    module = importlib.import_module(_BACKENDS[name])
     chosen = manifest.target.threads if threads is None else threads
     if chosen < 0:
         raise BackendError(

@@ -9,7 +9,7 @@ import pytest
 from safetensors import safe_open
 
 from eecompile.bundle import MANIFEST, WEIGHTS, open_bundle, open_engine_set
-from eecompile.compiler import build as build_module
+from eecompile.compiler import segments as segments_module
 from eecompile.compiler.build import engine_set_from_bundle
 from eecompile.errors import DigestError, OutputExistsError, VerificationError
 from eecompile.runtime.engine import open_engine
@@ -114,7 +114,7 @@ def test_a_damaged_bundle_is_not_built(
 def test_engines_that_differ_from_the_bundle_are_refused(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    genuine = build_module.extract
+    genuine = segments_module.extract
 
     def drifted(model: ir.Model, inputs: object, outputs: object) -> ir.Model:
         made = genuine(model, inputs, outputs)  # type: ignore[arg-type]
@@ -124,7 +124,7 @@ def test_engines_that_differ_from_the_bundle_are_refused(
                 value.const_value = ir.tensor(tensor.numpy() + 0.5, name=value.name)
         return made
 
-    monkeypatch.setattr(build_module, "extract", drifted)
+    monkeypatch.setattr(segments_module, "extract", drifted)
     with pytest.raises(VerificationError, match=r"exit 3 .* \(cpu against the bundle\)"):
         engine_set_from_bundle(bundle, TARGETS["per_exit"], tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

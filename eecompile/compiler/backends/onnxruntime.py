@@ -14,9 +14,15 @@ from eecompile.compiler.weights import WeightStore
 from eecompile.errors import BackendError
 from eecompile.recipe import Target
 
-__all__ = ["SUFFIX", "check", "compile_segments", "versions"]
+__all__ = ["LOWERS", "SUFFIX", "check", "compile_segments", "runs", "versions"]
 
 SUFFIX = "onnx"
+LOWERS = False
+
+
+def runs() -> bool:
+    """Whether engines can be run here."""
+    return True
 
 
 def versions() -> dict[str, str]:

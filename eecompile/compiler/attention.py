@@ -1,0 +1,95 @@
+"""Write Attention out as products and a softmax, where a backend has no kernel for it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir import passes
+
+from eecompile.errors import BackendError
+
+__all__ = ["DecomposeAttention"]
+
+_PLAIN = {"is_causal": 0, "softcap": 0.0, "qk_matmul_output_mode": 0, "softmax_precision": 0}
+
+
+class DecomposeAttention(passes.InPlacePass):
+    """Replaces Attention (opset 23) over [B, heads, length, width] by what it means.
+
+    softmax(query key^T scale + mask) value, the scale shared between query and key as in
+    the standard. Before: no caches, causal masks or caps. After: no Attention.
+    """
+
+    def requires(self, model: ir.Model) -> None:
+        """Check what holds before."""
+        for node in model.graph:
+            if node.op_type != "Attention" or node.domain:
+                continue
+            odd = [
+                a.name for a in node.attributes.values() if a.value != _PLAIN.get(a.name, a.value)
+            ]
+            extra = [value for value in node.inputs[4:] if value is not None]
+            query = node.inputs[0]
+            four = query is not None and query.shape is not None and len(query.shape) == 4
+            mask = node.inputs[3] if len(node.inputs) > 3 else None
+            if mask is not None and mask.dtype == ir.DataType.BOOL:
+                odd.append("a mask of truth values")
+            if odd or extra or not four or len(node.outputs) > 1:
+                raise BackendError(
+                    found=f"an Attention with {odd or 'caches or three axes'}",
+                    expected="one over [B, heads, length, width], without cap or causal mask",
+                    remedy="write the attention out in the network's forward",
+                )
+
+    def call(self, model: ir.Model) -> passes.PassResult:
+        """Replace, in place."""
+        found = [n for n in model.graph if n.op_type == "Attention" and not n.domain]
+        for index, node in enumerate(found):
+            _replace(model.graph, node, f"attention{index}")
+        return passes.PassResult(model, bool(found))
+
+    def ensures(self, model: ir.Model) -> None:
+        """Check what holds afterwards."""
+        if any(node.op_type == "Attention" for node in model.graph):
+            raise passes.PostconditionError("an Attention is left")
+
+
+def _replace(graph: ir.Graph, node: ir.Node, name: str) -> None:
+    query, key, value, *rest = node.inputs
+    assert query is not None
+    assert key is not None
+    assert value is not None
+    assert query.shape is not None
+    assert query.dtype is not None
+    width = query.shape[3]
+    assert isinstance(width, int)
+    stated = node.attributes.get("scale")
+    scale = stated.as_float() if stated else 1 / math.sqrt(width)
+    root = ir.tensor(np.array(math.sqrt(scale), query.dtype.numpy()), name=f"{name}.scale")
+    weight = ir.Value(name=root.name, const_value=root, shape=ir.Shape([]))
+    weight.type = ir.TensorType(root.dtype)
+    graph.register_initializer(weight)
+    made: list[ir.Node] = []
+
+    def apply(operator: str, *reads: ir.Value, **attributes: int | list[int]) -> ir.Value:
+        attrs = ir.convenience.convert_attributes(attributes)
+        new = ir.Node("", operator, list(reads), attrs)
+        new.outputs[0].type = query.type
+        made.append(new)
+        return new.outputs[0]
+
+    scores = apply(
+        "MatMul",
+        apply("Mul", query, weight),
+        apply("Mul", apply("Transpose", key, perm=[0, 1, 3, 2]), weight),
+    )
+    if rest and rest[0] is not None:
+        scores = apply("Add", scores, rest[0])
+    mixed = apply("MatMul", apply("Softmax", scores, axis=-1), value)
+    mixed.shape = node.outputs[0].shape
+    mixed.name = node.outputs[0].name
+    graph.insert_before(node, made)
+    ir.convenience.replace_all_uses_with(node.outputs[0], mixed, replace_graph_outputs=True)
+    graph.remove(node)

@@ -1,0 +1,152 @@
+"""A process that builds plans: it reads jobs from its input and answers line by line.
+
+``python -m eecompile.compiler.backends._worker FLAVOUR LOG``; what the library and
+polygraphy print goes to LOG.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, cast
+
+import msgspec
+import onnx_ir as ir
+
+from eecompile.compiler.backends._tensorrt import Flavour, PlanJob, build_plan
+from eecompile.compiler.progress import Report
+from eecompile.errors import BackendError
+from eecompile.recipe import Target
+
+__all__ = ["Worker"]
+
+_SWITCH = "POLYGRAPHY_USE_TENSORRT_RTX"
+
+
+class _Answer(msgspec.Struct, omit_defaults=True):
+    """A step of a job, its end, or why it failed."""
+
+    done: int = 0
+    total: int = 0
+    finished: bool = False
+    error: tuple[str, str, str] | None = None
+
+
+class Worker:
+    """Builds plans in a process of its own, which starts with the first one.
+
+    Args:
+        flavour: the library.
+        log: file for what it prints.
+    """
+
+    def __init__(self, flavour: Flavour, log: Path) -> None:
+        self.flavour, self.log = flavour, log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @classmethod
+    @contextmanager
+    def opened(cls, flavour: Flavour, log: Path) -> Iterator[Worker]:
+        """A worker whose process is gone when the block ends, whatever happens in it."""
+        worker = cls(flavour, log)
+        try:
+            yield worker
+        finally:
+            worker.close()
+
+    def build(
+        self, model: ir.Model, path: Path, target: Target, report: Report, *, name: str
+    ) -> None:
+        """Build the plan of one segment and write it to ``path``.
+
+        Raises:
+            BackendError: the library refuses the graph, cannot build it, or crashes.
+        """
+        source = path.with_suffix(".onnx")
+        ir.save(model, source, external_data=f"{path.stem}.data")
+        process = self._started()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        job = PlanJob(str(source), str(path), name, target)
+        try:
+            process.stdin.write(msgspec.json.encode(job) + b"\n")
+            process.stdin.flush()
+        except BrokenPipeError as error:
+            raise self._crashed(name) from error
+        for line in process.stdout:
+            answer = msgspec.json.decode(line, type=_Answer)
+            if answer.error is not None:
+                found, expected, remedy = answer.error
+                raise BackendError(found=found, expected=expected, remedy=remedy)
+            if answer.finished:
+                return
+            report(f"building {name}", answer.done, answer.total)
+        raise self._crashed(name)
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            command = [sys.executable, "-m", __name__, self.flavour, str(self.log)]
+            switch = "1" if self.flavour == "tensorrt_rtx" else "0"
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=os.environ | {_SWITCH: switch},
+            )
+        return self._process
+
+    def _crashed(self, name: str) -> BackendError:
+        assert self._process is not None
+        status = self._process.wait()
+        lines = (
+            self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []
+        )
+        return BackendError(
+            found=f"{self.flavour} crashing while it built segment {name} "
+            f"(status {status}{'; ' + lines[-1] if lines else ''})",
+            expected="a plan",
+            remedy="free memory, or choose another precision or backend",
+        )
+
+
+def _serve(flavour: Flavour, log: Path) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
+    _die_with_parent()
+    with os.fdopen(os.dup(1), "wb", buffering=0) as answers, log.open("ab") as file:
+        os.dup2(file.fileno(), 1)  # libraries print where they like
+        os.dup2(file.fileno(), 2)
+        for line in sys.stdin.buffer:
+            _build(flavour, msgspec.json.decode(line, type=PlanJob), cast(IO[bytes], answers))
+
+
+def _build(flavour: Flavour, job: PlanJob, answers: IO[bytes]) -> None:
+    def say(answer: _Answer) -> None:
+        answers.write(msgspec.json.encode(answer) + b"\n")
+
+    try:
+        build_plan(flavour, job, lambda done, total: say(_Answer(done, total)))
+    except BackendError as error:
+        say(_Answer(error=(error.found, error.expected, error.remedy)))
+    else:
+        say(_Answer(finished=True))
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+if __name__ == "__main__":
+    _serve(cast(Flavour, sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,148 @@
+"""OpenVINO: a graph a segment in its own format (IR), sharing one weights file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, BinaryIO
+from xml.etree import ElementTree
+
+import onnx_ir as ir
+
+from eecompile.compiler.progress import Report
+from eecompile.errors import BackendError
+from eecompile.recipe import Target
+from eecompile.runtime.openvino import (
+    WEIGHTS,
+    blob_name,
+    blob_options,
+    check_precision,
+    import_openvino,
+    model_options,
+)
+
+__all__ = ["LOWERS", "SUFFIX", "check", "compile_segments", "runs", "versions"]
+
+SUFFIX = "xml"
+LOWERS = False
+_ALIGNMENT = 64
+
+
+def runs() -> bool:
+    """Whether engines can be run here."""
+    return True
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that shape the engines."""
+    return {"openvino": import_openvino().get_version().partition("-")[0]}
+
+
+def check(target: Target) -> None:
+    """Pass when engines for this target can be built here.
+
+    Raises:
+        BackendError: openvino is missing, the processor has no instructions for the
+            precision, or the precision or an option is none of this backend's.
+    """
+    core = import_openvino().Core()
+    if target.precision not in ("fp32", "bf16") or target.options or target.keep_fp32:
+        options = {**target.options, **({"keep_fp32": ...} if target.keep_fp32 else {})}
+        raise BackendError(
+            found=f"precision {target.precision!r} and options {sorted(options)} for openvino",
+            expected="fp32 or bf16, and no options",
+            remedy="choose another backend in the target, or remove them",
+        )
+    check_precision(core, target.precision)
+
+
+def compile_segments(
+    folder: Path, models: Mapping[str, ir.Model], target: Target, work: Path, report: Report
+) -> None:
+    """Write each model as IR to ``folder``, their weights in one file, and their blobs.
+
+    A blob is what OpenVINO makes of a graph for one version of itself and one kind of
+    processor. It opens faster; elsewhere the graph is opened instead.
+
+    Raises:
+        BackendError: OpenVINO refuses a model.
+    """
+    runtime = import_openvino()
+    core = runtime.Core()
+    with (folder / WEIGHTS).open("wb") as file:
+        weights = _Weights(file)
+        for index, (name, model) in enumerate(models.items()):
+            report(f"converting {name}", index, len(models))
+            with TemporaryDirectory(dir=work) as place:
+                path = Path(place) / name
+                _write_graph(runtime, core, model, target, path)
+                weights.move(path, folder / name)
+    options = model_options(target.precision, 0) | blob_options(folder)
+    for index, name in enumerate(models):
+        report(f"compiling {name}", index, len(models))
+        graph = core.read_model(folder / name, folder / WEIGHTS)
+        blob = BytesIO()
+        core.compile_model(graph, "CPU", options).export_model(blob)
+        (folder / blob_name(runtime, core, name)).write_bytes(blob.getvalue())
+
+
+def _write_graph(runtime: Any, core: Any, model: ir.Model, target: Target, path: Path) -> None:
+    """Write a model as IR to ``path``, and its weights, FP32, beside it."""
+    plain = path.with_suffix(".onnx")
+    ir.save(model, plain, external_data=f"{plain.stem}.data")
+    try:
+        graph = core.read_model(plain)
+    except RuntimeError as error:
+        raise BackendError(
+            found=f"{path.name} refused by openvino {runtime.get_version()} ({error})",
+            expected="operators that it converts from ONNX",
+            remedy="pip install --upgrade openvino, or choose another backend in the target",
+        ) from error
+    if target.precision == "bf16":
+        _keep_angles(graph)
+    runtime.save_model(graph, path, compress_to_fp16=False)
+
+
+def _keep_angles(graph: Any) -> None:
+    """Keep sines and cosines, and what they are taken of, in FP32.
+
+    Timesteps have no place in BF16: above 512 it has multiples of 4 only. OpenVINO lowers no
+    operator between an output and the matrix products before it, so each sine becomes an
+    output, which nobody reads.
+    """
+    for node in graph.get_ordered_ops():
+        if node.get_type_name() in ("Sin", "Cos"):
+            readers = (place.get_node() for place in node.output(0).get_target_inputs())
+            if all(reader.get_type_name() != "Result" for reader in readers):
+                graph.add_outputs(node.output(0))
+
+
+class _Weights:
+    """Moves the weights of graphs into one file, every tensor once, by content."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._places: dict[bytes, int] = {}
+
+    def move(self, source: Path, output: Path) -> None:
+        """Write the graph at ``source`` to ``output``, its weights in this file."""
+        tree = ElementTree.parse(source)
+        with source.with_suffix(".bin").open("rb") as given:
+            for layer in tree.iter("layer"):
+                place = layer.find("data")
+                if layer.get("type") == "Const" and place is not None:
+                    given.seek(int(place.attrib["offset"]))
+                    content = given.read(int(place.attrib["size"]))
+                    place.set("offset", str(self._add(content)))
+        tree.write(output)
+
+    def _add(self, content: bytes) -> int:
+        key = hashlib.sha256(content).digest()
+        if key not in self._places:
+            self._file.write(bytes(-self._file.tell() % _ALIGNMENT))
+            self._places[key] = self._file.tell()
+            self._file.write(content)
+        return self._places[key]

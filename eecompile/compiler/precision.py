@@ -1,0 +1,163 @@
+"""Lower the precision of a graph: half precision where it is safe, as the graph's own types.
+
+TensorRT 11 and TensorRT-RTX take strongly typed networks: the precision is what the graph
+says. NVIDIA ModelOpt's AutoCast decides node by node. It is applied once, to the graph of
+all exits joined, before that graph is cut: a node that exits share has one precision.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from eecompile.compiler.clean import clean
+from eecompile.compiler.numbering import NumberValues
+from eecompile.compiler.verify import random_inputs
+from eecompile.errors import BackendError
+from eecompile.recipe import Target
+from eecompile.runtime.interface import Interface
+
+__all__ = ["check_precision_tools", "kept_nodes", "lowered"]
+
+_CALIBRATION_BATCH = 2
+_CALIBRATION_TIMES = 5
+
+
+def check_precision_tools() -> None:
+    """Pass when the tools that lower a precision are installed.
+
+    Raises:
+        BackendError: they are not.
+    """
+    try:
+        with _quiet():
+            import modelopt.onnx.autocast  # noqa: F401
+    except ImportError as error:
+        raise BackendError(
+            found=f"no usable package nvidia-modelopt ({str(error).splitlines()[0]})",
+            expected="it, to lower the precision of a graph",
+            remedy="pip install 'eecompile[precision]'",
+        ) from error
+
+
+def lowered(model: ir.Model, interface: Interface, target: Target, work: Path) -> ir.Model:
+    """The graph in the target's precision; its inputs and outputs stay FP32.
+
+    Args:
+        model: all exits in one graph.
+        interface: what the network takes and gives, for calibration.
+        target: its precision, and patterns of names that stay FP32.
+        work: for intermediate files.
+
+    Raises:
+        BackendError: nvidia-modelopt is missing, or a pattern matches nothing.
+    """
+    check_precision_tools()
+    from modelopt.onnx.autocast import convert_to_mixed_precision
+
+    _name_nodes(model)
+    keep = kept_nodes(model, target.keep_fp32)
+    plain, data = work / "plain.onnx", work / "calibration.npz"
+    ir.save(model, plain, external_data="plain.data")
+    np.savez(data, allow_pickle=False, **calibration(interface))
+    with _quiet():
+        converted = convert_to_mixed_precision(
+            str(plain),
+            low_precision_type=target.precision,
+            nodes_to_exclude=[f"^{re.escape(name)}$" for name in keep],
+            keep_io_types=True,
+            calibration_data=str(data),
+        )
+    # Through a file, so that weights are mapped from there on.
+    path = work / "lowered.onnx"
+    onnx.save(converted, path, save_as_external_data=True, location="lowered.data")
+    made = ir.load(path)
+    clean(made)
+    _check_signature(model, made)
+    NumberValues()(made)
+    return made
+
+
+def kept_nodes(model: ir.Model, patterns: Sequence[str]) -> list[str]:
+    """Names of the nodes that stay FP32: the timestep's embedding, and what the target says.
+
+    The embedding is whatever leads to a sine or cosine: its argument, t times a frequency,
+    is off by up to a quarter radian in FP16 at t near 1000. A pattern is a regular
+    expression that is searched for in a node's operator, and in the names of its weights.
+
+    Raises:
+        BackendError: a pattern matches no node.
+    """
+    keep: dict[str, None] = {}
+    pending = [node for node in model.graph if node.op_type in ("Sin", "Cos")]
+    while pending:
+        node = pending.pop()
+        if node.name and node.name not in keep:
+            keep[node.name] = None
+            producers = (value.producer() for value in node.inputs if value is not None)
+            pending += [producer for producer in producers if producer is not None]
+    for pattern in patterns:
+        found = [node.name for node in model.graph if re.search(pattern, _described(node))]
+        if not found:
+            raise BackendError(
+                found=f"keep_fp32 = {pattern!r} in the target, which matches no node",
+                expected="part of an operator's or a weight's name",
+                remedy="mend or remove it",
+            )
+        keep |= dict.fromkeys(name for name in found if name)
+    return list(keep)
+
+
+def calibration(interface: Interface) -> dict[str, np.ndarray]:
+    """Inputs over all timesteps, stacked along the batch, from which value ranges are taken."""
+    last = interface.process.timesteps - 1
+    points = [
+        random_inputs(interface, _CALIBRATION_BATCH, round(t), seed=index)
+        for index, t in enumerate(np.linspace(0, last, _CALIBRATION_TIMES))
+    ]
+    return {name: np.concatenate([point[name] for point in points]) for name in points[0]}
+
+
+def _described(node: ir.Node) -> str:
+    weights = (value.name for value in node.inputs if value is not None and value.is_initializer())
+    return " ".join([node.op_type, *(name for name in weights if name)])
+
+
+def _name_nodes(model: ir.Model) -> None:
+    for index, node in enumerate(model.graph):
+        node.name = f"n{index}"
+
+
+def _check_signature(before: ir.Model, after: ir.Model) -> None:
+    """Pass when the tool kept the graph's inputs and outputs, by name and type."""
+    one, other = (
+        [(value.name, value.dtype) for value in (*model.graph.inputs, *model.graph.outputs)]
+        for model in (before, after)
+    )
+    if one != other:
+        raise BackendError(
+            found=f"a converted graph with inputs and outputs {other}",
+            expected=f"{one}",
+            remedy="install the version of nvidia-modelopt in constraints.txt",
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the tool's log lines; it reports through exceptions what matters."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

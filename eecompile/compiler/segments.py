@@ -1,0 +1,212 @@
+"""Segments: what engines are built from, and which of them need not be built again."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import msgspec
+import onnx_ir as ir
+
+from eecompile.bundle import EngineManifest, Segment, segment_name
+from eecompile.compiler.identity import computation
+from eecompile.compiler.partition import Part, extract
+from eecompile.compiler.progress import Report
+from eecompile.recipe import Target
+
+__all__ = ["Backend", "SegmentStore", "backend_for", "compile_all", "segments_from_parts"]
+
+
+class Backend(Protocol):
+    """What a module of :mod:`eecompile.compiler.backends` provides.
+
+    It also has either ``compile_segments`` (:class:`Together`) or ``compile_segment``
+    (:class:`Apart`).
+
+    Attributes:
+        SUFFIX: of the engines' file names.
+        LOWERS: whether the precision lies in the graph, and is lowered before building.
+    """
+
+    SUFFIX: str
+    LOWERS: bool
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the libraries that shape the engines."""
+        ...
+
+    def check(self, target: Target) -> None:
+        """Pass when engines for this target can be built here.
+
+        Raises:
+            BackendError: they cannot, or an option of the target is unknown.
+        """
+        ...
+
+    def runs(self) -> bool:
+        """Whether the engines can be run here, to verify them."""
+        ...
+
+    def prepare(self, model: ir.Model, target: Target) -> None:
+        """Bring the joined graph into the form that the backend takes; if it LOWERS."""
+        ...
+
+
+@runtime_checkable
+class Together(Protocol):
+    """A backend whose engines share a file, so that they are written together."""
+
+    def compile_segments(
+        self,
+        folder: Path,
+        models: Mapping[str, ir.Model],
+        target: Target,
+        work: Path,
+        report: Report,
+    ) -> None:
+        """Write the engine of each model to ``folder`` under its name.
+
+        ``work`` is for intermediate files; it is removed afterwards.
+        """
+        ...
+
+
+class Builder(Protocol):
+    """Builds engines one by one."""
+
+    def build(
+        self, model: ir.Model, path: Path, target: Target, report: Report, *, name: str
+    ) -> None:
+        """Write the engine of one model to ``path``; ``name`` is for messages."""
+        ...
+
+
+@runtime_checkable
+class Apart(Protocol):
+    """A backend whose engines are files of their own, which can be kept."""
+
+    def builder(self, work: Path) -> AbstractContextManager[Builder]:
+        """What builds the engines; ``work`` is for intermediate files."""
+        ...
+
+
+def backend_for(target: Target) -> Backend:
+    """The module that builds for a target."""
+    name = target.backend.replace("-", "_")
+    backend: Backend = importlib.import_module(f"eecompile.compiler.backends.{name}")
+    return backend
+
+
+class SegmentStore:
+    """Engines by their keys: those of the engine set that is replaced, and finished ones.
+
+    Finished engines lie in a folder beside the engine set until the whole is done, so that
+    an interrupted build goes on where it stopped.
+
+    Args:
+        output: the engine set's folder.
+        existing: the manifest of what is there, if it is intact.
+    """
+
+    def __init__(self, output: Path, existing: EngineManifest | None) -> None:
+        self.folder = output.absolute().with_name(f".{output.name}.segments")
+        segments = existing.segments if existing else ()
+        self._known = {segment.key: output / segment.file for segment in segments}
+
+    def find(self, key: str) -> Path | None:
+        """An engine with this key, if there is one."""
+        finished = self.folder / key
+        return self._known.get(key) or (finished if finished.is_file() else None)
+
+    def add(self, key: str, path: Path) -> Path:
+        """Keep a finished engine; returns its new place."""
+        self.folder.mkdir(exist_ok=True)
+        return path.replace(self.folder / key)
+
+    def clear(self) -> None:
+        """Remove the finished engines, which are part of the engine set now."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def segments_from_parts(
+    model: ir.Model, parts: Sequence[Part], target: Target, backend: Backend
+) -> tuple[Segment, ...]:
+    """The segment of each part, in order.
+
+    Args:
+        model: its values named by content.
+        parts: of its graph.
+        target: what the engines are built for.
+        backend: what builds them.
+    """
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    context = _context(target, backend)
+    made = []
+    for index, part in enumerate(parts):
+        graph = extract(model, part.inputs, part.outputs).graph
+        weights = (value.const_value for value in graph.initializers.values())
+        computed = [computation(values[name]) for name in part.outputs]
+        shape = msgspec.json.encode([context, computed, part.inputs, part.outputs])
+        made.append(
+            Segment(
+                file=segment_name(index, part.exits, backend.SUFFIX),
+                inputs=part.inputs,
+                outputs=part.outputs,
+                exits=part.exits,
+                nodes=len(graph),
+                bytes=sum(weight.nbytes for weight in weights if weight is not None),
+                key=hashlib.sha256(shape).hexdigest(),
+            )
+        )
+    return tuple(made)
+
+
+def compile_all(
+    folder: Path,
+    model: ir.Model,
+    segments: Sequence[Segment],
+    target: Target,
+    backend: Backend,
+    store: SegmentStore,
+    work: Path,
+    report: Report,
+) -> None:
+    """Write the segments' engines to ``folder``, building those that the store lacks."""
+    if isinstance(backend, Together):
+        models = {s.file: extract(model, s.inputs, s.outputs) for s in segments}
+        backend.compile_segments(folder, models, target, work, report)
+        return
+    assert isinstance(backend, Apart)
+    with backend.builder(work) as builder:
+        for index, segment in enumerate(segments):
+            report(f"building {segment.file} ({index + 1} of {len(segments)})")
+            engine = store.find(segment.key)
+            if engine is None:
+                path = work / segment.file
+                graph = extract(model, segment.inputs, segment.outputs)
+                builder.build(graph, path, target, report, name=segment.file)
+                engine = store.add(segment.key, path)
+            _link(engine, folder / segment.file)
+
+
+def _context(target: Target, backend: Backend) -> object:
+    """What shapes an engine besides its graph."""
+    return {
+        "versions": backend.versions(),
+        "target": [target.backend, target.precision, target.batch, target.threads],
+        "options": sorted(target.options.items()),
+        "workspace": target.workspace_mib,
+    }
+
+
+def _link(source: Path, place: Path) -> None:
+    try:
+        os.link(source, place)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, place)

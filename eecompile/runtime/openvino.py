@@ -1,0 +1,219 @@
+"""The OpenVINO backend (CPU)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eecompile.bundle import EngineManifest, ExitPlan, Segment
+from eecompile.errors import BackendError
+from eecompile.runtime.handle import Handle
+
+__all__ = [
+    "WEIGHTS",
+    "OpenvinoEngine",
+    "blob_name",
+    "blob_options",
+    "check_precision",
+    "import_openvino",
+    "model_options",
+    "open_backend",
+]
+
+Array = NDArray[np.float32]
+WEIGHTS = "weights.bin"  # the weights of all segments, every tensor once
+_HINTS = {"fp32": "f32", "bf16": "bf16"}
+_TELEMETRY = "openvino_telemetry"
+
+
+def open_backend(folder: Path, manifest: EngineManifest, threads: int) -> OpenvinoEngine:
+    """The engine of an engine set whose files have been checked.
+
+    Raises:
+        BackendError: openvino is missing, or refuses a segment, or the processor has no
+            instructions for the engine set's precision.
+    """
+    return OpenvinoEngine(folder, manifest, threads)
+
+
+class OpenvinoEngine(Handle):
+    """Runs an exit's segments in order; no tensor is copied on the way."""
+
+    def __init__(self, folder: Path, manifest: EngineManifest, threads: int) -> None:
+        runtime = import_openvino()
+        core = runtime.Core()
+        self.exits = manifest.interface.exits
+        self.precision = manifest.target.precision
+        self.max_batch = manifest.target.batch.max
+        check_precision(core, self.precision)
+        self._tensor = runtime.Tensor
+        self._plans: dict[int, ExitPlan] = {plan.depth: plan for plan in manifest.exits}
+        self._results = {name for plan in manifest.exits for name in plan.outputs}
+        self._segments = manifest.segments
+        options = model_options(self.precision, threads)
+        files = {record.name for record in manifest.files}
+        self._models = [
+            _model(runtime, core, folder, segment, files, options) for segment in self._segments
+        ]
+        # By segment; as many sets of requests as evaluations were ever under way at once.
+        self._idle: list[dict[int, Any]] = []
+
+    def evaluate(
+        self, depth: int, x: Array, t: Array, conditions: Mapping[str, NDArray[np.generic]]
+    ) -> Sequence[Array]:
+        """The outputs at ``depth``; see :meth:`eecompile.runtime.engine.Engine.evaluate`."""
+        requests: dict[int, Any] = {}
+        with suppress(IndexError):
+            requests = self._idle.pop()
+        try:
+            return self._run(self._plans[depth], requests, {"x": x, "t": t, **conditions})
+        finally:
+            self._idle.append(requests)
+
+    def _run(
+        self, plan: ExitPlan, requests: dict[int, Any], inputs: Mapping[str, NDArray[np.generic]]
+    ) -> Sequence[Array]:
+        # A request knows where these arrays are, but does not keep them. They live until it
+        # has run; before it runs again, it is told of others.
+        arrays = {name: np.require(array, None, ("C", "W")) for name, array in inputs.items()}
+        tensors = {name: self._shared(array) for name, array in arrays.items()}
+        results: dict[str, Array] = {}
+        for index in plan.segments:
+            segment = self._segments[index]
+            if index not in requests:
+                requests[index] = self._models[index].create_infer_request()
+            request = requests[index]
+            for name in segment.inputs:
+                request.set_tensor(name, tensors[name])
+            for name in segment.outputs:
+                if name in self._results:
+                    results[name] = np.empty(inputs["x"].shape, np.float32)
+                    request.set_tensor(name, self._shared(results[name]))
+            request.infer(share_outputs=True)
+            tensors |= {name: request.get_tensor(name) for name in segment.outputs}
+        return [results[name] for name in plan.outputs]
+
+    def _shared(self, array: NDArray[np.generic]) -> Any:
+        return self._tensor(array, shared_memory=True)
+
+    def close(self) -> None:
+        """Release the models and their requests."""
+        self._idle.clear()
+        self._models.clear()
+
+
+def import_openvino() -> Any:
+    """The package openvino, which then sends no telemetry.
+
+    Raises:
+        BackendError: it is missing.
+    """
+    try:
+        with _without_telemetry():
+            import openvino
+    except ImportError as error:
+        raise BackendError(
+            found=f"no usable package openvino ({error})",
+            expected="it, for targets whose backend is openvino",
+            remedy="pip install 'eecompile[openvino]'",
+        ) from error
+    return openvino
+
+
+@contextmanager
+def _without_telemetry() -> Iterator[None]:
+    """Where openvino is imported for the first time, it finds no telemetry package.
+
+    Importing it reports to its makers unless that package is missing. The host application
+    may still import the package for itself.
+    """
+    if "openvino" in sys.modules:
+        yield
+        return
+    found = sys.modules.get(_TELEMETRY)
+    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[_TELEMETRY]
+        if found is not None:
+            sys.modules[_TELEMETRY] = found
+
+
+def check_precision(core: Any, precision: str) -> None:
+    """Pass when the processor has instructions for a precision.
+
+    Raises:
+        BackendError: it has none; OpenVINO would emulate them, or compute in FP32.
+    """
+    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise BackendError(
+            found=f"a processor without BF16 ({core.get_property('CPU', 'FULL_DEVICE_NAME')})",
+            expected="AVX-512 BF16 or AMX, for precision bf16",
+            remedy="build for a target with precision fp32, such as engines/cpu-openvino.toml",
+        )
+
+
+def model_options(precision: str, threads: int) -> dict[str, object]:
+    """OpenVINO's properties of a compiled model; no threads takes all physical cores."""
+    options: dict[str, object] = {
+        "INFERENCE_PRECISION_HINT": _HINTS[precision],
+        "PERFORMANCE_HINT": "LATENCY",
+        # Processes that each use a few threads would pin them to the same few cores.
+        "ENABLE_CPU_PINNING": False,
+    }
+    return options | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
+
+
+def blob_options(folder: Path) -> dict[str, object]:
+    """Further properties where a blob is written or read: its weights are the folder's."""
+    weights = str(folder / WEIGHTS)
+    return {"CACHE_MODE": "OPTIMIZE_SIZE", "ENABLE_WEIGHTLESS": True, "WEIGHTS_PATH": weights}
+
+
+def blob_name(runtime: Any, core: Any, segment: str) -> str:
+    """File name of a segment's blob for this OpenVINO and this processor.
+
+    Args:
+        runtime: the package openvino.
+        core: an ``openvino.Core``.
+        segment: file name of the segment.
+    """
+    properties = ("FULL_DEVICE_NAME", "DEVICE_ARCHITECTURE")
+    facts = [runtime.get_version(), *(core.get_property("CPU", name) for name in properties)]
+    facts += sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    return f"{Path(segment).stem}.{key[:12]}.blob"
+
+
+def _model(
+    runtime: Any,
+    core: Any,
+    folder: Path,
+    segment: Segment,
+    files: Collection[str],
+    options: dict[str, object],
+) -> Any:
+    """A segment's compiled model: from its blob where one fits, else from its graph."""
+    blob = blob_name(runtime, core, segment.file)
+    if blob in files:
+        with suppress(RuntimeError):
+            content = (folder / blob).read_bytes()
+            return core.import_model(content, "CPU", options | blob_options(folder))
+    try:
+        graph = core.read_model(folder / segment.file, folder / WEIGHTS)
+        return core.compile_model(graph, "CPU", options)
+    except RuntimeError as error:
+        raise BackendError(
+            found=f"{segment.file} refused by openvino {runtime.get_version()} ({error})",
+            expected="a segment that it can load",
+            remedy="build the engine set again on this machine",
+        ) from error

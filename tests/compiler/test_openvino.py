@@ -1,0 +1,353 @@
+"""The OpenVINO backend, compile and run time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from eecompile.bundle import MANIFEST, EngineManifest, open_bundle, records, write_manifest
+from eecompile.compiler.backends import openvino as backend
+from eecompile.compiler.build import engine_set_from_bundle
+from eecompile.errors import BackendError, DigestError
+from eecompile.networks.load import load_network
+from eecompile.recipe import BatchProfile, Target, load_recipe, load_target
+from eecompile.runtime import openvino as runtime
+from eecompile.runtime.engine import Engine, open_engine
+from eecompile.runtime.sampler import Sampler
+from tests.conftest import RECIPE, ROOT
+from tests.test_import import COMMAND_LINE, COMPILE_TIME, run, without
+
+FP32, BF16 = (load_target(ROOT / "engines" / f"cpu-{n}.toml") for n in ("openvino", "bf16"))
+LAYOUTS = ("per_exit", "chained")
+CAPABILITIES = runtime.import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+needs_bf16 = pytest.mark.skipif("BF16" not in CAPABILITIES, reason="the CPU has no BF16")
+PRECISIONS = [pytest.param("fp32"), pytest.param("bf16", marks=needs_bf16)]
+
+Build = Callable[..., Path]
+
+
+def target(precision: str, layout: str) -> Target:
+    base = {"fp32": FP32, "bf16": BF16}[precision]
+    return msgspec.structs.replace(base, layout=layout)
+
+
+@pytest.fixture(scope="module")
+def build(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """An engine set by precision and layout, built when first asked for; not to be written to."""
+    folder, made = tmp_path_factory.mktemp("openvino"), {}
+
+    def once(precision: str = "fp32", layout: str = "per_exit") -> Path:
+        key = f"{precision}-{layout}"
+        if key not in made:
+            made[key] = folder / key
+            engine_set_from_bundle(bundle, target(precision, layout), made[key])
+        return made[key]
+
+    return once
+
+
+def inputs(batch: int, seed: int) -> tuple[Any, Any, dict[str, Any]]:
+    draws = np.random.default_rng(seed)
+    x = draws.standard_normal((batch, 1, 28, 28), np.float32)
+    t = draws.integers(0, 1000, batch).astype(np.float32)
+    return x, t, {"label": draws.integers(0, 11, batch)}
+
+
+def evaluate(engine: Engine, depth: int, batch: int, seed: int) -> Any:
+    (result,) = engine.evaluate(depth, *inputs(batch, seed))
+    return result
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_engines_are_as_near_to_torch_as_their_target_says(
+    build: Build, precision: str, layout: str
+) -> None:
+    network = load_network(load_recipe(RECIPE).network, RECIPE.parent)
+    tolerance = target(precision, layout).tolerance
+    with open_engine(build(precision, layout))[0] as engine:
+        for batch in (1, 3, 16):
+            x, t, given = inputs(batch, seed=batch)
+            for depth in engine.exits:
+                with torch.inference_mode():
+                    wanted = network.predict_at(
+                        depth,
+                        *map(torch.from_numpy, (x, t)),
+                        label=torch.from_numpy(given["label"]),
+                    ).numpy()
+                (found,) = engine.evaluate(depth, x, t, given)
+                worst, size = np.abs(found - wanted).max(), np.abs(wanted).max()
+                assert worst <= tolerance.absolute + tolerance.relative * size
+                assert found.dtype == np.float32
+                assert found.shape == x.shape
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_samples_are_those_of_onnx_runtime(
+    build: Build, engine_sets: dict[str, Path], layout: str
+) -> None:
+    with Sampler.open(build("fp32", layout)) as ours, Sampler.open(engine_sets[layout]) as theirs:
+        for solver in ("ddim", "ddpm"):
+            found, wanted = (s.sample(3, solver=solver, steps=6, seed=5) for s in (ours, theirs))
+            np.testing.assert_allclose(found, wanted, atol=1e-3)
+
+
+@needs_bf16
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_in_bf16_neighbouring_timesteps_stay_apart(build: Build, layout: str) -> None:
+    # BF16 has 992 and 996 and nothing between them.
+    x, _, given = inputs(1, seed=0)
+    with open_engine(build("bf16", layout))[0] as engine:
+        for depth in engine.exits:
+            times = [np.full(1, t, np.float32) for t in (995, 996, 997)]
+            first, middle, last = (engine.evaluate(depth, x, t, given)[0] for t in times)
+            assert not np.array_equal(first, middle)
+            assert not np.array_equal(middle, last)
+
+
+@needs_bf16
+def test_in_bf16_late_timesteps_are_no_worse_than_early_ones(build: Build) -> None:
+    errors = []
+    with open_engine(build("fp32"))[0] as exact, open_engine(build("bf16"))[0] as engine:
+        for t in (984.0, 999.0):  # the first is a multiple of 4
+            x, _, given = inputs(8, seed=1)
+            times = np.full(8, t, np.float32)
+            found, wanted = (e.evaluate(12, x, times, given)[0] for e in (engine, exact))
+            errors.append(np.abs(found - wanted).mean())
+    assert errors[1] < 1.5 * errors[0]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_several_threads_give_what_one_gives(build: Build, layout: str) -> None:
+    calls = [(depth, batch, seed) for seed in range(4) for depth in (3, 12) for batch in (1, 5)]
+    with open_engine(build("fp32", layout))[0] as engine:
+        wanted = [evaluate(engine, *call) for call in calls]
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda call: evaluate(engine, *call), calls))
+    for one, other in zip(wanted, found, strict=True):
+        np.testing.assert_allclose(other, one, atol=2e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_later_evaluation_leaves_earlier_results_alone(build: Build, layout: str) -> None:
+    with open_engine(build("fp32", layout))[0] as engine:
+        first = evaluate(engine, 6, 2, seed=0)
+        kept = first.copy()
+        evaluate(engine, 6, 2, seed=1)
+        evaluate(engine, 12, 2, seed=2)
+    np.testing.assert_array_equal(first, kept)
+    assert first.flags.writeable
+    assert first.flags.owndata
+
+
+def test_inputs_may_be_read_only_or_strided(build: Build) -> None:
+    x, t, _ = inputs(4, seed=3)
+    with open_engine(build())[0] as engine:
+        (wanted,) = engine.evaluate(3, x[::2].copy(), t[::2].copy(), {"label": np.array([7, 7])})
+        for array in (x, t):
+            array.setflags(write=False)
+        label = np.broadcast_to(np.int64(7), (2,))
+        (found,) = engine.evaluate(3, x[::2], t[::2], {"label": label})
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_number_of_threads_is_honoured(build: Build) -> None:
+    wanted = None
+    for threads in (1, 2):
+        with open_engine(build(), threads=threads)[0] as engine:
+            found = evaluate(engine, 12, 3, seed=4)
+            for model in engine._models:  # type: ignore[attr-defined]
+                assert model.get_property("INFERENCE_NUM_THREADS") == threads
+                assert model.get_property("ENABLE_CPU_PINNING") is False
+        wanted = found if wanted is None else wanted
+        np.testing.assert_allclose(found, wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_weight_is_stored_once(bundle: Path, build: Build, layout: str) -> None:
+    deepest = open_bundle(bundle).exits[-1]
+    size = (build("fp32", layout) / runtime.WEIGHTS).stat().st_size
+    assert size < 1.01 * deepest.bytes
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_segment_opens_from_its_graph_where_no_blob_fits(
+    build: Build, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = build(precision)
+    with open_engine(folder)[0] as engine:
+        wanted = evaluate(engine, 12, 3, seed=6)
+    monkeypatch.setattr(runtime, "blob_name", lambda *_: "segment.of-another-machine.blob")
+    with open_engine(folder)[0] as engine:
+        np.testing.assert_array_equal(evaluate(engine, 12, 3, seed=6), wanted)
+
+
+def test_a_blob_that_openvino_refuses_is_passed_over(
+    build: Build, copied: Callable[[Path], Path]
+) -> None:
+    folder = copied(build())
+    blobs = sorted(folder.glob("*.blob"))
+    assert len(blobs) == 4
+    for blob in blobs:
+        blob.write_bytes(b"no blob at all")
+    resign(folder)
+    with open_engine(folder)[0] as engine, open_engine(build())[0] as genuine:
+        found, wanted = (evaluate(e, 6, 2, seed=7) for e in (engine, genuine))
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_blobs_name_says_what_it_was_made_by_and_for() -> None:
+    class Core:
+        def __init__(self, **changed: object) -> None:
+            self.facts = {
+                "FULL_DEVICE_NAME": "one",
+                "DEVICE_ARCHITECTURE": "intel64",
+                "OPTIMIZATION_CAPABILITIES": ["FP32", "BF16"],
+            } | changed
+
+        def get_property(self, device: str, name: str) -> object:
+            assert device == "CPU"
+            return self.facts[name]
+
+    class Library:
+        def __init__(self, version: str) -> None:
+            self.get_version = lambda: version
+
+    def name(core: Core, version: str = "2026.1") -> str:
+        return runtime.blob_name(Library(version), core, "segment-00.xml")
+
+    names = [
+        name(Core()),
+        name(Core(), "2026.2"),
+        name(Core(FULL_DEVICE_NAME="other")),
+        name(Core(DEVICE_ARCHITECTURE="arm64")),
+        name(Core(OPTIMIZATION_CAPABILITIES=["FP32"])),
+    ]
+    assert len(set(names)) == len(names)
+    assert name(Core(OPTIMIZATION_CAPABILITIES=["BF16", "FP32"])) == names[0]
+
+
+def resign(folder: Path) -> None:
+    """Record the files as they are now."""
+    manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=EngineManifest)
+    write_manifest(folder, msgspec.structs.replace(manifest, files=records(folder)))
+
+
+def test_a_segment_that_openvino_refuses_is_a_backend_error(
+    build: Build, copied: Callable[[Path], Path]
+) -> None:
+    folder = copied(build())
+    for path in folder.glob("segment-00*"):
+        path.write_text("<net/>")
+    resign(folder)
+    with pytest.raises(BackendError, match=r"segment-00-exits-3\.xml refused by openvino"):
+        open_engine(folder)
+
+
+@pytest.mark.parametrize("name", ["segment-01-exits-6.xml", runtime.WEIGHTS])
+def test_a_truncated_file_is_refused(
+    build: Build, copied: Callable[[Path], Path], name: str
+) -> None:
+    folder = copied(build())
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[:-100])
+    with pytest.raises(DigestError, match=name):
+        open_engine(folder)
+    (folder / name).write_bytes(content[:-100] + bytes(100))
+    with pytest.raises(DigestError, match=name):
+        open_engine(folder)
+
+
+def test_an_unchanged_build_is_up_to_date(bundle: Path, build: Build) -> None:
+    folder = build()
+    before = (folder / MANIFEST).stat().st_mtime_ns
+    assert engine_set_from_bundle(bundle, target("fp32", "per_exit"), folder).up_to_date
+    assert (folder / MANIFEST).stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "found"),
+    [
+        ({"precision": "fp16"}, "precision 'fp16'"),
+        ({"options": {"NUM_STREAMS": 2}}, "NUM_STREAMS"),
+        ({"keep_fp32": ("head",)}, "keep_fp32"),
+    ],
+)
+def test_a_target_that_it_does_not_know_is_refused(
+    bundle: Path, tmp_path: Path, changed: dict[str, Any], found: str
+) -> None:
+    wanted = msgspec.structs.replace(FP32, **changed)
+    with pytest.raises(BackendError, match=found):
+        engine_set_from_bundle(bundle, wanted, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+class Plain:
+    """A processor without BF16."""
+
+    def get_property(self, device: str, name: str) -> Any:
+        return {"OPTIMIZATION_CAPABILITIES": ["FP32"], "FULL_DEVICE_NAME": "Some CPU"}[name]
+
+
+def test_bf16_without_its_instructions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = runtime.import_openvino()
+    monkeypatch.setattr(library, "Core", Plain)
+    backend.check(FP32)
+    with pytest.raises(BackendError, match=r"without BF16 \(Some CPU\).*cpu-openvino\.toml"):
+        backend.check(BF16)
+
+
+@needs_bf16
+def test_bf16_engines_do_not_open_without_its_instructions(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = build("bf16")
+    monkeypatch.setattr(runtime.import_openvino(), "Core", Plain)
+    with pytest.raises(BackendError, match="without BF16"):
+        open_engine(folder)
+
+
+def test_without_openvino_the_extra_is_named(bundle: Path, build: Build, tmp_path: Path) -> None:
+    code = without("openvino") + (
+        "from pathlib import Path\n"
+        "from eecompile.errors import BackendError\n"
+        "from eecompile.compiler.build import engine_set_from_bundle\n"
+        "from eecompile.runtime.engine import open_engine\n"
+        "bundle, target, output, engines = map(Path, sys.argv[1:])\n"
+        "for action in (lambda: engine_set_from_bundle(bundle, target, output),\n"
+        "               lambda: open_engine(engines)):\n"
+        "    try:\n"
+        "        action()\n"
+        "    except BackendError as error:\n"
+        "        print(error.remedy)\n"
+    )
+    toml = ROOT / "engines" / "cpu-openvino.toml"
+    output = run(code, *map(str, (bundle, toml, tmp_path / "out", build())))
+    assert output.splitlines() == ["pip install 'eecompile[openvino]'"] * 2
+
+
+def test_sampling_needs_no_compiler_and_sends_no_telemetry(build: Build) -> None:
+    code = without(*COMPILE_TIME, *COMMAND_LINE, "onnxruntime") + (
+        "import eecompile\n"
+        "assert 'openvino' not in sys.modules\n"
+        "with eecompile.Sampler.open(sys.argv[1]) as sampler:\n"
+        "    print(sampler.sample(3, steps=2).shape)\n"
+        "print([name for name in sys.modules if name.startswith('openvino_telemetry')])\n"
+        "import openvino_telemetry\n"
+    )
+    assert run(code, str(build())).splitlines() == ["(3, 1, 28, 28)", "[]"]
+
+
+def test_other_batches_than_those_of_the_profile_run_too(bundle: Path, tmp_path: Path) -> None:
+    small = msgspec.structs.replace(FP32, batch=BatchProfile(min=1, opt=1, max=2))
+    engine_set_from_bundle(bundle, small, tmp_path / "out")
+    with Sampler.open(tmp_path / "out") as sampler:
+        assert sampler.engine.max_batch == 2
+        assert sampler.sample(5, steps=1).shape == (5, 1, 28, 28)

@@ -1,0 +1,192 @@
+"""Real TensorRT-RTX plans; they are built without a GPU, and need one to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import onnx_ir as ir
+import pytest
+
+from eecompile.bundle import open_bundle, open_engine_set
+from eecompile.compiler.attention import DecomposeAttention
+from eecompile.compiler.backends import tensorrt_rtx
+from eecompile.compiler.build import engine_set_from_bundle
+from eecompile.compiler.export import bundle_from_recipe
+from eecompile.compiler.merge import merged_exits
+from eecompile.compiler.progress import silent
+from eecompile.errors import BackendError, VerificationError
+from eecompile.recipe import Target, load_target
+from eecompile.runtime.sampler import Sampler
+from tests.compiler.test_networks import write
+from tests.conftest import RECIPE, ROOT
+
+trt = pytest.importorskip("tensorrt_rtx")
+
+
+def target(precision: str, **changes: Any) -> Target:
+    return msgspec.structs.replace(
+        load_target(ROOT / "engines" / f"rtx-{precision}.toml"), **changes
+    )
+
+
+@pytest.fixture(scope="module")
+def fp16(bundle: Path) -> Path:
+    """The shipped network's plans in FP16, chained; not to be written to."""
+    folder = bundle.parent / "rtx-fp16"
+    engine_set_from_bundle(bundle, target("fp16"), folder)
+    return folder
+
+
+def test_half_precision_is_within_its_tolerance_before_anything_is_built(fp16: Path) -> None:
+    manifest = open_engine_set(fp16)
+    assert manifest.verified.startswith("the graphs")
+    assert all(1e-6 < plan.relative_error < 5e-3 for plan in manifest.exits)
+    assert "tensorrt_rtx" in manifest.versions
+
+
+def test_every_segment_is_a_plan_of_half_the_weights(fp16: Path, bundle: Path) -> None:
+    segments = open_engine_set(fp16).segments
+    deepest = open_bundle(bundle).exits[-1]
+    assert sum(s.bytes for s in segments) < 0.56 * deepest.bytes
+    runtime = trt.Runtime(trt.Logger(trt.Logger.INTERNAL_ERROR))
+    for segment in segments:
+        data = (fp16 / segment.file).read_bytes()
+        assert len(data) > segment.bytes
+        validity, _ = runtime.get_engine_validity(data[:4096] if len(data) > 4096 else data)
+        assert validity is not None
+
+
+@pytest.mark.parametrize(("precision", "layout"), [("fp32", "chained"), ("fp16", "per_exit")])
+def test_the_other_precision_and_layout_build(
+    bundle: Path, tmp_path: Path, precision: str, layout: str
+) -> None:
+    built = engine_set_from_bundle(bundle, target(precision, layout=layout), tmp_path / "set")
+    manifest = built.manifest
+    assert len(manifest.segments) == (7 if layout == "chained" else 4)
+    assert all((tmp_path / "set" / s.file).stat().st_size > s.bytes for s in manifest.segments)
+    bound = 1e-5 if precision == "fp32" else 5e-3
+    assert all(plan.relative_error < bound for plan in manifest.exits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dit", "uvit", "pixart"])
+def test_other_networks_build_in_half_precision(tmp_path: Path, name: str) -> None:
+    bundle_from_recipe(write(name, tmp_path), tmp_path / "bundle")
+    built = engine_set_from_bundle(tmp_path / "bundle", target("fp16"), tmp_path / "set")
+    assert all(plan.relative_error < 5e-3 for plan in built.manifest.exits)
+
+
+def test_an_unchanged_set_is_up_to_date(bundle: Path, fp16: Path) -> None:
+    assert engine_set_from_bundle(bundle, target("fp16"), fp16).up_to_date
+
+
+def test_with_an_exit_less_only_what_changes_is_built(
+    bundle: Path, fp16: Path, copied: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    bundle_from_recipe(RECIPE, tmp_path / "fewer", exits=(3, 9, 12))
+    folder = copied(fp16)
+    before = {s.key for s in open_engine_set(folder).segments}
+    stamps = {s.key: (folder / s.file).stat().st_mtime_ns for s in open_engine_set(folder).segments}
+    engine_set_from_bundle(tmp_path / "fewer", target("fp16"), folder)
+    after = open_engine_set(folder).segments
+    for segment in after:
+        if segment.key in before:
+            assert (folder / segment.file).stat().st_mtime_ns == stamps[segment.key]
+    kept = [s for s in after if s.key in before]
+    # The trunk up to exit 3, and the heads that read the same values.
+    assert {(3,), (12,)} <= {s.exits for s in kept}
+    assert {s.exits for s in after} - {s.exits for s in kept} == {(9, 12)}
+
+
+def test_an_interrupted_build_goes_on_where_it_stopped(bundle: Path, tmp_path: Path) -> None:
+    class StoppedError(Exception):
+        pass
+
+    def stop(phase: str, done: int = 0, total: int = 0) -> None:
+        if phase.startswith("building segment-02"):
+            raise StoppedError
+
+    wanted, output = target("fp32"), tmp_path / "set"
+    with pytest.raises(StoppedError):
+        engine_set_from_bundle(bundle, wanted, output, report=stop)
+    finished = list((tmp_path / ".set.segments").iterdir())
+    assert len(finished) == 2
+    assert not output.exists()
+    stamps = {path.name: path.stat().st_mtime_ns for path in finished}
+    built = engine_set_from_bundle(bundle, wanted, output)
+    for segment in built.manifest.segments[:2]:
+        assert (output / segment.file).stat().st_mtime_ns == stamps[segment.key]
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_plans_say_that_they_cannot_be_run(fp16: Path) -> None:
+    with pytest.raises(BackendError, match=r"engines for tensorrt-rtx; expected .*onnxruntime"):
+        Sampler.open(fp16)
+
+
+def test_a_tolerance_that_the_precision_cannot_hold_is_refused(
+    bundle: Path, tmp_path: Path
+) -> None:
+    strict = msgspec.structs.replace(target("fp16").tolerance, absolute=0.0, relative=1e-6)
+    with pytest.raises(VerificationError, match="rtx-fp16's graph against the bundle"):
+        engine_set_from_bundle(bundle, target("fp16", tolerance=strict), tmp_path / "set")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"precision": "bf16"}, "'bf16' for tensorrt-rtx"),
+        ({"options": {"speed": 3}}, r"option speed = 3 .*compute_capabilities \(str\)"),
+        ({"options": {"compute_capabilities": 89}}, "compute_capabilities = 89"),
+        ({"options": {"compute_capabilities": "9.9"}}, "9.9"),
+        ({"keep_fp32": ("nothing",)}, "'nothing' in the target, which matches no node"),
+    ],
+)
+def test_a_wrong_target_is_refused(
+    bundle: Path, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(BackendError, match=words):
+        wanted = msgspec.structs.replace(target("fp16"), **changes)
+        engine_set_from_bundle(bundle, wanted, tmp_path / "set")
+    assert [p for p in tmp_path.iterdir() if not p.name.endswith(".segments")] == []
+
+
+def test_an_operator_that_the_parser_refuses_is_named(tmp_path: Path) -> None:
+    kind = ir.TensorType(ir.DataType.FLOAT)
+    x = ir.Value(name="x", shape=ir.Shape(["batch", 4]), type=kind)
+    node = ir.Node("", "Attention", [x, x, x], name="odd")
+    node.outputs[0].name = "y"
+    node.outputs[0].type, node.outputs[0].shape = kind, x.shape
+    graph = ir.Graph([x], node.outputs, nodes=[node], opset_imports={"": 23}, name="g")
+    model = ir.Model(graph, ir_version=10)
+    with (
+        tensorrt_rtx.builder(tmp_path) as builder,
+        pytest.raises(BackendError, match=r"segment s refused by tensorrt_rtx: Attention odd"),
+    ):
+        builder.build(model, tmp_path / "s.plan", target("fp32"), silent, name="s")
+
+
+def test_attention_is_written_out_for_fp32(bundle: Path) -> None:
+    model = merged_exits(bundle, open_bundle(bundle))
+    count = sum(node.op_type == "Attention" for node in model.graph)
+    softmax = sum(node.op_type == "Softmax" for node in model.graph)
+    assert count == 12
+    DecomposeAttention()(model)
+    operators = [node.op_type for node in model.graph]
+    assert "Attention" not in operators
+    assert operators.count("Softmax") == softmax + count
+
+
+def test_a_library_that_crashes_takes_only_its_process_with_it(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "crash").mkdir()
+    (tmp_path / "crash" / "tensorrt_rtx.py").write_text("import os; os.abort()")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "crash"))
+    with pytest.raises(BackendError, match=r"crashing while it built segment .*status -6"):
+        engine_set_from_bundle(bundle, target("fp32"), tmp_path / "set")
+    assert [path.name for path in tmp_path.iterdir()] == ["crash"]
