@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 
 import numpy as np
 import onnx_ir as ir
@@ -19,8 +20,16 @@ class DecomposeAttention(passes.InPlacePass):
     """Replaces Attention (opset 23) over [B, heads, length, width] by what it means.
 
     softmax(query key^T scale + mask) value, the scale shared between query and key as in
-    the standard. Before: no caches, causal masks or caps. After: no Attention.
+    the standard. Before: no caches, causal masks or caps in what is replaced. After: no
+    Attention but those to keep.
+
+    Args:
+        keep: widths of a head for which the backend has a kernel.
     """
+
+    def __init__(self, keep: Container[int] = ()) -> None:
+        super().__init__()
+        self._keep = keep
 
     def requires(self, model: ir.Model) -> None:
         """Check what holds before."""
@@ -45,15 +54,26 @@ class DecomposeAttention(passes.InPlacePass):
 
     def call(self, model: ir.Model) -> passes.PassResult:
         """Replace, in place."""
-        found = [n for n in model.graph if n.op_type == "Attention" and not n.domain]
+        found = self._found(model)
         for index, node in enumerate(found):
             _replace(model.graph, node, f"attention{index}")
         return passes.PassResult(model, bool(found))
 
     def ensures(self, model: ir.Model) -> None:
         """Check what holds afterwards."""
-        if any(node.op_type == "Attention" for node in model.graph):
+        if self._found(model):
             raise passes.PostconditionError("an Attention is left")
+
+    def _found(self, model: ir.Model) -> list[ir.Node]:
+        nodes = [n for n in model.graph if n.op_type == "Attention" and not n.domain]
+        return [node for node in nodes if _width(node) not in self._keep]
+
+
+def _width(node: ir.Node) -> int:
+    """Features of a head; 0 where it is not known."""
+    query = node.inputs[0]
+    width = query.shape[-1] if query is not None and query.shape is not None else 0
+    return width if isinstance(width, int) else 0
 
 
 def _replace(graph: ir.Graph, node: ir.Node, name: str) -> None:

@@ -83,7 +83,8 @@ class Worker:
             answer = msgspec.json.decode(line, type=_Answer)
             if answer.error is not None:
                 found, expected, remedy = answer.error
-                raise BackendError(found=found, expected=expected, remedy=remedy)
+                said = self._said("[E]")
+                raise BackendError(found=found + said, expected=expected, remedy=remedy)
             if answer.finished:
                 return
             report(f"building {name}", answer.done, answer.total)
@@ -119,6 +120,12 @@ class Worker:
             expected="a plan",
             remedy="free memory, or choose another precision or backend",
         )
+
+    def _said(self, start: str = "") -> str:
+        """The last line of the log that begins so, as the end of a sentence."""
+        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        lines = [line.strip() for line in text.splitlines() if line.strip().startswith(start)]
+        return f": {lines[-1].removeprefix(start).strip()[:300]}" if lines else ""
 
 
 def _serve(flavour: Flavour, log: Path) -> None:
