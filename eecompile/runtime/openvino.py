@@ -212,8 +212,9 @@ def _model(
         graph = core.read_model(folder / segment.file, folder / WEIGHTS)
         return core.compile_model(graph, "CPU", options)
     except RuntimeError as error:
+        reason = " ".join(str(error).split())
         raise BackendError(
-            found=f"{segment.file} refused by openvino {runtime.get_version()} ({error})",
+            found=f"{segment.file} refused by openvino {runtime.get_version()} ({reason})",
             expected="a segment that it can load",
             remedy="build the engine set again on this machine",
         ) from error

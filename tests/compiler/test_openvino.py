@@ -9,12 +9,14 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 
 from eecompile.bundle import MANIFEST, EngineManifest, open_bundle, records, write_manifest
 from eecompile.compiler.backends import openvino as backend
 from eecompile.compiler.build import engine_set_from_bundle
+from eecompile.compiler.progress import silent
 from eecompile.errors import BackendError, DigestError
 from eecompile.networks.load import load_network
 from eecompile.recipe import BatchProfile, Target, load_recipe, load_target
@@ -201,6 +203,31 @@ def test_a_blob_that_openvino_refuses_is_passed_over(
     with open_engine(folder)[0] as engine, open_engine(build())[0] as genuine:
         found, wanted = (evaluate(e, 6, 2, seed=7) for e in (engine, genuine))
     np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_slice_to_the_end_is_one_in_a_blob_too(tmp_path: Path) -> None:
+    model = ir.from_onnx_text("""
+        <ir_version: 10, opset_import: ["": 23]>
+        sliced (float[batch, 6] x) => (float[batch, 5] y)
+        <int64[1] one = {1}, int64[1] end = {9223372036854775807}>
+        { y = Slice(x, one, end, one) }
+    """)
+    backend.compile_segments(tmp_path, {"sliced.xml": model}, FP32, tmp_path, silent)
+    core = runtime.import_openvino().Core()
+    (blob,) = tmp_path.glob("*.blob")
+    compiled = core.import_model(blob.read_bytes(), "CPU", runtime.blob_options(tmp_path))
+    x = np.arange(12, dtype=np.float32).reshape(2, 6)
+    (found,) = compiled({"x": x}).values()
+    np.testing.assert_array_equal(found, x[:, 1:])
+
+
+def test_an_operator_that_openvino_lacks_is_a_backend_error(tmp_path: Path) -> None:
+    model = ir.from_onnx_text("""
+        <ir_version: 10, opset_import: ["": 23, "nobody.knows": 1]>
+        odd (float[batch, 6] x) => (float[batch, 6] y) { y = nobody.knows.Operator(x) }
+    """)
+    with pytest.raises(BackendError, match=r"odd\.xml refused by openvino .*Operator"):
+        backend.compile_segments(tmp_path, {"odd.xml": model}, FP32, tmp_path, silent)
 
 
 def test_a_blobs_name_says_what_it_was_made_by_and_for() -> None:

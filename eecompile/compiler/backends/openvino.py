@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 from xml.etree import ElementTree
 
+import numpy as np
 import onnx_ir as ir
 
 from eecompile.compiler.progress import Report
@@ -83,9 +85,10 @@ def compile_segments(
     options = model_options(target.precision, 0) | blob_options(folder)
     for index, name in enumerate(models):
         report(f"compiling {name}", index, len(models))
-        graph = core.read_model(folder / name, folder / WEIGHTS)
         blob = BytesIO()
-        core.compile_model(graph, "CPU", options).export_model(blob)
+        with _blaming(name, runtime):
+            graph = core.read_model(folder / name, folder / WEIGHTS)
+            core.compile_model(graph, "CPU", options).export_model(blob)
         (folder / blob_name(runtime, core, name)).write_bytes(blob.getvalue())
 
 
@@ -93,17 +96,25 @@ def _write_graph(runtime: Any, core: Any, model: ir.Model, target: Target, path:
     """Write a model as IR to ``path``, and its weights, FP32, beside it."""
     plain = path.with_suffix(".onnx")
     ir.save(model, plain, external_data=f"{plain.stem}.data")
-    try:
+    with _blaming(path.name, runtime):
         graph = core.read_model(plain)
-    except RuntimeError as error:
-        raise BackendError(
-            found=f"{path.name} refused by openvino {runtime.get_version()} ({error})",
-            expected="operators that it converts from ONNX",
-            remedy="pip install --upgrade openvino, or choose another backend in the target",
-        ) from error
     if target.precision == "bf16":
         _keep_angles(graph)
     runtime.save_model(graph, path, compress_to_fp16=False)
+
+
+@contextmanager
+def _blaming(name: str, runtime: Any) -> Iterator[None]:
+    """What OpenVINO raises becomes an error that names the segment."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise BackendError(
+            found=f"{name} refused by openvino {runtime.get_version()} ({reason})",
+            expected="operators that it knows",
+            remedy="pip install --upgrade openvino, or choose another backend in the target",
+        ) from error
 
 
 def _keep_angles(graph: Any) -> None:
@@ -136,6 +147,8 @@ class _Weights:
                 if layer.get("type") == "Const" and place is not None:
                     given.seek(int(place.attrib["offset"]))
                     content = given.read(int(place.attrib["size"]))
+                    if place.get("element_type") == "i64":
+                        content = _clamped(content)
                     place.set("offset", str(self._add(content)))
         tree.write(output)
 
@@ -146,3 +159,14 @@ class _Weights:
             self._places[key] = self._file.tell()
             self._file.write(content)
         return self._places[key]
+
+
+def _clamped(content: bytes) -> bytes:
+    """64-bit integers within 32 bits, which is what OpenVINO computes in on a CPU.
+
+    It clamps them itself when it opens a graph. With a blob it cuts them off instead: the
+    end of a slice, 2**63 - 1, would become -1.
+    """
+    limits = np.iinfo(np.int32)
+    clamped: bytes = np.clip(np.frombuffer(content, "<i8"), limits.min, limits.max).tobytes()
+    return clamped
