@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +51,11 @@ class TorchEngine(Handle):
 
     def evaluate(
         self, depth: int, x: np.ndarray, t: np.ndarray, conditions: Mapping[str, np.ndarray]
-    ) -> np.ndarray:
+    ) -> list[np.ndarray]:
         tensors = {name: torch.from_numpy(array) for name, array in conditions.items()}
         with torch.inference_mode():
-            return self._predict(depth, torch.from_numpy(x), torch.from_numpy(t), **tensors).numpy()
+            made = self._predict(depth, torch.from_numpy(x), torch.from_numpy(t), **tensors)
+        return [made.numpy()]
 
 
 class TimedEngine(TorchEngine):
@@ -65,7 +66,7 @@ class TimedEngine(TorchEngine):
 
     def evaluate(
         self, depth: int, x: np.ndarray, t: np.ndarray, conditions: Mapping[str, np.ndarray]
-    ) -> np.ndarray:
+    ) -> Sequence[np.ndarray]:
         started = time.perf_counter()
         result = self.engine.evaluate(depth, x, t, conditions)
         self.seconds += time.perf_counter() - started

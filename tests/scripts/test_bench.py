@@ -1,0 +1,36 @@
+"""The engines that the benchmarks make of torch networks fit the sampler."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eecompile.runtime.sampler import Sampler
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    return importlib.import_module("bench")
+
+
+def test_torch_eager_samples_what_the_engines_do(bench: Any, engine_sets: dict[str, Path]) -> None:
+    with Sampler.open(engine_sets["per_exit"]) as sampler:
+        eager = bench.torch_samplers(sampler.interface, compiled=False)["torch eager"]
+        found = eager.sample(2, steps=3, schedule="full", seed=1)
+        np.testing.assert_allclose(
+            found, sampler.sample(2, steps=3, schedule="full", seed=1), atol=1e-4
+        )
+
+
+def test_a_timed_engine_adds_up_its_seconds(bench: Any, engine_sets: dict[str, Path]) -> None:
+    with Sampler.open(engine_sets["chained"]) as sampler:
+        timed = bench.TimedEngine(sampler.engine)
+        timed.max_batch, timed.precision = sampler.engine.max_batch, sampler.engine.precision
+        Sampler(timed, sampler.interface).sample(1, steps=2)
+        assert timed.seconds > 0
