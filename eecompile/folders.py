@@ -15,8 +15,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from eecompile.bundle import MANIFEST
-from eecompile.errors import BackendError, BusyError, OutputExistsError
+from eecompile.bundle import peek
+from eecompile.errors import (
+    BackendError,
+    BundleError,
+    BusyError,
+    FormatError,
+    OutputExistsError,
+)
 
 __all__ = ["new_folder"]
 
@@ -89,13 +95,23 @@ def _refuse(path: Path, replaces: bool) -> None:
             expected="no such folder, or an older version of the same",
             remedy="choose another output folder, or pass --force to replace it",
         )
-    ours = path.is_dir() and not path.is_symlink() and (path / MANIFEST).is_file()
+    ours = path.is_dir() and not path.is_symlink() and _is_ours(path)
     if occupied and not ours:
         raise OutputExistsError(
             found=f"{path}, which is no folder that eecompile wrote",
             expected="a bundle or an engine set to replace",
             remedy="choose another output folder, or remove it yourself",
         )
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether the manifest is eecompile's: other programs have files of that name too."""
+    try:
+        return peek(path) in ("bundle", "engine-set")
+    except FormatError:
+        return True  # of another version of eecompile
+    except BundleError:
+        return False
 
 
 def _is_empty(path: Path) -> bool:

@@ -16,7 +16,8 @@ from eecompile.folders import new_folder
 
 
 def fill(folder: Path, text: str) -> None:
-    (folder / MANIFEST).write_text(text)
+    (folder / MANIFEST).write_text('{"kind": "bundle", "format": 2}')
+    (folder / "content").write_text(text)
 
 
 def write(path: Path, text: str, *, replaces: bool = False) -> None:
@@ -33,7 +34,7 @@ def test_a_folder_appears_whole(tmp_path: Path) -> None:
     with new_folder(path, replaces=False) as folder:
         fill(folder, "one")
         assert not path.exists()
-    assert (path / MANIFEST).read_text() == "one"
+    assert (path / "content").read_text() == "one"
     assert leftovers(path) == []
 
 
@@ -46,7 +47,7 @@ def test_a_folder_is_replaced(
     path = tmp_path / "out"
     write(path, "one")
     write(path, "two", replaces=True)
-    assert (path / MANIFEST).read_text() == "two"
+    assert (path / "content").read_text() == "two"
     assert leftovers(path) == []
 
 
@@ -57,7 +58,7 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, error: type[BaseExcepti
     with pytest.raises(error), new_folder(path, replaces=True) as folder:
         fill(folder, "two")
         raise error
-    assert (path / MANIFEST).read_text() == "one"
+    assert (path / "content").read_text() == "one"
     assert leftovers(path) == []
 
 
@@ -72,7 +73,7 @@ def test_an_existing_folder_is_refused(tmp_path: Path) -> None:
     write(path, "one")
     with pytest.raises(OutputExistsError, match="--force"):
         write(path, "two")
-    assert (path / MANIFEST).read_text() == "one"
+    assert (path / "content").read_text() == "one"
 
 
 def test_a_folder_of_somebody_else_is_never_replaced(tmp_path: Path) -> None:
@@ -88,7 +89,7 @@ def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
     path = tmp_path / "out"
     path.mkdir()
     write(path, "one")
-    assert (path / MANIFEST).read_text() == "one"
+    assert (path / "content").read_text() == "one"
 
 
 def test_a_second_writer_is_refused_at_once(tmp_path: Path) -> None:
@@ -97,7 +98,7 @@ def test_a_second_writer_is_refused_at_once(tmp_path: Path) -> None:
         with pytest.raises(BusyError, match="another process"):
             write(path, "two")
         fill(folder, "one")
-    assert (path / MANIFEST).read_text() == "one"
+    assert (path / "content").read_text() == "one"
 
 
 def test_a_killed_writer_leaves_the_previous_folder_and_the_next_succeeds(tmp_path: Path) -> None:
@@ -115,12 +116,24 @@ def test_a_killed_writer_leaves_the_previous_folder_and_the_next_succeeds(tmp_pa
         with pytest.raises(BusyError):
             write(path, "three", replaces=True)
         os.kill(writer.pid, signal.SIGKILL)
-    assert (path / MANIFEST).read_text() == "one"
+    assert (path / "content").read_text() == "one"
     for _ in range(100):  # the kernel drops the lock when the process is gone
         try:
             write(path, "three", replaces=True)
             break
         except BusyError:
             time.sleep(0.05)
-    assert (path / MANIFEST).read_text() == "three"
+    assert (path / "content").read_text() == "three"
     assert leftovers(path) == []
+
+
+def test_a_manifest_of_another_program_protects_its_folder(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.mkdir()
+    (path / MANIFEST).write_text('{"name": "somebody\'s"}')
+    with (
+        pytest.raises(OutputExistsError, match="no folder that eecompile wrote"),
+        new_folder(path, replaces=True),
+    ):
+        pass
+    assert (path / MANIFEST).is_file()
