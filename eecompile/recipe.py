@@ -109,6 +109,15 @@ class Tolerance(_Strict, frozen=True, kw_only=True):
     absolute: float = 1e-4
     relative: float = 1e-3
 
+    def __post_init__(self) -> None:
+        # A bound that is not a number would let everything pass.
+        if not all(0 <= bound < math.inf for bound in (self.absolute, self.relative)):
+            raise RecipeError(
+                found=f"tolerance of {self.absolute} and {self.relative}",
+                expected="finite numbers, 0 or more",
+                remedy="mend [tolerance]",
+            )
+
 
 class ScheduleTable(_Strict, frozen=True, kw_only=True):
     """An exit schedule with explicit thresholds, as fractions of T."""

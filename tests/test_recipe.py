@@ -139,3 +139,10 @@ def test_the_default_target_is_engines_cpu() -> None:
 def test_a_missing_target_is_called_one(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"such as engines/cpu\.toml"):
         load_target(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("bound", ["nan", "inf", "-1.0"])
+def test_a_tolerance_that_lets_everything_pass_is_refused(tmp_path: Path, bound: str) -> None:
+    path = changed(tmp_path, "[sampling]", f"[tolerance]\nabsolute = {bound}\n[sampling]")
+    with pytest.raises(RecipeError, match="finite numbers"):
+        load_recipe(path)

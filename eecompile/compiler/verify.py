@@ -133,6 +133,13 @@ def compare(
         report(f"verifying: {what}", index, len(points))
         right, found = reference(point), _evaluate(point, candidate, what)
         for depth, outputs in found.items():
+            for expected in right[depth]:
+                if expected.shape != point["x"].shape:
+                    raise VerificationError(
+                        found=f"an output of shape {list(expected.shape)} at exit {depth}",
+                        expected=f"the state's shape, {list(point['x'].shape)}",
+                        remedy="mend state.shape and process.variance, or the network",
+                    )
             for output, expected in zip(outputs, right[depth], strict=True):
                 error = _check(depth, point, expected, output, tolerance, what)
                 errors.setdefault(depth, []).append(error)
@@ -175,7 +182,7 @@ def _check(
     difference = np.abs(found - expected)
     worst, size = float(difference.max()), float(np.abs(expected).max())
     bound = tolerance.absolute + tolerance.relative * size
-    if worst > bound:
+    if not worst <= bound:
         raise VerificationError(
             found=f"a difference of {worst:.3g} at {place} ({what})",
             expected=f"at most {bound:.3g}",

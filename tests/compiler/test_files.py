@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from eecompile.bundle import open_bundle
 from eecompile.compiler.build import engine_set_from_bundle
 from eecompile.compiler.export import bundle_from_recipe
-from eecompile.errors import RecipeError, TraceError
+from eecompile.errors import RecipeError, TraceError, VerificationError
 from eecompile.runtime.sampler import Sampler
 from tests.conftest import TARGETS
 
@@ -239,3 +239,12 @@ def test_files_cannot_have_other_exits(write: Callable[..., Path], tmp_path: Pat
     path = write(network([1]), network([1, 2]))
     with pytest.raises(RecipeError, match=r"network\.files"):
         bundle_from_recipe(path, tmp_path / "bundle", exits=(2,))
+
+
+def test_an_output_of_another_shape_than_the_state_is_refused(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = write(network([1], copies=2), network([1, 2], copies=2))
+    with pytest.raises(VerificationError, match=r"shape \[1, 16\] at exit 1; .* \[1, 8\]"):
+        bundle_from_recipe(path, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
