@@ -9,7 +9,7 @@ checked before anything is loaded. Folders are written by :mod:`eecompile.folder
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -32,6 +32,7 @@ __all__ = [
     "Segment",
     "Sharing",
     "exit_graph_name",
+    "file_names",
     "older_identity",
     "open_bundle",
     "open_engine_set",
@@ -43,9 +44,10 @@ __all__ = [
 
 FORMAT = 3
 MANIFEST = "manifest.json"
+_LONG = 100  # characters for the exits in a file name
 WEIGHTS = "weights.safetensors"
 
-PlainName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+PlainName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")]
 
 
 class _Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -185,6 +187,10 @@ class _Name(msgspec.Struct):
     name: str
 
 
+class _Files(msgspec.Struct):
+    files: tuple[_Name, ...]
+
+
 class _Older(_Header):
     """What manifests of every format have."""
 
@@ -197,9 +203,21 @@ def exit_graph_name(depth: int) -> str:
     return f"exit-{depth:03d}.onnx"
 
 
-def segment_name(index: int, exits: Iterable[int], suffix: str) -> str:
+def segment_name(index: int, exits: Sequence[int], suffix: str) -> str:
     """File name of a segment's engine in an engine set."""
-    return f"segment-{index:02d}-exits-{'-'.join(map(str, exits))}.{suffix}"
+    named = "-".join(map(str, exits))
+    if len(named) > _LONG:  # file systems take 255 bytes
+        named = f"{exits[0]}-to-{exits[-1]}"
+    return f"segment-{index:02d}-exits-{named}.{suffix}"
+
+
+def file_names(folder: Path) -> tuple[str, ...]:
+    """Names of the files of a bundle or an engine set of any format; () where there is none."""
+    try:
+        found = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=_Files)
+    except (OSError, msgspec.DecodeError):
+        return ()
+    return (MANIFEST, *(record.name for record in found.files))
 
 
 def records(folder: Path) -> tuple[FileRecord, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ import msgspec
 import numpy as np
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,9 +24,10 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 import eecompile
-from eecompile.bundle import open_bundle, open_engine_set, peek
+from eecompile.bundle import BundleManifest, open_bundle, open_engine_set, peek
 from eecompile.errors import BackendError, EecompileError, UsageError
 from eecompile.interrupt import check
 from eecompile.runtime.interface import Interface
@@ -94,6 +98,9 @@ def export(
             report=report,
         )
     out.print(exits_table(manifest))
+    left_out = set(load_recipe(recipe).exit_schedules()) - set(manifest.interface.schedules)
+    if left_out:
+        _say(f"schedules left out, which need other exits: {', '.join(sorted(left_out))}")
     _say(f"bundle: {folder}")
 
 
@@ -169,6 +176,7 @@ def sample(
             from eecompile.pictures import check_pictures
 
             check_pictures(interface.state.shape)
+        interface.check_conditions(conditions)
         chosen = _schedule(schedule, interface)
         program = sampler.program(solver, steps, chosen)
         results = sampler.steps(
@@ -202,16 +210,15 @@ def inspect(
     """Show what a bundle or an engine set holds: exits, sizes, sharing, schedules, errors."""
     from eecompile.report import bundle_report, engine_report
 
-    kind = peek(path)
-    manifest = open_bundle(path) if kind == "bundle" else open_engine_set(path)
+    manifest = open_bundle(path) if peek(path) == "bundle" else open_engine_set(path)
     if json:
         sys.stdout.buffer.write(
             msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
         )
-    elif kind == "bundle":
-        out.print(bundle_report(open_bundle(path)))
+    elif isinstance(manifest, BundleManifest):
+        out.print(bundle_report(manifest))
     else:
-        out.print(engine_report(open_engine_set(path)))
+        out.print(engine_report(manifest))
 
 
 @app.command()
@@ -239,25 +246,54 @@ def doctor(
 
 def main() -> NoReturn:
     """Run the command line; errors are printed as a sentence, with exit status 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # terminals that lack a character show "?"
+            stream.reconfigure(errors="replace")
     try:
         status = app(standalone_mode=False)
     except EecompileError as error:
-        err.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(1)
+        _fail(error)
     except (KeyboardInterrupt, typer.Abort):
         status = _INTERRUPTED
-    except OSError as error:
-        err.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(1)
+    except (OSError, MemoryError) as error:
+        _fail(_of_the_system(error))
     except Exception as error:
         if not hasattr(error, "show"):  # not one of the option parser's own
             raise
         error.show()
         sys.exit(getattr(error, "exit_code", 2))
     if status == _INTERRUPTED:
-        err.print("interrupted: nothing that existed is lost, and nothing half-written is left.")
+        err.print(
+            "interrupted: nothing that existed is lost, and nothing half-written is left; "
+            "engines that were finished are kept for the next build.",
+            soft_wrap=True,
+        )
         sys.exit(1)
     sys.exit(status or 0)
+
+
+def _fail(error: EecompileError) -> NoReturn:
+    err.print("[bold red]error:[/]", _text(str(error)), highlight=False, soft_wrap=True)
+    sys.exit(1)
+
+
+def _of_the_system(error: OSError | MemoryError) -> EecompileError:
+    """What the operating system refused, as a sentence."""
+    if isinstance(error, MemoryError):
+        return EecompileError(
+            found="too little memory" + (f" ({error})" if str(error) else ""),
+            expected="room for the network and its batch",
+            remedy="ask for fewer samples at a time, or use a larger machine",
+        )
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    where = f" at {error.filename}" if error.filename else ""
+    return EecompileError(
+        found=f"{(error.strerror or str(error)).lower()}{where}",
+        expected="room for what is written" if full else "a place that can be read and written",
+        remedy="free some space, or choose another place"
+        if full
+        else "check the path and its permissions",
+    )
 
 
 @contextmanager
@@ -287,7 +323,7 @@ def _phases() -> Iterator[Any]:
             if phase != shown and not err.is_terminal:
                 err.print(phase, highlight=False, markup=False, soft_wrap=True)
             shown = phase
-            progress.update(task, description=_escape(phase), completed=done, total=total or None)
+            progress.update(task, description=escape(phase), completed=done, total=total or None)
 
         yield report
 
@@ -321,6 +357,12 @@ def _conditions(option: str, settings: list[str]) -> dict[str, Any]:
     conditions = {}
     for setting in settings:
         name, _, text = setting.partition("=")
+        if name in conditions:
+            raise UsageError(
+                found=f"{option} {name}=... twice",
+                expected="one value a condition",
+                remedy="give a list for values that differ by sample",
+            )
         try:
             if text.startswith("@"):
                 conditions[name] = np.load(text[1:], allow_pickle=False)
@@ -391,5 +433,6 @@ def _say(text: str) -> None:
     out.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
-def _escape(text: str) -> str:
-    return text.replace("[", "\\[")
+def _text(text: str) -> Text:
+    """As it is: names and paths may hold what rich takes for markup."""
+    return Text(text)

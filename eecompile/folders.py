@@ -3,6 +3,7 @@
 A writer fills a temporary sibling, then one rename puts it in place; where a folder is
 replaced, the two are exchanged atomically (Linux; elsewhere by two renames). A lock
 beside the folder keeps a second writer out; the kernel drops it when a process dies.
+Nothing is ever removed that eecompile did not write.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from eecompile.bundle import peek
+from eecompile.bundle import file_names, peek
 from eecompile.errors import (
     BackendError,
     BundleError,
@@ -23,6 +24,7 @@ from eecompile.errors import (
     FormatError,
     OutputExistsError,
 )
+from eecompile.interrupt import deferred
 
 __all__ = ["new_folder"]
 
@@ -47,7 +49,8 @@ def new_folder(path: Path, *, replaces: bool) -> Iterator[Path]:
             expected="it, to write bundles and engine sets",
             remedy="pip install 'eecompile[build]'",
         ) from error
-    path = path.absolute()
+    path = Path(os.path.abspath(path))  # noqa: PTH100 - a link at its end stays one
+    _check_place(path)
     made = _make_parents(path.parent)
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
@@ -60,20 +63,34 @@ def new_folder(path: Path, *, replaces: bool) -> Iterator[Path]:
         ) from error
     partial = path.with_name(f".{path.name}.partial")
     try:
+        _restore(path)
         _refuse(path, replaces)
         _remove(partial)  # what a killed writer left
         partial.mkdir()
         yield partial
-        _refuse(path, replaces)
-        _put(partial, path)
+        _sync(partial)
+        with deferred():
+            _refuse(path, replaces)
+            _put(partial, path)
     finally:
-        _remove(partial)
-        with suppress(OSError):  # filelock refuses a lock on an unlinked file, so this is safe
-            Path(lock.lock_file).unlink()
-        lock.release()
-        for parent in made:  # only those still empty
-            with suppress(OSError):
-                parent.rmdir()
+        with deferred():
+            _remove(partial)
+            with suppress(OSError):  # filelock refuses a lock on an unlinked file: this is safe
+                Path(lock.lock_file).unlink()
+            lock.release()
+            for parent in made:  # only those still empty
+                with suppress(OSError):
+                    parent.rmdir()
+
+
+def _check_place(path: Path) -> None:
+    here = Path.cwd()
+    if here.is_relative_to(path):
+        raise OutputExistsError(
+            found=f"{path} as the output folder, in which this command runs",
+            expected="a folder of its own",
+            remedy="name one, such as out/bundle",
+        )
 
 
 def _make_parents(parent: Path) -> list[Path]:
@@ -95,8 +112,17 @@ def _refuse(path: Path, replaces: bool) -> None:
             expected="no such folder, or an older version of the same",
             remedy="choose another output folder, or pass --force to replace it",
         )
+    if not occupied:
+        return
     ours = path.is_dir() and not path.is_symlink() and _is_ours(path)
-    if occupied and not ours:
+    if ours and (others := sorted({p.name for p in path.iterdir()} - set(file_names(path)))):
+        raise OutputExistsError(
+            found=f"{path}, which also holds {', '.join(others[:3])}"
+            + (", ..." if len(others) > 3 else ""),
+            expected="only what eecompile wrote there, to replace it",
+            remedy="move that elsewhere, or choose another output folder",
+        )
+    if not ours:
         raise OutputExistsError(
             found=f"{path}, which is no folder that eecompile wrote",
             expected="a bundle or an engine set to replace",
@@ -120,15 +146,31 @@ def _is_empty(path: Path) -> bool:
 
 def _put(partial: Path, path: Path) -> None:
     """Move ``partial`` to ``path``; an existing folder there is removed afterwards."""
-    _sync(partial)
     if not path.exists():
         partial.rename(path)
     elif not _exchange(partial, path):
-        previous = path.with_name(f".{path.name}.previous")
-        _remove(previous)
+        previous = _previous(path)
         path.rename(previous)
-        partial.rename(path)
+        try:
+            partial.rename(path)
+        except BaseException:
+            previous.rename(path)
+            raise
         _remove(previous)
+
+
+def _restore(path: Path) -> None:
+    """Put right what a writer left that was killed between two renames."""
+    previous = _previous(path)
+    if previous.exists() and path.exists():
+        _remove(previous)
+    elif previous.exists():
+        previous.rename(path)
+
+
+def _previous(path: Path) -> Path:
+    """Where the folder that is replaced lies for a moment."""
+    return path.with_name(f".{path.name}.previous")
 
 
 def _sync(folder: Path) -> None:

@@ -6,10 +6,14 @@ there; so the signal is remembered, and whoever loops asks again.
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
-__all__ = ["check", "install"]
+__all__ = ["check", "deferred", "install"]
 
 _seen = False
 
@@ -29,6 +33,30 @@ def check() -> None:
     """Raise KeyboardInterrupt if a signal has come, even if the first one was swallowed."""
     if _seen:
         raise KeyboardInterrupt
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """SIGINT and SIGTERM wait until the block has ended.
+
+    For what must not be left half done. Elsewhere than in the main thread nothing is to be
+    done: Python handles signals there.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) not in (signal.SIG_IGN, None):
+            before[number] = signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            os.kill(os.getpid(), came[0])
 
 
 def _remember(*_: object) -> NoReturn:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import keyword
 import math
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -36,7 +37,16 @@ __all__ = [
 ]
 
 Recipe = TypeVar("Recipe", bound=Struct)
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z", max_length=100)]
+Word = Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9._-]*\Z", max_length=100)]
+
+# Names that no condition can have: the graphs' inputs and outputs, Sampler.steps' arguments.
+_TAKEN = frozenset(
+    ("x", "t", "self", "n", "solver", "steps", "schedule", "seed", "guidance", "nulls", "shape")
+    + ("first",)
+)
+_OUTPUT = re.compile(r"(prediction|variance)_\d+\Z")
+_LARGEST = 2**31 - 1  # numbers in one sample: what ONNX runtimes can index
 
 
 class _Strict(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -65,7 +75,7 @@ class NetworkRecipe(_Strict, frozen=True, kw_only=True):
         costs: what evaluating each exit costs, in any unit; by default its depth.
     """
 
-    exits: tuple[int, ...]
+    exits: tuple[Annotated[int, Meta(le=1_000_000)], ...]
     factory: str | None = None
     blocks: str | None = None
     options: dict[str, Any] = {}
@@ -146,7 +156,7 @@ class ExportRecipe(_Strict, frozen=True, kw_only=True):
     state: State
     conditions: dict[str, Condition] = {}
     process: Process = Process()
-    schedules: dict[str, tuple[int, ...] | ScheduleTable] = {}
+    schedules: dict[Word, tuple[int, ...] | ScheduleTable] = {}
     sampling: Sampling = Sampling()
     tolerance: Tolerance = Tolerance(absolute=1e-6, relative=2e-4)
 
@@ -196,7 +206,7 @@ class Target(_Strict, frozen=True, kw_only=True):
     name: Name
     backend: Literal["onnxruntime", "openvino", "tensorrt-rtx"]
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
-    layout: Literal["chained", "per_exit"] = "chained"
+    layout: Literal["chained", "per_exit"] = "per_exit"
     batch: BatchProfile = BatchProfile()
     tolerance: Tolerance = Tolerance()
     threads: Annotated[int, Meta(ge=0)] = 0
@@ -232,6 +242,7 @@ def load_recipe(
             remedy="list the depths that the network was trained to predict from",
         )
     _check_names(recipe, path)
+    _check_fit(recipe, path)
     sampling = recipe.sampling
     if sampling.solver not in SOLVERS or sampling.steps > recipe.process.timesteps:
         raise RecipeError(
@@ -298,14 +309,61 @@ def schedule_from_toml(table: tuple[int, ...] | ScheduleTable) -> ExitSchedule:
 
 def _check_names(recipe: ExportRecipe, path: Path) -> None:
     # A condition's name is an input of the graph and a keyword of Sampler.sample.
-    taken = {"x", "t", "n", "solver", "steps", "schedule", "seed", "guidance", "first", "self"}
     for name in recipe.conditions:
-        if not name.isidentifier() or keyword.iskeyword(name) or name in taken:
+        wrong = not name.isidentifier() or keyword.iskeyword(name) or name in _TAKEN
+        if wrong or _OUTPUT.match(name):
             raise RecipeError(
                 found=f"a condition named {name!r} in {path}",
-                expected=f"a Python name other than {sorted(taken)}",
+                expected=f"a Python name other than {sorted(_TAKEN)} and the outputs' names",
                 remedy="rename it, in the network's forward too",
             )
+
+
+def _check_fit(recipe: ExportRecipe, path: Path) -> None:
+    """Pass when the parts of a recipe fit one another."""
+    shape, guided = recipe.state.shape, recipe.sampling.guided_channels
+    if guided is not None and (not shape or guided > shape[0]):
+        raise RecipeError(
+            found=f"sampling.guided_channels = {guided} in {path}",
+            expected=f"at most the first length of state.shape = {list(shape)}",
+            remedy="mend either",
+        )
+    if recipe.process.variance == "learned_range" and not shape:
+        raise RecipeError(
+            found=f"process.variance = 'learned_range' with an empty state.shape in {path}",
+            expected="an axis of channels, along which prediction and variance follow one another",
+            remedy="mend either",
+        )
+    for what, lengths in [
+        ("state.shape", shape),
+        *((f"conditions.{name}.shape", spec.shape) for name, spec in recipe.conditions.items()),
+    ]:
+        if math.prod(lengths) > _LARGEST:
+            raise RecipeError(
+                found=f"{what} = {list(lengths)} in {path}",
+                expected=f"at most {_LARGEST} numbers in a sample",
+                remedy="mend the shape",
+            )
+    if "full" in recipe.schedules:
+        raise RecipeError(
+            found=f"a schedule named 'full' in {path}",
+            expected="another name: 'full' is the deepest exit at every timestep",
+            remedy="rename it",
+        )
+    if set(recipe.network.arguments) - {"x", "t", *recipe.conditions}:
+        raise RecipeError(
+            found=f"network.arguments for {sorted(recipe.network.arguments)} in {path}",
+            expected=f"some of {sorted({'x', 't', *recipe.conditions})}",
+            remedy="its keys are our names of the inputs, its values the network's",
+        )
+    theirs = list(recipe.network.arguments.values())
+    odd = [name for name in theirs if not all(part.isidentifier() for part in name.split(".", 1))]
+    if len(set(theirs)) < len(theirs) or (odd and not recipe.network.files):
+        raise RecipeError(
+            found=f"network.arguments with values {theirs} in {path}",
+            expected="distinct names of arguments, or entries such as added.size",
+            remedy="name the arguments of the network's forward",
+        )
 
 
 def _load(path: Path, kind: type[Recipe]) -> Recipe:
@@ -324,6 +382,13 @@ def _load(path: Path, kind: type[Recipe]) -> Recipe:
             expected="a TOML recipe",
             remedy="mend that line",
         ) from error
+    for key, value in _numbers(data):
+        if not math.isfinite(value):
+            raise RecipeError(
+                found=f"{key} = {value} in {path}",
+                expected="a finite number",
+                remedy="mend it, or leave the key out",
+            )
     for key, known in _unknown_keys(data, msgspec.inspect.type_info(kind)):
         near = difflib.get_close_matches(key.rpartition(".")[2], known, n=1, cutoff=0.0)
         raise RecipeError(
@@ -336,9 +401,35 @@ def _load(path: Path, kind: type[Recipe]) -> Recipe:
     except msgspec.ValidationError as error:
         raise RecipeError(
             found=f"a wrong value in {path}: {error}",
-            expected="the type that the message names",
+            expected=_expected(str(error), msgspec.inspect.type_info(kind)),
             remedy="mend that key",
         ) from error
+
+
+def _expected(message: str, kind: msgspec.inspect.Type) -> str:
+    """What belongs at the place that msgspec names; the words where only some are allowed."""
+    place = re.search(r"`\$\.([\w.]+)`$", message)
+    found: msgspec.inspect.Type | None = kind
+    for key in place[1].split(".") if place else ():
+        if not isinstance(found, msgspec.inspect.StructType):
+            break
+        fields = {field.encode_name: field.type for field in found.fields}
+        found = fields.get(key)
+    if isinstance(found, msgspec.inspect.LiteralType):
+        return f"one of {list(found.values)}"
+    return "the type that the message names"
+
+
+def _numbers(data: object, place: str = "") -> Iterator[tuple[str, float]]:
+    """Every floating point number in ``data``, with its place."""
+    if isinstance(data, float):
+        yield place, data
+    elif isinstance(data, Mapping):
+        for key, value in data.items():
+            yield from _numbers(value, f"{place}.{key}" if place else str(key))
+    elif isinstance(data, list):
+        for index, value in enumerate(data):
+            yield from _numbers(value, f"{place}[{index}]")
 
 
 def _unknown_keys(

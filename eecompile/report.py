@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -144,8 +143,7 @@ def doctor_report(report: Report) -> RenderableType:
     for tool in report.tools:
         tools.add_row(tool.name, tool.version, tool.purpose, _yes(tool.works))
     facts |= gpus or {"GPU": f"none: {report.no_gpu}"}
-    machine = _facts({name: escape(fact) for name, fact in facts.items()})
-    return Group(machine, backends, tools, *_todo(report))
+    return Group(_facts(facts), backends, tools, *_todo(report))
 
 
 def _gpu(gpu: Gpu) -> str:
@@ -218,6 +216,13 @@ def _condition(spec: Condition) -> str:
         parts.append(f"{spec.range[0]:g} to {spec.range[1]:g}")
     if spec.names:
         parts.append(f"{spec.names[0]} to {spec.names[-1]}")
+    if spec.default is None:
+        parts.append("required")
+    else:
+        default = spec.default
+        parts.append(f"default {default if isinstance(default, str) else f'{default:g}'}")
+    if spec.null is not None:
+        parts.append(f"null {spec.null:g}")
     return ", ".join(parts)
 
 
@@ -249,7 +254,7 @@ def _facts(facts: Mapping[str, str]) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, fact in facts.items():
-        table.add_row(name, fact)
+        table.add_row(name, Text(fact))  # names may hold what rich takes for markup
     return table
 
 

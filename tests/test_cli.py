@@ -99,6 +99,12 @@ def test_sample_writes_the_array(run: Run, engine_sets: dict[str, Path], tmp_pat
         (("--set", "label=12"), ["label = 12", "0 to 9"]),
         (("--set", "label=boot"), ["--set label=boot"]),
         (("--set", "class=1"), ["'class'", "label"]),
+        (("--set", "seed=1"), ["condition 'seed'", "label"]),
+        (("--set", "n=1"), ["condition 'n'", "label"]),
+        (("--set", "label=1", "--set", "label=2"), ["label=... twice"]),
+        (("--set", "label=[[1,2],[3]]"), ["unequal lengths"]),
+        (("--set", "[b]label[/b]=1"), ["[b]label[/b]"]),
+        (("--null", "class=1"), ["null value", "'class'"]),
         (("--set", "label=@none.npy"), ["--set label=@none.npy", "@FILE.npy"]),
         (("--null", "class=1", "--guidance", 2), ["null value", "'class'"]),
         (("--null", "label=a"), ["--null label=a"]),
@@ -341,3 +347,50 @@ def test_two_builds_at_once_do_not_harm_each_other(bundle: Path, tmp_path: Path)
     for code, error in zip(codes, errors, strict=True):
         assert code == 0 or "another process" in error or "which exists" in error
     open_engine_set(tmp_path / "engines")
+
+
+def test_a_bundle_is_not_built_into_itself(run: Run, bundle: Path) -> None:
+    for output in (bundle, bundle / "engines"):
+        fails(run("build", bundle, "-o", output, "--force"), "within the bundle")
+    open_bundle(bundle)
+
+
+@pytest.mark.parametrize("command", ["build", "sample"])
+def test_a_full_disk_is_one_sentence(
+    bundle: Path, engine_sets: dict[str, Path], tmp_path: Path, command: str
+) -> None:
+    arguments = {
+        "build": [str(bundle), "-o", str(tmp_path / "engines")],
+        "sample": [str(engine_sets["chained"]), "-o", str(tmp_path / "a.npy"), "-n", "2"],
+    }[command]
+    # No file may grow beyond this: as on a full disk, writing fails half-way.
+    limit = {"build": 100_000, "sample": 1000}[command]
+    code = (
+        "import resource, signal, sys\n"
+        "from eecompile.cli import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        f"sys.argv = ['eecompile', '{command}', *{arguments!r}]\n"
+        "main()\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    fails((result.returncode, result.stdout, result.stderr))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_terminal_without_the_charts_characters_still_shows_the_rest(bundle: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "eecompile", "inspect", str(bundle)],
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "share of blocks" in result.stdout
+
+
+def test_schedules_that_other_exits_rule_out_are_named(run: Run, tmp_path: Path) -> None:
+    status, out, _ = run("export", RECIPE, "--exits", "6,12", "-o", tmp_path / "bundle")
+    assert status == 0
+    assert "schedules left out" in out
+    assert "balanced" in out

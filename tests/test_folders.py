@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from eecompile import folders
-from eecompile.bundle import MANIFEST
+from eecompile.bundle import FORMAT, MANIFEST
 from eecompile.errors import BusyError, OutputExistsError
 from eecompile.folders import new_folder
 
 
 def fill(folder: Path, text: str) -> None:
-    (folder / MANIFEST).write_text('{"kind": "bundle", "format": 2}')
+    manifest = {"kind": "bundle", "format": FORMAT, "files": [{"name": "content"}]}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
     (folder / "content").write_text(text)
 
 
@@ -137,3 +139,84 @@ def test_a_manifest_of_another_program_protects_its_folder(tmp_path: Path) -> No
     ):
         pass
     assert (path / MANIFEST).is_file()
+
+
+def test_what_somebody_put_into_a_bundle_protects_it(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    write(path, "one")
+    (path / "notes.txt").write_text("years")
+    with pytest.raises(OutputExistsError, match=r"also holds notes\.txt"):
+        write(path, "two", replaces=True)
+    assert (path / "notes.txt").read_text() == "years"
+    assert (path / "content").read_text() == "one"
+
+
+@pytest.mark.parametrize("place", [".", ".."])
+def test_the_folder_in_which_one_works_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    monkeypatch.chdir(inner)
+    with pytest.raises(OutputExistsError, match="in which this command runs"):
+        write(Path(place), "one")
+    assert list(inner.iterdir()) == []
+
+
+def test_a_writer_killed_between_two_renames_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "out"
+    write(path, "one")
+    path.rename(tmp_path / ".out.previous")  # the state between the two
+    with pytest.raises(OutputExistsError, match="--force"):
+        write(path, "two")
+    assert (path / "content").read_text() == "one"
+    assert leftovers(path) == []
+
+
+def test_where_folders_cannot_be_exchanged_a_failure_puts_the_old_one_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folders, "_exchange", lambda *_: False)
+    path = tmp_path / "out"
+    write(path, "one")
+    rename = Path.rename
+
+    def fails_once(self: Path, target: Path) -> Path:
+        if self.name == ".out.partial":
+            raise OSError("no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails_once)
+    with pytest.raises(OSError, match="no"):
+        write(path, "two", replaces=True)
+    assert (path / "content").read_text() == "one"
+    assert leftovers(path) == []
+
+
+def test_signals_wait_until_the_cleanup_is_done(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from eecompile import folders, interrupt\n"
+        "interrupt.install()\n"
+        "remove = folders._remove\n"
+        "def slow(path):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    remove(path)\n"
+        "try:\n"
+        "    with folders.new_folder(Path(sys.argv[1]), replaces=False) as folder:\n"
+        "        (folder / 'half').write_text('two')\n"
+        "        folders._remove = slow\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted')\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout == "interrupted\n"
+    assert list(tmp_path.iterdir()) == []

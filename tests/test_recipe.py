@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 
 import pytest
 
 from eecompile.errors import RecipeError, ScheduleError
 from eecompile.recipe import DEFAULT_TARGET, load_recipe, load_target
+from eecompile.runtime.sampler import Sampler
 from tests.conftest import RECIPE, ROOT
 
 
@@ -39,7 +41,7 @@ def changed(tmp_path: Path, old: str, new: str) -> Path:
         ("exits = [3, 6, 9, 12]", "exits = []", ["[]", "ascending"]),
         ("exits = [3, 6, 9, 12]", "exits = [0, 12]", ["[0, 12]", "positive"]),
         ("exits = [3, 6, 9, 12]", 'exits = "all"', ["network.exits", "array"]),
-        ("timesteps = 1000", "timesteps = 0", ["process.timesteps = 0", "at least 1"]),
+        ("timesteps = 1000", "timesteps = 0", ["process.timesteps = 0", "1 to 100,000"]),
         ('betas = "cosine"', 'betas = "cubic"', ["process.betas", "cubic"]),
         ('dtype = "int64"', 'dtype = "float32"', ["cycle", "int64"]),
         ('name = "fashion-dit"', 'name = "../up"', ["name"]),
@@ -56,10 +58,30 @@ def changed(tmp_path: Path, old: str, new: str) -> Path:
         ("factory =", "costs = [1, 2]\nfactory =", ["2 network.costs for 4 exits"]),
         ("factory =", "costs = [1, 2, 2, 3]\nfactory =", ["ascend"]),
         ("guidance = 1.0", "guided_channels = 0", ["sampling.guided_channels"]),
-        (
-            "[conditions.label]",
-            '[conditions.steps]\ndtype = "int64"\n[conditions.label]',
-            ["'steps'"],
+        ("guidance = 1.0", "guided_channels = 2", ["guided_channels = 2", "[1, 28, 28]"]),
+        ("guidance = 1.0", "guidance = nan", ["sampling.guidance = nan", "finite"]),
+        ("range = [-1, 1]", "range = [-inf, inf]", ["state.range[0] = -inf", "finite"]),
+        ("range = [0, 9]", "range = [0, inf]", ["conditions.label.range[1] = inf"]),
+        ("range = [0, 9]", "range = [0.5, 9]", ["range 0.5", "int64"]),
+        ("null = 10", "null = 2.7", ["null 2.7", "int64"]),
+        ("null = 10", "null = 1e300", ["null 1e+300", "int64"]),
+        ("shape = [1, 28, 28]", "shape = [1, 100000, 100000]", ["2147483647 numbers"]),
+        ("timesteps = 1000", "timesteps = 1000000", ["process.timesteps"]),
+        ('betas = "cosine"', "beta_start = 1e-20", ["at the first timestep"]),
+        ('betas = "cosine"', "beta_end = 0.9", ["at the last"]),
+        ('betas = "cosine"', 'betas = "cubic"', ["['cosine', 'linear', 'scaled_linear']"]),
+        ("[schedules]", "[schedules]\nfull = [3]", ["'full'", "another name"]),
+        ("[schedules]", '[schedules]\n"[b]" = [3]', ["schedules"]),
+        ("factory =", "arguments = {y = 'a'}\nfactory =", ["network.arguments", "'label'"]),
+        ("factory =", "arguments = {x = 'a', t = 'a'}\nfactory =", ["distinct"]),
+        *(
+            (
+                "[conditions.label]",
+                f'[conditions.{name}]\ndtype = "int64"\n[conditions.label]',
+                [name],
+            )
+            for name in (*signature(Sampler.steps).parameters, "x", "t", "prediction_003")
+            if name != "conditions"
         ),
     ],
 )

@@ -51,7 +51,7 @@ from eecompile.compiler.verify import (
     compare,
     verification_points,
 )
-from eecompile.errors import BundleError
+from eecompile.errors import BundleError, OutputExistsError
 from eecompile.folders import new_folder
 from eecompile.recipe import Target, load_target
 from eecompile.runtime.engine import Engine, engine_from_manifest
@@ -93,6 +93,7 @@ def engine_set_from_bundle(
             output folder is at fault.
     """
     wanted = target if isinstance(target, Target) else load_target(target)
+    _check_output(bundle, output)
     report("checking the bundle")
     source = open_bundle(bundle)
     backend = backend_for(wanted)
@@ -109,6 +110,15 @@ def engine_set_from_bundle(
         manifest = _build(job, fingerprint)
     store.clear()
     return Built(manifest, up_to_date=False)
+
+
+def _check_output(bundle: Path, output: Path) -> None:
+    if output.resolve().is_relative_to(bundle.resolve()):
+        raise OutputExistsError(
+            found=f"{output}, within the bundle that is built",
+            expected="an output folder of its own",
+            remedy="choose another, such as out/NETWORK/TARGET",
+        )
 
 
 class _Job(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -25,7 +26,7 @@ from eecompile.bundle import (
     sha256,
     write_manifest,
 )
-from eecompile.compiler.files import evaluate_files, graph_from_files
+from eecompile.compiler.files import evaluate_files, external_files, graph_from_files
 from eecompile.compiler.merge import exit_outputs, merged_graphs
 from eecompile.compiler.names import output_names
 from eecompile.compiler.partition import check_nested, extract, per_exit_parts
@@ -38,6 +39,7 @@ from eecompile.compiler.verify import (
     Evaluate,
     Inputs,
     Outputs,
+    check_independent,
     check_points,
     compare,
     random_inputs,
@@ -48,7 +50,7 @@ from eecompile.compiler.weights import WeightStore, load_graph
 from eecompile.errors import BundleError
 from eecompile.folders import new_folder
 from eecompile.networks.base import MultiExitNetwork
-from eecompile.networks.load import load_network
+from eecompile.networks.load import importable, load_network
 from eecompile.recipe import ExportRecipe, Tolerance, load_recipe
 from eecompile.runtime.interface import Interface
 
@@ -90,7 +92,9 @@ def bundle_from_recipe(
     """
     recipe = load_recipe(path, exits=exits, checkpoint=checkpoint)
     interface = interface_from_recipe(recipe)
-    with new_folder(output, replaces=force or _holds(output, recipe.name)) as folder:
+    replaces = force or _holds(output, recipe.name)
+    # A network's forward may import, too.
+    with new_folder(output, replaces=replaces) as folder, importable(path.parent):
         source = _source(recipe, path.parent, interface, report)
         report("writing graphs and weights")
         _write_graphs(folder, source.model, interface)
@@ -189,6 +193,8 @@ def _verify(
     # One after the other: each candidate holds the weights once more while it lives.
     check = partial(compare, reference=source.reference, tolerance=tolerance, report=report)
     what = f"ONNX Runtime against {source.name}"
+    report("verifying: samples apart")
+    check_independent(points, source.reference, tolerance)
     errors = check(points, candidate=_joined(folder, interface), what=f"{what}, all exits at once")
     single = check(middle, candidate=_alone(folder, interface), what=f"{what}, each exit alone")
     return {depth: worst_of([errors[depth], single[depth]]) for depth in interface.exits}
@@ -252,8 +258,12 @@ def _exit_graphs(
 def _digests(recipe: ExportRecipe, folder: Path) -> dict[str, str]:
     """SHA-256 of the checkpoint or the ONNX files."""
     network = recipe.network
-    names = network.files or (network.checkpoint or "",)
-    return {Path(name).name: sha256(folder / name) for name in names}
+    if not network.files:
+        checkpoint = folder / (network.checkpoint or "")
+        return {checkpoint.name: sha256(checkpoint)}
+    paths = {folder / name for name in network.files}
+    paths |= {data for path in paths for data in external_files(path)}
+    return {os.path.relpath(path, folder): sha256(path) for path in sorted(paths)}
 
 
 def _versions() -> dict[str, str]:

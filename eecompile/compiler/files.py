@@ -19,12 +19,13 @@ from eecompile.compiler.numbering import NumberValues
 from eecompile.compiler.operators import check_operators
 from eecompile.compiler.sessions import session_from_graph
 from eecompile.compiler.verify import Evaluate, Inputs, Outputs
-from eecompile.errors import TraceError
+from eecompile.errors import EecompileError, TraceError
 from eecompile.recipe import NetworkRecipe
 from eecompile.runtime.interface import Interface
 
-__all__ = ["evaluate_files", "graph_from_files"]
+__all__ = ["evaluate_files", "external_files", "graph_from_files"]
 
+_NUMBERS: dict[str, type[np.generic]] = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
 _TYPES = {"float32": ir.DataType.FLOAT, "int64": ir.DataType.INT64}
 
 
@@ -78,8 +79,7 @@ def _run(
     feeds = {names.get(name, name): value for name, value in point.items()}
     wanted = {value.name: value.type for value in session.get_inputs()}
     given = {
-        name: feeds[name].astype(np.int64) if "int64" in kind else feeds[name]
-        for name, kind in wanted.items()
+        name: feeds[name].astype(_NUMBERS.get(kind, np.float32)) for name, kind in wanted.items()
     }
     results: list[NDArray[np.float32]] = session.run(None, given)
     return np.split(results[0], parts, axis=1) if len(results) < parts else results[:parts]
@@ -94,7 +94,12 @@ def _load(path: Path) -> ir.Model:
         )
     try:
         onnx.checker.check_model(path)
-        return ir.load(path)
+        model = ir.load(path)
+        common.InlinePass()(model)  # operators that the file defines by others
+        _check_data(model, path)
+        return model
+    except EecompileError:
+        raise
     except Exception as error:  # protobuf, onnx and onnx-ir raise several kinds
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise TraceError(
@@ -102,6 +107,33 @@ def _load(path: Path) -> ir.Model:
             expected="an ONNX file, with its external data beside it",
             remedy="export it again, or copy its data file too",
         ) from error
+
+
+def external_files(path: Path) -> list[Path]:
+    """The files beside an ONNX model that hold its weights."""
+    model = onnx.load(path, load_external_data=False)
+    places = {
+        entry.value
+        for tensor in model.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return [path.parent / place for place in sorted(places)]
+
+
+def _check_data(model: ir.Model, path: Path) -> None:
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if not isinstance(tensor, ir.ExternalTensor):
+            continue
+        place = path.parent / tensor.location
+        size, wanted = place.stat().st_size, (tensor.offset or 0) + tensor.nbytes
+        if size < wanted:
+            raise TraceError(
+                found=f"{place}, which has {size} bytes",
+                expected=f"at least {wanted}, for weight {value.name!r} of {path.name}",
+                remedy="copy it again: it is cut off, or belongs to another model",
+            )
 
 
 def _check_weights(model: ir.Model, name: str) -> None:
@@ -178,7 +210,7 @@ def _check_shape(value: ir.Value, shape: tuple[int, ...], name: str, interface: 
         not isinstance(found, int) or found == length
         for found, length in zip((dims or [])[1:], shape, strict=True)
     )
-    if dims and (not fits or isinstance(dims[0], int)):
+    if dims is not None and (not fits or isinstance(dims[0], int)):
         raise TraceError(
             found=f"input {value.name!r} of shape {[str(d) for d in dims]} in {name}",
             expected=f"a free batch axis, then {list(shape)}",
@@ -206,6 +238,12 @@ def _fit_outputs(model: ir.Model, name: str, wanted: tuple[str, ...], interface:
     del graph.outputs[len(wanted) :]
     for index, key in enumerate(wanted):
         value = graph.outputs[index]
+        if value in list(graph.outputs)[:index]:
+            raise TraceError(
+                found=f"one value as {' and '.join(interface.outputs)} in {name}",
+                expected="outputs of their own",
+                remedy="mend process.variance, or export the variance as well",
+            )
         if value.producer() is None or value.dtype not in (None, ir.DataType.FLOAT):
             raise TraceError(
                 found=f"output {value.name!r} of type {value.dtype and value.dtype.name} in {name}",

@@ -79,16 +79,18 @@ def joined(models: Sequence[tuple[str, ir.Model]]) -> ir.Model:
             del graph.initializers[value.name or ""]
             weights.append(value)
     first.graph.inputs.clear()
-    _rename(nodes, weights, outputs)
+    _rename(inputs, nodes, weights, outputs)
     graph = ir.Graph(
         inputs, outputs, nodes=nodes, initializers=weights, opset_imports=opsets, name="exits"
     )
     return ir.Model(graph, ir_version=first.ir_version, producer_name="eecompile")
 
 
-def _rename(nodes: list[ir.Node], weights: list[ir.Value], outputs: list[ir.Value]) -> None:
-    """Names that are distinct over all models; outputs keep theirs."""
-    kept, taken = set(outputs), {value.name for value in outputs}
+def _rename(
+    inputs: list[ir.Value], nodes: list[ir.Node], weights: list[ir.Value], outputs: list[ir.Value]
+) -> None:
+    """Names that are distinct over all models; inputs and outputs keep theirs."""
+    kept, taken = set(outputs), {value.name for value in (*inputs, *outputs)}
     for index, value in enumerate(weights):
         if value.name in taken:
             value.name = f"{value.name}#{index}"

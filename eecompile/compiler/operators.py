@@ -12,6 +12,7 @@ __all__ = ["check_operators", "place_of"]
 
 _FLOW = "control flow, whose course depends on data"
 _SIZES = "the size of its result depends on data"
+_SEQUENCE = "it works on a sequence of tensors"
 _RANDOM = "it draws random numbers"
 _REFUSED = {
     "If": _FLOW,
@@ -22,12 +23,28 @@ _REFUSED = {
     "NonZero": _SIZES,
     "StringSplit": _SIZES,
     "Unique": _SIZES,
+    "ConcatFromSequence": _SEQUENCE,
+    "Optional": _SEQUENCE,
+    "OptionalGetElement": _SEQUENCE,
+    "OptionalHasElement": _SEQUENCE,
+    "SequenceAt": _SEQUENCE,
+    "SequenceConstruct": _SEQUENCE,
+    "SequenceEmpty": _SEQUENCE,
+    "SequenceErase": _SEQUENCE,
+    "SequenceInsert": _SEQUENCE,
+    "SequenceLength": _SEQUENCE,
+    "SequenceMap": _SEQUENCE,
+    "SplitToSequence": _SEQUENCE,
     "Bernoulli": _RANDOM,
     "Multinomial": _RANDOM,
     "RandomNormal": _RANDOM,
     "RandomNormalLike": _RANDOM,
     "RandomUniform": _RANDOM,
     "RandomUniformLike": _RANDOM,
+}
+_REMEDIES = {
+    _RANDOM: "pass the numbers as a condition",
+    _SEQUENCE: "replace it in the network's forward by Split and Concat",
 }
 _FROM_DATA = re.compile(r"\bz?u[f]?\d+\b")  # torch's names for sizes that it read from data
 
@@ -50,12 +67,13 @@ def check_operators(model: ir.Model, source: str) -> None:
         if reason is None and any(_FROM_DATA.search(_shape(value)) for value in node.outputs):
             reason = _SIZES
         if reason is not None:
+            remedy = _REMEDIES.get(
+                reason, "replace it in the network's forward, for example by torch.where"
+            )
             raise TraceError(
                 found=f"operator {node.op_type} in {source}{place_of(node)}: {reason}",
                 expected="a network that does the same steps whatever its inputs hold",
-                remedy="pass the numbers as a condition"
-                if reason == _RANDOM
-                else "replace it in the network's forward, for example by torch.where",
+                remedy=remedy,
             )
 
 

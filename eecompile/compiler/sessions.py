@@ -9,6 +9,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from eecompile.errors import BackendError
+
 __all__ = ["optimised_graph", "run_session", "session_from_graph"]
 
 
@@ -19,7 +21,7 @@ def session_from_graph(path: Path) -> onnxruntime.InferenceSession:
     """
     options = _options(onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL)
     options.add_session_config_entry("session.disable_prepacking", "1")
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return _session(path, options)
 
 
 def optimised_graph(path: Path, output: Path) -> None:
@@ -33,7 +35,7 @@ def optimised_graph(path: Path, output: Path) -> None:
     prefix = "session.optimized_model_external_initializers"
     options.add_session_config_entry(f"{prefix}_file_name", f"{output.stem}.bin")
     options.add_session_config_entry(f"{prefix}_min_size_in_bytes", "256")
-    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    _session(path, options)
 
 
 def run_session(
@@ -47,9 +49,21 @@ def run_session(
     return results
 
 
+def _session(path: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors share no base class
+        raise BackendError(
+            found=f"{path.name} refused by ONNX Runtime {onnxruntime.__version__} "
+            f"({' '.join(str(error).split())[:300]})",
+            expected="a graph that it can run, to verify it",
+            remedy="check that operator in the network, or upgrade onnxruntime",
+        ) from error
+
+
 def _options(level: onnxruntime.GraphOptimizationLevel) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = level
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is raised, not printed
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import re
+import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ import onnx_ir as ir
 import torch
 from onnxscript import opset23
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
 from eecompile.compiler.clean import clean
 from eecompile.compiler.masks import ExpandMasks
@@ -23,7 +27,8 @@ from eecompile.compiler.names import output_names
 from eecompile.compiler.numbering import NumberValues
 from eecompile.compiler.operators import check_operators, place_of
 from eecompile.compiler.verify import random_inputs
-from eecompile.errors import TraceError
+from eecompile.errors import EecompileError, TraceError
+from eecompile.interrupt import check
 from eecompile.networks import truncated
 from eecompile.networks.base import MultiExitNetwork
 from eecompile.runtime.interface import Interface
@@ -58,10 +63,33 @@ class Exits(nn.Module):
         """
         for value in inputs:  # else each input's batch would be a size of its own
             torch._check(value.shape[0] == inputs[0].shape[0])  # type: ignore[no-untyped-call]
-        predictions = self.network(**dict(zip(self.names, inputs, strict=True)))
+        with _FourAxes():
+            predictions = self.network(**dict(zip(self.names, inputs, strict=True)))
         if self.parts == 1:
             return tuple(predictions)
         return tuple(part for whole in predictions for part in whole.chunk(self.parts, dim=1))
+
+
+class _FourAxes(TorchFunctionMode):
+    """Attention without an axis of heads, as attention with one head.
+
+    The exporter (onnxscript 0.7) takes queries of four axes only.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function is not scaled_dot_product_attention:
+            return function(*args, **kwargs)
+        names = ("query", "key", "value", "attn_mask")
+        given = {**dict(zip((*names, "dropout_p", "is_causal"), args, strict=False)), **kwargs}
+        if given["query"].ndim != 3:
+            return function(*args, **kwargs)
+        for name in names:
+            if isinstance(given.get(name), Tensor) and given[name].ndim == 3:
+                given[name] = given[name].unsqueeze(1)
+        return function(**given).squeeze(1)
 
 
 def graph_from_network(network: MultiExitNetwork, interface: Interface) -> ir.Model:
@@ -73,7 +101,8 @@ def graph_from_network(network: MultiExitNetwork, interface: Interface) -> ir.Mo
     Raises:
         TraceError: the network's outputs do not fit its exits, or it cannot be traced.
     """
-    arrays = random_inputs(interface, batch=2, timestep=interface.process.timesteps / 2, seed=0)
+    timestep = interface.process.timesteps / 2
+    arrays = random_inputs(interface, 2, timestep, seed=0, shape=_traced_shape(interface))
     inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
     outputs = [name for depth in interface.exits for name in output_names(interface, depth)]
     _check_outputs(network, inputs, interface)
@@ -90,7 +119,8 @@ def graph_from_network(network: MultiExitNetwork, interface: Interface) -> ir.Mo
                 custom_translation_table={torch.ops.aten.squeeze.dim: _squeeze},
                 verbose=False,
             )
-    except Exception as error:  # torch.export raises many kinds
+    except (Exception, SystemExit) as error:  # torch.export raises many kinds
+        check()
         raise _explained(error, interface) from error
     assert traced is not None
     model: ir.Model = traced.model
@@ -106,10 +136,13 @@ def graph_from_network(network: MultiExitNetwork, interface: Interface) -> ir.Mo
 
 def _plain_names(model: ir.Model) -> None:
     """Name the weights as the network does, not as what wraps it."""
+    made = [value for node in model.graph for value in node.outputs]
+    taken = {value.name for value in (*model.graph.inputs, *made)} | set(model.graph.initializers)
     for value in list(model.graph.initializers.values()):
         name = (value.name or "").removeprefix("network.").removeprefix("network.")
-        if name not in model.graph.initializers:
+        if name not in taken:
             value.name = name
+            taken.add(name)
 
 
 def _squeeze(self: Any, dim: int) -> Any:
@@ -122,6 +155,15 @@ def _squeeze(self: Any, dim: int) -> Any:
         return opset23.Identity(self)
     squeeze: Any = opset23.Squeeze  # typed for arrays, called with values of a graph
     return squeeze(self, [dim])
+
+
+def _traced_shape(interface: Interface) -> tuple[int, ...]:
+    """The shape to trace with: free axes longer than one multiple, which would stay fixed."""
+    shape, free = list(interface.state.shape), interface.state.resizable
+    for axis in free.axes if free else ():
+        assert free is not None
+        shape[axis] = max(shape[axis], 2 * free.multiple)
+    return tuple(shape)
 
 
 def _dynamic_shapes(inputs: Mapping[str, Tensor], interface: Interface) -> dict[str, Any]:
@@ -141,7 +183,10 @@ def _check_outputs(
     try:
         with torch.no_grad():
             predictions = network(**inputs)
-    except Exception as error:  # the network's own
+    except EecompileError:
+        raise
+    except (Exception, SystemExit) as error:  # the network's own
+        check()
         raise TraceError(
             found=f"a network that fails on {_shapes(inputs)}"
             f" ({_first_line(error)}){_place(error)}",
@@ -210,7 +255,7 @@ def _one_size(why: str, interface: Interface) -> TraceError:
     )
 
 
-def _explained(error: Exception, interface: Interface) -> TraceError:
+def _explained(error: BaseException, interface: Interface) -> TraceError:
     """What went wrong in a trace, in one sentence: the operator, and where it comes from."""
     causes = list(_causes(error))
     text = " ".join(str(cause) for cause in causes)
@@ -276,16 +321,18 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's warnings about packages that the network does not use."""
+    """Without the exporter's warnings, and without the graph that it prints where it fails."""
     names = ("torch.onnx", "torch.fx.experimental.symbolic_shapes")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
+    printed = io.StringIO()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(printed):
             warnings.simplefilter("ignore")
             yield
+        sys.stderr.write(printed.getvalue())  # the network's own
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

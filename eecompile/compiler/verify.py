@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from eecompile.compiler.progress import Report, silent
 from eecompile.errors import EecompileError, VerificationError
+from eecompile.interrupt import check
 from eecompile.recipe import Tolerance
 from eecompile.runtime.interface import Interface
 
@@ -18,6 +19,7 @@ __all__ = [
     "Evaluate",
     "Inputs",
     "Outputs",
+    "check_independent",
     "check_points",
     "compare",
     "random_inputs",
@@ -90,7 +92,8 @@ def random_inputs(
 def verification_points(interface: Interface) -> list[Inputs]:
     """Inputs at small, middle and large timesteps, and two batch sizes.
 
-    Where samples may have other shapes: also with each free axis at either bound.
+    The larger batch holds the bounds of integer conditions and what stands for "no
+    condition". Where samples may have other shapes: also each free axis at either bound.
     """
     timesteps, batches = check_points(interface.process.timesteps)
     points: list[Inputs] = [
@@ -98,6 +101,9 @@ def verification_points(interface: Interface) -> list[Inputs]:
         for timestep in timesteps
         for batch in batches
     ]
+    for point in points:
+        if len(point["x"]) == 3:
+            _set_bounds(interface, point)
     free = interface.state.resizable
     for index, axis in enumerate(free.axes if free else ()):
         assert free is not None
@@ -105,6 +111,16 @@ def verification_points(interface: Interface) -> list[Inputs]:
             shape = [*interface.state.shape[:axis], length, *interface.state.shape[axis + 1 :]]
             points.append(random_inputs(interface, 1, timesteps[1], index, shape))
     return points
+
+
+def _set_bounds(interface: Interface, point: Mapping[str, NDArray[np.generic]]) -> None:
+    """In a batch of three: integers at their bounds, and what stands for "no condition"."""
+    for name, spec in interface.conditions.items():
+        if spec.dtype == "int64" and spec.range:
+            bounds = np.asarray(spec.range, np.int64)
+            point[name][:2] = bounds.reshape(2, *(1 for _ in spec.shape))
+        if spec.null is not None:
+            point[name][2] = np.asarray(spec.null, spec.dtype)
 
 
 def compare(
@@ -131,7 +147,8 @@ def compare(
     errors: dict[int, list[Error]] = {}
     for index, point in enumerate(points):
         report(f"verifying: {what}", index, len(points))
-        right, found = reference(point), _evaluate(point, candidate, what)
+        right = _evaluate(point, reference, f"the reference ({what})")
+        found = _evaluate(point, candidate, what)
         for depth, outputs in found.items():
             for expected in right[depth]:
                 if expected.shape != point["x"].shape:
@@ -144,6 +161,28 @@ def compare(
                 error = _check(depth, point, expected, output, tolerance, what)
                 errors.setdefault(depth, []).append(error)
     return {depth: worst_of(each) for depth, each in errors.items()}
+
+
+def check_independent(points: Sequence[Inputs], network: Evaluate, tolerance: Tolerance) -> None:
+    """Pass when a sample's outputs do not depend on what else is in its batch.
+
+    Raises:
+        VerificationError: they do, as with batch normalisation in training mode.
+    """
+    point = next(point for point in reversed(points) if len(point["x"]) > 1)
+    alone = {name: value[:1] for name, value in point.items()}
+    together, apart = _evaluate(point, network, "the network"), _evaluate(alone, network, "it")
+    for depth, outputs in apart.items():
+        for output, expected in zip(outputs, together[depth], strict=True):
+            difference = float(np.abs(output - expected[:1]).max())
+            size = float(np.abs(expected).max())
+            if difference > tolerance.absolute + tolerance.relative * size:
+                raise VerificationError(
+                    found=f"samples that depend on others in their batch at exit {depth}, by "
+                    f"{difference:.3g}",
+                    expected="outputs of each sample from that sample alone",
+                    remedy="look for means over the first axis in the network's forward",
+                )
 
 
 def worst_of(errors: Sequence[Error]) -> Error:
@@ -160,11 +199,13 @@ def _evaluate(point: Inputs, candidate: Evaluate, what: str) -> Outputs:
         return candidate(point)
     except EecompileError:
         raise
-    except Exception as error:  # a runtime's errors share no base class
+    except (Exception, SystemExit) as error:  # a runtime's errors share no base class
+        check()
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise VerificationError(
-            found=f"{what} failing at input shape {list(point['x'].shape)}: {error}",
-            expected="graphs that run at every batch size",
-            remedy="check the shapes in the network's forward",
+            found=f"{what} failing at input shape {list(point['x'].shape)} ({lines[0][:300]})",
+            expected="a network that takes every batch size, and all values of its conditions",
+            remedy="check the shapes in the network's forward, and the conditions' range and null",
         ) from error
 
 

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from eecompile.errors import CheckpointError
 
-__all__ = ["checkpoint_digest", "state_from_file"]
+__all__ = ["check_file", "checkpoint_digest", "state_from_file"]
 
 _NEEDS_CODE = re.compile(r"GLOBAL (\S+)|Unsupported (?:global|class)|Can only")
+_DENSE = torch.strided
 # Averaged weights first: they are what published samples are made with.
 _KEYS = ("ema", "model_ema", "model", "state_dict")
 
@@ -37,12 +38,7 @@ def state_from_file(path: Path, key: str | None = None) -> dict[str, Tensor]:
         CheckpointError: the file is missing or unreadable, would run code when read,
             or holds no state_dict.
     """
-    if not path.is_file():
-        raise CheckpointError(
-            found=f"no checkpoint at {path}",
-            expected="the file that network.checkpoint names, relative to the recipe",
-            remedy="mend the path, pass --checkpoint, or train the network first",
-        )
+    check_file(path)
     try:
         content = load_file(path) if path.suffix == ".safetensors" else _load(path)
     except Exception as error:  # torch and safetensors raise many kinds
@@ -50,6 +46,20 @@ def state_from_file(path: Path, key: str | None = None) -> dict[str, Tensor]:
             raise _refused(path, error) from error
         raise _unreadable(path, error) from error
     return dict(_state(content, key, path))
+
+
+def check_file(path: Path) -> None:
+    """Pass when there is a file.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if not path.is_file():
+        raise CheckpointError(
+            found=f"no checkpoint at {path}",
+            expected="the file that network.checkpoint names, relative to the recipe",
+            remedy="mend the path, pass --checkpoint, or train the network first",
+        )
 
 
 def checkpoint_digest(path: Path) -> str:
@@ -92,6 +102,13 @@ def _state(content: Any, key: str | None, path: Path) -> Mapping[str, Tensor]:
             expected=f"one, alone or under {key!r}" if key else f"one, alone or under {_KEYS}",
             remedy="name its entry in network.checkpoint_key, or save network.state_dict()",
         )
+    odd = [name for name, value in content.items() if value.is_meta or value.layout != _DENSE]
+    if odd:
+        raise CheckpointError(
+            found=f"{len(odd)} tensors in {path} without plain data ({', '.join(odd[:3])})",
+            expected="dense tensors with their values",
+            remedy="save them on the CPU, with .to_dense() where they are sparse",
+        )
     return content
 
 
@@ -118,6 +135,8 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
             remedy="load it with torch.jit.load, and save its state_dict",
         )
     lines = str(error).strip().splitlines() or [type(error).__name__]
+    if "weights_only" in lines[0]:  # torch's advice to run what is in the file
+        lines = ["no archive of tensors that torch.save wrote"]
     kind = "safetensors" if isinstance(error, SafetensorError) else "checkpoint"
     return CheckpointError(
         found=f"{path}, which is no whole {kind} file ({lines[0]})",

@@ -7,18 +7,21 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from eecompile.errors import CheckpointError, EecompileError, RecipeError
+from eecompile.interrupt import check
 from eecompile.networks.base import MultiExitNetwork
-from eecompile.networks.checkpoint import state_from_file
-from eecompile.networks.truncated import Truncated
+from eecompile.networks.checkpoint import check_file, state_from_file
+from eecompile.networks.truncated import Renamed, Truncated
 from eecompile.recipe import NetworkRecipe
 
-__all__ = ["load_network"]
+__all__ = ["importable", "load_network"]
+
+_FOLDERS: set[str] = set()  # in which factories were looked for
 
 
 def load_network(recipe: NetworkRecipe, folder: Path) -> MultiExitNetwork:
@@ -36,15 +39,18 @@ def load_network(recipe: NetworkRecipe, folder: Path) -> MultiExitNetwork:
     """
     assert recipe.factory, "a recipe with files has no torch network"
     assert recipe.checkpoint
+    path = folder / recipe.checkpoint
+    check_file(path)  # before a large network is made for nothing
     factory = _factory(recipe.factory, folder)
     network = _make(factory, recipe)
-    path = folder / recipe.checkpoint
     _fill(network, state_from_file(path, recipe.checkpoint_key), path)
     network.float().eval()
     for parameter in network.parameters():
         parameter.requires_grad_(False)
+    if recipe.blocks is None and recipe.arguments:
+        return Renamed(cast("MultiExitNetwork", network), recipe.arguments).eval()
     if recipe.blocks is None:
-        return network  # type: ignore[return-value]
+        return cast("MultiExitNetwork", network)
     return Truncated(
         network, exits=recipe.exits, blocks=recipe.blocks, arguments=recipe.arguments
     ).eval()
@@ -53,11 +59,13 @@ def load_network(recipe: NetworkRecipe, folder: Path) -> MultiExitNetwork:
 def _factory(name: str, folder: Path) -> Callable[..., Any]:
     module_name, _, attribute = name.partition(":")
     try:
-        with _importable(folder):
+        with importable(folder):
             module = importlib.import_module(module_name)
     except (ModuleNotFoundError, ValueError) as error:
+        check()
         raise _unknown(name, error) from error
-    except Exception as error:  # the module is the user's
+    except (Exception, SystemExit) as error:  # the module is the user's
+        check()
         raise RecipeError(
             found=f"the module of network.factory = {name!r} failing ({_summary(error)})",
             expected="a module that can be imported",
@@ -91,7 +99,8 @@ def _make(factory: Callable[..., Any], recipe: NetworkRecipe) -> nn.Module:
         network = factory(**exits, **recipe.options)
     except EecompileError:
         raise
-    except Exception as error:  # the factory is the user's
+    except (Exception, SystemExit) as error:  # the factory is the user's
+        check()
         raise RecipeError(
             found=f"{recipe.factory} failing ({_summary(error)})",
             expected=f"a network from the arguments {sorted({*exits, *recipe.options})}",
@@ -112,14 +121,15 @@ def _make(factory: Callable[..., Any], recipe: NetworkRecipe) -> nn.Module:
 
 
 @contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Modules in ``folder`` can be imported, also where another folder had one of the name."""
+def importable(folder: Path) -> Iterator[None]:
+    """Modules in ``folder`` can be imported, also where another recipe's folder had the name."""
     place = str(folder.absolute())
     for path in folder.glob("*.py"):
         known = getattr(sys.modules.get(path.stem), "__file__", None)
-        # What was found beside another recipe: its folder is not on the path any more.
-        if known and not path.samefile(known) and str(Path(known).parent) not in sys.path:
+        beside = known and str(Path(known).parent)
+        if beside in _FOLDERS and beside != place:
             del sys.modules[path.stem]
+    _FOLDERS.add(place)
     sys.path.insert(0, place)
     try:
         yield
@@ -203,7 +213,7 @@ def _tied(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str
     return {name: state[twin] for name, twin in found.items() if twin is not None}
 
 
-def _summary(error: Exception) -> str:
+def _summary(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from eecompile.errors import RecipeError
-from eecompile.networks.base import check_exits
+from eecompile.networks.base import MultiExitNetwork, check_exits
 
-__all__ = ["Truncated"]
+__all__ = ["Renamed", "Truncated"]
 
 
 class _Cut:
@@ -38,7 +39,7 @@ class _Cut:
             if self.done is None:
                 return run(*args, **kwargs)
             if index >= self.depth and len(self.done) >= self.depth:
-                return self.done[self.depth - 1]
+                return _copied(self.done[self.depth - 1])
             if index > len(self.done) or not (torch.compiler.is_exporting() or self._next(index)):
                 raise RecipeError(
                     found=f"block {index + 1} running after {len(self.done)} others",
@@ -46,8 +47,10 @@ class _Cut:
                     remedy="write a module that returns a prediction an exit",
                 )
             if index == len(self.done):
-                self.done.append(run(*args, **kwargs))
-            return self.done[index]
+                result = run(*args, **kwargs)
+                self.done.append(_copied(result))
+                return result
+            return _copied(self.done[index])
 
         return forward
 
@@ -95,20 +98,53 @@ class Truncated(nn.Module):
                 if cut.done is None or not torch.compiler.is_exporting():
                     cut.done = []
                 cut.depth = depth
-                predictions.append(_tensor(self.network(**self._call(inputs))))
+                predictions.append(_tensor(self.network(**named(self.arguments, inputs))))
+                if len(cut.done) < depth:
+                    raise RecipeError(
+                        found=f"{len(cut.done)} of the blocks running where {depth} should",
+                        expected="every block called as a module, in the order of the list",
+                        remedy="call them in the network's forward, or write a module that "
+                        "returns a prediction an exit",
+                    )
         finally:
             cut.depth, cut.done = self.exits[-1], None
         return tuple(reversed(predictions))
 
-    def _call(self, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
-        call: dict[str, Any] = {}
-        for name, value in inputs.items():
-            outer, _, inner = self.arguments.get(name, name).partition(".")
-            if inner:
-                call.setdefault(outer, {})[inner] = value
-            else:
-                call[outer] = value
-        return call
+
+class Renamed(nn.Module):
+    """A multi-exit network whose forward has other names for its inputs.
+
+    Args:
+        network: a :class:`eecompile.networks.base.MultiExitNetwork`.
+        arguments: its name for an input, by ours, as in :class:`Truncated`.
+    """
+
+    def __init__(self, network: MultiExitNetwork, arguments: Mapping[str, str]) -> None:
+        super().__init__()
+        self.network = network
+        self.exits = network.exits
+        self.arguments = dict(arguments)
+
+    def forward(self, **inputs: Tensor) -> Any:
+        """One prediction an exit, shallowest first; see MultiExitNetwork."""
+        return self.network(**named(self.arguments, inputs))
+
+
+def named(arguments: Mapping[str, str], inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The inputs under the network's names; ``a.b`` is entry ``b`` of the dictionary ``a``."""
+    call: dict[str, Any] = {}
+    for name, value in inputs.items():
+        outer, _, inner = arguments.get(name, name).partition(".")
+        if inner:
+            call.setdefault(outer, {})[inner] = value
+        else:
+            call[outer] = value
+    return call
+
+
+def _copied(result: Any) -> Any:
+    """With its tensors copied, for blocks and modules that change them in place."""
+    return tree_map_only(Tensor, Tensor.clone, result)
 
 
 def _blocks(network: nn.Module, name: str) -> list[nn.Module]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -75,7 +76,8 @@ def open_engine(folder: Path, threads: int | None = None) -> tuple[Engine, Engin
 
     Args:
         folder: what ``eecompile build`` wrote.
-        threads: threads of one evaluation; None takes the target's.
+        threads: threads of one evaluation, at most the machine's processors; None takes
+            the target's.
 
     Raises:
         BundleError: the folder is no intact engine set.
@@ -108,5 +110,6 @@ def engine_from_manifest(
             expected="0 (the physical cores) or more",
             remedy="choose another number of threads",
         )
+    chosen = min(chosen, os.cpu_count() or 1)  # more only wait for one another
     engine: Engine = module.open_backend(folder, manifest, chosen)
     return engine

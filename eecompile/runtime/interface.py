@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
 import msgspec
@@ -103,6 +103,9 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         return found
 
 
+_LARGEST = {"int64": 2.0**63, "float32": float(np.finfo(np.float32).max)}
+
+
 class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """An input of the network beside the state and the timestep: [B, *shape].
 
@@ -139,12 +142,31 @@ class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
                 expected="an ascending range that holds the default",
                 remedy="mend either",
             )
+        self._check_numbers()
         if self.names and len(self.names) != high - low + 1:
             raise RecipeError(
                 found=f"{len(self.names)} names in a condition with range {self.range}",
                 expected="a name for each value of the range",
                 remedy="give as many names as there are values",
             )
+
+    def _check_numbers(self) -> None:
+        """Pass when bounds, default and null are finite, and whole where integers are taken."""
+        for what, values in (
+            ("range", self.range or ()),
+            ("default", (self.default,)),
+            ("null", (self.null,)),
+        ):
+            for value in values:
+                if value is None or isinstance(value, str):
+                    continue
+                finite = abs(value) < _LARGEST[self.dtype]
+                if not finite or (self.dtype == "int64" and value != int(value)):
+                    raise RecipeError(
+                        found=f"{what} {value} in a condition of dtype {self.dtype}",
+                        expected="finite numbers that this dtype holds",
+                        remedy=f"mend {what}, or dtype",
+                    )
 
     def values(
         self, name: str, given: ArrayLike | None, samples: Sequence[int]
@@ -163,7 +185,14 @@ class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         shape = (len(samples), *self.shape)
         if given is None:
             return self._default(name, samples, shape)
-        array = np.asarray(given)
+        try:
+            array = np.asarray(given)
+        except ValueError as error:  # nested lists of unequal lengths
+            raise ConditionError(
+                found=f"condition {name!r} in lists of unequal lengths",
+                expected=f"{self.dtype} of shape {list(self.shape)} or {list(shape)}",
+                remedy="give an array",
+            ) from error
         fits = array.shape in (self.shape, shape) and array.dtype.kind in "iuf"
         if not fits or (self.dtype == "int64" and array.dtype.kind == "f"):
             raise ConditionError(
@@ -172,6 +201,12 @@ class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
                 remedy="give one value for all samples, or one for each",
             )
         self._check_range(name, array)
+        if not np.isfinite(array).all():
+            raise ConditionError(
+                found=f"condition {name!r} with NaN or infinity",
+                expected="finite numbers",
+                remedy="check where they come from",
+            )
         return np.broadcast_to(array, shape).astype(self.dtype)
 
     def nulls(
@@ -277,6 +312,25 @@ class Interface(msgspec.Struct, frozen=True, kw_only=True):
         """What an exit gives: ``prediction``, and ``variance`` where it is learned."""
         learned = self.process.variance == "learned_range"
         return ("prediction", "variance") if learned else ("prediction",)
+
+    def check_conditions(self, names: Iterable[str], what: str = "condition") -> None:
+        """Pass when all ``names`` are conditions.
+
+        Args:
+            names: of conditions.
+            what: they are given for, for the message.
+
+        Raises:
+            ConditionError: one is not.
+        """
+        known = sorted(self.conditions)
+        for name in names:
+            if name not in self.conditions:
+                raise ConditionError(
+                    found=f"{what} {name!r}",
+                    expected=f"one of {known}" if known else "no conditions",
+                    remedy="remove or rename it",
+                )
 
     def cost(self, depth: int) -> float:
         """What evaluating the exit ``depth`` costs, relative to the deepest."""

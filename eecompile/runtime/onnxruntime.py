@@ -94,7 +94,7 @@ def _options(runtime: Any, threads: int) -> onnxruntime.SessionOptions:
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is raised, not printed
     # Threads spin within a run and sleep between runs: those of an idle session would
     # take the cores from the one that works. A pool that all sessions share would do as
     # well, but onnxruntime then refuses every session of the host that has its own.

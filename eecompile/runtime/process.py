@@ -21,6 +21,7 @@ __all__ = ["Betas", "Prediction", "Process", "Variance"]
 Betas = Literal["linear", "scaled_linear", "cosine"]
 Prediction = Literal["epsilon", "sample", "v_prediction"]
 Variance = Literal["fixed_small", "fixed_large", "learned_range"]
+_SMALLEST = 1e-15  # share of variance with which float64 still computes
 
 
 class Process(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -52,10 +53,10 @@ class Process(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     variance: Variance = "fixed_small"
 
     def __post_init__(self) -> None:
-        if self.timesteps < 1:
+        if not 1 <= self.timesteps <= 100_000:
             raise RecipeError(
                 found=f"process.timesteps = {self.timesteps}",
-                expected="at least 1",
+                expected="1 to 100,000",
                 remedy="give the number of timesteps that the network was trained with",
             )
         if not 0 < self.beta_start <= self.beta_end < 1:
@@ -63,6 +64,15 @@ class Process(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
                 found=f"process betas from {self.beta_start} to {self.beta_end}",
                 expected="0 < beta_start <= beta_end < 1",
                 remedy="give the betas that the network was trained with",
+            )
+
+        bars = self.alpha_bar()
+        if 1 - bars[0] < _SMALLEST or bars[-1] < _SMALLEST**2:
+            raise RecipeError(
+                found=f"a process that leaves {bars[0]:g} of the data's variance at the first "
+                f"timestep and {bars[-1]:g} at the last",
+                expected="some noise at the first, and some data at the last",
+                remedy="mend process.timesteps or the betas",
             )
 
     def beta_table(self) -> NDArray[np.float64]:

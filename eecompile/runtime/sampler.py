@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
@@ -12,7 +13,14 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eecompile.errors import ConditionError, NonFiniteError, ScheduleError, UsageError
+from eecompile.errors import (
+    BackendError,
+    ConditionError,
+    EecompileError,
+    NonFiniteError,
+    ScheduleError,
+    UsageError,
+)
 from eecompile.runtime.engine import Engine, open_engine
 from eecompile.runtime.handle import Handle
 from eecompile.runtime.interface import Interface
@@ -68,6 +76,7 @@ class Sampler(Handle):
     def __init__(self, engine: Engine, interface: Interface) -> None:
         self.engine = engine
         self.interface = interface
+        self._closed = False
 
     @classmethod
     def open(cls, path: str | PathLike[str], *, threads: int | None = None) -> Self:
@@ -87,6 +96,7 @@ class Sampler(Handle):
 
     def close(self) -> None:
         """Release the engines; the sampler cannot be used afterwards."""
+        self._closed = True
         self.engine.close()
 
     def schedule(self, schedule: Schedule | None = None) -> ExitSchedule:
@@ -110,8 +120,8 @@ class Sampler(Handle):
                     remedy="choose one of these, or give its depths",
                 )
             chosen = known[chosen]
-        elif isinstance(chosen, int):
-            chosen = ExitSchedule.constant(chosen)
+        elif isinstance(chosen, int | np.integer):
+            chosen = ExitSchedule.constant(int(chosen))
         elif not isinstance(chosen, ExitSchedule):
             chosen = ExitSchedule.from_slices(chosen)
         return chosen.check(self.interface.exits)
@@ -161,7 +171,7 @@ class Sampler(Handle):
             )
         chosen = SOLVERS[name] if isinstance(name, str) else name
         exits = self.schedule(schedule)
-        count = defaults.steps if steps is None else steps
+        count = defaults.steps if steps is None else _whole("steps", steps)
         return chosen(
             process,
             count,
@@ -238,7 +248,9 @@ class Sampler(Handle):
             UsageError: an argument is out of range, a condition unknown or wrong.
             NonFiniteError: the network returned NaN or infinity.
         """
-        _check_counts(n, seed, first)
+        if self._closed:
+            raise _closed()
+        n, seed, first = _counts(n, seed, first)
         samples = range(first, first + n)
         program = self.program(solver, steps, schedule)
         scale = self.interface.sampling.guidance if guidance is None else float(guidance)
@@ -247,6 +259,9 @@ class Sampler(Handle):
                 found=f"guidance {scale}", expected="a finite scale", remedy="1 means no guidance"
             )
         state = self.interface.state
+        self.interface.check_conditions(nulls or {}, "a null value for condition")
+        for name, value in (nulls or {}).items():  # checked even where guidance is 1
+            self.interface.conditions[name].nulls(name, samples, value)
         request = _Request(
             samples,
             seed,
@@ -322,18 +337,31 @@ class Sampler(Handle):
     def _evaluate(
         self, step: Step, x: Array, conditions: Mapping[str, NDArray[np.generic]]
     ) -> Sequence[Array]:
+        if self._closed:
+            raise _closed()
         t = np.full(len(x), step.timestep, np.float32)
-        return self.engine.evaluate(step.depth, x, t, conditions)
+        try:
+            outputs = self.engine.evaluate(step.depth, x, t, conditions)
+        except EecompileError:
+            raise
+        except Exception as error:  # backends' errors share no base class
+            raise BackendError(
+                found=f"exit {step.depth} failing at timestep {step.timestep:g}, batch {len(x)} "
+                f"({' '.join(str(error).split())[:300]})",
+                expected="an engine that evaluates these inputs",
+                remedy="check the conditions' values against what the network was trained with",
+            ) from error
+        if any(output.shape != x.shape for output in outputs):
+            raise BackendError(
+                found=f"outputs of shapes {[list(o.shape) for o in outputs]} at exit {step.depth}",
+                expected=f"the state's shape, {list(x.shape)}",
+                remedy="mend state.shape, or the network, and export again",
+            )
+        return outputs
 
     def _conditions(self, samples: range, given: Mapping[str, ArrayLike]) -> Inputs:
+        self.interface.check_conditions(given)
         known = self.interface.conditions
-        for name in given:
-            if name not in known:
-                raise ConditionError(
-                    found=f"condition {name!r}",
-                    expected=f"one of {sorted(known)}" if known else "no conditions",
-                    remedy="remove or rename it",
-                )
         return {name: spec.values(name, given.get(name), samples) for name, spec in known.items()}
 
     def _nulls(self, samples: range, given: Mapping[str, ArrayLike]) -> Inputs:
@@ -344,13 +372,6 @@ class Sampler(Handle):
                 expected="guidance 1",
                 remedy="sample without guidance",
             )
-        for name in given:
-            if name not in known:
-                raise ConditionError(
-                    found=f"a null value for condition {name!r}",
-                    expected=f"one of {sorted(known)}",
-                    remedy="remove or rename it",
-                )
         return {name: spec.nulls(name, samples, given.get(name)) for name, spec in known.items()}
 
 
@@ -363,16 +384,34 @@ def _scaled(noise: Array, bounds: tuple[float, float] | None, outputs: Sequence[
     return np.asarray(noise * np.exp(between / 2), np.float32)
 
 
-def _check_counts(n: int, seed: int, first: int) -> None:
+def _closed() -> UsageError:
+    return UsageError(
+        found="a sampler that is closed",
+        expected="an open one",
+        remedy="sample within its with statement, or open it again",
+    )
+
+
+def _counts(n: int, seed: int, first: int) -> tuple[int, int, int]:
     checks = (
         ("number of samples", n, 1, 2**32),
         ("seed", seed, 0, 2**64 - 1),
         ("index of the first sample", first, 0, 2**63),
     )
     for what, value, low, high in checks:
-        if not low <= value <= high:
+        if not low <= _whole(what, value) <= high:
             raise UsageError(
                 found=f"{what} {value}",
                 expected=f"{low} to {high}",
                 remedy="choose another",
             )
+    return int(n), int(seed), int(first)
+
+
+def _whole(what: str, value: int) -> int:
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise UsageError(
+            found=f"{what} {value!r}", expected="a whole number", remedy="pass an int"
+        ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
@@ -64,8 +65,16 @@ class ExitSchedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
         The form in which the ASE paper (arXiv 2408.05927) and its code give schedules.
         """
-        count = len(depths)
-        return cls(tuple(depths), tuple(index / count for index in range(1, count)))
+        try:
+            whole = tuple(operator.index(depth) for depth in depths)
+        except TypeError as error:
+            raise ScheduleError(
+                found=f"exit schedule {depths!r}",
+                expected="whole numbers, a depth for each slice of time",
+                remedy="name the exits to run",
+            ) from error
+        count = len(whole)
+        return cls(whole, tuple(index / count for index in range(1, count)))
 
     @classmethod
     def parse(cls, text: str) -> ExitSchedule:

@@ -241,6 +241,91 @@ def test_files_cannot_have_other_exits(write: Callable[..., Path], tmp_path: Pat
         bundle_from_recipe(path, tmp_path / "bundle", exits=(2,))
 
 
+@pytest.mark.parametrize("time", [TensorProto.INT64, TensorProto.INT32])
+def test_a_timestep_of_integers_is_converted(write: Callable[..., Path], time: int) -> None:
+    path = write(network([1], time=time), network([1, 2], time=time))
+    manifest = bundle_from_recipe(path, path.parent / "bundle")
+    assert all(exit_.worst_error < 1e-6 for exit_ in manifest.exits)
+
+
+def test_functions_of_a_file_are_inlined(write: Callable[..., Path]) -> None:
+    model = network([1], last="Twice", domain="own")
+    body = [helper.make_node("Add", ["a", "a"], ["b"])]
+    imports = [helper.make_opsetid("", 20)]
+    model.functions.append(helper.make_function("own", "Twice", ["a"], ["b"], body, imports))
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    path = write(model, network([1, 2]))
+    bundle = path.parent / "bundle"
+    bundle_from_recipe(path, bundle)
+    nodes = onnx.load(bundle / "exit-001.onnx").graph.node
+    assert {node.domain for node in nodes} == {""}
+
+
+def scalar_time(model: onnx.ModelProto) -> None:
+    del model.graph.input[1].type.tensor_type.shape.dim[:]
+
+
+def sequence(model: onnx.ModelProto) -> None:
+    last = model.graph.node[-1]
+    model.graph.node.insert(
+        len(model.graph.node) - 1, helper.make_node("SequenceConstruct", ["sum"], ["all"])
+    )
+    model.graph.node.insert(
+        len(model.graph.node) - 1,
+        helper.make_node("ConcatFromSequence", ["all"], ["again"], axis=0),
+    )
+    last.input[0] = "again"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(scalar_time, r"'timestep' of shape \[\]"), (sequence, "SequenceConstruct .* sequence")],
+)
+def test_what_cannot_be_joined_is_refused(
+    write: Callable[..., Path], change: Callable[[onnx.ModelProto], None], words: str
+) -> None:
+    model = network([1])
+    change(model)
+    path = write(model, network([1, 2]))
+    with pytest.raises(TraceError, match=words):
+        bundle_from_recipe(path, path.parent / "bundle")
+
+
+def test_external_data_that_is_cut_off_is_refused(write: Callable[..., Path]) -> None:
+    path = write(network([1]), network([1, 2]))
+    model = onnx.load(path.parent / "large.onnx")
+    onnx.save(
+        model,
+        path.parent / "large.onnx",
+        save_as_external_data=True,
+        location="large.bin",
+        size_threshold=100,
+    )
+    data = path.parent / "large.bin"
+    data.write_bytes(data.read_bytes()[:-100])
+    with pytest.raises(TraceError, match=r"large\.bin, which has \d+ bytes"):
+        bundle_from_recipe(path, path.parent / "bundle")
+
+
+def test_the_manifest_has_the_digest_of_every_source(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = write(network([1]), network([1, 2]))
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "large.onnx").rename(tmp_path / "deep" / "small.onnx")
+    path.write_text(RECIPE.replace("large.onnx", "deep/small.onnx"))
+    model = onnx.load(tmp_path / "deep" / "small.onnx")
+    onnx.save(
+        model,
+        tmp_path / "deep" / "small.onnx",
+        save_as_external_data=True,
+        location="large.bin",
+        size_threshold=100,
+    )
+    manifest = bundle_from_recipe(path, tmp_path / "bundle")
+    assert set(manifest.sources) == {"small.onnx", "deep/small.onnx", "deep/large.bin"}
+
+
 def test_an_output_of_another_shape_than_the_state_is_refused(
     write: Callable[..., Path], tmp_path: Path
 ) -> None:

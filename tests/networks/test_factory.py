@@ -11,7 +11,7 @@ import torch
 
 from eecompile.errors import RecipeError
 from eecompile.networks.load import load_network
-from tests.networks.conftest import Beside
+from tests.conftest import Beside
 from tests.networks.test_dit import TINY
 from tests.networks.test_load import assert_same, recipe, state_of
 

@@ -18,7 +18,7 @@ from eecompile.networks.base import MultiExitNetwork
 from eecompile.networks.load import load_network
 from eecompile.networks.truncated import Truncated
 from eecompile.recipe import NetworkRecipe
-from tests.networks.conftest import Beside
+from tests.conftest import Beside
 from tests.networks.test_dit import TINY, inputs, tiny
 
 State = dict[str, Tensor]

@@ -135,8 +135,9 @@ def test_guidance_extrapolates_from_the_null_condition() -> None:
 def test_schedules_come_in_every_form() -> None:
     sampler = fake()
     forms: list[Any] = ["full", 12, [12, 12], ExitSchedule((12, 12), (0.3,)), None]
+    forms += [np.int64(12), np.array([12, 12])]
     depths = [sampler.program(steps=5, schedule=form).depths for form in forms]
-    assert depths == [(12,) * 5] * 5
+    assert depths == [(12,) * 5] * len(forms)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -179,6 +180,15 @@ def test_a_real_engines_nan_is_reported(engine_sets: dict[str, Path]) -> None:
         ({"label": 1.5}, ConditionError, "float64"),
         ({"label": [1, 2, 3]}, ConditionError, r"shape \[3\]"),
         ({"label": "shoe"}, ConditionError, "'label'"),
+        ({"label": [[1, 2], [3]]}, ConditionError, "unequal lengths"),
+        ({"label": float("nan")}, ConditionError, "float64"),
+        ({"nulls": {"labels": 1}}, ConditionError, "a null value for condition 'labels'"),
+        ({"nulls": {"label": [1, 2, 3]}}, ConditionError, r"shape \[3\]"),
+        ({"seed": 1.5}, UsageError, "seed 1.5; expected a whole number"),
+        ({"n": 1.5}, UsageError, "number of samples 1.5"),
+        ({"steps": 2.5}, UsageError, "steps 2.5"),
+        ({"schedule": [3.5, 6]}, ScheduleError, "whole numbers"),
+        ({"solver": partial(ddim, eta=2)}, UsageError, "eta 2"),
         ({"labels": 1}, ConditionError, r"'labels'; expected one of \['label'\]"),
     ],
 )
@@ -357,3 +367,35 @@ def test_samples_may_have_another_shape_where_the_state_is_resizable() -> None:
             sampler.steps(1, schedule=12, shape=wrong)
     with pytest.raises(UsageError, match=r"shape \[6\]; expected \[5\]"):
         fake().steps(1, shape=(6,))
+
+
+@pytest.mark.parametrize("shape", [(1,), (5, 1), (2, 5)])
+def test_outputs_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    sampler = fake()
+    sampler.engine = FakeEngine((3, 6, 12), lambda *_: np.zeros(shape, np.float32))
+    with pytest.raises(BackendError, match="expected the state's shape"):
+        sampler.sample(1, steps=2)
+
+
+def test_what_a_backend_raises_is_a_sentence(engine_sets: dict[str, Path]) -> None:
+    with Sampler.open(engine_sets["per_exit"]) as sampler:
+        with pytest.raises(BackendError, match="exit 12 failing at timestep") as caught:
+            sampler.sample(1, steps=2, guidance=2, nulls={"label": 99})
+        assert "\n" not in str(caught.value)
+
+
+def test_a_closed_sampler_says_so(engine_sets: dict[str, Path]) -> None:
+    with Sampler.open(engine_sets["per_exit"]) as sampler:
+        steps = sampler.steps(1, steps=2)
+        next(steps)
+    with pytest.raises(UsageError, match="closed"):
+        sampler.sample(1)
+    with pytest.raises(UsageError, match="closed"):
+        next(steps)
+
+
+def test_threads_beyond_the_processors_are_not_made(engine_sets: dict[str, Path]) -> None:
+    tasks = Path("/proc/self/task")  # the threads of this process, on Linux
+    with Sampler.open(engine_sets["per_exit"], threads=5000) as sampler:
+        assert sampler.sample(1, steps=1).shape == (1, 1, 28, 28)
+        assert not tasks.is_dir() or len(list(tasks.iterdir())) < 1000

@@ -56,4 +56,6 @@ def compile_segments(
         optimised_graph(plain, fused)
         optimised[name] = ir.load(fused)
         store.add(optimised[name])
+        plain.unlink()
+        plain.with_suffix(".bin").unlink(missing_ok=True)
     store.save(folder, optimised)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from eecompile.errors import UsageError
 from eecompile.runtime.process import Process
 from eecompile.runtime.program import Program, Step, Term, Update
 from eecompile.runtime.solvers._common import (
@@ -35,7 +36,14 @@ def ddim(
         spacing: how the steps are spread over time.
         clip: bounds of the predicted data, or None. The predicted noise follows the
             clipped data (diffusers: ``use_clipped_model_output=True``).
+
+    Raises:
+        UsageError: ``eta``, ``steps`` or ``spacing`` is out of range.
     """
+    if not 0 <= eta <= 1:
+        raise UsageError(
+            found=f"eta {eta}", expected="0 to 1", remedy="0 is deterministic, 1 is as DDPM"
+        )
     table = process.alpha_bar()
     visited = timesteps_for(process, steps, spacing)
     program = []
