@@ -29,6 +29,7 @@ __all__ = [
     "ExitGraph",
     "ExitPlan",
     "FileRecord",
+    "PointError",
     "Segment",
     "Sharing",
     "exit_graph_name",
@@ -139,11 +140,21 @@ class Segment(_Frozen, frozen=True, kw_only=True):
     key: str
 
 
+class PointError(_Frozen, frozen=True, kw_only=True):
+    """How far an exit is from its reference in one evaluation; see :class:`ExitGraph`."""
+
+    timestep: float
+    batch: int
+    worst: float
+    mean: float
+    relative: float
+
+
 class ExitPlan(_Frozen, frozen=True, kw_only=True):
     """How to evaluate an exit: segments to run in order, and the tensors that result.
 
     ``outputs`` are named in the order of the interface's outputs; the errors are as in
-    :class:`ExitGraph`, to the bundle's graph.
+    :class:`ExitGraph`, to the bundle's graph, and once more for each evaluation.
     """
 
     depth: int
@@ -152,6 +163,7 @@ class ExitPlan(_Frozen, frozen=True, kw_only=True):
     worst_error: float
     mean_error: float
     relative_error: float
+    points: tuple[PointError, ...] = ()
 
 
 class EngineManifest(_Frozen, frozen=True, kw_only=True):

@@ -117,17 +117,26 @@ def build(
         Path | None, typer.Option("-o", "--output", help="Engine set; default out/NETWORK/TARGET.")
     ] = None,
     force: Force = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be built and why; write nothing.")
+    ] = False,
 ) -> None:
     """Build the engines of a bundle for a target, and verify them."""
     from eecompile.recipe import DEFAULT_TARGET, load_target
-    from eecompile.report import engine_report
+    from eecompile.report import engine_report, planned_report
 
     chosen = DEFAULT_TARGET if target is None else load_target(target)
     folder = output or Path("out") / open_bundle(bundle).interface.name / chosen.name
     with _phases() as report:
         with _extra("build"):
-            from eecompile.compiler.build import engine_set_from_bundle
-        built = engine_set_from_bundle(bundle, chosen, folder, force=force, report=report)
+            from eecompile.compiler.build import engine_set_from_bundle, planned_build
+        if dry_run:
+            planned = planned_build(bundle, chosen, folder, force=force, report=report)
+        else:
+            built = engine_set_from_bundle(bundle, chosen, folder, force=force, report=report)
+    if dry_run:
+        out.print(planned_report(planned.reasons, planned.segments))
+        return
     if not built.up_to_date:
         out.print(engine_report(built.manifest))
     _say(f"engine set{', up to date' if built.up_to_date else ''}: {folder}")
@@ -302,10 +311,11 @@ def _extra(name: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
+        extra = "cpu" if error.name == "onnxruntime" else name
         raise BackendError(
             found=f"no package {error.name}",
-            expected=f"the packages of eecompile's extra {name!r}",
-            remedy=f"pip install 'eecompile[{name}]'",
+            expected=f"the packages of eecompile's extra {extra!r}",
+            remedy=f"pip install 'eecompile[{extra}]'",
         ) from error
 
 

@@ -25,7 +25,18 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["PROBES", "YES", "Answer", "Cpu", "Finding", "Gpu", "cpu", "gpus_from_csv", "short"]
+__all__ = [
+    "PROBES",
+    "YES",
+    "Answer",
+    "Cpu",
+    "Finding",
+    "Gpu",
+    "cpu",
+    "gpus",
+    "gpus_from_csv",
+    "short",
+]
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -112,6 +123,11 @@ def cpu() -> Cpu:
         cores=len(usable) or os.cpu_count() or 1,
         instructions=tuple(name for flag, name in _INSTRUCTIONS.items() if flag in flags),
     )
+
+
+def gpus() -> tuple[Gpu, ...]:
+    """The NVIDIA GPUs of this machine; none where there is no driver."""
+    return _gpus().gpus
 
 
 def _gpus() -> Finding:

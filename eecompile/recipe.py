@@ -204,7 +204,7 @@ class Target(_Strict, frozen=True, kw_only=True):
     """
 
     name: Name
-    backend: Literal["onnxruntime", "openvino", "tensorrt-rtx"]
+    backend: Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     layout: Literal["chained", "per_exit"] = "per_exit"
     batch: BatchProfile = BatchProfile()

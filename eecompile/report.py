@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -15,7 +15,14 @@ from eecompile.probes import Answer, Gpu
 from eecompile.runtime.interface import Condition, Interface
 from eecompile.runtime.schedule import ExitSchedule
 
-__all__ = ["bundle_report", "doctor_report", "engine_report", "exits_table", "human_bytes"]
+__all__ = [
+    "bundle_report",
+    "doctor_report",
+    "engine_report",
+    "exits_table",
+    "human_bytes",
+    "planned_report",
+]
 
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 30  # columns of a schedule's chart
@@ -124,7 +131,38 @@ def engine_report(manifest: EngineManifest) -> RenderableType:
         errors = (plan.worst_error, plan.relative_error, plan.mean_error)
         exits.add_row(str(plan.depth), run, *(f"{error:.1e}" for error in errors))
     interface = manifest.interface
-    return Group(_facts(facts | _inputs(interface)), segments, exits, _schedules(interface))
+    inputs = _facts(facts | _inputs(interface))
+    return Group(inputs, segments, exits, _points(manifest), _schedules(interface))
+
+
+def _points(manifest: EngineManifest) -> Table:
+    """Relative error of each exit at each timestep that was checked, over all batches."""
+    table = Table(title="relative error by timestep", title_justify="left")
+    table.add_column("t", justify="right")
+    for plan in manifest.exits:
+        table.add_column(f"exit {plan.depth}", justify="right")
+    for timestep in sorted({p.timestep for plan in manifest.exits for p in plan.points}):
+        errors = (
+            max(p.relative for p in plan.points if p.timestep == timestep)
+            for plan in manifest.exits
+        )
+        table.add_row(f"{timestep:g}", *(f"{error:.1e}" for error in errors))
+    return table
+
+
+def planned_report(
+    reasons: Sequence[str], segments: Sequence[tuple[str, Sequence[int], int, bool]]
+) -> RenderableType:
+    """What a build would do: why, and for each segment (file, exits, bytes, reused) what."""
+    if not reasons:
+        return Text("up to date: nothing would be built")
+    table = Table(title="segments", title_justify="left")
+    for heading in ("segment", "exits that need it", "weights", "engine"):
+        table.add_column(heading)
+    for file, exits, size, reused in segments:
+        engine = Text("kept", style="green") if reused else Text("built")
+        table.add_row(Text(file), " ".join(map(str, exits)), human_bytes(size), engine)
+    return Group(Text("would be built, because of"), *(Text(f"  {r}") for r in reasons), table)
 
 
 def doctor_report(report: Report) -> RenderableType:

@@ -18,12 +18,14 @@ from eecompile.bundle import (
     BundleManifest,
     EngineManifest,
     ExitPlan,
+    Segment,
     older_identity,
     open_bundle,
     open_engine_set,
     records,
     write_manifest,
 )
+from eecompile.compiler.emulation import emulate_bfloat16
 from eecompile.compiler.identity import name_by_content
 from eecompile.compiler.merge import exit_outputs, merged_exits
 from eecompile.compiler.names import output_names
@@ -33,9 +35,10 @@ from eecompile.compiler.partition import (
     check_parts,
     per_exit_parts,
 )
-from eecompile.compiler.precision import lowered
+from eecompile.compiler.precision import first_non_finite, lowered
 from eecompile.compiler.progress import Report, silent
 from eecompile.compiler.segments import (
+    Apart,
     Backend,
     SegmentStore,
     backend_for,
@@ -51,13 +54,18 @@ from eecompile.compiler.verify import (
     compare,
     verification_points,
 )
-from eecompile.errors import BundleError, OutputExistsError
+from eecompile.errors import (
+    BundleError,
+    NonFiniteError,
+    OutputExistsError,
+    VerificationError,
+)
 from eecompile.folders import new_folder
 from eecompile.recipe import Target, load_target
 from eecompile.runtime.engine import Engine, engine_from_manifest
 from eecompile.runtime.interface import Interface
 
-__all__ = ["Built", "engine_set_from_bundle"]
+__all__ = ["Built", "PlannedBuild", "PlannedSegment", "engine_set_from_bundle", "planned_build"]
 
 
 class Built(NamedTuple):
@@ -98,16 +106,20 @@ def engine_set_from_bundle(
     source = open_bundle(bundle)
     backend = backend_for(wanted)
     backend.check(wanted)
-    fingerprint = _fingerprint(source, wanted, backend.versions())
+    fingerprint = _fingerprint(source, wanted, _ingredients(backend))
     existing = _existing(output)
     if existing and existing.fingerprint == fingerprint and not force:
         return Built(existing, up_to_date=True)
     identity = _identity(existing) if existing else older_identity(output)
     same = identity == (source.interface.name, wanted.name)
+    store = SegmentStore(output, existing)
     with new_folder(output, replaces=force or same) as folder:
-        store = SegmentStore(output, existing)
-        job = _Job(folder, bundle, source, wanted, backend, store, report)
-        manifest = _build(job, fingerprint)
+        try:
+            job = _Job(folder, bundle, source, wanted, backend, store, report)
+            manifest = _build(job, fingerprint)
+        except BaseException:
+            store.tidy()
+            raise
     store.clear()
     return Built(manifest, up_to_date=False)
 
@@ -119,6 +131,61 @@ def _check_output(bundle: Path, output: Path) -> None:
             expected="an output folder of its own",
             remedy="choose another, such as out/NETWORK/TARGET",
         )
+
+
+class PlannedSegment(NamedTuple):
+    """A segment that a build would write, and whether its engine is there already."""
+
+    file: str
+    exits: tuple[int, ...]
+    bytes: int
+    reused: bool
+
+
+class PlannedBuild(NamedTuple):
+    """What a build would do: nothing where there is no reason; its segments."""
+
+    reasons: tuple[str, ...]
+    segments: tuple[PlannedSegment, ...]
+
+
+def planned_build(
+    bundle: Path,
+    target: Path | Target,
+    output: Path,
+    *,
+    force: bool = False,
+    report: Report = silent,
+) -> PlannedBuild:
+    """What :func:`engine_set_from_bundle` would do with the same arguments, and why.
+
+    Nothing is written at ``output``.
+
+    Raises:
+        EecompileError: as for building, but that nothing is verified.
+    """
+    wanted = target if isinstance(target, Target) else load_target(target)
+    _check_output(bundle, output)
+    report("checking the bundle")
+    source, backend, existing = open_bundle(bundle), backend_for(wanted), _existing(output)
+    backend.check(wanted)
+    reasons = _reasons(existing, source, wanted, _ingredients(backend), output)
+    if force:
+        reasons = ("--force", *reasons)
+    if not reasons:
+        return PlannedBuild((), ())
+    with TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        store = SegmentStore(output, existing)
+        job = _Job(work, bundle, source, wanted, backend, store, report)
+        model, _ = _prepared(job, work, verify=False)
+        _, segments = _partitioned(job, model)
+        alone = isinstance(backend, Apart)
+        planned = [
+            PlannedSegment(s.file, s.exits, s.bytes, alone and store.find(s.key) is not None)
+            for s in segments
+        ]
+    return PlannedBuild(reasons, tuple(planned))
 
 
 class _Job(NamedTuple):
@@ -139,13 +206,7 @@ def _build(job: _Job, fingerprint: str) -> EngineManifest:
     with TemporaryDirectory(dir=folder) as temporary:
         work = Path(temporary)
         model, errors = _prepared(job, work)
-        job.report("partitioning")
-        name_by_content(model)
-        outputs = exit_outputs(model, interface)
-        cut = chained_parts if target.layout == "chained" else per_exit_parts
-        parts = cut(model.graph, outputs)
-        check_parts(model.graph, outputs, parts)
-        segments = segments_from_parts(model, parts, target, job.backend)
+        parts, segments = _partitioned(job, model)
         compile_all(folder, model, segments, target, job.backend, job.store, work, job.report)
     manifest = EngineManifest(
         interface=interface,
@@ -153,12 +214,12 @@ def _build(job: _Job, fingerprint: str) -> EngineManifest:
         exits=_plans(parts, interface, errors),
         segments=segments,
         files=records(folder),
-        versions={"eecompile": eecompile.__version__, **job.backend.versions()},
+        versions=_ingredients(job.backend),
         verified="the graphs that the engines were built from; the engines did not run",
         bundle_digest=job.source.digest,
         fingerprint=fingerprint,
     )
-    if job.backend.runs():
+    if job.backend.runs(target):
         with engine_from_manifest(folder, manifest) as engine:
             errors = _verify(job, _evaluate_engine(engine, interface), target.name)
         manifest = msgspec.structs.replace(
@@ -167,7 +228,17 @@ def _build(job: _Job, fingerprint: str) -> EngineManifest:
     return write_manifest(folder, manifest)
 
 
-def _prepared(job: _Job, work: Path) -> tuple[ir.Model, dict[int, Error]]:
+def _partitioned(job: _Job, model: ir.Model) -> tuple[list[Part], tuple[Segment, ...]]:
+    job.report("partitioning")
+    name_by_content(model)
+    outputs = exit_outputs(model, job.source.interface)
+    cut = chained_parts if job.target.layout == "chained" else per_exit_parts
+    parts = cut(model.graph, outputs)
+    check_parts(model.graph, outputs, parts)
+    return parts, segments_from_parts(model, parts, job.target, job.backend)
+
+
+def _prepared(job: _Job, work: Path, *, verify: bool = True) -> tuple[ir.Model, dict[int, Error]]:
     """All exits as the backend takes them, and how far that graph is from the bundle.
 
     The graph is verified before anything is built from it, where it is another one than
@@ -176,14 +247,21 @@ def _prepared(job: _Job, work: Path) -> tuple[ir.Model, dict[int, Error]]:
     interface, target = job.source.interface, job.target
     job.report("joining the exits")
     model = merged_exits(job.bundle, job.source)
-    if not job.backend.LOWERS:
+    if not job.backend.lowers(target):
         return model, {}
     if target.precision != "fp32":
         job.report(f"lowering the precision to {target.precision}")
         model = lowered(model, interface, target, work)
     job.backend.prepare(model, target)
+    if not verify:
+        return model, {}
     path = work / "prepared.onnx"
     ir.save(model, path, external_data="prepared.data")
+    if target.precision == "bf16":
+        shown = ir.load(path)
+        emulate_bfloat16(shown)
+        path = work / "emulated.onnx"
+        ir.save(shown, path, external_data="emulated.data")
     session = session_from_graph(path)
     names = {depth: output_names(interface, depth) for depth in interface.exits}
 
@@ -191,24 +269,45 @@ def _prepared(job: _Job, work: Path) -> tuple[ir.Model, dict[int, Error]]:
         flat = iter(run_session(session, point, [n for each in names.values() for n in each]))
         return {depth: [next(flat) for _ in each] for depth, each in names.items()}
 
-    return model, _verify(job, evaluate, f"{target.name}'s graph")
+    try:
+        return model, _verify(job, evaluate, f"{target.name}'s graph")
+    except NonFiniteError as error:
+        if target.precision == "fp32":
+            raise
+        tensor = first_non_finite(path, verification_points(interface), work)
+        raise NonFiniteError(
+            found=f"{error.found}; {tensor} is the first",
+            expected=f"finite values in {target.precision}",
+            remedy="name that weight in the target's keep_fp32, or choose bf16 or fp32",
+        ) from error
+    except VerificationError as error:
+        raise VerificationError(
+            found=error.found,
+            expected=error.expected,
+            remedy="keep more in FP32 (the target's keep_fp32), choose a wider precision, or "
+            "widen the target's tolerance",
+        ) from error
 
 
 def _plans(
     parts: Sequence[Part], interface: Interface, errors: Mapping[int, Error]
 ) -> tuple[ExitPlan, ...]:
     unknown = Error(float("inf"), float("inf"), float("inf"))
-    return tuple(
-        ExitPlan(
-            depth=depth,
-            segments=tuple(i for i, part in enumerate(parts) if depth in part.exits),
-            outputs=output_names(interface, depth),
-            worst_error=errors.get(depth, unknown).worst,
-            mean_error=errors.get(depth, unknown).mean,
-            relative_error=errors.get(depth, unknown).relative,
+    plans = []
+    for depth in interface.exits:
+        error = errors.get(depth, unknown)
+        plans.append(
+            ExitPlan(
+                depth=depth,
+                segments=tuple(i for i, part in enumerate(parts) if depth in part.exits),
+                outputs=output_names(interface, depth),
+                worst_error=error.worst,
+                mean_error=error.mean,
+                relative_error=error.relative,
+                points=error.points,
+            )
         )
-        for depth in interface.exits
-    )
+    return tuple(plans)
 
 
 def _evaluate_engine(engine: Engine, interface: Interface) -> Evaluate:
@@ -236,9 +335,35 @@ def _verify(job: _Job, candidate: Evaluate, what: str) -> dict[int, Error]:
     return compare(points, reference, candidate, tolerance, named, job.report)
 
 
+def _ingredients(backend: Backend) -> dict[str, str]:
+    """What shapes the engines besides the bundle and the target."""
+    return {"eecompile": eecompile.__version__, **backend.versions()}
+
+
 def _fingerprint(source: BundleManifest, target: Target, versions: dict[str, str]) -> str:
-    ingredients = [source.digest, msgspec.to_builtins(target), eecompile.__version__, versions]
+    ingredients = [source.digest, msgspec.to_builtins(target), versions]
     return hashlib.sha256(msgspec.json.encode(ingredients, order="deterministic")).hexdigest()
+
+
+def _reasons(
+    existing: EngineManifest | None,
+    source: BundleManifest,
+    target: Target,
+    versions: dict[str, str],
+    output: Path,
+) -> tuple[str, ...]:
+    """Why the engine set at ``output`` is not the one that is wanted; () where it is."""
+    if existing is None:
+        what = "an engine set of another format, or a damaged one" if output.exists() else "none"
+        return (f"engine set at {output}: {what}",)
+    before, after = msgspec.to_builtins(existing.target), msgspec.to_builtins(target)
+    changes = [("bundle", existing.bundle_digest[:12], source.digest[:12])]
+    changes += [(f"target's {key}", before.get(key), value) for key, value in after.items()]
+    changes += [
+        (key, existing.versions.get(key, "none"), versions.get(key, "none"))
+        for key in {**existing.versions, **versions}
+    ]
+    return tuple(f"{what}: {old} -> {new}" for what, old, new in changes if old != new)
 
 
 def _existing(output: Path) -> EngineManifest | None:

@@ -20,12 +20,13 @@ import onnx_ir as ir
 
 from eecompile.compiler.clean import clean
 from eecompile.compiler.numbering import NumberValues
-from eecompile.compiler.verify import random_inputs
+from eecompile.compiler.sessions import run_session, session_from_graph
+from eecompile.compiler.verify import Inputs, random_inputs
 from eecompile.errors import BackendError
 from eecompile.recipe import Target
 from eecompile.runtime.interface import Interface
 
-__all__ = ["check_precision_tools", "kept_nodes", "lowered"]
+__all__ = ["check_precision_tools", "first_non_finite", "kept_nodes", "lowered"]
 
 _CALIBRATION_BATCH = 2
 _CALIBRATION_TIMES = 5
@@ -114,6 +115,38 @@ def kept_nodes(model: ir.Model, patterns: Sequence[str]) -> list[str]:
             )
         keep |= dict.fromkeys(name for name in found if name)
     return list(keep)
+
+
+def first_non_finite(path: Path, points: Sequence[Inputs], work: Path) -> str:
+    """The first tensor of a graph that is not finite though what it is made of is, in words.
+
+    Args:
+        path: the graph, as it is evaluated.
+        points: inputs, one of which leads to NaN or infinity.
+        work: for the graph with all its tensors as outputs.
+    """
+    model = ir.load(path)
+    floating = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+    made = {
+        value.name or "": node
+        for node in model.graph
+        for value in node.outputs
+        if value.dtype in floating
+    }
+    outputs = {value.name for value in model.graph.outputs}
+    values = [v for node in made.values() for v in node.outputs if v.name not in outputs]
+    model.graph.outputs.extend(dict.fromkeys(values))
+    shown = work / "shown.onnx"
+    ir.save(model, shown, external_data="shown.data")
+    session = session_from_graph(shown)
+    for point in points:
+        for name, value in zip(made, run_session(session, point, list(made)), strict=True):
+            if not np.isfinite(value).all():
+                node = made[name]
+                weights = [v.name for v in node.inputs if v is not None and v.is_initializer()]
+                after = f" of weight {weights[0]!r}" if weights else ""
+                return f"the output of {node.op_type}{after} (tensor {name!r})"
+    return "an output of the whole"
 
 
 def calibration(interface: Interface) -> dict[str, np.ndarray]:

@@ -20,6 +20,8 @@ from eecompile.compiler.partition import Part, extract
 from eecompile.compiler.progress import Report
 from eecompile.recipe import Target
 
+CACHE = "timing.cache"  # of an engine set: what its backend keeps for the next build
+
 __all__ = ["Backend", "SegmentStore", "backend_for", "compile_all", "segments_from_parts"]
 
 
@@ -31,11 +33,9 @@ class Backend(Protocol):
 
     Attributes:
         SUFFIX: of the engines' file names.
-        LOWERS: whether the precision lies in the graph, and is lowered before building.
     """
 
     SUFFIX: str
-    LOWERS: bool
 
     def versions(self) -> dict[str, str]:
         """Versions of the libraries that shape the engines."""
@@ -49,12 +49,16 @@ class Backend(Protocol):
         """
         ...
 
-    def runs(self) -> bool:
+    def runs(self, target: Target) -> bool:
         """Whether the engines can be run here, to verify them."""
         ...
 
+    def lowers(self, target: Target) -> bool:
+        """Whether the precision lies in the graph, which is lowered before building."""
+        ...
+
     def prepare(self, model: ir.Model, target: Target) -> None:
-        """Bring the joined graph into the form that the backend takes; if it LOWERS."""
+        """Bring the joined graph into the form that the backend takes, if it lowers."""
         ...
 
 
@@ -91,8 +95,12 @@ class Builder(Protocol):
 class Apart(Protocol):
     """A backend whose engines are files of their own, which can be kept."""
 
-    def builder(self, work: Path) -> AbstractContextManager[Builder]:
-        """What builds the engines; ``work`` is for intermediate files."""
+    def builder(self, work: Path, cache: Path) -> AbstractContextManager[Builder]:
+        """What builds the engines.
+
+        ``work`` is for intermediate files; ``cache`` is a file that the backend may keep
+        from build to build, such as the times of kernels.
+        """
         ...
 
 
@@ -115,9 +123,18 @@ class SegmentStore:
     """
 
     def __init__(self, output: Path, existing: EngineManifest | None) -> None:
-        self.folder = output.absolute().with_name(f".{output.name}.segments")
+        output = output.absolute()
+        self.folder = output.with_name(f".{output.name}.segments")
         segments = existing.segments if existing else ()
         self._known = {segment.key: output / segment.file for segment in segments}
+        self.cache = self.folder / CACHE
+        self._former = output / CACHE if existing else None
+
+    def start(self) -> None:
+        """Make the folder, with what the engine set's backend has kept for the next build."""
+        self.folder.mkdir(exist_ok=True)
+        if self._former and self._former.is_file() and not self.cache.exists():
+            shutil.copyfile(self._former, self.cache)
 
     def find(self, key: str) -> Path | None:
         """An engine with this key, if there is one."""
@@ -126,8 +143,13 @@ class SegmentStore:
 
     def add(self, key: str, path: Path) -> Path:
         """Keep a finished engine; returns its new place."""
-        self.folder.mkdir(exist_ok=True)
-        return path.replace(self.folder / key)
+        place = self.folder / key
+        return path.replace(place)
+
+    def tidy(self) -> None:
+        """After a failure: keep the folder only if there is a finished engine in it."""
+        if not any(path != self.cache for path in self.folder.glob("*")):
+            self.clear()
 
     def clear(self) -> None:
         """Remove the finished engines, which are part of the engine set now."""
@@ -183,8 +205,11 @@ def compile_all(
         backend.compile_segments(folder, models, target, work, report)
         return
     assert isinstance(backend, Apart)
-    with backend.builder(work) as builder:
-        for index, segment in enumerate(segments):
+    # The deepest first: what is measured for it serves the others.
+    store.start()
+    ordered = sorted(segments, key=lambda segment: -max(segment.exits))
+    with backend.builder(work, store.cache) as builder:
+        for index, segment in enumerate(ordered):
             report(f"building {segment.file} ({index + 1} of {len(segments)})")
             engine = store.find(segment.key)
             if engine is None:
@@ -193,6 +218,8 @@ def compile_all(
                 builder.build(graph, path, target, report, name=segment.file)
                 engine = store.add(segment.key, path)
             _link(engine, folder / segment.file)
+    if store.cache.is_file():
+        shutil.copyfile(store.cache, folder / store.cache.name)
 
 
 def _context(target: Target, backend: Backend) -> object:

@@ -8,8 +8,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from eecompile.bundle import PointError
 from eecompile.compiler.progress import Report, silent
-from eecompile.errors import EecompileError, VerificationError
+from eecompile.errors import EecompileError, NonFiniteError, VerificationError
 from eecompile.interrupt import check
 from eecompile.recipe import Tolerance
 from eecompile.runtime.interface import Interface
@@ -40,11 +41,13 @@ class Error(msgspec.Struct, frozen=True):
         worst: largest |difference|.
         mean: mean |difference|.
         relative: largest |difference| over largest |reference| of one evaluation.
+        points: the same of each evaluation.
     """
 
     worst: float
     mean: float
     relative: float
+    points: tuple[PointError, ...] = ()
 
 
 def check_points(timesteps: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -142,7 +145,8 @@ def compare(
         report: told of each point.
 
     Raises:
-        VerificationError: an output differs by more, or is not finite.
+        VerificationError: an output differs by more, or has another shape.
+        NonFiniteError: an output is not finite.
     """
     errors: dict[int, list[Error]] = {}
     for index, point in enumerate(points):
@@ -191,6 +195,7 @@ def worst_of(errors: Sequence[Error]) -> Error:
         max(error.worst for error in errors),
         float(np.mean([error.mean for error in errors])),
         max(error.relative for error in errors),
+        tuple(point for error in errors for point in error.points),
     )
 
 
@@ -213,11 +218,16 @@ def _check(
     depth: int, point: Inputs, expected: Array, found: Array, tolerance: Tolerance, what: str
 ) -> Error:
     place = f"exit {depth} at timestep {point['t'].flat[0]:g}, batch {len(point['x'])}"
-    if found.shape != expected.shape or not np.isfinite(found).all():
+    if found.shape != expected.shape:
         raise VerificationError(
-            found=f"a prediction of shape {list(found.shape)} that is not finite, or wrongly "
-            f"shaped, from {place} ({what})",
-            expected=f"finite values of shape {list(expected.shape)}",
+            found=f"a prediction of shape {list(found.shape)} from {place} ({what})",
+            expected=f"shape {list(expected.shape)}",
+            remedy="check the shapes in the network's forward",
+        )
+    if broken := np.mean(~np.isfinite(found)):
+        raise NonFiniteError(
+            found=f"NaN or infinity in {broken:.1%} of the output of {place} ({what})",
+            expected="finite values",
             remedy="check the network's weights and its forward",
         )
     difference = np.abs(found - expected)
@@ -229,4 +239,7 @@ def _check(
             expected=f"at most {bound:.3g}",
             remedy="look for state or randomness in the forward, or widen the tolerance",
         )
-    return Error(worst, float(difference.mean()), worst / size if size else 0.0)
+    mean, relative = float(difference.mean()), worst / size if size else 0.0
+    timestep, batch = float(point["t"].flat[0]), len(point["x"])
+    here = PointError(timestep=timestep, batch=batch, worst=worst, mean=mean, relative=relative)
+    return Error(worst, mean, relative, (here,))

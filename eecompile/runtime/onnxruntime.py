@@ -1,4 +1,4 @@
-"""The ONNX Runtime backend (CPU)."""
+"""The ONNX Runtime backend: the CPU, and NVIDIA GPUs by CUDA or TensorRT."""
 
 from __future__ import annotations
 
@@ -11,14 +11,26 @@ from numpy.typing import NDArray
 
 from eecompile.bundle import EngineManifest, ExitPlan, Segment
 from eecompile.errors import BackendError
+from eecompile.recipe import Target
 from eecompile.runtime.handle import Handle
 
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["OnnxRuntimeEngine", "open_backend"]
+__all__ = ["PROVIDERS", "OnnxRuntimeEngine", "open_backend", "provider"]
 
 Array = NDArray[np.float32]
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+"""ONNX Runtime's execution providers, by the target's ``options.provider``."""
+
+
+def provider(target: Target) -> str:
+    """The target's execution provider, by our name; ``cpu`` unless it says otherwise."""
+    return str(target.options.get("provider", "cpu"))
 
 
 def open_backend(folder: Path, manifest: EngineManifest, threads: int) -> OnnxRuntimeEngine:
@@ -42,7 +54,9 @@ class OnnxRuntimeEngine(Handle):
         self._plans: dict[int, ExitPlan] = {plan.depth: plan for plan in manifest.exits}
         self._segments = manifest.segments
         options = _options(runtime, threads)
-        self._sessions = [_session(runtime, folder, seg, options) for seg in manifest.segments]
+        self._sessions = [
+            _session(runtime, folder, segment, options, manifest) for segment in manifest.segments
+        ]
         self._last_use = {plan.depth: _last_uses(plan, self._segments) for plan in manifest.exits}
 
     def evaluate(
@@ -103,17 +117,37 @@ def _options(runtime: Any, threads: int) -> onnxruntime.SessionOptions:
 
 
 def _session(
-    runtime: Any, folder: Path, segment: Segment, options: onnxruntime.SessionOptions
+    runtime: Any,
+    folder: Path,
+    segment: Segment,
+    options: onnxruntime.SessionOptions,
+    manifest: EngineManifest,
 ) -> onnxruntime.InferenceSession:
+    wanted = PROVIDERS[provider(manifest.target)]
+    if wanted not in runtime.get_available_providers():
+        raise BackendError(
+            found=f"an onnxruntime {runtime.__version__} without {wanted}",
+            expected="that provider, for this engine set",
+            remedy="pip uninstall onnxruntime, then pip install 'eecompile[gpu]'",
+        )
+    providers = list(dict.fromkeys((wanted, PROVIDERS["cpu"])))
     try:
         path = str(folder / segment.file)
-        return runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = runtime.InferenceSession(path, options, providers=providers)
     except Exception as error:  # onnxruntime's errors share no base class
         raise BackendError(
-            found=f"{segment.file} refused by onnxruntime {runtime.__version__} ({error})",
+            found=f"{segment.file}, built with onnxruntime {manifest.versions['onnxruntime']}, "
+            f"refused by onnxruntime {runtime.__version__} ({' '.join(str(error).split())[:300]})",
             expected="a segment that it can load",
             remedy="build the engine set again on this machine",
         ) from error
+    if session.get_providers()[0] != wanted:  # it falls back to the CPU without an error
+        raise BackendError(
+            found=f"{wanted} that does not start on this machine",
+            expected="an NVIDIA GPU with a driver for that onnxruntime's CUDA",
+            remedy="run 'eecompile doctor', which says what is missing",
+        )
+    return session
 
 
 def _last_uses(plan: ExitPlan, segments: tuple[Segment, ...]) -> list[list[str]]:

@@ -2,18 +2,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import onnx_ir as ir
+import onnxruntime
 import pytest
 from safetensors import safe_open
 
 from eecompile.bundle import MANIFEST, WEIGHTS, open_bundle, open_engine_set
 from eecompile.compiler import segments as segments_module
-from eecompile.compiler.build import engine_set_from_bundle
-from eecompile.errors import DigestError, OutputExistsError, VerificationError
+from eecompile.compiler.backends import onnxruntime as ort_backend
+from eecompile.compiler.build import engine_set_from_bundle, planned_build
+from eecompile.errors import BackendError, DigestError, OutputExistsError, VerificationError
+from eecompile.recipe import load_target
 from eecompile.runtime.engine import open_engine
-from tests.conftest import TARGETS
+from eecompile.runtime.sampler import Sampler
+from tests.conftest import ROOT, TARGETS
 
 
 def target(tmp_path: Path, old: str, new: str) -> Path:
@@ -127,4 +133,55 @@ def test_engines_that_differ_from_the_bundle_are_refused(
     monkeypatch.setattr(segments_module, "extract", drifted)
     with pytest.raises(VerificationError, match=r"exit 3 .* \(cpu against the bundle\)"):
         engine_set_from_bundle(bundle, TARGETS["per_exit"], tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_of_engines_that_share_a_file_says_why(
+    bundle: Path, engine_sets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, folder = load_target(TARGETS["per_exit"]), engine_sets["per_exit"]
+    assert planned_build(bundle, target, folder).reasons == ()
+    fresh = planned_build(bundle, target, tmp_path / "none")
+    assert fresh.reasons == (f"engine set at {tmp_path / 'none'}: none",)
+    assert [segment.exits for segment in fresh.segments] == [(3,), (6,), (9,), (12,)]
+    changed = msgspec.structs.replace(target, threads=3)
+    assert planned_build(bundle, changed, folder).reasons == ("target's threads: 0 -> 3",)
+    monkeypatch.setattr(ort_backend, "versions", lambda: {"onnxruntime": "99"})
+    (reason,) = planned_build(bundle, target, folder).reasons
+    assert reason.startswith("onnxruntime: ")
+    assert reason.endswith(" -> 99")
+    assert not engine_set_from_bundle(bundle, target, tmp_path / "set").up_to_date
+    monkeypatch.undo()
+    assert not engine_set_from_bundle(bundle, target, tmp_path / "set").up_to_date
+
+
+def test_engines_for_a_gpu_are_built_without_one_and_say_what_they_need(
+    bundle: Path, tmp_path: Path
+) -> None:
+    target = load_target(ROOT / "engines" / "cuda-fp16.toml")
+    manifest = engine_set_from_bundle(bundle, target, tmp_path / "set").manifest
+    assert "did not run" in manifest.verified or "CUDAExecutionProvider" in (
+        onnxruntime.get_available_providers()
+    )
+    for plan in manifest.exits:
+        assert 1e-6 < plan.relative_error < 5e-3
+        assert {point.timestep for point in plan.points} == {0.0, 500.0, 999.0}
+        assert max(point.relative for point in plan.points) == plan.relative_error
+    deepest = open_bundle(bundle).exits[-1]
+    assert (tmp_path / "set" / WEIGHTS).stat().st_size < 0.56 * deepest.bytes
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        with pytest.raises(BackendError, match=r"without CUDAExecutionProvider.*eecompile\[gpu\]"):
+            Sampler.open(tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"precision": "fp16"}, {"options": {"provider": "metal"}}, {"options": {"speed": 1}}],
+)
+def test_a_wrong_target_of_onnxruntime_is_refused(
+    bundle: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    target = msgspec.structs.replace(load_target(TARGETS["per_exit"]), **changes)
+    with pytest.raises(BackendError, match=r"options\.provider of \['cpu', 'cuda', 'tensorrt'\]"):
+        engine_set_from_bundle(bundle, target, tmp_path / "set")
     assert list(tmp_path.iterdir()) == []

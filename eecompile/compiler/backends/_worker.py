@@ -1,7 +1,7 @@
 """A process that builds plans: it reads jobs from its input and answers line by line.
 
-``python -m eecompile.compiler.backends._worker FLAVOUR LOG``; what the library and
-polygraphy print goes to LOG.
+``python -m eecompile.compiler.backends._worker LOG``; what the library and polygraphy print
+goes to LOG. Polygraphy's switch in the environment says which library it is.
 """
 
 from __future__ import annotations
@@ -19,14 +19,12 @@ from typing import IO, cast
 import msgspec
 import onnx_ir as ir
 
-from eecompile.compiler.backends._tensorrt import Flavour, PlanJob, build_plan
+from eecompile.compiler.backends._tensorrt import SWITCH, Flavour, PlanJob
 from eecompile.compiler.progress import Report
 from eecompile.errors import BackendError
 from eecompile.recipe import Target
 
 __all__ = ["Worker"]
-
-_SWITCH = "POLYGRAPHY_USE_TENSORRT_RTX"
 
 
 class _Answer(msgspec.Struct, omit_defaults=True):
@@ -44,17 +42,21 @@ class Worker:
     Args:
         flavour: the library.
         log: file for what it prints.
+        timing_cache: file of measured kernels that all plans share; None for none.
     """
 
-    def __init__(self, flavour: Flavour, log: Path) -> None:
+    def __init__(self, flavour: Flavour, log: Path, timing_cache: Path | None = None) -> None:
         self.flavour, self.log = flavour, log
+        self._timing_cache = timing_cache
         self._process: subprocess.Popen[bytes] | None = None
 
     @classmethod
     @contextmanager
-    def opened(cls, flavour: Flavour, log: Path) -> Iterator[Worker]:
+    def opened(
+        cls, flavour: Flavour, log: Path, timing_cache: Path | None = None
+    ) -> Iterator[Worker]:
         """A worker whose process is gone when the block ends, whatever happens in it."""
-        worker = cls(flavour, log)
+        worker = cls(flavour, log, timing_cache)
         try:
             yield worker
         finally:
@@ -73,7 +75,7 @@ class Worker:
         process = self._started()
         assert process.stdin is not None
         assert process.stdout is not None
-        job = PlanJob(str(source), str(path), name, target)
+        job = PlanJob(str(source), str(path), name, target, str(self._timing_cache or ""))
         try:
             process.stdin.write(msgspec.json.encode(job) + b"\n")
             process.stdin.flush()
@@ -98,13 +100,13 @@ class Worker:
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is None:
-            command = [sys.executable, "-m", __name__, self.flavour, str(self.log)]
+            command = [sys.executable, "-m", __name__, str(self.log)]
             switch = "1" if self.flavour == "tensorrt_rtx" else "0"
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env=os.environ | {_SWITCH: switch},
+                env=os.environ | {SWITCH: switch},
             )
         return self._process
 
@@ -128,22 +130,24 @@ class Worker:
         return f": {lines[-1].removeprefix(start).strip()[:300]}" if lines else ""
 
 
-def _serve(flavour: Flavour, log: Path) -> None:
+def _serve(log: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     _die_with_parent()
     with os.fdopen(os.dup(1), "wb", buffering=0) as answers, log.open("ab") as file:
         os.dup2(file.fileno(), 1)  # libraries print where they like
         os.dup2(file.fileno(), 2)
         for line in sys.stdin.buffer:
-            _build(flavour, msgspec.json.decode(line, type=PlanJob), cast(IO[bytes], answers))
+            _build(msgspec.json.decode(line, type=PlanJob), cast(IO[bytes], answers))
 
 
-def _build(flavour: Flavour, job: PlanJob, answers: IO[bytes]) -> None:
+def _build(job: PlanJob, answers: IO[bytes]) -> None:
+    from eecompile.compiler.backends._plan import build_plan
+
     def say(answer: _Answer) -> None:
         answers.write(msgspec.json.encode(answer) + b"\n")
 
     try:
-        build_plan(flavour, job, lambda done, total: say(_Answer(done, total)))
+        build_plan(job, lambda done, total: say(_Answer(done, total)))
     except BackendError as error:
         say(_Answer(error=(error.found, error.expected, error.remedy)))
     else:
@@ -156,4 +160,4 @@ def _die_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    _serve(cast(Flavour, sys.argv[1]), Path(sys.argv[2]))
+    _serve(Path(sys.argv[1]))

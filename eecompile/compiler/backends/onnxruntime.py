@@ -12,17 +12,13 @@ from eecompile.compiler.progress import Report
 from eecompile.compiler.sessions import optimised_graph
 from eecompile.compiler.weights import WeightStore
 from eecompile.errors import BackendError
+from eecompile.probes import gpus
 from eecompile.recipe import Target
+from eecompile.runtime.onnxruntime import PROVIDERS, provider
 
-__all__ = ["LOWERS", "SUFFIX", "check", "compile_segments", "runs", "versions"]
+__all__ = ["SUFFIX", "check", "compile_segments", "lowers", "prepare", "runs", "versions"]
 
 SUFFIX = "onnx"
-LOWERS = False
-
-
-def runs() -> bool:
-    """Whether engines can be run here."""
-    return True
 
 
 def versions() -> dict[str, str]:
@@ -31,26 +27,51 @@ def versions() -> dict[str, str]:
 
 
 def check(target: Target) -> None:
-    """Pass when engines for this target can be built here.
+    """Pass when engines for this target can be built here; a GPU is not needed.
 
     Raises:
         BackendError: the precision or an option is none of this backend's.
     """
-    if target.precision != "fp32" or target.options:
+    name = provider(target)
+    precisions = ("fp32",) if name == "cpu" else ("fp32", "fp16")
+    known = not set(target.options) - {"provider"} and name in PROVIDERS
+    if not known or target.precision not in precisions:
         raise BackendError(
             found=f"precision {target.precision!r} and options {target.options} for onnxruntime",
-            expected="fp32, and no options",
-            remedy="choose another backend in the target, or remove them",
+            expected=f"options.provider of {sorted(PROVIDERS)}, fp32, and fp16 on a GPU",
+            remedy="choose among these, or another backend in the target",
         )
+
+
+def runs(target: Target) -> bool:
+    """Whether engines can be run here."""
+    available = PROVIDERS[provider(target)] in onnxruntime.get_available_providers()
+    return available and (provider(target) == "cpu" or bool(gpus()))
+
+
+def lowers(target: Target) -> bool:
+    """Whether the precision lies in the graph, which is lowered before building."""
+    return target.precision != "fp32"
+
+
+def prepare(model: ir.Model, target: Target) -> None:
+    """Nothing: operators without a kernel are written out when the engine is opened."""
 
 
 def compile_segments(
     folder: Path, models: Mapping[str, ir.Model], target: Target, work: Path, report: Report
 ) -> None:
-    """Optimise each model, and write them to ``folder`` with one weights file."""
+    """Optimise each model, and write them to ``folder`` with one weights file.
+
+    Graphs for a GPU are optimised when they are opened: fusions differ by provider.
+    """
     store, optimised = WeightStore(), {}
     for index, (name, model) in enumerate(models.items()):
         report(f"optimising {name}", index, len(models))
+        if provider(target) != "cpu":
+            optimised[name] = model
+            store.add(model)
+            continue
         plain, fused = work / f"plain-{name}", work / f"fused-{name}"
         ir.save(model, plain, external_data=f"{plain.stem}.bin")
         optimised_graph(plain, fused)

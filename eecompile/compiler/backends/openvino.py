@@ -26,16 +26,24 @@ from eecompile.runtime.openvino import (
     model_options,
 )
 
-__all__ = ["LOWERS", "SUFFIX", "check", "compile_segments", "runs", "versions"]
+__all__ = ["SUFFIX", "check", "compile_segments", "lowers", "prepare", "runs", "versions"]
 
 SUFFIX = "xml"
-LOWERS = False
 _ALIGNMENT = 64
 
 
-def runs() -> bool:
+def runs(target: Target) -> bool:
     """Whether engines can be run here."""
     return True
+
+
+def lowers(target: Target) -> bool:
+    """Whether the precision lies in the graph: it is a hint to the library."""
+    return False
+
+
+def prepare(model: ir.Model, target: Target) -> None:
+    """Nothing: graphs are taken as they are."""
 
 
 def versions() -> dict[str, str]:

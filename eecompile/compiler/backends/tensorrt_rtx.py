@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
@@ -9,15 +10,14 @@ from pathlib import Path
 import onnx_ir as ir
 
 from eecompile.compiler.attention import DecomposeAttention
-from eecompile.compiler.backends._tensorrt import check_installed, check_options
+from eecompile.compiler.backends._tensorrt import check_installed, check_options, check_precision
 from eecompile.compiler.backends._worker import Worker
 from eecompile.errors import BackendError
 from eecompile.recipe import Target
 
-__all__ = ["LOWERS", "SUFFIX", "builder", "check", "prepare", "runs", "versions"]
+__all__ = ["SUFFIX", "builder", "check", "lowers", "prepare", "runs", "versions"]
 
 SUFFIX = "plan"
-LOWERS = True  # the precision lies in the graph
 
 
 def versions() -> dict[str, str]:
@@ -25,9 +25,14 @@ def versions() -> dict[str, str]:
     return {"tensorrt_rtx": version("tensorrt_rtx")}
 
 
-def runs() -> bool:
+def runs(target: Target) -> bool:
     """Whether plans can be run here: this version builds them only."""
     return False
+
+
+def lowers(target: Target) -> bool:
+    """Whether the precision lies in the graph: always, as the networks are strongly typed."""
+    return True
 
 
 def check(target: Target) -> None:
@@ -36,14 +41,19 @@ def check(target: Target) -> None:
     Raises:
         BackendError: a package is missing, or an option is none of this backend's.
     """
-    check_installed("tensorrt_rtx")
-    check_options(target, {"compute_capabilities": str, "current_gpu": bool})
-    if target.precision not in ("fp32", "fp16"):
+    check_precision(target, ("fp32", "fp16"))
+    known = {"compute_capabilities": str, "current_gpu": bool, "optimization_level": int}
+    check_options(target, known)
+    named = str(target.options.get("compute_capabilities", ""))
+    wrong = [each for each in named.split(",") if each and not re.fullmatch(r"\d+\.\d", each)]
+    if wrong or (named and target.options.get("current_gpu")):
         raise BackendError(
-            found=f"precision {target.precision!r} for tensorrt-rtx",
-            expected="'fp32' or 'fp16'",
-            remedy="choose one of these in the target",
+            found=f"compute_capabilities = {named!r}"
+            + (" beside current_gpu" if target.options.get("current_gpu") else ""),
+            expected="capabilities such as '8.6,8.9', or current_gpu, or neither for all GPUs",
+            remedy="mend the target's [options]",
         )
+    check_installed("tensorrt_rtx")
 
 
 def prepare(model: ir.Model, target: Target) -> None:
@@ -55,6 +65,6 @@ def prepare(model: ir.Model, target: Target) -> None:
     DecomposeAttention(kernels)(model)
 
 
-def builder(work: Path) -> AbstractContextManager[Worker]:
-    """What builds the plans; its log lies in ``work``."""
+def builder(work: Path, cache: Path) -> AbstractContextManager[Worker]:
+    """What builds the plans; its log lies in ``work``. It measures nothing, and needs no cache."""
     return Worker.opened("tensorrt_rtx", work / "build.log")

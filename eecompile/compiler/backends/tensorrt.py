@@ -1,0 +1,86 @@
+"""TensorRT: plans for the GPU of the machine that builds them, whose kernels it measures."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from importlib import metadata
+from pathlib import Path
+
+import onnx_ir as ir
+
+from eecompile.compiler.attention import DecomposeAttention
+from eecompile.compiler.backends._tensorrt import check_installed, check_options, check_precision
+from eecompile.compiler.backends._worker import Worker
+from eecompile.errors import BackendError
+from eecompile.probes import gpus
+from eecompile.recipe import Target
+
+__all__ = ["SUFFIX", "builder", "check", "lowers", "prepare", "runs", "versions"]
+
+SUFFIX = "plan"
+# With TensorRT 11 on, there is a kernel for Attention in these widths of a head.
+_ATTENTION_SINCE = 11
+_WIDTHS = range(16, 257, 8)
+
+
+def versions() -> dict[str, str]:
+    """What shapes the plans: the library, and the GPU with its driver."""
+    found = {"tensorrt": _version()}
+    for gpu in gpus()[:1]:
+        found |= {
+            "GPU": gpu.name,
+            "compute capability": gpu.compute_capability,
+            "driver": gpu.driver,
+        }
+    return found
+
+
+def runs(target: Target) -> bool:
+    """Whether plans can be run here: this version builds them only."""
+    return False
+
+
+def lowers(target: Target) -> bool:
+    """Whether the precision lies in the graph: always, as the networks are strongly typed."""
+    return True
+
+
+def check(target: Target) -> None:
+    """Pass when plans for this target can be built here.
+
+    Raises:
+        BackendError: a package or a GPU is missing, or the precision or an option is none
+            of this backend's.
+    """
+    check_precision(target, ("fp32", "fp16", "bf16"))
+    known = {"optimization_level": int, "version_compatible": bool, "hardware_compatible": bool}
+    check_options(target, known)
+    check_installed("tensorrt")
+    if not gpus():
+        raise BackendError(
+            found="no NVIDIA GPU",
+            expected="the GPU that the plans are for: TensorRT measures its kernels on it",
+            remedy="build there, or for TensorRT-RTX, which needs none (engines/rtx-fp16.toml)",
+        )
+
+
+def prepare(model: ir.Model, target: Target) -> None:
+    """Bring the joined graph into the form that the library takes."""
+    newest = int(_version().partition(".")[0] or 0) >= _ATTENTION_SINCE
+    keep = _WIDTHS if newest and target.precision != "fp32" else ()
+    DecomposeAttention(keep)(model)
+
+
+def builder(work: Path, cache: Path) -> AbstractContextManager[Worker]:
+    """What builds the plans; its log lies in ``work``, and all share one timing cache."""
+    return Worker.opened("tensorrt", work / "build.log", cache)
+
+
+def _version() -> str:
+    """Of TensorRT, or "" where it is not installed; it need not be imported for that."""
+    for name in ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return ""
