@@ -2,6 +2,8 @@
 
 python scripts/bench.py sampling   all figures; docs/benchmarks/sampling-cpu.json and a table
 python scripts/bench.py decisions  what docs/decisions.md rests on; decisions-cpu.json
+python scripts/bench.py export     exports at full size; export-cpu.json
+python scripts/bench.py build      plans, half precision, rebuilds, OpenVINO; build-cpu.json
 python scripts/bench.py demo       the shipped schedule against full depth and torch eager
 """
 
@@ -15,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -286,6 +288,39 @@ def export(args: argparse.Namespace) -> None:
     _report(result, output)
 
 
+def build(args: argparse.Namespace) -> None:
+    import bench_build
+
+    output = args.output or BENCHMARKS / "build-cpu.json"
+    packages = ("onnxruntime", "openvino", "tensorrt_rtx", "nvidia-modelopt", "polygraphy")
+    result: Row = {"machine": machine.facts(*packages)}
+
+    def keep(title: str, rows: Iterable[Row]) -> None:
+        result[title] = []
+        for row in rows:
+            result[title].append(row)
+            output.write_text(json.dumps(_rounded(result), indent=1) + "\n")
+
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        (work / "small").mkdir()
+        shipped, fewer = work / "shipped", work / "fewer"
+        bundle_from_recipe(RECIPE, shipped)
+        bundle_from_recipe(RECIPE, fewer, exits=(3, 9, 12))
+        small = bench_build.random_bundle("DiT-S/2", work / "small")
+        bundles = {"fashion-dit": shipped, "DiT-S/2": small}
+        keep("plans", bench_build.plan_rows(min(args.rounds, 3)))
+        keep("half_precision", bench_build.half_precision_rows(bundles))
+        keep("rebuilds", bench_build.rebuild_rows(shipped, fewer))
+        for name, bundle in bundles.items():
+            keep(f"openvino, {name}", bench_build.openvino_rows(bundle, side_by_side, args.rounds))
+        keep(
+            "openvino_layouts", bench_build.openvino_layout_rows(shipped, side_by_side, args.rounds)
+        )
+        keep("openvino_opening", bench_build.openvino_opening_rows(shipped, args.rounds))
+    _report(result, output)
+
+
 def demo(args: argparse.Namespace) -> None:
     sampler = Sampler.open(OUT / "cpu")
     schedule, steps, batch = sampler.interface.sampling.schedule, 10, 16
@@ -323,16 +358,25 @@ def _rounded(value: Any) -> Any:
     return [_rounded(item) for item in value] if isinstance(value, list) else value
 
 
+COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {
+    "sampling": sampling,
+    "decisions": decisions,
+    "export": export,
+    "build": build,
+    "demo": demo,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("sampling", "decisions", "export", "demo"))
+    parser.add_argument("what", choices=tuple(COMMANDS))
     parser.add_argument("networks", nargs="*", help="export: names of networks; default all")
     parser.add_argument("--rounds", type=int, help="measurements of each action; default 9")
     parser.add_argument("--output", type=Path, help="JSON; default under docs/benchmarks")
     args = parser.parse_args()
     if args.rounds is None and args.what != "export":
         args.rounds = 9
-    {"sampling": sampling, "decisions": decisions, "export": export, "demo": demo}[args.what](args)
+    COMMANDS[args.what](args)
 
 
 if __name__ == "__main__":

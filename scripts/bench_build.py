@@ -1,36 +1,159 @@
-"""Benchmarks of engine sets of several backends, built from one bundle.
-
-python scripts/bench_build.py openvino BUNDLE   OpenVINO against ONNX Runtime, on the CPU
-"""
+"""Benchmarks of building: plans in both layouts, half precision, rebuilds, OpenVINO."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import bench_export
 import msgspec
 import numpy as np
 
 from eecompile.bundle import open_engine_set, write_manifest
-from eecompile.compiler.build import engine_set_from_bundle
+from eecompile.compiler.build import engine_set_from_bundle, planned_build
+from eecompile.compiler.export import bundle_from_recipe
 from eecompile.compiler.verify import random_inputs
 from eecompile.recipe import load_target
-from eecompile.runtime.engine import Engine, open_engine
+from eecompile.runtime.engine import Engine, engine_from_manifest, open_engine
 from eecompile.runtime.interface import Interface
+from eecompile.runtime.sampler import Sampler
 
 ROOT = Path(__file__).resolve().parent.parent
 Row = dict[str, Any]
 SideBySide = Callable[[dict[str, Callable[[], object]], int], dict[str, float]]
 TARGETS = {"onnxruntime fp32": "cpu", "openvino fp32": "cpu-openvino", "openvino bf16": "cpu-bf16"}
 LAYOUTS = ("per_exit", "chained")
+NETWORKS = {
+    "DiT-S/2": ("DiT-S/2", (4, 6, 8, 12)),
+    "DiT-B/2": ("DiT-B/2", (4, 6, 8, 10, 12)),
+}
+
+
+def random_bundle(name: str, work: Path, exits: tuple[int, ...] | None = None) -> Path:
+    """A bundle of one of NETWORKS, with random weights."""
+    size, depths = NETWORKS[name]
+    depths = exits or depths
+    changes = {
+        "exits = .*": f"exits = {list(depths)}",
+        '"DiT-XL/2"': f'"{size}"',
+        "ase = .*": f"ase = {list(reversed(depths))}",
+    }
+    recipe = bench_export.changed_recipe("dit-xl2-256", changes, work)
+    if not (work / "weights.safetensors").exists():
+        bench_export.make(recipe)
+    bundle = work / f"bundle-{len(depths)}"
+    bundle_from_recipe(recipe, bundle)
+    return bundle
+
+
+def plan_rows(rounds: int) -> Iterator[Row]:
+    """Bytes and seconds of TensorRT-RTX plans in FP16, chained against an engine an exit."""
+    for name in NETWORKS:
+        with tempfile.TemporaryDirectory() as temporary:
+            work = Path(temporary)
+            bundle = random_bundle(name, work)
+            seconds: dict[str, list[tuple[float, float]]] = {layout: [] for layout in LAYOUTS}
+            sizes, errors = {}, {}
+            for _ in range(rounds):
+                for layout, taken in seconds.items():
+                    shutil.rmtree(work / layout, ignore_errors=True)
+                    target = load_target(ROOT / "engines" / "rtx-fp16.toml")
+                    target = msgspec.structs.replace(target, layout=layout)
+                    clock = _Clock("building ")
+                    began = time.perf_counter()
+                    built = engine_set_from_bundle(bundle, target, work / layout, report=clock)
+                    taken.append((clock.seconds(), time.perf_counter() - began))
+                    sizes[layout] = sum(record.bytes for record in built.manifest.files)
+                    errors[layout] = max(p.relative_error for p in built.manifest.exits)
+            row: Row = {"network": name, "exits": len(NETWORKS[name][1])}
+            for layout, taken in seconds.items():
+                row[f"{layout}, MiB"] = sizes[layout] / 2**20
+                row[f"{layout}, plans s"] = statistics.median(plans for plans, _ in taken)
+                row[f"{layout}, all s"] = statistics.median(whole for _, whole in taken)
+            row["bytes, ratio"] = sizes["chained"] / sizes["per_exit"]
+            row["plans, ratio"] = row["chained, plans s"] / row["per_exit, plans s"]
+            row["all, ratio"] = row["chained, all s"] / row["per_exit, all s"]
+            yield row | {"relative error": max(errors.values())}
+
+
+class _Clock:
+    """Adds up how long the phases last whose names begin so."""
+
+    def __init__(self, start: str) -> None:
+        self._start, self._since, self._total = start, 0.0, 0.0
+
+    def __call__(self, phase: str, done: int = 0, total: int = 0) -> None:
+        now = time.perf_counter()
+        if self._since:
+            self._total += now - self._since
+        self._since = now if phase.startswith(self._start) else 0.0
+
+    def seconds(self) -> float:
+        self("")
+        return self._total
+
+
+def half_precision_rows(bundles: Mapping[str, Path]) -> Iterator[Row]:
+    """FP16 graphs in ONNX Runtime: relative error, and PSNR of samples against FP32's."""
+    for name, bundle in bundles.items():
+        with tempfile.TemporaryDirectory() as temporary:
+            work = Path(temporary)
+            half = load_target(ROOT / "engines" / "cuda-fp16.toml")
+            manifest = engine_set_from_bundle(bundle, half, work / "half").manifest
+            # The same graphs on the CPU, which computes FP16 operators one by one.
+            there = msgspec.structs.replace(manifest.target, options={})
+            shown = msgspec.structs.replace(manifest, target=there)
+            engine_set_from_bundle(bundle, ROOT / "engines" / "cpu.toml", work / "full")
+            engine = engine_from_manifest(work / "half", shown)
+            with (
+                Sampler(engine, manifest.interface) as narrow,
+                Sampler.open(work / "full") as wide,
+            ):
+                chosen = {"steps": 15, "seed": 0, "guidance": 1.0}
+                expected, found = wide.sample(8, **chosen), narrow.sample(8, **chosen)
+            peak = float(expected.max() - expected.min())
+            squared = float(np.mean(np.square(expected - found)))
+            worst = max(p.relative for plan in manifest.exits for p in plan.points)
+            yield {
+                "network": name,
+                "relative error": worst,
+                "PSNR, dB": 10 * np.log10(peak**2 / squared).item(),
+            }
+
+
+def rebuild_rows(bundle: Path, fewer: Path) -> list[Row]:
+    """Seconds of a build with nothing to do, and what one more exit makes it build.
+
+    Args:
+        bundle: of all exits.
+        fewer: of the same network with an exit less.
+    """
+    target, rows = load_target(ROOT / "engines" / "rtx-fp16.toml"), []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "set"
+        engine_set_from_bundle(fewer, target, folder)
+        planned = planned_build(bundle, target, folder)
+        engine_set_from_bundle(bundle, target, folder)
+        seconds = []
+        for _ in range(5):
+            began = time.perf_counter()
+            assert engine_set_from_bundle(bundle, target, folder).up_to_date
+            seconds.append(time.perf_counter() - began)
+        rows.append(
+            {
+                "segments": len(planned.segments),
+                "built for one more exit": sum(not s.reused for s in planned.segments),
+                "nothing changed, s": statistics.median(seconds),
+            }
+        )
+    return rows
 
 
 def openvino_rows(bundle: Path, side_by_side: SideBySide, rounds: int) -> list[Row]:
@@ -166,26 +289,3 @@ def _opening(folder: Path) -> tuple[float, float]:
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     seconds, size = map(float, done.stdout.split())
     return seconds, size
-
-
-def openvino(args: argparse.Namespace) -> Row:
-    from bench import side_by_side
-
-    return {
-        "latency": openvino_rows(args.bundle, side_by_side, args.rounds),
-        "layouts": openvino_layout_rows(args.bundle, side_by_side, args.rounds),
-        "opening": openvino_opening_rows(args.bundle, args.rounds),
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("openvino",))
-    parser.add_argument("bundle", type=Path, help="what eecompile export wrote")
-    parser.add_argument("--rounds", type=int, default=9, help="measurements of each action")
-    args = parser.parse_args()
-    print(json.dumps({"openvino": openvino}[args.what](args), indent=1))
-
-
-if __name__ == "__main__":
-    main()

@@ -89,7 +89,11 @@ def _row(name: str, work: Path, rounds: int | None) -> Row:
 
 
 def _recipe(name: str, work: Path) -> Path:
-    recipe, changes = NETWORKS[name]
+    return changed_recipe(*NETWORKS[name], work)
+
+
+def changed_recipe(recipe: str, changes: dict[str, str], work: Path) -> Path:
+    """A recipe of the project with lines replaced, and a checkpoint beside it; its path."""
     text = (ROOT / "export" / f"{recipe}.toml").read_text()
     for old, new in changes.items():
         text, count = re.subn(old, new, text)

@@ -41,7 +41,7 @@ def check(target: Target) -> None:
     Raises:
         BackendError: a package is missing, or an option is none of this backend's.
     """
-    check_precision(target, ("fp32", "fp16"))
+    check_precision(target, ("fp32", "fp16", "bf16"))
     known = {"compute_capabilities": str, "current_gpu": bool, "optimization_level": int}
     check_options(target, known)
     named = str(target.options.get("compute_capabilities", ""))
@@ -59,9 +59,10 @@ def check(target: Target) -> None:
 def prepare(model: ir.Model, target: Target) -> None:
     """Bring the joined graph into the form that the library takes.
 
-    It has a kernel for Attention in FP16, for heads of 16 features and more, and none in FP32.
+    It has kernels for Attention in half precision, for heads of 16 features and more, and
+    none in FP32.
     """
-    kernels = range(16, 257, 8) if target.precision == "fp16" else ()
+    kernels = () if target.precision == "fp32" else range(16, 257, 8)
     DecomposeAttention(kernels)(model)
 
 
