@@ -116,8 +116,8 @@ _PACKAGES = (
     _Package("onnx-ir", "onnx_ir", "export, build", "eecompile[build]"),
     _Package("safetensors", "safetensors", "export, build", "eecompile[build]"),
     _Package("filelock", "filelock", "build", "eecompile[build]"),
-    _Package("nvidia-modelopt", "modelopt", "build in fp16 or bf16", "nvidia-modelopt"),
-    _Package("polygraphy", "polygraphy", "compare", "polygraphy"),
+    _Package("nvidia-modelopt", "modelopt", "build in fp16 or bf16", "eecompile[precision]"),
+    _Package("polygraphy", "polygraphy", "build for TensorRT", "eecompile[rtx]"),
     _Package("diffusers", "diffusers", "its networks and schedulers", "diffusers"),
 )
 # What every build needs, whatever the backend.

@@ -1,8 +1,9 @@
 """What ``eecompile doctor`` asks of one library or device, each in a process of its own.
 
 ``python -m eecompile.probes NAME`` writes one :class:`Finding` as JSON to standard output;
-what a library prints goes to standard error. Nothing here may be asked in the process of
-the user: a library that does not fit the machine may crash it, or never return.
+what a library prints goes to standard error. Nothing here is asked in the process of the user
+but :func:`gpus`, which the driver answers: a library that does not fit the machine may crash
+its process, or never return.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from eecompile.runtime.openvino import import_openvino
 
 __all__ = [
     "PROBES",
@@ -295,7 +298,7 @@ def _example() -> Any:
 
 
 def _openvino() -> Finding:
-    ov = importlib.import_module("openvino")
+    ov = import_openvino()  # which then sends no telemetry
     core = ov.Core()
     core.compile_model(core.read_model(_RELU), "CPU")([_example()])
     # It also lists BF16 where AVX-512 has to emulate it, which is slower than FP32.

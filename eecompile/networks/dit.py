@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from eecompile.errors import CheckpointError, RecipeError
 from eecompile.networks.base import check_exits
+from eecompile.networks.vit import Attention, Mlp, PatchEmbed
 
 __all__ = ["DiT", "dit_from_name"]
 
@@ -60,15 +61,6 @@ def _grid(rows: Tensor, columns: Tensor) -> Tensor:
     return torch.cat([across, down], dim=2).flatten(0, 1)[None]
 
 
-class _PatchEmbed(nn.Module):
-    def __init__(self, channels: int, width: int, patch: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(channels, width, patch, patch)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.proj(x)).flatten(2).transpose(1, 2)
-
-
 class _TimestepEmbedder(nn.Module):
     """Sinusoids of the timestep, then two linear layers. t: float32 [B]."""
 
@@ -97,43 +89,15 @@ class _LabelEmbedder(nn.Module):
         return cast(Tensor, self.embedding_table(label))
 
 
-class _Attention(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        tokens, width = x.shape[1], x.shape[2]
-        split = (-1, tokens, self.heads, width // self.heads)
-        query, key, value = (
-            part.reshape(split).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1)
-        )
-        mixed = F.scaled_dot_product_attention(query, key, value)
-        return cast(Tensor, self.proj(mixed.transpose(1, 2).reshape(-1, tokens, width)))
-
-
-class _Mlp(nn.Module):
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.act = nn.GELU(approximate="tanh")
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.fc2(self.act(self.fc1(x))))
-
-
 class _Block(nn.Module):
     """A transformer block with adaptive layer norm, zero-initialised (adaLN-Zero)."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.attn = _Attention(width, heads)
+        self.attn = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.mlp = _Mlp(width, int(width * mlp_ratio))
+        self.mlp = Mlp(width, int(width * mlp_ratio), tanh=True)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     @property
@@ -232,7 +196,7 @@ class DiT(nn.Module):
         self.patch, self.classes, self.resizable = patch, classes, largest is not None
         outputs = 2 * channels if learn_sigma else channels
         self.head_channels = refine_channels or outputs
-        self.x_embedder = _PatchEmbed(channels, width, patch)
+        self.x_embedder = PatchEmbed(channels, width, patch)
         self.t_embedder = _TimestepEmbedder(width)
         self.y_embedder = _LabelEmbedder(classes, width)
         self.blocks = nn.ModuleList(_Block(width, heads, mlp_ratio) for _ in range(depth))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from eecompile.errors import RecipeError
 from eecompile.networks.base import check_exits
+from eecompile.networks.vit import Attention, Mlp, PatchEmbed
 
 __all__ = ["UViT"]
 
@@ -31,51 +32,15 @@ def _timestep_features(t: Tensor, width: int) -> Tensor:
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=-1), (0, width % 2))
 
 
-class _PatchEmbed(nn.Module):
-    def __init__(self, channels: int, width: int, patch: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(channels, width, patch, patch)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.proj(x)).flatten(2).transpose(1, 2)
-
-
-class _Attention(nn.Module):
-    def __init__(self, width: int, heads: int, qkv_bias: bool) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        tokens, width = x.shape[1], x.shape[2]
-        split = (-1, tokens, self.heads, width // self.heads)
-        query, key, value = (
-            part.reshape(split).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1)
-        )
-        mixed = F.scaled_dot_product_attention(query, key, value)
-        return cast(Tensor, self.proj(mixed.transpose(1, 2).reshape(-1, tokens, width)))
-
-
-class _Mlp(nn.Module):
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.fc2(F.gelu(self.fc1(x))))
-
-
 class _Block(nn.Module):
     def __init__(
         self, width: int, heads: int, mlp_ratio: float, qkv_bias: bool, *, skip: bool = False
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.attn = _Attention(width, heads, qkv_bias)
+        self.attn = Attention(width, heads, qkv_bias)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = _Mlp(width, int(width * mlp_ratio))
+        self.mlp = Mlp(width, int(width * mlp_ratio))
         self.skip_linear = nn.Linear(2 * width, width) if skip else None
 
     def join(self, x: Tensor, skip: Tensor) -> Tensor:
@@ -140,7 +105,7 @@ class UViT(nn.Module):
         self.exits = check_exits(exits, depth + 1, first=depth // 2 + 1)
         self.width, self.patch, self.channels, self.side = width, patch, channels, size // patch
         self.extras = 2 if classes else 1
-        self.patch_embed = _PatchEmbed(channels, width, patch)
+        self.patch_embed = PatchEmbed(channels, width, patch)
         self.time_embed = (
             nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
             if mlp_time_embed
