@@ -51,6 +51,7 @@ from eecompile.errors import BundleError
 from eecompile.folders import new_folder
 from eecompile.networks.base import MultiExitNetwork
 from eecompile.networks.load import importable, load_network
+from eecompile.networks.truncated import Truncated
 from eecompile.recipe import ExportRecipe, Tolerance, load_recipe
 from eecompile.runtime.interface import Interface
 
@@ -60,10 +61,14 @@ _JOINED = "joined.onnx"  # all exits in one graph, while they are verified
 
 
 class _Source(NamedTuple):
-    """What a recipe names: all exits as one graph, and what they must agree with."""
+    """What a recipe names: all exits as one graph, and what they must agree with.
+
+    ``each`` evaluates every exit from the start, where ``reference`` may share blocks.
+    """
 
     model: ir.Model
     reference: Evaluate
+    each: Evaluate
     name: str
 
 
@@ -134,13 +139,22 @@ def _source(recipe: ExportRecipe, folder: Path, interface: Interface, report: Re
     if recipe.network.files:
         report("joining the ONNX files")
         model = graph_from_files(recipe.network, folder, interface)
-        return _Source(model, evaluate_files(recipe.network, folder, interface), "the ONNX files")
+        evaluate = evaluate_files(recipe.network, folder, interface)
+        return _Source(model, evaluate, evaluate, "the ONNX files")
     report("loading the network")
     network = load_network(recipe.network, folder)
     report("tracing all exits at once")
     model = graph_from_network(network, interface)
     check_nested(model.graph, exit_outputs(model, interface))
-    return _Source(model, _evaluate_network(network, interface), "torch")
+    each = _evaluate_network(network, interface)
+    if not isinstance(network, Truncated):
+        return _Source(model, each, each, "torch")
+
+    def shared(point: Inputs) -> Outputs:
+        with network.each_block_once():
+            return each(point)
+
+    return _Source(model, shared, each, "torch")
 
 
 def _evaluate_network(network: MultiExitNetwork, interface: Interface) -> Evaluate:
@@ -191,12 +205,14 @@ def _verify(
     points = verification_points(interface)
     middle = [random_inputs(interface, 1, interface.process.timesteps // 2, seed=1)]
     # One after the other: each candidate holds the weights once more while it lives.
-    check = partial(compare, reference=source.reference, tolerance=tolerance, report=report)
+    check = partial(compare, tolerance=tolerance, report=report)
     what = f"ONNX Runtime against {source.name}"
     report("verifying: samples apart")
     check_independent(points, source.reference, tolerance)
-    errors = check(points, candidate=_joined(folder, interface), what=f"{what}, all exits at once")
-    single = check(middle, candidate=_alone(folder, interface), what=f"{what}, each exit alone")
+    together, apart = _joined(folder, interface), _alone(folder, interface)
+    errors = check(points, source.reference, candidate=together, what=f"{what}, all exits at once")
+    del together
+    single = check(middle, source.each, candidate=apart, what=f"{what}, each exit alone")
     return {depth: worst_of([errors[depth], single[depth]]) for depth in interface.exits}
 
 

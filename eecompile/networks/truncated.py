@@ -6,7 +6,8 @@ rest of the module, its head, follows. The module is not changed and need not kn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,11 +27,13 @@ class _Cut:
         depth: number of blocks that run.
         done: what each block has returned in this pass; None between passes, when the
             module runs as it would without a cut.
+        once: whether a block runs once for all exits.
     """
 
     def __init__(self, blocks: Sequence[nn.Module]) -> None:
         self.depth = len(blocks)
         self.done: list[Any] | None = None
+        self._once = False
         for index, block in enumerate(blocks):
             block.forward = self._forward(index, block.forward)
 
@@ -40,7 +43,7 @@ class _Cut:
                 return run(*args, **kwargs)
             if index >= self.depth and len(self.done) >= self.depth:
                 return _copied(self.done[self.depth - 1])
-            if index > len(self.done) or not (torch.compiler.is_exporting() or self._next(index)):
+            if index > len(self.done) or not (self.once or self._next(index)):
                 raise RecipeError(
                     found=f"block {index + 1} running after {len(self.done)} others",
                     expected="blocks that run once a pass, in the order of their list",
@@ -54,6 +57,14 @@ class _Cut:
 
         return forward
 
+    @property
+    def once(self) -> bool:
+        return self._once or torch.compiler.is_exporting()
+
+    @once.setter
+    def once(self, value: bool) -> None:
+        self._once = value
+
     def _next(self, index: int) -> bool:
         return self.done is not None and index == len(self.done)
 
@@ -62,8 +73,9 @@ class Truncated(nn.Module):
     """Predicts from several depths of a module that was written for one.
 
     Blocks beyond an exit hand on what the exit's last block returned. While the network
-    is exported, each block runs once for all exits; otherwise every exit runs the
-    module from its start, so that verification compares the two.
+    is exported, and within :meth:`each_block_once`, each block runs once for all exits;
+    otherwise every exit runs the module from its start, so that verification can compare
+    the two.
 
     Args:
         network: the module; its blocks may take and return anything, once a pass each.
@@ -95,7 +107,7 @@ class Truncated(nn.Module):
         cut, predictions = self._cut, []
         try:
             for depth in reversed(self.exits):
-                if cut.done is None or not torch.compiler.is_exporting():
+                if cut.done is None or not cut.once:
                     cut.done = []
                 cut.depth = depth
                 predictions.append(_tensor(self.network(**named(self.arguments, inputs))))
@@ -109,6 +121,15 @@ class Truncated(nn.Module):
         finally:
             cut.depth, cut.done = self.exits[-1], None
         return tuple(reversed(predictions))
+
+    @contextmanager
+    def each_block_once(self) -> Iterator[None]:
+        """Evaluate all exits in about the time of the deepest."""
+        self._cut.once = True
+        try:
+            yield
+        finally:
+            self._cut.once = False
 
 
 class Renamed(nn.Module):

@@ -154,6 +154,21 @@ def test_called_plainly_every_exit_runs_from_the_start(make: Make) -> None:
 
 
 @pytest.mark.parametrize("make", NETWORKS)
+def test_a_block_may_run_once_for_all_exits_outside_of_an_export_too(make: Make) -> None:
+    network, inputs = make()
+    cut = truncated(network)
+    runs = block_runs(network)
+    with torch.no_grad():
+        expected = cut(**inputs)
+        before = list(runs)
+        with cut.each_block_once():
+            found = cut(**inputs)
+    assert [now - then for now, then in zip(runs, before, strict=True)] == [1] * len(runs)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("make", NETWORKS)
 def test_exported_every_block_runs_once_for_all_exits(make: Make) -> None:
     network, inputs = make()
     found = truncated(network)
