@@ -170,7 +170,8 @@ class EngineManifest(_Frozen, frozen=True, kw_only=True):
     """What an engine set holds; ``digest`` covers everything else in the manifest.
 
     ``verified`` says what the exits' errors are errors of: the engines, or the graphs
-    that they were built from where they cannot be run.
+    that they were built from where they cannot be run. ``warnings`` are the backend's;
+    all that it printed is in the file ``build.log``, if it printed anything.
     """
 
     kind: Literal["engine-set"] = "engine-set"
@@ -182,6 +183,7 @@ class EngineManifest(_Frozen, frozen=True, kw_only=True):
     files: tuple[FileRecord, ...]
     versions: dict[str, str]
     verified: str
+    warnings: tuple[str, ...] = ()
     bundle_digest: str
     fingerprint: str
     digest: str = ""

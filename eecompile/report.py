@@ -132,7 +132,8 @@ def engine_report(manifest: EngineManifest) -> RenderableType:
         exits.add_row(str(plan.depth), run, *(f"{error:.1e}" for error in errors))
     interface = manifest.interface
     inputs = _facts(facts | _inputs(interface))
-    return Group(inputs, segments, exits, _points(manifest), _schedules(interface))
+    warnings = [Text(f"warning: {text}", style="yellow") for text in manifest.warnings]
+    return Group(inputs, *warnings, segments, exits, _points(manifest), _schedules(interface))
 
 
 def _points(manifest: EngineManifest) -> Table:

@@ -38,12 +38,14 @@ from eecompile.compiler.partition import (
 from eecompile.compiler.precision import first_non_finite, lowered
 from eecompile.compiler.progress import Report, silent
 from eecompile.compiler.segments import (
+    LOG,
     Apart,
     Backend,
     SegmentStore,
     backend_for,
     compile_all,
     segments_from_parts,
+    warnings_in,
 )
 from eecompile.compiler.sessions import run_session, session_from_graph
 from eecompile.compiler.verify import (
@@ -215,6 +217,7 @@ def _build(job: _Job, fingerprint: str) -> EngineManifest:
         segments=segments,
         files=records(folder),
         versions=_ingredients(job.backend),
+        warnings=warnings_in(folder / LOG),
         verified="the graphs that the engines were built from; the engines did not run",
         bundle_digest=job.source.digest,
         fingerprint=fingerprint,

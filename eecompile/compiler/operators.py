@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import onnx_ir as ir
 
 from eecompile.errors import TraceError
+from eecompile.networks import truncated
 
 __all__ = ["check_operators", "place_of"]
 
@@ -46,6 +48,8 @@ _REMEDIES = {
     _RANDOM: "pass the numbers as a condition",
     _SEQUENCE: "replace it in the network's forward by Split and Concat",
 }
+# What stands between a network's lines and torch's.
+_OURS = {str(Path(__file__).with_name("trace.py")), truncated.__file__}
 _FROM_DATA = re.compile(r"\bz?u[f]?\d+\b")  # torch's names for sizes that it read from data
 
 
@@ -85,6 +89,7 @@ def place_of(node: ir.Node) -> str:
     """Where the operator comes from: the line of the network's code, or the node's name."""
     trace = node.metadata_props.get("pkg.torch.onnx.stack_trace", "")
     lines = re.findall(r'File "([^<"][^"]*)", line (\d+)', trace)
+    lines = [line for line in lines if line[0] not in _OURS] or lines
     if lines:
         return f", from {lines[-1][0]}, line {lines[-1][1]}"
     return f", node {node.name!r}" if node.name else ""

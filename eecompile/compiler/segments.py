@@ -21,8 +21,18 @@ from eecompile.compiler.progress import Report
 from eecompile.recipe import Target
 
 CACHE = "timing.cache"  # of an engine set: what its backend keeps for the next build
+LOG = "build.log"  # of an engine set: what its backend printed
+_NOISE = ("'colored' module", "has Int64 binding")
+_MOST_WARNINGS = 20
 
-__all__ = ["Backend", "SegmentStore", "backend_for", "compile_all", "segments_from_parts"]
+__all__ = [
+    "Backend",
+    "SegmentStore",
+    "backend_for",
+    "compile_all",
+    "segments_from_parts",
+    "warnings_in",
+]
 
 
 class Backend(Protocol):
@@ -218,8 +228,17 @@ def compile_all(
                 builder.build(graph, path, target, report, name=segment.file)
                 engine = store.add(segment.key, path)
             _link(engine, folder / segment.file)
-    if store.cache.is_file():
-        shutil.copyfile(store.cache, folder / store.cache.name)
+    for file in (store.cache, work / LOG):
+        if file.is_file():
+            shutil.copyfile(file, folder / file.name)
+
+
+def warnings_in(log: Path) -> tuple[str, ...]:
+    """What a backend's log warns of, each once; () where there is no log."""
+    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    warnings = [line.removeprefix("[W]").strip() for line in lines if line.startswith("[W]")]
+    telling = (w for w in warnings if not any(noise in w for noise in _NOISE))
+    return tuple(dict.fromkeys(telling))[:_MOST_WARNINGS]
 
 
 def _context(target: Target, backend: Backend) -> object:

@@ -108,7 +108,7 @@ def test_a_difference_to_torch_names_the_exit(tmp_path: Path) -> None:
     network: Any = Odd("")
     model = graph_from_network(network, INTERFACE)
     reference = export_module._evaluate_network(network, INTERFACE)
-    source = export_module._Source(model, reference, "torch")
+    source = export_module._Source(model, reference, reference, "torch")
     export_module._write_graphs(tmp_path, model, INTERFACE)
     export_module._verify(tmp_path, source, INTERFACE, Tolerance(), silent)
     network.linear.weight.data += 0.01  # the graph no longer is this network
@@ -119,9 +119,8 @@ def test_a_difference_to_torch_names_the_exit(tmp_path: Path) -> None:
 def test_a_damaged_graph_of_one_exit_is_noticed(tmp_path: Path) -> None:
     network: Any = Odd("")
     model = graph_from_network(network, INTERFACE)
-    source = export_module._Source(
-        model, export_module._evaluate_network(network, INTERFACE), "torch"
-    )
+    reference = export_module._evaluate_network(network, INTERFACE)
+    source = export_module._Source(model, reference, reference, "torch")
     export_module._write_graphs(tmp_path, model, INTERFACE)
     path = tmp_path / exit_graph_name(1)
     graph = onnx.load(path, load_external_data=False)

@@ -36,6 +36,7 @@ SMALL: dict[str, tuple[str, dict[str, str]]] = {
             r"range = \[0, 999\]": "range = [0, 8]",
             "null = 1000": "null = 9",
             "ase = .*": "ase = [12, 6, 3]",
+            "guided_channels = .*": "guided_channels = 1",
         },
     ),
     "dit of any size": (

@@ -17,6 +17,7 @@ from eecompile.compiler.build import engine_set_from_bundle, planned_build
 from eecompile.compiler.export import bundle_from_recipe
 from eecompile.compiler.merge import merged_exits
 from eecompile.compiler.progress import silent
+from eecompile.compiler.segments import warnings_in
 from eecompile.errors import BackendError, VerificationError
 from eecompile.recipe import Target, load_target
 from eecompile.runtime.sampler import Sampler
@@ -40,6 +41,14 @@ def fp16(bundle: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def fewer(bundle: Path) -> Path:
+    """The shipped network without exit 6; not to be written to."""
+    folder = bundle.parent / "fewer"
+    bundle_from_recipe(RECIPE, folder, exits=(3, 9, 12))
+    return folder
+
+
 def test_half_precision_is_within_its_tolerance_before_anything_is_built(fp16: Path) -> None:
     manifest = open_engine_set(fp16)
     assert manifest.verified.startswith("the graphs")
@@ -59,15 +68,18 @@ def test_every_segment_is_a_plan_of_half_the_weights(fp16: Path, bundle: Path) -
         assert validity is not None
 
 
-@pytest.mark.parametrize(("precision", "layout"), [("fp32", "chained"), ("fp16", "per_exit")])
-def test_the_other_precision_and_layout_build(
+@pytest.mark.parametrize(
+    ("precision", "layout"), [("fp32", "chained"), ("fp16", "per_exit"), ("bf16", "chained")]
+)
+def test_the_other_precisions_and_layouts_build(
     bundle: Path, tmp_path: Path, precision: str, layout: str
 ) -> None:
-    built = engine_set_from_bundle(bundle, target(precision, layout=layout), tmp_path / "set")
-    manifest = built.manifest
+    like = load_target(ROOT / "engines" / f"tensorrt-{precision}.toml")  # one code path
+    wanted = msgspec.structs.replace(like, backend="tensorrt-rtx", layout=layout)
+    manifest = engine_set_from_bundle(bundle, wanted, tmp_path / "set").manifest
     assert len(manifest.segments) == (7 if layout == "chained" else 4)
     assert all((tmp_path / "set" / s.file).stat().st_size > s.bytes for s in manifest.segments)
-    bound = 1e-5 if precision == "fp32" else 5e-3
+    bound = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 3e-2}[precision]
     assert all(plan.relative_error < bound for plan in manifest.exits)
 
 
@@ -79,17 +91,29 @@ def test_other_networks_build_in_half_precision(tmp_path: Path, name: str) -> No
     assert all(plan.relative_error < 5e-3 for plan in built.manifest.exits)
 
 
+def test_what_the_library_printed_is_kept(fp16: Path) -> None:
+    log = (fp16 / "build.log").read_text()
+    assert log.count("Finished engine building") == 7
+    assert "TF32" not in log, "FP32 is FP32"
+    assert open_engine_set(fp16).warnings == ()
+    assert warnings_in(fp16 / "build.log") == ()
+
+
+def test_warnings_are_picked_from_a_log(tmp_path: Path) -> None:
+    lines = ["[W] slow", "[I] fine", "[W] slow", "[W] Make sure input x has Int64 binding."]
+    (tmp_path / "log").write_text("\n".join(lines))
+    assert warnings_in(tmp_path / "log") == ("slow",)
+    assert warnings_in(tmp_path / "none") == ()
+
+
 def test_an_unchanged_set_is_up_to_date(bundle: Path, fp16: Path) -> None:
     assert engine_set_from_bundle(bundle, target("fp16"), fp16).up_to_date
 
 
-def test_a_dry_run_says_which_plans_would_be_built(
-    bundle: Path, fp16: Path, tmp_path: Path
-) -> None:
+def test_a_dry_run_says_which_plans_would_be_built(bundle: Path, fp16: Path, fewer: Path) -> None:
     assert planned_build(bundle, target("fp16"), fp16).reasons == ()
     before = sorted(path.name for path in fp16.parent.iterdir())
-    bundle_from_recipe(RECIPE, tmp_path / "fewer", exits=(3, 9, 12))
-    planned = planned_build(tmp_path / "fewer", target("fp16"), fp16)
+    planned = planned_build(fewer, target("fp16"), fp16)
     assert [reason.partition(":")[0] for reason in planned.reasons] == ["bundle"]
     built = {segment.exits for segment in planned.segments if not segment.reused}
     assert built == {(9, 12)}
@@ -100,13 +124,12 @@ def test_a_dry_run_says_which_plans_would_be_built(
 
 
 def test_with_an_exit_less_only_what_changes_is_built(
-    bundle: Path, fp16: Path, copied: Callable[[Path], Path], tmp_path: Path
+    fewer: Path, fp16: Path, copied: Callable[[Path], Path]
 ) -> None:
-    bundle_from_recipe(RECIPE, tmp_path / "fewer", exits=(3, 9, 12))
     folder = copied(fp16)
     before = {s.key for s in open_engine_set(folder).segments}
     stamps = {s.key: (folder / s.file).stat().st_mtime_ns for s in open_engine_set(folder).segments}
-    engine_set_from_bundle(tmp_path / "fewer", target("fp16"), folder)
+    engine_set_from_bundle(fewer, target("fp16"), folder)
     after = open_engine_set(folder).segments
     for segment in after:
         if segment.key in before:
@@ -158,7 +181,6 @@ def test_a_tolerance_that_the_precision_cannot_hold_is_refused(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"precision": "bf16"}, "'bf16' for tensorrt-rtx"),
         ({"options": {"speed": 3}}, r"option speed = 3 .*compute_capabilities \(str\)"),
         ({"options": {"compute_capabilities": 89}}, "compute_capabilities = 89"),
         ({"options": {"compute_capabilities": "9.9"}}, "9.9"),

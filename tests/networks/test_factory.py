@@ -48,6 +48,11 @@ constant = 3
 """
 
 
+@pytest.fixture(autouse=True)
+def _checkpoint(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "a.pt")  # is looked for before the factory is called
+
+
 @pytest.mark.parametrize("name", ["Network", "make"])
 def test_a_factory_beside_the_recipe_is_found(tmp_path: Path, beside: Beside, name: str) -> None:
     factory = f"{beside(MODULE)}:{name}"

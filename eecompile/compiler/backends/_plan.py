@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from polygraphy.backend.trt import (
     CreateConfig,
+    PostprocessConfig,
     Profile,
     engine_bytes_from_network,
     network_from_onnx_path,
@@ -23,6 +24,7 @@ from polygraphy.exception import PolygraphyException
 
 from eecompile.compiler.backends._tensorrt import SWITCH, PlanJob
 from eecompile.errors import BackendError
+from eecompile.probes import gpus
 from eecompile.recipe import Target
 
 if TYPE_CHECKING:
@@ -61,7 +63,19 @@ def build_plan(job: PlanJob, progress: Callable[[int, int], None]) -> None:
             expected="a plan",
             remedy="free memory, choose another precision, or mend the target's options",
         ) from error
-    Path(job.path).write_bytes(memoryview(plan))
+    data = memoryview(plan)
+    Path(job.path).write_bytes(data)
+    if _RTX and gpus():
+        _warn_of_validity(data, job)
+
+
+def _warn_of_validity(plan: memoryview, job: PlanJob) -> None:
+    """Say in the log where this machine's GPU cannot run a plan, or not at its best."""
+    library: Any = trt  # TensorRT has nothing of the kind
+    runtime = library.Runtime(library.Logger(library.Logger.INTERNAL_ERROR))
+    validity, diagnostics = runtime.get_engine_validity(plan)
+    if validity != library.EngineValidity.VALID:
+        print(f"[W] {job.name} is {validity.name} on this machine's GPU ({diagnostics})")
 
 
 def _usable(path: str, builder: trt.Builder) -> str | None:
@@ -91,14 +105,23 @@ def _config(network: trt.INetworkDefinition, job: PlanJob, monitor: trt.IProgres
 
         named = str(options.get("compute_capabilities", ""))
         pairs = [tuple(map(int, each.split("."))) for each in named.split(",") if each]
-        return CreateConfigRTX(
+        made = CreateConfigRTX(
             compute_capabilities=pairs or None, use_gpu=options.get("current_gpu"), **common
         )
+        return PostprocessConfig(made, _without_tf32)
     if job.timing_cache and Path(job.timing_cache).is_file():
         common["load_timing_cache"] = job.timing_cache
     if options.get("hardware_compatible"):
         common["hardware_compatibility_level"] = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-    return CreateConfig(version_compatible=options.get("version_compatible"), **common)
+    made = CreateConfig(version_compatible=options.get("version_compatible"), **common)
+    return PostprocessConfig(made, _without_tf32)
+
+
+def _without_tf32(
+    builder: trt.Builder, network: trt.INetworkDefinition, config: trt.IBuilderConfig
+) -> None:
+    """FP32 is FP32: by default the library rounds the factors of products to 10 bits."""
+    config.clear_flag(trt.BuilderFlag.TF32)
 
 
 def _shapes(value: trt.ITensor, target: Target) -> list[tuple[int, ...]]:

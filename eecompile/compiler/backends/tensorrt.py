@@ -11,6 +11,7 @@ import onnx_ir as ir
 from eecompile.compiler.attention import DecomposeAttention
 from eecompile.compiler.backends._tensorrt import check_installed, check_options, check_precision
 from eecompile.compiler.backends._worker import Worker
+from eecompile.compiler.segments import LOG
 from eecompile.errors import BackendError
 from eecompile.probes import gpus
 from eecompile.recipe import Target
@@ -73,7 +74,7 @@ def prepare(model: ir.Model, target: Target) -> None:
 
 def builder(work: Path, cache: Path) -> AbstractContextManager[Worker]:
     """What builds the plans; its log lies in ``work``, and all share one timing cache."""
-    return Worker.opened("tensorrt", work / "build.log", cache)
+    return Worker.opened("tensorrt", work / LOG, cache)
 
 
 def _version() -> str:

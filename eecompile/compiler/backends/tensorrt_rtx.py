@@ -12,6 +12,7 @@ import onnx_ir as ir
 from eecompile.compiler.attention import DecomposeAttention
 from eecompile.compiler.backends._tensorrt import check_installed, check_options, check_precision
 from eecompile.compiler.backends._worker import Worker
+from eecompile.compiler.segments import LOG
 from eecompile.errors import BackendError
 from eecompile.recipe import Target
 
@@ -68,4 +69,4 @@ def prepare(model: ir.Model, target: Target) -> None:
 
 def builder(work: Path, cache: Path) -> AbstractContextManager[Worker]:
     """What builds the plans; its log lies in ``work``. It measures nothing, and needs no cache."""
-    return Worker.opened("tensorrt_rtx", work / "build.log")
+    return Worker.opened("tensorrt_rtx", work / LOG)
