@@ -20,7 +20,7 @@ from tests.conftest import ROOT
 PLAN = ROOT / "eecompile" / "compiler" / "backends" / "_plan.py"
 # What TensorRT has for building, which its lean runtime leaves out.
 BUILDING = {"Builder", "INetworkDefinition", "ITensor", "NetworkDefinitionCreationFlag"}
-BUILDING |= {"OnnxParser"}
+BUILDING |= {"IBuilderConfig", "OnnxParser"}
 GPU = Gpu("NVIDIA H200", "9.0", 150 << 30, "575.1", "13.0")
 
 
