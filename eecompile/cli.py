@@ -31,7 +31,7 @@ from eecompile.bundle import BundleManifest, open_bundle, open_engine_set, peek
 from eecompile.errors import BackendError, EecompileError, UsageError
 from eecompile.interrupt import check
 from eecompile.runtime.interface import Interface
-from eecompile.runtime.sampler import Sampler
+from eecompile.runtime.sampler import Sampler, StepResult
 from eecompile.runtime.schedule import ExitSchedule
 
 __all__ = ["main"]
@@ -186,8 +186,7 @@ def sample(
 
             check_pictures(interface.state.shape)
         interface.check_conditions(conditions)
-        chosen = _schedule(schedule, interface)
-        program = sampler.program(solver, steps, chosen)
+        program = sampler.program(solver, steps, _schedule(schedule, interface))
         results = sampler.steps(
             n,
             solver=program,
@@ -197,17 +196,10 @@ def sample(
             shape=None if shape is None else _numbers("--shape", shape),
             **conditions,
         )
-        with _progress() as progress:
-            task = progress.add_task("", total=len(program.steps))
-            for result in results:
-                check()
-                label = f"t = {result.timestep:g}, depth {result.depth}"
-                progress.update(task, advance=1, description=label)
-        name = schedule or interface.sampling.schedule
-        title = (
-            f"{interface.name}, {program.solver}, {len(program.steps)} steps, {name}, seed {seed}"
-        )
-        _write(output, result.state, interface, conditions, title)
+        state = _last(results, len(program.steps))
+    name = schedule or interface.sampling.schedule
+    title = f"{interface.name}, {program.solver}, {len(program.steps)} steps, {name}, seed {seed}"
+    _write(output, state, interface, conditions, title)
     _say(f"{n} samples: {output}")
 
 
@@ -336,6 +328,17 @@ def _phases() -> Iterator[Any]:
             progress.update(task, description=escape(phase), completed=done, total=total or None)
 
         yield report
+
+
+def _last(results: Iterator[StepResult], total: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """The state after the last step; a bar shows the depth in use."""
+    with _progress() as progress:
+        task = progress.add_task("", total=total)
+        for result in results:
+            check()
+            label = f"t = {result.timestep:g}, depth {result.depth}"
+            progress.update(task, advance=1, description=label)
+    return result.state
 
 
 def _progress() -> Progress:

@@ -97,8 +97,9 @@ def engine_from_manifest(
     """
     name = manifest.target.backend
     if name not in _BACKENDS:
+        built = ", ".join(f"{what} {which}" for what, which in manifest.versions.items())
         raise BackendError(
-            found=f"engines for {name}",
+            found=f"engines for {name}, built by {built}",
             expected=f"a backend that this version runs: {', '.join(_BACKENDS)}",
             remedy="build the bundle for one of these, or run the engines with their own library",
         )

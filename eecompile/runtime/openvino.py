@@ -60,8 +60,10 @@ class OpenvinoEngine(Handle):
         self._segments = manifest.segments
         options = model_options(self.precision, threads)
         files = {record.name for record in manifest.files}
+        built = manifest.versions["openvino"]
         self._models = [
-            _model(runtime, core, folder, segment, files, options) for segment in self._segments
+            _model(runtime, core, folder, segment, files, options, built)
+            for segment in self._segments
         ]
         # By segment; as many sets of requests as evaluations were ever under way at once.
         self._idle: list[dict[int, Any]] = []
@@ -201,8 +203,12 @@ def _model(
     segment: Segment,
     files: Collection[str],
     options: dict[str, object],
+    built: str,
 ) -> Any:
-    """A segment's compiled model: from its blob where one fits, else from its graph."""
+    """A segment's compiled model: from its blob where one fits, else from its graph.
+
+    ``built`` is the version of OpenVINO that the segment was built with.
+    """
     blob = blob_name(runtime, core, segment.file)
     if blob in files:
         with suppress(RuntimeError):
@@ -214,7 +220,8 @@ def _model(
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise BackendError(
-            found=f"{segment.file} refused by openvino {runtime.get_version()} ({reason})",
+            found=f"{segment.file}, built with openvino {built}, refused by openvino "
+            f"{runtime.get_version()} ({reason[:300]})",
             expected="a segment that it can load",
             remedy="build the engine set again on this machine",
         ) from error

@@ -11,12 +11,13 @@ import onnxruntime
 import pytest
 from safetensors import safe_open
 
-from eecompile.bundle import MANIFEST, WEIGHTS, open_bundle, open_engine_set
+from eecompile.bundle import MANIFEST, WEIGHTS, EngineManifest, open_bundle, open_engine_set
+from eecompile.compiler import build as build_module
 from eecompile.compiler import segments as segments_module
 from eecompile.compiler.backends import onnxruntime as ort_backend
 from eecompile.compiler.build import engine_set_from_bundle, planned_build
 from eecompile.errors import BackendError, DigestError, OutputExistsError, VerificationError
-from eecompile.recipe import load_target
+from eecompile.recipe import BatchProfile, Target, Tolerance, load_target
 from eecompile.runtime.engine import open_engine
 from eecompile.runtime.sampler import Sampler
 from tests.conftest import ROOT, TARGETS
@@ -185,3 +186,45 @@ def test_a_wrong_target_of_onnxruntime_is_refused(
     with pytest.raises(BackendError, match=r"options\.provider of \['cpu', 'cuda', 'tensorrt'\]"):
         engine_set_from_bundle(bundle, target, tmp_path / "set")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_ingredient_is_in_the_fingerprint(bundle: Path) -> None:
+    source, target = open_bundle(bundle), load_target(TARGETS["per_exit"])
+    versions = {"onnxruntime": "1", "GPU": "a", "driver": "b"}
+    changes: dict[str, Any] = {
+        "name": "other",
+        "backend": "openvino",
+        "precision": "fp16",
+        "layout": "chained",
+        "batch": BatchProfile(max=65),
+        "tolerance": Tolerance(absolute=1.0),
+        "threads": 3,
+        "options": {"provider": "cuda"},
+        "keep_fp32": ("final",),
+        "workspace_mib": 5,
+    }
+    assert set(changes) == {field.name for field in msgspec.structs.fields(Target)}
+    variants = [
+        (source, msgspec.structs.replace(target, **{k: v}), versions) for k, v in changes.items()
+    ]
+    variants += [(source, target, {**versions, name: "other"}) for name in versions]
+    variants.append((msgspec.structs.replace(source, digest="other"), target, versions))
+    before = build_module._fingerprint(source, target, versions)
+    found = {build_module._fingerprint(*variant) for variant in variants}
+    assert len(found - {before}) == len(variants)
+    existing = EngineManifest(
+        interface=source.interface,
+        target=target,
+        exits=(),
+        segments=(),
+        files=(),
+        versions=versions,
+        verified="",
+        bundle_digest=source.digest,
+        fingerprint=before,
+    )
+    names = [f"target's {name}" for name in changes] + [*versions, "bundle"]
+    for name, variant in zip(names, variants, strict=True):
+        (reason,) = build_module._reasons(existing, *variant, Path("set"))
+        assert reason.startswith(f"{name}: ")
+    assert build_module._reasons(existing, source, target, versions, Path("set")) == ()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from eecompile.compiler.export import bundle_from_recipe
 from eecompile.compiler.merge import merged_exits
 from eecompile.compiler.progress import silent
 from eecompile.compiler.segments import warnings_in
-from eecompile.errors import BackendError, VerificationError
+from eecompile.errors import BackendError, BusyError, VerificationError
 from eecompile.recipe import Target, load_target
 from eecompile.runtime.sampler import Sampler
 from tests.compiler.test_networks import write
@@ -164,8 +167,44 @@ def test_an_interrupted_build_goes_on_where_it_stopped(bundle: Path, tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
+@pytest.mark.slow
+def test_a_killed_build_leaves_what_was_there_and_the_next_goes_on(
+    bundle: Path, fp16: Path, copied: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    folder = copied(fp16)
+    manifest = (folder / "manifest.json").read_bytes()
+    file = ROOT / "engines" / "rtx-fp16.toml"
+    changed = tmp_path / "target.toml"
+    changed.write_text(file.read_text() + "\n[options]\noptimization_level = 2\n")
+    command = [sys.executable, "-m", "eecompile", "build", bundle, "--target", changed]
+    store = tmp_path / f".{folder.name}.segments"
+    with subprocess.Popen(
+        [*map(str, command), "-o", str(folder)], stderr=subprocess.PIPE
+    ) as process:
+        while process.poll() is None and len(list(store.glob("*"))) < 2:
+            time.sleep(0.02)
+        assert process.poll() is None, "it was killed half-way"
+        process.kill()
+    assert (folder / "manifest.json").read_bytes() == manifest
+    stamps = {path.name: path.stat().st_mtime_ns for path in store.iterdir()}
+    for _ in range(100):  # the kernel drops the lock when the process is gone
+        try:
+            built = engine_set_from_bundle(bundle, changed, folder).manifest
+            break
+        except BusyError:
+            time.sleep(0.05)
+    for segment in built.segments:
+        if segment.key in stamps:
+            assert (folder / segment.file).stat().st_mtime_ns == stamps.pop(segment.key)
+    assert not stamps
+    assert sorted(path.name for path in tmp_path.iterdir()) == [folder.name, "target.toml"]
+
+
 def test_plans_say_that_they_cannot_be_run(fp16: Path) -> None:
-    with pytest.raises(BackendError, match=r"engines for tensorrt-rtx; expected .*onnxruntime"):
+    with pytest.raises(
+        BackendError,
+        match=r"engines for tensorrt-rtx, built by .*tensorrt_rtx.*; expected .*onnxruntime",
+    ):
         Sampler.open(fp16)
 
 
