@@ -46,6 +46,7 @@ _TAKEN = frozenset(
     + ("first",)
 )
 _OUTPUT = re.compile(r"(prediction|variance)_\d+\Z")
+_DEEPEST = 10_000
 _LARGEST = 2**31 - 1  # numbers in one sample: what ONNX runtimes can index
 
 
@@ -75,7 +76,7 @@ class NetworkRecipe(_Strict, frozen=True, kw_only=True):
         costs: what evaluating each exit costs, in any unit; by default its depth.
     """
 
-    exits: tuple[Annotated[int, Meta(le=1_000_000)], ...]
+    exits: tuple[int, ...]
     factory: str | None = None
     blocks: str | None = None
     options: dict[str, Any] = {}
@@ -235,10 +236,11 @@ def load_recipe(
     """
     recipe = _overridden(_load(path, ExportRecipe), exits, checkpoint)
     exits = recipe.network.exits
-    if not exits or list(exits) != sorted(set(exits)) or exits[0] < 1:
+    ascending = list(exits) == sorted(set(exits))
+    if not exits or not ascending or exits[0] < 1 or exits[-1] > _DEEPEST:
         raise RecipeError(
             found=f"exits {list(exits)} for {path}",
-            expected="at least one positive depth, ascending",
+            expected=f"at least one depth from 1 to {_DEEPEST}, ascending",
             remedy="list the depths that the network was trained to predict from",
         )
     _check_names(recipe, path)

@@ -249,7 +249,7 @@ def sampling(args: argparse.Namespace) -> None:
 
 def _report(result: Row, output: Path) -> None:
     """Write the JSON, and print its tables."""
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=240)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(_rounded(result), indent=1) + "\n")
     for title, rows in result.items():
