@@ -71,27 +71,46 @@ def test_every_segment_is_a_plan_of_half_the_weights(fp16: Path, bundle: Path) -
         assert validity is not None
 
 
+BOUNDS = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 3e-2}
+
+
+def like_tensorrt(precision: str, layout: str) -> Target:
+    """A target of TensorRT proper for TensorRT-RTX: they are one code path."""
+    like = load_target(ROOT / "engines" / f"tensorrt-{precision}.toml")
+    return msgspec.structs.replace(like, backend="tensorrt-rtx", layout=layout)
+
+
 @pytest.mark.parametrize(
-    ("precision", "layout"), [("fp32", "chained"), ("fp16", "per_exit"), ("bf16", "chained")]
+    ("precision", "layout"),
+    [
+        ("fp32", "chained"),
+        ("fp16", "per_exit"),
+        ("bf16", "chained"),
+        pytest.param("fp32", "per_exit", marks=pytest.mark.slow),
+        pytest.param("bf16", "per_exit", marks=pytest.mark.slow),
+    ],
 )
 def test_the_other_precisions_and_layouts_build(
     bundle: Path, tmp_path: Path, precision: str, layout: str
 ) -> None:
-    like = load_target(ROOT / "engines" / f"tensorrt-{precision}.toml")  # one code path
-    wanted = msgspec.structs.replace(like, backend="tensorrt-rtx", layout=layout)
+    wanted = like_tensorrt(precision, layout)
     manifest = engine_set_from_bundle(bundle, wanted, tmp_path / "set").manifest
     assert len(manifest.segments) == (7 if layout == "chained" else 4)
     assert all((tmp_path / "set" / s.file).stat().st_size > s.bytes for s in manifest.segments)
-    bound = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 3e-2}[precision]
-    assert all(plan.relative_error < bound for plan in manifest.exits)
+    assert all(plan.relative_error < BOUNDS[precision] for plan in manifest.exits)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["dit", "uvit", "pixart"])
-def test_other_networks_build_in_half_precision(tmp_path: Path, name: str) -> None:
+def test_other_networks_build_in_every_layout_and_precision(tmp_path: Path, name: str) -> None:
     bundle_from_recipe(write(name, tmp_path), tmp_path / "bundle")
-    built = engine_set_from_bundle(tmp_path / "bundle", target("fp16"), tmp_path / "set")
-    assert all(plan.relative_error < 5e-3 for plan in built.manifest.exits)
+    for precision, bound in BOUNDS.items():
+        for layout in ("chained", "per_exit"):
+            folder = tmp_path / f"{precision}-{layout}"
+            wanted = like_tensorrt(precision, layout)
+            manifest = engine_set_from_bundle(tmp_path / "bundle", wanted, folder).manifest
+            assert all(plan.relative_error < bound for plan in manifest.exits)
+            assert all((folder / s.file).stat().st_size > s.bytes for s in manifest.segments)
 
 
 def test_what_the_library_printed_is_kept(fp16: Path) -> None:
