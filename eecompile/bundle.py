@@ -21,6 +21,7 @@ from eecompile.recipe import Target
 from eecompile.runtime.interface import Interface
 
 __all__ = [
+    "CALIBRATION",
     "FORMAT",
     "MANIFEST",
     "WEIGHTS",
@@ -47,6 +48,7 @@ FORMAT = 3
 MANIFEST = "manifest.json"
 _LONG = 100  # characters for the exits in a file name
 WEIGHTS = "weights.safetensors"
+CALIBRATION = "calibration.npz"  # of a bundle: inputs made of the recipe's data, if it names any
 
 PlainName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")]
 

@@ -150,6 +150,8 @@ class ExportRecipe(_Strict, frozen=True, kw_only=True):
             depths with thresholds.
         sampling: what a sampler does unless told otherwise.
         tolerance: of each exit's graph against the torch network, or the ONNX files.
+        calibration: samples of the data, float32 .npy [N, *shape], relative to the recipe;
+            lower precisions are chosen by the values that they lead to. None takes noise.
     """
 
     name: Name
@@ -160,6 +162,7 @@ class ExportRecipe(_Strict, frozen=True, kw_only=True):
     schedules: dict[Word, tuple[int, ...] | ScheduleTable] = {}
     sampling: Sampling = Sampling()
     tolerance: Tolerance = Tolerance(absolute=1e-6, relative=2e-4)
+    calibration: str | None = None
 
     def exit_schedules(self) -> dict[str, ExitSchedule]:
         """The schedules by name, with ``full`` added, each checked against the exits."""

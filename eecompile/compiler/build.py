@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 import eecompile
 from eecompile.bundle import (
+    CALIBRATION,
     BundleManifest,
     EngineManifest,
     ExitPlan,
@@ -254,7 +255,7 @@ def _prepared(job: _Job, work: Path, *, verify: bool = True) -> tuple[ir.Model, 
         return model, {}
     if target.precision != "fp32":
         job.report(f"lowering the precision to {target.precision}")
-        model = lowered(model, interface, target, work)
+        model = lowered(model, interface, target, work, job.bundle / CALIBRATION)
     job.backend.prepare(model, target)
     if not verify:
         return model, {}

@@ -17,6 +17,7 @@ import torch
 
 import eecompile
 from eecompile.bundle import (
+    CALIBRATION,
     BundleManifest,
     ExitGraph,
     exit_graph_name,
@@ -39,6 +40,7 @@ from eecompile.compiler.verify import (
     Evaluate,
     Inputs,
     Outputs,
+    calibration_inputs,
     check_independent,
     check_points,
     compare,
@@ -47,7 +49,7 @@ from eecompile.compiler.verify import (
     worst_of,
 )
 from eecompile.compiler.weights import WeightStore, load_graph
-from eecompile.errors import BundleError
+from eecompile.errors import BundleError, RecipeError
 from eecompile.folders import new_folder
 from eecompile.networks.base import MultiExitNetwork
 from eecompile.networks.load import importable, load_network
@@ -103,6 +105,7 @@ def bundle_from_recipe(
         source = _source(recipe, path.parent, interface, report)
         report("writing graphs and weights")
         _write_graphs(folder, source.model, interface)
+        _write_calibration(folder, recipe, path.parent, interface)
         errors = _verify(folder, source, interface, recipe.tolerance, report)
         shared = sharing(source.model.graph, exit_outputs(source.model, interface))
         timesteps, batches = check_points(interface.process.timesteps)
@@ -192,6 +195,29 @@ def _write_graphs(folder: Path, model: ir.Model, interface: Interface) -> None:
         store.add(graph)
         graphs[exit_graph_name(part.exits[0])] = graph
     store.save(folder, graphs)
+
+
+def _write_calibration(
+    folder: Path, recipe: ExportRecipe, base: Path, interface: Interface
+) -> None:
+    """The inputs that the recipe's data leads to, for builds in lower precisions."""
+    if recipe.calibration is None:
+        return
+    place = base / recipe.calibration
+    try:
+        data = np.load(place, allow_pickle=False)
+        found = f"{data.dtype} {list(data.shape)}"
+    except (OSError, ValueError, EOFError, AttributeError) as error:
+        data, found = np.empty(0), f"no array ({type(error).__name__})"
+    fits = data.shape[1:] == interface.state.shape and len(data) and data.dtype.kind == "f"
+    if not fits or not np.isfinite(data).all():
+        raise RecipeError(
+            found=f"{found} at {place}, for calibration",
+            expected=f"finite samples of the data, a float32 .npy [N, *{interface.state.shape}]",
+            remedy="mend the recipe's calibration, or remove it to calibrate with noise",
+        )
+    made = calibration_inputs(interface, data.astype(np.float32))
+    np.savez(folder / CALIBRATION, allow_pickle=False, **made)
 
 
 def _verify(

@@ -21,15 +21,12 @@ import onnx_ir as ir
 from eecompile.compiler.clean import clean
 from eecompile.compiler.numbering import NumberValues
 from eecompile.compiler.sessions import run_session, session_from_graph
-from eecompile.compiler.verify import Inputs, random_inputs
+from eecompile.compiler.verify import Inputs, calibration_inputs
 from eecompile.errors import BackendError
 from eecompile.recipe import Target
 from eecompile.runtime.interface import Interface
 
 __all__ = ["check_precision_tools", "first_non_finite", "kept_nodes", "lowered"]
-
-_CALIBRATION_BATCH = 2
-_CALIBRATION_TIMES = 5
 
 
 def check_precision_tools() -> None:
@@ -49,7 +46,13 @@ def check_precision_tools() -> None:
         ) from error
 
 
-def lowered(model: ir.Model, interface: Interface, target: Target, work: Path) -> ir.Model:
+def lowered(
+    model: ir.Model,
+    interface: Interface,
+    target: Target,
+    work: Path,
+    calibration: Path | None = None,
+) -> ir.Model:
     """The graph in the target's precision; its inputs and outputs stay FP32.
 
     Args:
@@ -57,6 +60,8 @@ def lowered(model: ir.Model, interface: Interface, target: Target, work: Path) -
         interface: what the network takes and gives, for calibration.
         target: its precision, and patterns of names that stay FP32.
         work: for intermediate files.
+        calibration: inputs from which ranges of values are taken, as a .npz; None or no
+            such file draws noise.
 
     Raises:
         BackendError: nvidia-modelopt is missing, or a pattern matches nothing.
@@ -66,9 +71,11 @@ def lowered(model: ir.Model, interface: Interface, target: Target, work: Path) -
 
     _name_nodes(model)
     keep = kept_nodes(model, target.keep_fp32)
-    plain, data = work / "plain.onnx", work / "calibration.npz"
+    plain, data = work / "plain.onnx", calibration
     ir.save(model, plain, external_data="plain.data")
-    np.savez(data, allow_pickle=False, **calibration(interface))
+    if data is None or not data.is_file():
+        data = work / "noise.npz"
+        np.savez(data, allow_pickle=False, **calibration_inputs(interface))
     with _quiet():
         converted = convert_to_mixed_precision(
             str(plain),
@@ -147,16 +154,6 @@ def first_non_finite(path: Path, points: Sequence[Inputs], work: Path) -> str:
                 after = f" of weight {weights[0]!r}" if weights else ""
                 return f"the output of {node.op_type}{after} (tensor {name!r})"
     return "an output of the whole"
-
-
-def calibration(interface: Interface) -> dict[str, np.ndarray]:
-    """Inputs over all timesteps, stacked along the batch, from which value ranges are taken."""
-    last = interface.process.timesteps - 1
-    points = [
-        random_inputs(interface, _CALIBRATION_BATCH, round(t), seed=index)
-        for index, t in enumerate(np.linspace(0, last, _CALIBRATION_TIMES))
-    ]
-    return {name: np.concatenate([point[name] for point in points]) for name in points[0]}
 
 
 def _described(node: ir.Node) -> str:

@@ -20,6 +20,7 @@ __all__ = [
     "Evaluate",
     "Inputs",
     "Outputs",
+    "calibration_inputs",
     "check_independent",
     "check_points",
     "compare",
@@ -28,6 +29,7 @@ __all__ = [
     "worst_of",
 ]
 
+_CALIBRATION_BATCH, _CALIBRATION_TIMES = 2, 5
 Array = NDArray[np.float32]
 Inputs = Mapping[str, NDArray[np.generic]]
 Outputs = Mapping[int, Sequence[Array]]  # by depth: the prediction, and a learned variance
@@ -90,6 +92,30 @@ def random_inputs(
         else:
             inputs[name] = draws.uniform(*spec.range, size).astype(np.float32)
     return inputs
+
+
+def calibration_inputs(
+    interface: Interface, data: Array | None = None
+) -> dict[str, NDArray[np.generic]]:
+    """Inputs over all timesteps, stacked along the batch, from which value ranges are taken.
+
+    Args:
+        interface: what the network takes.
+        data: samples of what the network was trained on, float32 [N, *shape], which the
+            forward process noises; None for noise alone.
+    """
+    last = interface.process.timesteps - 1
+    bars = interface.process.alpha_bar()
+    points = []
+    for index, timestep in enumerate(np.linspace(0, last, _CALIBRATION_TIMES).round().astype(int)):
+        point = random_inputs(interface, _CALIBRATION_BATCH, float(timestep), seed=index)
+        if data is not None:
+            chosen = np.arange(_CALIBRATION_BATCH) + index * _CALIBRATION_BATCH
+            signal, spread = np.sqrt(bars[timestep]), np.sqrt(1 - bars[timestep])
+            noised = signal * data[chosen % len(data)] + spread * point["x"]
+            point["x"] = noised.astype(np.float32)
+        points.append(point)
+    return {name: np.concatenate([point[name] for point in points]) for name in points[0]}
 
 
 def verification_points(interface: Interface) -> list[Inputs]:

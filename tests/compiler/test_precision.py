@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
-from eecompile.bundle import open_bundle
+from eecompile.bundle import CALIBRATION, open_bundle
+from eecompile.compiler.build import engine_set_from_bundle
+from eecompile.compiler.export import bundle_from_recipe
 from eecompile.compiler.merge import exit_outputs, merged_exits
 from eecompile.compiler.partition import chained_parts, extract
-from eecompile.compiler.precision import calibration, kept_nodes, lowered
+from eecompile.compiler.precision import kept_nodes, lowered
+from eecompile.compiler.verify import calibration_inputs
+from eecompile.errors import RecipeError
 from eecompile.recipe import Target, load_target
-from tests.conftest import ROOT
+from tests.conftest import RECIPE, ROOT
 
-pytest.importorskip("modelopt")
+autocast: Any = pytest.importorskip("modelopt.onnx.autocast")
 TARGET = load_target(ROOT / "engines" / "rtx-fp16.toml")
 
 
@@ -108,8 +115,53 @@ def test_the_embedding_is_what_leads_to_sine_and_cosine(bundle: Path) -> None:
 
 
 def test_calibration_covers_all_timesteps(bundle: Path) -> None:
-    points = calibration(open_bundle(bundle).interface)
+    points = calibration_inputs(open_bundle(bundle).interface)
     assert set(points) == {"x", "t", "label"}
     assert {0.0, 999.0} <= set(points["t"].tolist())
     assert len(set(points["t"].tolist())) == 5
     assert len(points["x"]) == len(points["t"]) == len(points["label"])
+
+
+def test_data_is_noised_as_the_process_says(bundle: Path) -> None:
+    interface = open_bundle(bundle).interface
+    data = np.stack([np.full((1, 28, 28), value, np.float32) for value in (-0.5, 0.75, 1.0)])
+    noise, points = calibration_inputs(interface), calibration_inputs(interface, data)
+    bars = interface.process.alpha_bar()
+    for index, timestep in enumerate(points["t"].astype(int)):
+        bar = bars[timestep]
+        expected = np.sqrt(bar) * data[index % 3] + np.sqrt(1 - bar) * noise["x"][index]
+        np.testing.assert_allclose(points["x"][index], expected, atol=1e-6)
+    assert points["x"].dtype == np.float32
+
+
+def test_a_recipes_data_calibrates_what_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = np.random.default_rng(0).uniform(-1, 1, (4, 1, 28, 28)).astype(np.float32)
+    np.save(tmp_path / "data.npy", data)
+    recipe = tmp_path / "recipe.toml"
+    weights = ROOT / "eecompile" / "networks" / "weights" / "fashion-dit.safetensors"
+    text = re.sub('checkpoint = ".*"', f'checkpoint = "{weights}"', RECIPE.read_text())
+    recipe.write_text('calibration = "data.npy"\n' + text)
+    bundle_from_recipe(recipe, tmp_path / "bundle", exits=(3, 12))
+    manifest = open_bundle(tmp_path / "bundle")
+    assert CALIBRATION in {record.name for record in manifest.files}
+    expected = calibration_inputs(manifest.interface, data)
+    used: dict[str, np.ndarray] = {}
+    convert = autocast.convert_to_mixed_precision
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        used.update(np.load(kwargs["calibration_data"]))
+        return convert(*args, **kwargs)
+
+    monkeypatch.setattr(autocast, "convert_to_mixed_precision", spy)
+    engine_set_from_bundle(tmp_path / "bundle", ROOT / "engines/cuda-fp16.toml", tmp_path / "set")
+    for name, value in expected.items():
+        np.testing.assert_array_equal(used[name], value)
+    for bad in (data[:, :, :27], data * np.nan, data[:0], data.astype(np.int64)):
+        np.save(tmp_path / "data.npy", bad)
+        with pytest.raises(RecipeError, match="for calibration; expected finite samples"):
+            bundle_from_recipe(recipe, tmp_path / "other", exits=(3, 12))
+    (tmp_path / "data.npy").write_bytes(b"no array")
+    with pytest.raises(RecipeError, match="no array"):
+        bundle_from_recipe(recipe, tmp_path / "other", exits=(3, 12))
