@@ -394,3 +394,19 @@ def test_schedules_that_other_exits_rule_out_are_named(run: Run, tmp_path: Path)
     assert status == 0
     assert "schedules left out" in out
     assert "balanced" in out
+
+
+def test_a_dry_run_says_what_would_be_built_and_writes_nothing(
+    run: Run, bundle: Path, engine_sets: dict[str, Path], tmp_path: Path
+) -> None:
+    status, out, _ = run("build", bundle, "-o", tmp_path / "set", "--dry-run")
+    assert status == 0
+    assert "would be built" in out
+    assert "segment-03-exits-12.onnx" in out
+    assert list(tmp_path.iterdir()) == []
+    folder = engine_sets["per_exit"]
+    status, out, _ = run(
+        "build", bundle, "-o", folder, "--target", TARGETS["per_exit"], "--dry-run"
+    )
+    assert status == 0
+    assert "up to date" in out
