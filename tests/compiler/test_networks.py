@@ -141,7 +141,16 @@ def write(name: str, folder: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=[name for name in SMALL if name != "DiT-S/2"])
+# Of each kind of network one is exported fast by default, the others with the slow tests.
+SLOW = ("dit of any size", "uvit with classes", "dit of diffusers")
+PARAMS = [
+    pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+    for name in SMALL
+    if name != "DiT-S/2"
+]
+
+
+@pytest.fixture(scope="module", params=PARAMS)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small recipe, its bundle, and an engine set a layout."""
     folder = tmp_path_factory.mktemp("network")

@@ -134,6 +134,7 @@ def test_data_is_noised_as_the_process_says(bundle: Path) -> None:
     assert points["x"].dtype == np.float32
 
 
+@pytest.mark.slow
 def test_a_recipes_data_calibrates_what_is_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ def train(run: Path, recipe: Path, data: Path, *more: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
     tmp_path: Path, data: Path, optimizer: str
