@@ -21,7 +21,7 @@ PLAN = ROOT / "eecompile" / "compiler" / "backends" / "_plan.py"
 # What TensorRT has for building, which its lean runtime leaves out.
 BUILDING = {"Builder", "INetworkDefinition", "ITensor", "NetworkDefinitionCreationFlag"}
 BUILDING |= {"IBuilderConfig", "OnnxParser"}
-GPU = Gpu("NVIDIA H200", "9.0", 150 << 30, "575.1", "13.0")
+GPU = Gpu("NVIDIA L4", "8.9", 24 << 30, "575.1", "13.0")
 
 
 def names() -> set[str]:
@@ -84,8 +84,8 @@ def test_unknown_options_are_refused(options: dict[str, Any]) -> None:
 def test_plans_are_tied_to_the_gpu_and_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "gpus", lambda: (GPU,))
     found = backend.versions()
-    assert found["GPU"] == "NVIDIA H200"
-    assert found["compute capability"] == "9.0"
+    assert found["GPU"] == "NVIDIA L4"
+    assert found["compute capability"] == "8.9"
     assert found["driver"] == "575.1"
 
 
