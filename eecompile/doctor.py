@@ -20,13 +20,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, NamedTuple
 
 import msgspec
 
 import eecompile
 from eecompile.probes import PROBES, YES, Answer, Cpu, Finding, Gpu, cpu, short
+from eecompile.runtime.handle import Handle
 
 __all__ = ["TIMEOUT", "Backend", "Conflict", "Report", "Tool", "ask", "conflicts", "examine"]
 
@@ -177,7 +177,7 @@ def ask(commands: Mapping[str, Sequence[str]], timeout: float) -> dict[str, Find
         return {name: child.finding(deadline) for name, child in children.items()}
 
 
-class _Child:
+class _Child(Handle):
     """A child process; leaving the context ends it.
 
     Its output goes to files: a pipe would stay open as long as anything that it started.
@@ -198,15 +198,8 @@ class _Child:
             )
             self._files = stack.pop_all()
 
-    def __enter__(self) -> _Child:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End the process."""
         self._process.kill()
         with suppress(subprocess.TimeoutExpired):  # a driver may hold on to it for ever
             self._process.wait(1)

@@ -26,7 +26,7 @@ from eecompile.errors import (
 )
 from eecompile.interrupt import deferred
 
-__all__ = ["new_folder"]
+__all__ = ["check_replaceable", "new_folder"]
 
 
 @contextmanager
@@ -64,13 +64,13 @@ def new_folder(path: Path, *, replaces: bool) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.partial")
     try:
         _restore(path)
-        _refuse(path, replaces)
+        check_replaceable(path, replaces)
         _remove(partial)  # what a killed writer left
         partial.mkdir()
         yield partial
         _sync(partial)
         with deferred():
-            _refuse(path, replaces)
+            check_replaceable(path, replaces)
             _put(partial, path)
     finally:
         with deferred():
@@ -104,7 +104,16 @@ def _make_parents(parent: Path) -> list[Path]:
     return missing
 
 
-def _refuse(path: Path, replaces: bool) -> None:
+def check_replaceable(path: Path, replaces: bool) -> None:
+    """Pass when a folder may be written at ``path``.
+
+    Args:
+        path: where the folder will be.
+        replaces: whether an existing folder of ours may be replaced.
+
+    Raises:
+        OutputExistsError: it may not, or holds what eecompile did not write.
+    """
     occupied = path.is_symlink() or (path.exists() and not _is_empty(path))
     if occupied and not replaces:
         raise OutputExistsError(

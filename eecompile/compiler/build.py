@@ -48,7 +48,7 @@ from eecompile.compiler.segments import (
     segments_from_parts,
     warnings_in,
 )
-from eecompile.compiler.sessions import run_session, session_from_graph
+from eecompile.compiler.sessions import evaluate_joined, run_session, session_from_graph
 from eecompile.compiler.verify import (
     Error,
     Evaluate,
@@ -63,7 +63,7 @@ from eecompile.errors import (
     OutputExistsError,
     VerificationError,
 )
-from eecompile.folders import new_folder
+from eecompile.folders import check_replaceable, new_folder
 from eecompile.recipe import Target, load_target
 from eecompile.runtime.engine import Engine, engine_from_manifest
 from eecompile.runtime.interface import Interface
@@ -113,8 +113,7 @@ def engine_set_from_bundle(
     existing = _existing(output)
     if existing and existing.fingerprint == fingerprint and not force:
         return Built(existing, up_to_date=True)
-    identity = _identity(existing) if existing else older_identity(output)
-    same = identity == (source.interface.name, wanted.name)
+    same = _same(existing, output, source, wanted)
     store = SegmentStore(output, existing)
     with new_folder(output, replaces=force or same) as folder:
         try:
@@ -173,6 +172,8 @@ def planned_build(
     source, backend, existing = open_bundle(bundle), backend_for(wanted), _existing(output)
     backend.check(wanted)
     reasons = _reasons(existing, source, wanted, _ingredients(backend), output)
+    if reasons:
+        check_replaceable(output, force or _same(existing, output, source, wanted))
     if force:
         reasons = ("--force", *reasons)
     if not reasons:
@@ -266,13 +267,7 @@ def _prepared(job: _Job, work: Path, *, verify: bool = True) -> tuple[ir.Model, 
         emulate_bfloat16(shown)
         path = work / "emulated.onnx"
         ir.save(shown, path, external_data="emulated.data")
-    session = session_from_graph(path)
-    names = {depth: output_names(interface, depth) for depth in interface.exits}
-
-    def evaluate(point: Inputs) -> Outputs:
-        flat = iter(run_session(session, point, [n for each in names.values() for n in each]))
-        return {depth: [next(flat) for _ in each] for depth, each in names.items()}
-
+    evaluate = evaluate_joined(session_from_graph(path), interface)
     try:
         return model, _verify(job, evaluate, f"{target.name}'s graph")
     except NonFiniteError as error:
@@ -368,6 +363,14 @@ def _reasons(
         for key in {**existing.versions, **versions}
     ]
     return tuple(f"{what}: {old} -> {new}" for what, old, new in changes if old != new)
+
+
+def _same(
+    existing: EngineManifest | None, output: Path, source: BundleManifest, target: Target
+) -> bool:
+    """Whether ``output`` holds an engine set of this network and target, of any format."""
+    identity = _identity(existing) if existing else older_identity(output)
+    return identity == (source.interface.name, target.name)
 
 
 def _existing(output: Path) -> EngineManifest | None:

@@ -32,7 +32,7 @@ from eecompile.compiler.merge import exit_outputs, merged_graphs
 from eecompile.compiler.names import output_names
 from eecompile.compiler.partition import check_nested, extract, per_exit_parts
 from eecompile.compiler.progress import Report, silent
-from eecompile.compiler.sessions import run_session, session_from_graph
+from eecompile.compiler.sessions import evaluate_joined, run_session, session_from_graph
 from eecompile.compiler.sharing import exit_weights, sharing
 from eecompile.compiler.trace import graph_from_network
 from eecompile.compiler.verify import (
@@ -248,13 +248,7 @@ def _joined(folder: Path, interface: Interface) -> Evaluate:
     ir.save(model, folder / _JOINED)
     session = session_from_graph(folder / _JOINED)
     (folder / _JOINED).unlink()
-    names = {depth: output_names(interface, depth) for depth in interface.exits}
-
-    def evaluate(point: Inputs) -> Outputs:
-        flat = iter(run_session(session, point, [n for each in names.values() for n in each]))
-        return {depth: [next(flat) for _ in each] for depth, each in names.items()}
-
-    return evaluate
+    return evaluate_joined(session, interface)
 
 
 def _alone(folder: Path, interface: Interface) -> Evaluate:

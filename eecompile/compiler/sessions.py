@@ -9,9 +9,12 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from eecompile.compiler.names import output_names
+from eecompile.compiler.verify import Evaluate, Inputs, Outputs
 from eecompile.errors import BackendError
+from eecompile.runtime.interface import Interface
 
-__all__ = ["optimised_graph", "run_session", "session_from_graph"]
+__all__ = ["evaluate_joined", "optimised_graph", "run_session", "session_from_graph"]
 
 
 def session_from_graph(path: Path) -> onnxruntime.InferenceSession:
@@ -47,6 +50,17 @@ def run_session(
     feeds = {value.name: values[value.name] for value in session.get_inputs()}
     results: list[NDArray[np.float32]] = session.run(list(outputs), feeds)
     return results
+
+
+def evaluate_joined(session: onnxruntime.InferenceSession, interface: Interface) -> Evaluate:
+    """Evaluates a graph with the outputs of all exits, named as :mod:`names` says."""
+    names = {depth: output_names(interface, depth) for depth in interface.exits}
+
+    def evaluate(point: Inputs) -> Outputs:
+        flat = iter(run_session(session, point, [n for each in names.values() for n in each]))
+        return {depth: [next(flat) for _ in each] for depth, each in names.items()}
+
+    return evaluate
 
 
 def _session(path: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:

@@ -145,6 +145,12 @@ def test_a_dry_run_of_engines_that_share_a_file_says_why(
     fresh = planned_build(bundle, target, tmp_path / "none")
     assert fresh.reasons == (f"engine set at {tmp_path / 'none'}: none",)
     assert [segment.exits for segment in fresh.segments] == [(3,), (6,), (9,), (12,)]
+    with pytest.raises(OutputExistsError, match="--force"):
+        planned_build(bundle, target, engine_sets["chained"])
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("years")
+    with pytest.raises(OutputExistsError, match="no folder that eecompile wrote"):
+        planned_build(bundle, target, tmp_path / "home", force=True)
     changed = msgspec.structs.replace(target, threads=3)
     assert planned_build(bundle, changed, folder).reasons == ("target's threads: 0 -> 3",)
     monkeypatch.setattr(ort_backend, "versions", lambda: {"onnxruntime": "99"})

@@ -17,11 +17,30 @@ import msgspec
 from eecompile.errors import BackendError
 from eecompile.recipe import Target
 
-__all__ = ["SWITCH", "Flavour", "PlanJob", "check_installed", "check_options", "check_precision"]
+__all__ = [
+    "SWITCH",
+    "Flavour",
+    "PlanJob",
+    "check_installed",
+    "check_options",
+    "check_precision",
+    "lowers",
+    "runs",
+]
 
 SWITCH = "POLYGRAPHY_USE_TENSORRT_RTX"  # polygraphy's: 1 for TensorRT-RTX, 0 for TensorRT
 
 Flavour = Literal["tensorrt", "tensorrt_rtx"]
+
+
+def runs(target: Target) -> bool:
+    """Whether plans can be run here: this version builds them only."""
+    return False
+
+
+def lowers(target: Target) -> bool:
+    """Whether the precision lies in the graph: always, as the networks are strongly typed."""
+    return True
 
 
 def check_installed(flavour: Flavour) -> None:

@@ -9,7 +9,13 @@ from pathlib import Path
 import onnx_ir as ir
 
 from eecompile.compiler.attention import DecomposeAttention
-from eecompile.compiler.backends._tensorrt import check_installed, check_options, check_precision
+from eecompile.compiler.backends._tensorrt import (
+    check_installed,
+    check_options,
+    check_precision,
+    lowers,
+    runs,
+)
 from eecompile.compiler.backends._worker import Worker
 from eecompile.compiler.segments import LOG
 from eecompile.errors import BackendError
@@ -34,16 +40,6 @@ def versions() -> dict[str, str]:
             "driver": gpu.driver,
         }
     return found
-
-
-def runs(target: Target) -> bool:
-    """Whether plans can be run here: this version builds them only."""
-    return False
-
-
-def lowers(target: Target) -> bool:
-    """Whether the precision lies in the graph: always, as the networks are strongly typed."""
-    return True
 
 
 def check(target: Target) -> None:

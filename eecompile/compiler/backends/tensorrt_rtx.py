@@ -10,7 +10,13 @@ from pathlib import Path
 import onnx_ir as ir
 
 from eecompile.compiler.attention import DecomposeAttention
-from eecompile.compiler.backends._tensorrt import check_installed, check_options, check_precision
+from eecompile.compiler.backends._tensorrt import (
+    check_installed,
+    check_options,
+    check_precision,
+    lowers,
+    runs,
+)
 from eecompile.compiler.backends._worker import Worker
 from eecompile.compiler.segments import LOG
 from eecompile.errors import BackendError
@@ -24,16 +30,6 @@ SUFFIX = "plan"
 def versions() -> dict[str, str]:
     """Versions of the libraries that shape the plans."""
     return {"tensorrt_rtx": version("tensorrt_rtx")}
-
-
-def runs(target: Target) -> bool:
-    """Whether plans can be run here: this version builds them only."""
-    return False
-
-
-def lowers(target: Target) -> bool:
-    """Whether the precision lies in the graph: always, as the networks are strongly typed."""
-    return True
 
 
 def check(target: Target) -> None:
