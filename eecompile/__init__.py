@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from eecompile.runtime.interface import Condition, Interface, Sampling, State
     from eecompile.runtime.process import Process
     from eecompile.runtime.program import Program
-    from eecompile.runtime.sampler import Sampler, StepResult
+    from eecompile.runtime.request import SampleRequest
+    from eecompile.runtime.sampler import Sampler, StepMetrics, StepResult
     from eecompile.runtime.schedule import ExitSchedule
     from eecompile.runtime.solvers.ddim import ddim
     from eecompile.runtime.solvers.ddpm import ddpm
@@ -31,9 +32,11 @@ __all__ = [
     "Interface",
     "Process",
     "Program",
+    "SampleRequest",
     "Sampler",
     "Sampling",
     "State",
+    "StepMetrics",
     "StepResult",
     "__version__",
     "ddim",
@@ -48,9 +51,11 @@ _HOMES = {
     "Interface": "eecompile.runtime.interface",
     "Process": "eecompile.runtime.process",
     "Program": "eecompile.runtime.program",
+    "SampleRequest": "eecompile.runtime.request",
     "Sampler": "eecompile.runtime.sampler",
     "Sampling": "eecompile.runtime.interface",
     "State": "eecompile.runtime.interface",
+    "StepMetrics": "eecompile.runtime.sampler",
     "StepResult": "eecompile.runtime.sampler",
     "ddim": "eecompile.runtime.solvers",
     "ddpm": "eecompile.runtime.solvers",

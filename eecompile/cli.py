@@ -31,8 +31,10 @@ from eecompile.bundle import BundleManifest, open_bundle, open_engine_set, peek
 from eecompile.errors import BackendError, EecompileError, UsageError
 from eecompile.interrupt import check
 from eecompile.runtime.interface import Interface
+from eecompile.runtime.program import Program
 from eecompile.runtime.sampler import Sampler, StepResult
 from eecompile.runtime.schedule import ExitSchedule
+from eecompile.runtime.solvers import SOLVERS
 
 __all__ = ["main"]
 
@@ -144,12 +146,20 @@ def build(
 
 @app.command()
 def sample(
+    context: typer.Context,
     engines: Annotated[Path, typer.Argument(help="Engine set that 'eecompile build' wrote.")],
     output: Annotated[
         Path, typer.Option("-o", "--output", help="A labelled grid (.png) or the array (.npy).")
     ],
     n: Annotated[int, typer.Option("-n", help="Number of samples.")] = 16,
-    solver: Annotated[str | None, typer.Option(help="ddim or ddpm.")] = None,
+    solver: Annotated[
+        str | None,
+        typer.Option(help=f"One of {', '.join(SOLVERS)}."),
+    ] = None,
+    program: Annotated[
+        Path | None,
+        typer.Option(help="A program's JSON, as of 'eecompile program', instead of a solver."),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Number of steps, 1 to T.")] = None,
     schedule: Annotated[
         str | None,
@@ -159,6 +169,10 @@ def sample(
     ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same samples.")] = 0,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is none.")] = None,
+    guidance_interval: Annotated[
+        str | None,
+        typer.Option(metavar="LOW,HIGH", help="Times t between which guidance acts."),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -179,26 +193,29 @@ def sample(
     """Sample with the built engines; what is left out takes the recipe's default."""
     conditions, nulls = _conditions("--set", set_ or []), _conditions("--null", null or [])
     _check_output(output)
-    with Sampler.open(engines, threads=threads) as sampler:
+    own = bool(context.obj)  # the process is ours: nobody else has sessions in it
+    with Sampler.open(engines, threads=threads, shared_pool=own) as sampler:
         interface = sampler.interface
         if output.suffix == ".png":
             from eecompile.pictures import check_pictures
 
             check_pictures(interface.state.shape)
         interface.check_conditions(conditions)
-        program = sampler.program(solver, steps, _schedule(schedule, interface))
+        given = solver if program is None else _program(program, solver)
+        chosen = sampler.program(given, steps, _schedule(schedule, interface))
         results = sampler.steps(
             n,
-            solver=program,
+            solver=chosen,
             seed=seed,
             guidance=guidance,
+            guidance_interval=_interval(guidance_interval),
             nulls=nulls,
             shape=None if shape is None else _numbers("--shape", shape),
             **conditions,
         )
-        state = _last(results, len(program.steps))
-    name = schedule or interface.sampling.schedule
-    title = f"{interface.name}, {program.solver}, {len(program.steps)} steps, {name}, seed {seed}"
+        state = _last(results, len(chosen.steps))
+    name = program.name if program else schedule or interface.sampling.schedule
+    title = f"{interface.name}, {chosen.solver}, {len(chosen.steps)} steps, {name}, seed {seed}"
     _write(output, state, interface, conditions, title)
     _say(f"{n} samples: {output}")
 
@@ -251,7 +268,7 @@ def main() -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):  # terminals that lack a character show "?"
             stream.reconfigure(errors="replace")
     try:
-        status = app(standalone_mode=False)
+        status = app(standalone_mode=False, obj=True)
     except EecompileError as error:
         _fail(error)
     except (KeyboardInterrupt, typer.Abort):
@@ -355,6 +372,30 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
             found=f"{option} {text}",
             expected="whole numbers separated by commas",
             remedy=f"for example {option} 3,6,12",
+        ) from error
+
+
+def _program(path: Path, solver: str | None) -> Program:
+    if solver is not None:
+        raise UsageError(
+            found=f"--solver {solver} beside --program",
+            expected="one of them: a program is a solver and its steps",
+            remedy="drop either",
+        )
+    return Program.from_json(path.read_bytes())
+
+
+def _interval(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    low, _, high = text.partition(",")
+    try:
+        return float(low), float(high)
+    except ValueError as error:
+        raise UsageError(
+            found=f"--guidance-interval {text}",
+            expected="two times, LOW,HIGH",
+            remedy="for example --guidance-interval 100,800",
         ) from error
 
 

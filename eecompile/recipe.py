@@ -255,6 +255,13 @@ def load_recipe(
             expected=f"one of {sorted(SOLVERS)}, at most {recipe.process.timesteps} steps",
             remedy="choose among these",
         )
+    low, high = sampling.guidance_interval or (0.0, 0.0)
+    if not low <= high:
+        raise RecipeError(
+            found=f"sampling.guidance_interval = {[low, high]} in {path}",
+            expected="two ascending times within [0, T]",
+            remedy="give the smallest and the largest t at which guidance is to act",
+        )
     default = sampling.schedule
     if default not in recipe.exit_schedules():
         raise RecipeError(

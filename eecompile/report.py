@@ -13,6 +13,7 @@ from eecompile.bundle import WEIGHTS, BundleManifest, EngineManifest
 from eecompile.doctor import Report
 from eecompile.probes import Answer, Gpu
 from eecompile.runtime.interface import Condition, Interface
+from eecompile.runtime.process import Process
 from eecompile.runtime.schedule import ExitSchedule
 
 __all__ = [
@@ -236,10 +237,18 @@ def _inputs(interface: Interface) -> dict[str, str]:
     return {
         "state": f"float32 {list(interface.state.shape)}{_free(interface)}",
         "conditions": conditions or "none",
-        "process": f"T = {process.timesteps}, {process.betas} betas, predicts {process.prediction}",
+        "process": f"{_process(process)}, predicts {process.prediction}",
         "by default": f"{sampling.solver}, {sampling.steps} steps, schedule {sampling.schedule}, "
         f"guidance {sampling.guidance:g}",
     }
+
+
+def _process(process: Process) -> str:
+    if process.family == "diffusion":
+        return f"diffusion, T = {process.timesteps}, {process.betas} betas"
+    if process.family == "flow":
+        return f"flow, T = {process.timesteps}, shift {process.shift:g}"
+    return f"EDM, sigma from {process.sigma_min:g} to {process.sigma_max:g}"
 
 
 def _free(interface: Interface) -> str:

@@ -53,14 +53,14 @@ class Error(msgspec.Struct, frozen=True):
 
 
 def check_points(timesteps: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Timesteps (small, middle, large) and batch sizes at which predictions are compared."""
+    """Times t (small, middle, large) and batch sizes at which predictions are compared."""
     return tuple(sorted({0, timesteps // 2, timesteps - 1})), (1, 3)
 
 
 def random_inputs(
     interface: Interface,
     batch: int,
-    timestep: float,
+    time: float,
     seed: int,
     shape: Sequence[int] | None = None,
 ) -> dict[str, NDArray[np.generic]]:
@@ -69,7 +69,7 @@ def random_inputs(
     Args:
         interface: what the network takes.
         batch: B.
-        timestep: t of every row.
+        time: t of every row, within [0, T]; the network gets it as its process says.
         seed: of the random state and conditions.
         shape: of a sample; None takes the default.
 
@@ -80,7 +80,7 @@ def random_inputs(
     draws = np.random.default_rng(seed)
     inputs: dict[str, NDArray[np.generic]] = {
         "x": draws.standard_normal((batch, *(shape or interface.state.shape)), np.float32),
-        "t": np.full(batch, timestep, np.float32),
+        "t": np.full(batch, interface.process.at(time).timestep, np.float32),
     }
     for name, spec in interface.conditions.items():
         size = (batch, *spec.shape)
@@ -104,16 +104,17 @@ def calibration_inputs(
         data: samples of what the network was trained on, float32 [N, *shape], which the
             forward process noises; None for noise alone.
     """
-    last = interface.process.timesteps - 1
-    bars = interface.process.alpha_bar()
+    process = interface.process
     points = []
-    for index, timestep in enumerate(np.linspace(0, last, _CALIBRATION_TIMES).round().astype(int)):
-        point = random_inputs(interface, _CALIBRATION_BATCH, float(timestep), seed=index)
+    times = np.linspace(0, process.timesteps - 1, _CALIBRATION_TIMES).round()
+    for index, time in enumerate(float(time) for time in times):
+        point = random_inputs(interface, _CALIBRATION_BATCH, time, seed=index)
         if data is not None:
             chosen = np.arange(_CALIBRATION_BATCH) + index * _CALIBRATION_BATCH
-            signal, spread = np.sqrt(bars[timestep]), np.sqrt(1 - bars[timestep])
-            noised = signal * data[chosen % len(data)] + spread * point["x"]
-            point["x"] = noised.astype(np.float32)
+            now = process.at(time)
+            noise = point["x"].astype(np.float32)
+            noised = now.alpha * data[chosen % len(data)] + now.sigma * noise
+            point["x"] = (process.input_scale(now) * noised).astype(np.float32)
         points.append(point)
     return {name: np.concatenate([point[name] for point in points]) for name in points[0]}
 

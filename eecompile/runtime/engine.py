@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from eecompile.bundle import EngineManifest, open_engine_set
 from eecompile.errors import BackendError
 
-__all__ = ["Engine", "engine_from_manifest", "open_engine"]
+__all__ = ["Bindable", "Engine", "engine_from_manifest", "open_engine"]
 
 Array = NDArray[np.float32]
 
@@ -64,6 +64,28 @@ class Engine(Protocol):
     ) -> None: ...
 
 
+class Bindable(Protocol):
+    """An engine that also evaluates on fixed arrays, without allocating anything."""
+
+    def bind(
+        self,
+        x: Array,
+        t: Array,
+        conditions: Mapping[str, NDArray[np.generic]],
+        outputs: Sequence[Array],
+    ) -> Callable[[int], None]:
+        """A function of the depth, which evaluates on what the arrays hold when it is called.
+
+        Args:
+            x: noisy input, float32 [B, ...], contiguous.
+            t: timestep, float32 [B].
+            conditions: one array a condition, first axis B.
+            outputs: one array for each of the interface's outputs, shaped as ``x``,
+                written by every call.
+        """
+        ...
+
+
 # One module a backend; each has open_backend(folder, manifest, threads) -> Engine.
 _BACKENDS = {
     "onnxruntime": "eecompile.runtime.onnxruntime",
@@ -71,24 +93,31 @@ _BACKENDS = {
 }
 
 
-def open_engine(folder: Path, threads: int | None = None) -> tuple[Engine, EngineManifest]:
+def open_engine(
+    folder: Path, threads: int | None = None, *, shared_pool: bool = False
+) -> tuple[Engine, EngineManifest]:
     """The engine of an engine set, and its manifest.
 
     Args:
         folder: what ``eecompile build`` wrote.
         threads: threads of one evaluation, at most the machine's processors; None takes
             the target's.
+        shared_pool: of ONNX Runtime; see :meth:`eecompile.runtime.sampler.Sampler.open`.
 
     Raises:
         BundleError: the folder is no intact engine set.
         BackendError: its backend is missing, or refuses an engine.
     """
     manifest = open_engine_set(folder)
-    return engine_from_manifest(folder, manifest, threads), manifest
+    return engine_from_manifest(folder, manifest, threads, shared_pool=shared_pool), manifest
 
 
 def engine_from_manifest(
-    folder: Path, manifest: EngineManifest, threads: int | None = None
+    folder: Path,
+    manifest: EngineManifest,
+    threads: int | None = None,
+    *,
+    shared_pool: bool = False,
 ) -> Engine:
     """The engine of an engine set whose files have been checked.
 
@@ -112,5 +141,7 @@ def engine_from_manifest(
             remedy="choose another number of threads",
         )
     chosen = min(chosen, os.cpu_count() or 1)  # more only wait for one another
+    if shared_pool and name == "onnxruntime":
+        module.share_pool(chosen)
     engine: Engine = module.open_backend(folder, manifest, chosen)
     return engine

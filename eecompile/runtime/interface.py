@@ -186,7 +186,7 @@ class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         if given is None:
             return self._default(name, samples, shape)
         try:
-            array = np.asarray(given)
+            array = _as_array(name, given)
         except ValueError as error:  # nested lists of unequal lengths
             raise ConditionError(
                 found=f"condition {name!r} in lists of unequal lengths",
@@ -264,6 +264,20 @@ class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             )
 
 
+def _as_array(name: str, given: ArrayLike) -> NDArray[np.generic]:
+    """What a caller gives, also by DLPack, as an array on the host."""
+    if hasattr(given, "__array__") or not hasattr(given, "__dlpack__"):
+        return np.asarray(given)
+    try:
+        return np.from_dlpack(given)
+    except (BufferError, RuntimeError) as error:
+        raise ConditionError(
+            found=f"condition {name!r} in memory that the host cannot read ({error})",
+            expected="an array on the host",
+            remedy="copy it there first",
+        ) from error
+
+
 class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a sampler does unless told otherwise.
 
@@ -275,6 +289,8 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         guided_channels: number of leading channels that guidance acts on, the others
             keeping the prediction with the condition, as in DiT's public code; None
             for all.
+        guidance_interval: smallest and largest time t at which guidance acts (arXiv
+            2404.07724); None for all.
     """
 
     solver: str = "ddim"
@@ -282,6 +298,7 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     schedule: str = "full"
     guidance: float = 1.0
     guided_channels: Annotated[int, Meta(ge=1)] | None = None
+    guidance_interval: tuple[float, float] | None = None
 
 
 class Interface(msgspec.Struct, frozen=True, kw_only=True):

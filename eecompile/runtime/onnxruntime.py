@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,6 +43,37 @@ def open_backend(folder: Path, manifest: EngineManifest, threads: int) -> OnnxRu
     return OnnxRuntimeEngine(folder, manifest, threads)
 
 
+_pool = Lock()
+_shared: list[int] = []  # threads of the process's one pool, once there is one
+
+
+def share_pool(threads: int) -> None:
+    """Let this process's ONNX Runtime have one thread pool for all sessions.
+
+    ONNX Runtime has one such pool a process, made before its first session; the number of
+    threads cannot be changed afterwards.
+
+    Args:
+        threads: of the pool; 0 for the physical cores.
+
+    Raises:
+        BackendError: onnxruntime is missing, or has begun to work without such a pool.
+    """
+    runtime = _import_onnxruntime()
+    with _pool:
+        if _shared:
+            return
+        try:
+            runtime.set_global_thread_pool_sizes(threads, 1)
+        except Exception as error:
+            raise BackendError(
+                found=f"an onnxruntime that refuses a shared pool ({error})",
+                expected="one that has not opened a session yet",
+                remedy="open the engine set before other models, or without shared_pool",
+            ) from error
+        _shared.append(threads)
+
+
 class OnnxRuntimeEngine(Handle):
     """Runs an exit's segments in order; tensors between them are not copied."""
 
@@ -57,37 +89,79 @@ class OnnxRuntimeEngine(Handle):
         self._sessions = [
             _session(runtime, folder, segment, options, manifest) for segment in manifest.segments
         ]
-        self._last_use = {plan.depth: _last_uses(plan, self._segments) for plan in manifest.exits}
 
     def evaluate(
         self, depth: int, x: Array, t: Array, conditions: Mapping[str, NDArray[np.generic]]
     ) -> Sequence[Array]:
         """The outputs at ``depth``; see :meth:`eecompile.runtime.engine.Engine.evaluate`."""
-        plan = self._plans[depth]
-        if len(plan.segments) == 1:
-            return self._evaluate_one(plan, {"x": x, "t": t, **conditions})
-        values: dict[str, Any] = {"x": self._value(x), "t": self._value(t)}
-        values |= {name: self._value(array) for name, array in conditions.items()}
-        for index, finished in zip(plan.segments, self._last_use[depth], strict=True):
-            segment = self._segments[index]
-            feeds = {name: values[name] for name in segment.inputs}
-            results = self._sessions[index].run_with_ort_values(segment.outputs, feeds)
-            values.update(zip(segment.outputs, results, strict=True))
-            for name in finished:
-                del values[name]
-        return [values[name].numpy() for name in plan.outputs]
-
-    def _evaluate_one(
-        self, plan: ExitPlan, values: dict[str, NDArray[np.generic]]
-    ) -> Sequence[Array]:
-        index = plan.segments[0]
-        feeds = {name: values[name] for name in self._segments[index].inputs}
-        outputs: list[Array] = self._sessions[index].run(plan.outputs, feeds)
+        outputs = [np.empty_like(x) for _ in self._plans[depth].outputs]
+        self.bind(x, t, conditions, outputs)(depth)
         return outputs
+
+    def bind(
+        self,
+        x: Array,
+        t: Array,
+        conditions: Mapping[str, NDArray[np.generic]],
+        outputs: Sequence[Array],
+    ) -> Callable[[int], None]:
+        """An evaluation on fixed arrays; see :class:`eecompile.runtime.engine.Bindable`."""
+        inputs = {"x": x, "t": t, **conditions}
+        return _Bound(self, {n: np.ascontiguousarray(a) for n, a in inputs.items()}, outputs)
 
     def close(self) -> None:
         """Release the sessions."""
         self._sessions.clear()
+
+
+class _Bound:
+    """Evaluations on fixed arrays: what is bound once need not be told again."""
+
+    def __init__(
+        self,
+        engine: OnnxRuntimeEngine,
+        inputs: Mapping[str, NDArray[np.generic]],
+        outputs: Sequence[Array],
+    ) -> None:
+        self._engine = engine
+        self._outputs = outputs
+        # Tensors that segments share, once a segment that makes them has run.
+        self._values = {name: engine._value(array) for name, array in inputs.items()}
+        self._bindings: dict[int, list[tuple[Any, Any]]] = {}
+
+    def __call__(self, depth: int) -> None:
+        """Evaluate the network at ``depth``."""
+        if depth not in self._bindings:
+            self._bindings[depth] = self._first(depth)
+            return
+        for session, binding in self._bindings[depth]:
+            session.run_with_iobinding(binding)
+
+    def _first(self, depth: int) -> list[tuple[Any, Any]]:
+        """Bind and run the segments of an exit; they say how large their results are."""
+        engine, plan = self._engine, self._engine._plans[depth]
+        into = zip(plan.outputs, self._outputs, strict=True)
+        results = {name: engine._value(array) for name, array in into}
+        bindings = []
+        for index in plan.segments:
+            session, segment = engine._sessions[index], engine._segments[index]
+            binding = session.io_binding()
+            for name in segment.inputs:
+                value = results[name] if name in results else self._values[name]
+                binding.bind_ortvalue_input(name, value)
+            for name in segment.outputs:
+                room = results.get(name) or self._values.get(name)
+                if room is None:  # no other exit's evaluation has made any
+                    binding.bind_output(name, "cpu")
+                else:
+                    binding.bind_ortvalue_output(name, room)
+            session.run_with_iobinding(binding)
+            for name, value in zip(segment.outputs, binding.get_outputs(), strict=True):
+                if name not in results and name not in self._values:
+                    self._values[name] = value
+                    binding.bind_ortvalue_output(name, value)
+            bindings.append((session, binding))
+        return bindings
 
 
 def _import_onnxruntime() -> Any:
@@ -109,9 +183,12 @@ def _options(runtime: Any, threads: int) -> onnxruntime.SessionOptions:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # what fails is raised, not printed
+    if _shared:
+        options.use_per_session_threads = False
+        return options
     # Threads spin within a run and sleep between runs: those of an idle session would
-    # take the cores from the one that works. A pool that all sessions share would do as
-    # well, but onnxruntime then refuses every session of the host that has its own.
+    # take the cores from the one that works. A pool that all sessions share is faster, but
+    # onnxruntime then refuses every session of the host that has its own: see share_pool.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
 
@@ -148,15 +225,3 @@ def _session(
             remedy="run 'eecompile doctor', which says what is missing",
         )
     return session
-
-
-def _last_uses(plan: ExitPlan, segments: tuple[Segment, ...]) -> list[list[str]]:
-    """For each segment of a plan, the tensors that no later one reads."""
-    pending = set(plan.outputs)
-    finished = []
-    for index in reversed(plan.segments):
-        segment = segments[index]
-        touched = dict.fromkeys((*segment.inputs, *segment.outputs))
-        finished.append([name for name in touched if name not in pending])
-        pending |= set(touched)
-    return finished[::-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,8 @@ class OpenvinoEngine(Handle):
         check_precision(core, self.precision)
         self._tensor = runtime.Tensor
         self._plans: dict[int, ExitPlan] = {plan.depth: plan for plan in manifest.exits}
-        self._results = {name for plan in manifest.exits for name in plan.outputs}
         self._segments = manifest.segments
+        self._results = {name for plan in manifest.exits for name in plan.outputs}
         options = model_options(self.precision, threads)
         files = {record.name for record in manifest.files}
         built = manifest.versions["openvino"]
@@ -65,51 +65,76 @@ class OpenvinoEngine(Handle):
             _model(runtime, core, folder, segment, files, options, built)
             for segment in self._segments
         ]
-        # By segment; as many sets of requests as evaluations were ever under way at once.
-        self._idle: list[dict[int, Any]] = []
 
     def evaluate(
         self, depth: int, x: Array, t: Array, conditions: Mapping[str, NDArray[np.generic]]
     ) -> Sequence[Array]:
         """The outputs at ``depth``; see :meth:`eecompile.runtime.engine.Engine.evaluate`."""
-        requests: dict[int, Any] = {}
-        with suppress(IndexError):
-            requests = self._idle.pop()
-        try:
-            return self._run(self._plans[depth], requests, {"x": x, "t": t, **conditions})
-        finally:
-            self._idle.append(requests)
+        outputs = [np.empty(x.shape, np.float32) for _ in self._plans[depth].outputs]
+        self.bind(x, t, conditions, outputs)(depth)
+        return outputs
 
-    def _run(
-        self, plan: ExitPlan, requests: dict[int, Any], inputs: Mapping[str, NDArray[np.generic]]
-    ) -> Sequence[Array]:
-        # A request knows where these arrays are, but does not keep them. They live until it
-        # has run; before it runs again, it is told of others.
-        arrays = {name: np.require(array, None, ("C", "W")) for name, array in inputs.items()}
-        tensors = {name: self._shared(array) for name, array in arrays.items()}
-        results: dict[str, Array] = {}
-        for index in plan.segments:
-            segment = self._segments[index]
-            if index not in requests:
-                requests[index] = self._models[index].create_infer_request()
-            request = requests[index]
-            for name in segment.inputs:
-                request.set_tensor(name, tensors[name])
-            for name in segment.outputs:
-                if name in self._results:
-                    results[name] = np.empty(inputs["x"].shape, np.float32)
-                    request.set_tensor(name, self._shared(results[name]))
-            request.infer(share_outputs=True)
-            tensors |= {name: request.get_tensor(name) for name in segment.outputs}
-        return [results[name] for name in plan.outputs]
-
-    def _shared(self, array: NDArray[np.generic]) -> Any:
-        return self._tensor(array, shared_memory=True)
+    def bind(
+        self,
+        x: Array,
+        t: Array,
+        conditions: Mapping[str, NDArray[np.generic]],
+        outputs: Sequence[Array],
+    ) -> Callable[[int], None]:
+        """An evaluation on fixed arrays; see :class:`eecompile.runtime.engine.Bindable`."""
+        given = {"x": x, "t": t, **conditions}
+        return _Bound(self, {n: np.require(a, None, ("C", "W")) for n, a in given.items()}, outputs)
 
     def close(self) -> None:
-        """Release the models and their requests."""
-        self._idle.clear()
+        """Release the models."""
         self._models.clear()
+
+
+class _Bound:
+    """Evaluations on fixed arrays, with a request for each segment that they have needed."""
+
+    def __init__(
+        self,
+        engine: OpenvinoEngine,
+        inputs: Mapping[str, NDArray[np.generic]],
+        outputs: Sequence[Array],
+    ) -> None:
+        self._engine = engine
+        # A request knows where arrays are, but does not keep them: this does.
+        self._arrays = dict(inputs)
+        self._outputs = outputs
+        self._results = [self._shared(array) for array in outputs]
+        self._rooms: dict[str, Any] = {}
+        self._tensors = {name: self._shared(array) for name, array in inputs.items()}
+        self._requests: dict[int, Any] = {}
+
+    def __call__(self, depth: int) -> None:
+        """Evaluate the network at ``depth``."""
+        engine, plan = self._engine, self._engine._plans[depth]
+        results = dict(zip(plan.outputs, self._results, strict=True))
+        for index in plan.segments:
+            segment = engine._segments[index]
+            if index not in self._requests:
+                self._requests[index] = engine._models[index].create_infer_request()
+            request = self._requests[index]
+            for name in segment.inputs:
+                request.set_tensor(name, self._tensors[name])
+            for name in segment.outputs:
+                if name in engine._results:
+                    request.set_tensor(name, results[name] if name in results else self._own(name))
+            request.infer(share_outputs=True)
+            for name in segment.outputs:
+                self._tensors[name] = request.get_tensor(name)
+
+    def _own(self, name: str) -> Any:
+        """Room for a tensor that is another exit's result, and in this one is not."""
+        if name not in self._arrays:
+            self._arrays[name] = np.empty(self._arrays["x"].shape, np.float32)
+            self._rooms[name] = self._shared(self._arrays[name])
+        return self._rooms[name]
+
+    def _shared(self, array: NDArray[np.generic]) -> Any:
+        return self._engine._tensor(array, shared_memory=True)
 
 
 def import_openvino() -> Any:

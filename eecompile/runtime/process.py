@@ -1,14 +1,22 @@
-"""The forward process: how a trained network's noise grows with the timestep.
+"""The forward process: how a trained network's noise grows with time.
 
-State at timestep t: ``x_t = sqrt(alpha_bar[t]) * data + sqrt(1 - alpha_bar[t]) * noise``
-(Ho et al., "Denoising Diffusion Probabilistic Models", arXiv 2006.11239, equation 4).
+State at time t: ``x = alpha(t) * data + sigma(t) * noise``, for three families:
+
+- ``diffusion``: ``alpha^2 = alpha_bar[t]``, ``sigma^2 = 1 - alpha_bar[t]`` in T discrete
+  timesteps (Ho et al., arXiv 2006.11239, equation 4); between them, the logarithm of
+  sigma / alpha is interpolated.
+- ``flow``: ``alpha = 1 - t / T``, ``sigma = t / T`` (rectified flow; Liu et al., arXiv
+  2209.03003, equation 1).
+- ``edm``: ``alpha = 1``, sigma from ``sigma_min`` at t = 0 to ``sigma_max`` at T,
+  geometrically (Karras et al., arXiv 2206.00364); the network takes ``ln(sigma) / 4``.
 """
 
 from __future__ import annotations
 
 import math
+from functools import cache
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -16,41 +24,91 @@ from numpy.typing import NDArray
 
 from eecompile.errors import RecipeError
 
-__all__ = ["Betas", "Prediction", "Process", "Variance"]
+__all__ = ["DATA", "Betas", "Family", "Point", "Prediction", "Process", "Variance"]
 
+Family = Literal["diffusion", "flow", "edm"]
 Betas = Literal["linear", "scaled_linear", "cosine"]
-Prediction = Literal["epsilon", "sample", "v_prediction"]
+Prediction = Literal["epsilon", "sample", "v_prediction", "flow", "edm"]
 Variance = Literal["fixed_small", "fixed_large", "learned_range"]
 _SMALLEST = 1e-15  # share of variance with which float64 still computes
+_NEARLY = 0.999  # share of T
+
+
+class Point(NamedTuple):
+    """A moment of a process.
+
+    Attributes:
+        time: t within [0, T), by which exit schedules go.
+        timestep: t as the network takes it.
+        alpha: scale of the data in the state.
+        sigma: scale of the noise in the state.
+    """
+
+    time: float
+    timestep: float
+    alpha: float
+    sigma: float
+
+    @property
+    def ratio(self) -> float:
+        """``sigma / alpha``: the noise beside data of scale 1; infinite where there is none."""
+        return self.sigma / self.alpha if self.alpha else math.inf
+
+    @property
+    def half_log_snr(self) -> float:
+        """``ln(alpha / sigma)``, lambda in the DPM-Solver papers; infinite at either end."""
+        if not self.sigma:
+            return math.inf
+        return math.log(self.alpha / self.sigma) if self.alpha else -math.inf
+
+
+DATA = Point(0.0, 0.0, 1.0, 0.0)
+"""Where a trajectory ends: data without noise. The network is never evaluated there."""
 
 
 class Process(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A variance-preserving process in discrete time.
+    """How noise was mixed with the data that the network was trained on.
 
     Attributes:
-        timesteps: T, the number of timesteps; t runs over 0 (nearly data) to T - 1.
-        betas: ``linear`` (arXiv 2006.11239), ``scaled_linear`` (linear in its square
-            root; latent diffusion), or ``cosine`` (arXiv 2102.09672, equation 17).
+        family: ``diffusion``, ``flow`` or ``edm``; see this module.
+        timesteps: T; t runs over 0 (nearly data) to T - 1 (diffusion) or T.
+        betas: of diffusion: ``linear`` (arXiv 2006.11239), ``scaled_linear`` (linear in
+            its square root; latent diffusion), or ``cosine`` (arXiv 2102.09672,
+            equation 17).
         beta_start: first beta of the linear kinds.
         beta_end: last beta of the linear kinds.
         prediction: what the network predicts: ``epsilon`` (the noise), ``sample`` (the
-            data) or ``v_prediction`` (arXiv 2202.00512, appendix D).
+            data), ``v_prediction`` (arXiv 2202.00512, appendix D), ``flow`` (noise minus
+            data) or ``edm`` (the preconditioned network of arXiv 2206.00364, table 1).
         variance: variance of DDPM's reverse step: the lower (``fixed_small``) or the
             upper bound (``fixed_large``) of arXiv 2006.11239, section 3.2, or what the
             network chooses between them (``learned_range``; arXiv 2102.09672, equation
             15). Such a network gives twice its input's channels: the prediction, then
             the choice, from -1 (lower) to 1 (upper).
+        shift: of flow: its time grids are shifted towards noise by this factor (arXiv
+            2403.03206, equation 23).
+        sigma_min: of edm: smallest sigma.
+        sigma_max: of edm: largest sigma.
+        sigma_data: of prediction ``edm``: standard deviation of the data.
+        time_scale: the network takes t times this (1 / T where it takes 0 to 1); edm's
+            takes ``ln(sigma) / 4`` whatever this is.
 
     Raises:
-        RecipeError: a figure is out of its range.
+        RecipeError: a figure is out of its range, or figures do not fit together.
     """
 
+    family: Family = "diffusion"
     timesteps: int = 1000
     betas: Betas = "linear"
     beta_start: float = 1e-4
     beta_end: float = 0.02
     prediction: Prediction = "epsilon"
     variance: Variance = "fixed_small"
+    shift: float = 1.0
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    sigma_data: float = 0.5
+    time_scale: float = 1.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.timesteps <= 100_000:
@@ -65,7 +123,38 @@ class Process(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
                 expected="0 < beta_start <= beta_end < 1",
                 remedy="give the betas that the network was trained with",
             )
+        positive = (self.shift, self.sigma_min, self.sigma_data, self.time_scale)
+        finite = all(0 < value < math.inf for value in positive)
+        if not finite or not self.sigma_min < self.sigma_max < math.inf:
+            raise RecipeError(
+                found=f"a process with shift {self.shift:g}, sigmas from {self.sigma_min:g} to "
+                f"{self.sigma_max:g}, sigma_data {self.sigma_data:g}, time_scale "
+                f"{self.time_scale:g}",
+                expected="positive numbers, and sigma_min below sigma_max",
+                remedy="give those that the network was trained with",
+            )
+        self._check_family()
 
+    def _check_family(self) -> None:
+        known: dict[Family, tuple[Prediction, ...]] = {
+            "diffusion": ("epsilon", "sample", "v_prediction"),
+            "flow": ("flow", "epsilon", "sample"),
+            "edm": ("edm", "epsilon", "sample"),
+        }
+        if self.prediction not in known[self.family]:
+            raise RecipeError(
+                found=f"a process of family {self.family} that predicts {self.prediction}",
+                expected=f"one of {list(known[self.family])}",
+                remedy="mend process.family or process.prediction",
+            )
+        if self.family != "diffusion":
+            if self.variance != "fixed_small":
+                raise RecipeError(
+                    found=f"process.variance = {self.variance!r} with family {self.family}",
+                    expected="a process of family diffusion, whose reverse steps it describes",
+                    remedy="remove variance",
+                )
+            return
         bars = self.alpha_bar()
         if 1 - bars[0] < _SMALLEST or bars[-1] < _SMALLEST**2:
             raise RecipeError(
@@ -76,7 +165,7 @@ class Process(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             )
 
     def beta_table(self) -> NDArray[np.float64]:
-        """Variance that each timestep adds, float64 [T]."""
+        """Variance that each timestep of a diffusion adds, float64 [T]."""
         count = self.timesteps
         if self.betas == "linear":
             return np.linspace(self.beta_start, self.beta_end, count)
@@ -90,5 +179,70 @@ class Process(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         return np.array(betas, np.float64)
 
     def alpha_bar(self) -> NDArray[np.float64]:
-        """Share of the data's variance left at each timestep, float64 [T]."""
+        """Share of the data's variance left at each timestep of a diffusion, float64 [T]."""
         return np.cumprod(1 - self.beta_table(), dtype=np.float64)
+
+    def at(self, time: float) -> Point:
+        """The moment ``time``, clamped to the process's own range.
+
+        A flow whose network predicts the noise ends just before T: at T the state has no
+        data in it, and noise alone does not tell what that is.
+        """
+        if self.family == "flow":
+            whole = 1.0 if self.prediction != "epsilon" else _NEARLY
+            time = min(max(time, 0.0), whole * self.timesteps)
+            sigma = time / self.timesteps
+            return Point(time, time * self.time_scale, 1 - sigma, sigma)
+        if self.family == "edm":
+            time = min(max(time, 0.0), float(self.timesteps))
+            span = math.log(self.sigma_max / self.sigma_min)
+            sigma = self.sigma_min * math.exp(span * time / self.timesteps)
+            return Point(time, math.log(sigma) / 4, 1.0, sigma)
+        time = min(max(time, 0.0), self.timesteps - 1.0)
+        bars, logs = _tables(self)
+        if time == int(time):
+            bar = float(bars[int(time)])
+            alpha, sigma = math.sqrt(bar), math.sqrt(1 - bar)
+        else:
+            alpha, sigma = _of_ratio(math.exp(float(np.interp(time, np.arange(len(logs)), logs))))
+        return Point(time, time * self.time_scale, alpha, sigma)
+
+    def at_ratio(self, ratio: float) -> Point:
+        """The moment at which ``sigma / alpha`` is ``ratio``, clamped to the process's range."""
+        if self.family == "flow":
+            return self.at(self.timesteps * (1.0 if math.isinf(ratio) else ratio / (1 + ratio)))
+        if self.family == "edm":
+            ratio = min(max(ratio, self.sigma_min), self.sigma_max)
+            span = math.log(self.sigma_max / self.sigma_min)
+            time = self.timesteps * math.log(ratio / self.sigma_min) / span
+            return Point(time, math.log(ratio) / 4, 1.0, ratio)
+        _, logs = _tables(self)
+        log = min(max(math.log(ratio) if ratio > 0 else -math.inf, logs[0]), logs[-1])
+        time = float(np.interp(log, logs, np.arange(len(logs))))
+        return Point(time, time * self.time_scale, *_of_ratio(math.exp(log)))
+
+    @property
+    def last(self) -> Point:
+        """The moment with the most noise, where sampling starts."""
+        return self.at(float(self.timesteps))
+
+    def input_scale(self, point: Point) -> float:
+        """What the network's input is of the state (arXiv 2206.00364, table 1)."""
+        return 1 / math.hypot(point.sigma, self.sigma_data) if self.prediction == "edm" else 1.0
+
+    def initial(self, point: Point) -> float:
+        """Scale of the noise with which a trajectory from ``point`` starts."""
+        return 1.0 if self.family == "diffusion" else point.sigma
+
+
+def _of_ratio(ratio: float) -> tuple[float, float]:
+    """Alpha and sigma of a diffusion, by ``sigma / alpha``."""
+    alpha = 1 / math.hypot(1, ratio)
+    return alpha, alpha * ratio
+
+
+@cache
+def _tables(process: Process) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A diffusion's ``alpha_bar``, and ``ln(sigma / alpha)``, at each timestep."""
+    bars = process.alpha_bar()
+    return bars, 0.5 * (np.log1p(-bars) - np.log(bars))

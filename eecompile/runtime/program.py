@@ -1,24 +1,28 @@
-"""Programs: a solver, its timesteps and an exit schedule as a flat list of steps.
+"""Programs: what solvers compile to.
 
-Every step of a solver is linear in what it reads (but for an optional clip), so a
-program is data: which depth runs at which timestep, what the network's input is made
-of, and what the buffers become. A runtime needs no solver, only this list.
+Every solver step is linear in what it reads, so a whole trajectory is a flat list of
+steps: evaluate the network at a depth and a timestep, then set buffers to linear
+combinations of buffers. Coefficients are float64; the sums are float32, as the state is.
+A runtime needs no solver, only this list.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
+from typing import Annotated
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
+from msgspec import Meta
 
 from eecompile.errors import UsageError
+from eecompile.runtime.process import Process
 
-__all__ = ["Program", "Step", "Term", "Update", "combine"]
+__all__ = ["OPEN", "Program", "Step", "Term", "Update"]
 
-FORMAT = 1
+FORMAT = 2
+OPEN = 0
+"""The depth of a step for which an exit schedule has yet to be chosen."""
 RESERVED = frozenset({"output", "noise"})
 
 
@@ -41,7 +45,7 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True):
     """One evaluation of the network, and the updates after it.
 
     Attributes:
-        depth: the exit that runs.
+        depth: the exit that runs; 0 (``OPEN``) where a schedule has yet to choose it.
         timestep: t, as the network takes it.
         input: sum of buffers that is the network's input.
         updates: carried out in order, once buffer ``output`` holds the prediction and
@@ -49,17 +53,26 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True):
         log_variances: logarithms of the variances that a learned variance of -1 and of
             1 stands for; the noise is then scaled by the standard deviation between
             them. None for plain noise.
+        time: t on the process's own scale, [0, T), by which exit schedules go; None
+            where that is ``timestep``.
     """
 
-    depth: int
+    depth: Annotated[int, Meta(ge=0)]
     timestep: float
     input: tuple[Term, ...]
     updates: tuple[Update, ...]
     log_variances: tuple[float, float] | None = None
+    time: float | None = None
 
+    @property
     def reads_noise(self) -> bool:
         """Whether this step needs noise."""
         return any(term.buffer == "noise" for update in self.updates for term in update.terms)
+
+    @property
+    def moment(self) -> float:
+        """Time t on the process's own scale, [0, T)."""
+        return self.timestep if self.time is None else self.time
 
 
 class Program(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,7 +84,8 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         solver: name of the solver and its options, for people.
         initial: scale of the initial noise.
-        steps: from large t to small.
+        steps: one an evaluation, from large t to small.
+        process: the process that it was compiled for; None where that is not known.
         format: version of this form.
 
     Raises:
@@ -82,6 +96,7 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
     solver: str
     initial: float
     steps: tuple[Step, ...]
+    process: Process | None = None
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -100,6 +115,21 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
     def depths(self) -> tuple[int, ...]:
         """The depth of each step, in order."""
         return tuple(step.depth for step in self.steps)
+
+    @property
+    def buffers(self) -> tuple[str, ...]:
+        """Names of the buffers that it writes, ``state`` first."""
+        names = (update.into for step in self.steps for update in step.updates)
+        return tuple(dict.fromkeys(("state", *names)))
+
+    def with_depths(self, depth_at: Callable[[float], int]) -> Program:
+        """This program with other depths.
+
+        Args:
+            depth_at: the depth for a time t within [0, T), as an exit schedule gives it.
+        """
+        steps = (msgspec.structs.replace(s, depth=depth_at(s.moment)) for s in self.steps)
+        return msgspec.structs.replace(self, steps=tuple(steps))
 
     def to_json(self) -> bytes:
         """This program as JSON."""
@@ -131,28 +161,14 @@ def _problems(step: Step, written: set[str]) -> Iterator[str]:
                 yield f"buffer {term.buffer!r} read before it is written"
         if update.into in RESERVED:
             yield f"reserved buffer {update.into!r} written"
+        if update.clip is not None and not update.clip[0] <= update.clip[1]:
+            yield f"clip to {list(update.clip)}"
         written.add(update.into)
     terms = [*step.input, *(term for update in step.updates for term in update.terms)]
     figures = [step.timestep, *(term.coefficient for term in terms), *(step.log_variances or ())]
-    if not all(math.isfinite(figure) for figure in figures):
+    if not all(math.isfinite(figure) for figure in (*figures, step.moment)):
         yield "a figure that is not finite"
 
 
 def _malformed(found: str, expected: str) -> UsageError:
     return UsageError(found=found, expected=expected, remedy="compile the program again")
-
-
-def combine(
-    terms: tuple[Term, ...], buffers: Mapping[str, NDArray[np.float32]]
-) -> NDArray[np.float32]:
-    """The sum of ``terms`` over ``buffers``, a new float32 array.
-
-    A single term with coefficient 1 returns the buffer itself.
-    """
-    first, *others = terms
-    if not others and first.coefficient == 1.0:
-        return buffers[first.buffer]
-    total = buffers[first.buffer] * np.float32(first.coefficient)
-    for term in others:
-        total += buffers[term.buffer] * np.float32(term.coefficient)
-    return total

@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
-import operator
+import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Self
+from threading import Lock
+from typing import Any, Self
 
 import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eecompile.errors import (
-    BackendError,
-    ConditionError,
-    EecompileError,
-    NonFiniteError,
-    ScheduleError,
-    UsageError,
-)
+from eecompile.errors import BackendError, ScheduleError, UsageError
 from eecompile.runtime.engine import Engine, open_engine
 from eecompile.runtime.handle import Handle
 from eecompile.runtime.interface import Interface
-from eecompile.runtime.noise import normal_noise
-from eecompile.runtime.program import Program, Step, combine
+from eecompile.runtime.process import Process
+from eecompile.runtime.program import OPEN, Program, Step
+from eecompile.runtime.request import Batch, SampleRequest, batches, checked, whole
 from eecompile.runtime.schedule import ExitSchedule
 from eecompile.runtime.solvers import SOLVERS, Solver
+from eecompile.runtime.trajectory import HostTrajectory, Plan, Trajectory
 
-__all__ = ["Sampler", "StepResult"]
+__all__ = ["Sampler", "StepMetrics", "StepResult"]
 
 Array = NDArray[np.float32]
-Inputs = dict[str, NDArray[np.generic]]
 Schedule = str | int | Sequence[int] | ExitSchedule
+Interval = tuple[float, float]
+_IDLE = 8  # trajectories that wait for the next request of their kind
+_PROGRAMS = 32  # compiled programs that are kept
+_log = logging.getLogger("eecompile.runtime")
 
 
 class StepResult(msgspec.Struct, frozen=True):
@@ -43,7 +44,7 @@ class StepResult(msgspec.Struct, frozen=True):
         index: of the step, from 0.
         timestep: at which the network was evaluated.
         depth: the exit that ran.
-        state: the state after the step, float32 [n, ...]; read it, do not write to it.
+        state: the state after the step, float32 [n, ...].
         seconds: wall time of the step.
     """
 
@@ -54,49 +55,112 @@ class StepResult(msgspec.Struct, frozen=True):
     seconds: float
 
 
-class _Request(msgspec.Struct, frozen=True):
-    """What is sampled: indices, seed, shape, guidance, conditions with and without."""
+class StepMetrics(msgspec.Struct, frozen=True):
+    """What a hook is told of a step on one batch.
 
-    samples: range
-    seed: int
-    shape: tuple[int, ...]
-    scale: float
-    inputs: Inputs
-    nulls: Inputs | None
+    Attributes:
+        engine: the engine set's network and target.
+        program: the solver and its options.
+        index: of the step, from 0.
+        timestep: at which the network was evaluated.
+        depth: the exit that ran.
+        samples: in the batch.
+        rows: that the network was evaluated on, those of guidance included.
+        seconds: wall time of the step.
+    """
+
+    engine: str
+    program: str
+    index: int
+    timestep: float
+    depth: int
+    samples: int
+    rows: int
+    seconds: float
+
+
+Hook = Callable[[StepMetrics], object]
 
 
 class Sampler(Handle):
-    """Samples a multi-exit diffusion network. May be used from several threads.
+    """Samples a multi-exit diffusion network.
+
+    May be used from several threads. On a CPU their samplings run side by side; where
+    :attr:`concurrent` is false, as on a GPU, engines share memory, and one sampling waits
+    for the other's evaluation, or for its whole trajectory.
 
     Args:
         engine: evaluates the network; the sampler closes it.
         interface: what the network takes and gives.
+        on_step: told of every step on every batch. What it raises is logged, not raised.
+            On a GPU, steps are then taken and waited for one by one.
+        name: of the engine set, for metrics and logs.
     """
 
-    def __init__(self, engine: Engine, interface: Interface) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        interface: Interface,
+        *,
+        on_step: Hook | None = None,
+        name: str = "",
+    ) -> None:
         self.engine = engine
         self.interface = interface
+        self.on_step = on_step
+        self.name = name or interface.name
         self._closed = False
+        self._lock = Lock()
+        self._idle: OrderedDict[object, list[Trajectory]] = OrderedDict()
+        self._programs: OrderedDict[object, Program] = OrderedDict()
 
     @classmethod
-    def open(cls, path: str | PathLike[str], *, threads: int | None = None) -> Self:
+    def open(
+        cls,
+        path: str | PathLike[str],
+        *,
+        threads: int | None = None,
+        shared_pool: bool = False,
+        on_step: Hook | None = None,
+    ) -> Self:
         """Open an engine set.
 
         Args:
             path: the folder that ``eecompile build`` wrote.
             threads: threads of one evaluation, 0 for the physical cores; None takes the
                 target's.
+            shared_pool: of ONNX Runtime on a CPU: let all its sessions use the process's
+                one thread pool, which is faster. For a process that has no sessions
+                of its own: ONNX Runtime then refuses those that want their own threads.
+            on_step: see :class:`Sampler`.
 
         Raises:
             BundleError: the folder is no intact engine set.
-            BackendError: its backend is missing, or refuses an engine.
+            BackendError: its backend is missing, or refuses an engine, or does not fit
+                this machine.
         """
-        engine, manifest = open_engine(Path(path), threads)
-        return cls(engine, manifest.interface)
+        started = time.perf_counter()
+        engine, manifest = open_engine(Path(path), threads, shared_pool=shared_pool)
+        name = f"{manifest.interface.name} for {manifest.target.name}"
+        _log.info("opened %s (%s) in %.2f s", name, path, time.perf_counter() - started)
+        return cls(engine, manifest.interface, on_step=on_step, name=name)
+
+    @property
+    def concurrent(self) -> bool:
+        """Whether samplings from several threads run side by side."""
+        return bool(getattr(self.engine, "concurrent", True))
 
     def close(self) -> None:
-        """Release the engines; the sampler cannot be used afterwards."""
-        self._closed = True
+        """Release the engines; the sampler cannot be used afterwards.
+
+        Samplings that other threads have under way end with a UsageError at their next step.
+        """
+        with self._lock:
+            self._closed = True
+            idle = [trajectory for waiting in self._idle.values() for trajectory in waiting]
+            self._idle.clear()
+        for trajectory in idle:
+            trajectory.close()
         self.engine.close()
 
     def schedule(self, schedule: Schedule | None = None) -> ExitSchedule:
@@ -136,31 +200,18 @@ class Sampler(Handle):
 
         Args:
             solver: a name such as ``ddim``, a function such as
-                ``functools.partial(ddim, eta=1.0)``, or a program, which is returned.
-            steps: number of steps.
-            schedule: see :meth:`schedule`.
+                ``functools.partial(ddim, eta=1.0)``, or a program.
+            steps: number of steps; a program has its own.
+            schedule: see :meth:`schedule`; a program has its own, unless its depths are
+                open.
 
         Raises:
-            UsageError: the solver is unknown, ``steps`` is not within 1 to T, or a
-                program came with steps or a schedule.
+            UsageError: the solver is unknown, ``steps`` is not what it can take, or a
+                program came with steps or a schedule, or is for another process.
+            ScheduleError: a depth is no exit.
         """
         if isinstance(solver, Program):
-            if steps is not None or schedule is not None:
-                raise UsageError(
-                    found="a program together with steps or a schedule",
-                    expected="a program alone, which contains both",
-                    remedy="give a solver instead, or drop steps and schedule",
-                )
-            for depth in set(solver.depths):
-                ExitSchedule.constant(depth).check(self.interface.exits)
-            learned = any(step.log_variances for step in solver.steps)
-            if learned and "variance" not in self.interface.outputs:
-                raise UsageError(
-                    found="a program that reads a learned variance",
-                    expected=f"one for a network that gives {list(self.interface.outputs)}",
-                    remedy="compile the program for this network's process",
-                )
-            return solver
+            return self._checked_program(solver, steps, schedule)
         defaults, process = self.interface.sampling, self.interface.process
         name = defaults.solver if solver is None else solver
         if isinstance(name, str) and name not in SOLVERS:
@@ -169,15 +220,25 @@ class Sampler(Handle):
                 expected=f"one of {sorted(SOLVERS)}",
                 remedy="choose one of these, or give a function",
             )
-        chosen = SOLVERS[name] if isinstance(name, str) else name
         exits = self.schedule(schedule)
-        count = defaults.steps if steps is None else _whole("steps", steps)
-        return chosen(
+        count = defaults.steps if steps is None else whole("steps", steps)
+        key = (name, count, exits)
+        with self._lock:
+            if (known := self._programs.get(key)) is not None:
+                return known
+        chosen = SOLVERS[name] if isinstance(name, str) else name
+        made = chosen(
             process,
             count,
-            lambda timestep: exits.depth_at(timestep, process.timesteps),
+            lambda time: exits.depth_at(time, process.timesteps),
             clip=self.interface.state.range,
         )
+        if isinstance(name, str):
+            with self._lock:
+                self._programs[key] = made
+                while len(self._programs) > _PROGRAMS:
+                    self._programs.popitem(last=False)
+        return made
 
     def sample(
         self,
@@ -187,27 +248,117 @@ class Sampler(Handle):
         steps: int | None = None,
         schedule: Schedule | None = None,
         seed: int = 0,
-        guidance: float | None = None,
+        guidance: ArrayLike | None = None,
+        guidance_interval: Interval | None = None,
         nulls: Mapping[str, ArrayLike] | None = None,
         shape: Sequence[int] | None = None,
         first: int = 0,
         **conditions: ArrayLike,
     ) -> Array:
         """Sample; float32 [n, *shape]. Arguments and errors are those of :meth:`steps`."""
-        results = self.steps(
-            n,
+        request = SampleRequest(
+            n=n,
+            seed=seed,
+            guidance=guidance,
+            conditions=conditions,
+            nulls=nulls or {},
+            shape=shape,
+            first=first,
+        )
+        (samples,) = self.sample_requests(
+            [request],
             solver=solver,
             steps=steps,
             schedule=schedule,
-            seed=seed,
-            guidance=guidance,
-            nulls=nulls,
-            shape=shape,
-            first=first,
-            **conditions,
+            guidance_interval=guidance_interval,
         )
-        *_, last = results
-        return last.state
+        return samples
+
+    def sample_requests(
+        self,
+        requests: Sequence[SampleRequest],
+        *,
+        solver: str | Solver | Program | None = None,
+        steps: int | None = None,
+        schedule: Schedule | None = None,
+        guidance_interval: Interval | None = None,
+    ) -> list[Array]:
+        """Sample for several callers at once: their samples share the engine's batches.
+
+        Args:
+            requests: they may differ in everything but the program.
+            solver: see :meth:`program`, as for ``steps`` and ``schedule``.
+            steps: number of steps.
+            schedule: see :meth:`schedule`.
+            guidance_interval: see :meth:`steps`.
+
+        Returns:
+            For each request, float32 [n, *shape].
+
+        Raises:
+            UsageError: an argument is out of range, a condition unknown or wrong.
+            NonFiniteError: the network returned NaN or infinity.
+            BackendError: the engine failed, as for want of memory.
+        """
+        program, interval, parts = self._asked(requests, solver, steps, schedule, guidance_interval)
+        found = [np.empty((r.n, *self._shape(r)), np.float32) for r in requests]
+        started, evaluations = time.perf_counter(), 0
+        for part in parts:
+            with self._trajectory(program, interval, part) as trajectory:
+                trajectory.start(part.rows)
+                self._run(trajectory, program, part)
+                for (request, row), sample in zip(part.places, trajectory.state(), strict=True):
+                    found[request][row] = sample
+            evaluations += len(program.steps)
+        _log.debug(
+            "%s: %d samples, %s, %d evaluations in %.3f s",
+            self.name,
+            sum(len(samples) for samples in found),
+            program.solver,
+            evaluations,
+            time.perf_counter() - started,
+        )
+        return found
+
+    def sample_on_device(
+        self,
+        request: SampleRequest,
+        *,
+        solver: str | Solver | Program | None = None,
+        steps: int | None = None,
+        schedule: Schedule | None = None,
+        guidance_interval: Interval | None = None,
+    ) -> Any:
+        """Sample, and leave the result where it was computed.
+
+        Args:
+            request: no more samples than the engine takes at once.
+            solver: see :meth:`program`, as for ``steps`` and ``schedule``.
+            steps: number of steps.
+            schedule: see :meth:`schedule`.
+            guidance_interval: see :meth:`steps`.
+
+        Returns:
+            An object that speaks DLPack, float32 [n, *shape]: on a GPU, device memory that
+            belongs to the caller; on a CPU, a numpy array.
+
+        Raises:
+            UsageError: the request is too large; and as :meth:`sample_requests`.
+        """
+        program, interval, parts = self._asked(
+            [request], solver, steps, schedule, guidance_interval
+        )
+        if len(parts) > 1:
+            raise UsageError(
+                found=f"{request.n} samples to be left on the device",
+                expected=f"no more than fit into a batch of {self.engine.max_batch}",
+                remedy="ask for fewer at a time (first=...), or build for larger batches",
+            )
+        with self._trajectory(program, interval, parts[0]) as trajectory:
+            trajectory.start(parts[0].rows)
+            self._run(trajectory, program, parts[0])
+            export = getattr(trajectory, "state_dlpack", trajectory.state)
+            return export()
 
     def steps(
         self,
@@ -217,7 +368,8 @@ class Sampler(Handle):
         steps: int | None = None,
         schedule: Schedule | None = None,
         seed: int = 0,
-        guidance: float | None = None,
+        guidance: ArrayLike | None = None,
+        guidance_interval: Interval | None = None,
         nulls: Mapping[str, ArrayLike] | None = None,
         shape: Sequence[int] | None = None,
         first: int = 0,
@@ -231,10 +383,13 @@ class Sampler(Handle):
             n: number of samples.
             solver: see :meth:`program`; None takes the recipe's, as for ``steps``,
                 ``schedule`` and ``guidance``.
-            steps: number of steps, 1 to T.
+            steps: number of steps, as the solver counts them.
             schedule: see :meth:`schedule`.
             seed: 0 to 2**64 - 1. Sample i of a seed is the same whatever batch it is in.
-            guidance: scale of classifier-free guidance (arXiv 2207.12598); 1 is none.
+            guidance: scale of classifier-free guidance (arXiv 2207.12598), one for all
+                samples or one for each; 1 is none.
+            guidance_interval: smallest and largest time t, of [0, T], at which guidance
+                acts (arXiv 2404.07724); None takes the recipe's.
             nulls: by condition, what stands for "no condition" in guidance, such as the
                 embedding of an empty text; None takes the recipe's.
             shape: of a sample, where the network allows a choice; None takes the recipe's.
@@ -247,171 +402,287 @@ class Sampler(Handle):
         Raises:
             UsageError: an argument is out of range, a condition unknown or wrong.
             NonFiniteError: the network returned NaN or infinity.
+            BackendError: the engine failed, as for want of memory.
         """
-        if self._closed:
-            raise _closed()
-        n, seed, first = _counts(n, seed, first)
-        samples = range(first, first + n)
-        program = self.program(solver, steps, schedule)
-        scale = self.interface.sampling.guidance if guidance is None else float(guidance)
-        if not np.isfinite(scale):
-            raise UsageError(
-                found=f"guidance {scale}", expected="a finite scale", remedy="1 means no guidance"
-            )
-        state = self.interface.state
-        self.interface.check_conditions(nulls or {}, "a null value for condition")
-        for name, value in (nulls or {}).items():  # checked even where guidance is 1
-            self.interface.conditions[name].nulls(name, samples, value)
-        request = _Request(
-            samples,
-            seed,
-            state.shape if shape is None else state.check_shape(shape),
-            scale,
-            self._conditions(samples, conditions),
-            self._nulls(samples, nulls or {}) if scale != 1.0 else None,
+        request = SampleRequest(
+            n=n,
+            seed=seed,
+            guidance=guidance,
+            conditions=conditions,
+            nulls=nulls or {},
+            shape=shape,
+            first=first,
         )
-        return self._run(program, request)
+        program, interval, parts = self._asked(
+            [request], solver, steps, schedule, guidance_interval
+        )
+        return self._step_by_step(program, interval, parts, (request.n, *self._shape(request)))
 
-    def _run(self, program: Program, request: _Request) -> Iterator[StepResult]:
-        seed, samples, shape = request.seed, request.samples, request.shape
-        started = time.perf_counter()
-        state = normal_noise(seed, samples, 0, shape) * np.float32(program.initial)
-        buffers = {"state": state}
-        for index, step in enumerate(program.steps):
-            x = np.ascontiguousarray(combine(step.input, buffers))
-            outputs = self._predict(index, step, x, request)
-            buffers["output"] = outputs[0]
-            if step.reads_noise():
-                noise = normal_noise(seed, samples, index + 1, shape)
-                buffers["noise"] = _scaled(noise, step.log_variances, outputs)
-            for update in step.updates:
-                value = combine(update.terms, buffers)
-                buffers[update.into] = value if update.clip is None else value.clip(*update.clip)
-            now = time.perf_counter()
-            result = buffers["state"]
-            yield StepResult(index, step.timestep, step.depth, result, now - started)
-            started = time.perf_counter()
+    def warmup(
+        self,
+        n: int = 1,
+        *,
+        solver: str | Solver | Program | None = None,
+        steps: int | None = None,
+        schedule: Schedule | None = None,
+        guidance: float | None = None,
+        guidance_interval: Interval | None = None,
+        shape: Sequence[int] | None = None,
+    ) -> None:
+        """Do what the first request of a kind would have to wait for.
 
-    def _predict(self, index: int, step: Step, x: Array, request: _Request) -> list[Array]:
-        """The (guided) outputs for all samples, in batches that the engine takes."""
-        outputs = [np.empty_like(x) for _ in self.interface.outputs]
-        nulls = request.nulls
-        size = max(1, self.engine.max_batch // (1 if nulls is None else 2))
-        for low in range(0, len(x), size):
-            part = slice(low, low + size)
-            given = {name: array[part] for name, array in request.inputs.items()}
-            if nulls is None:
-                found = self._evaluate(step, x[part], given)
-            else:
-                none = {name: array[part] for name, array in nulls.items()}
-                found = self._guided(step, x[part], given, none, request.scale)
-            for output, value in zip(outputs, found, strict=True):
-                if not np.isfinite(value).all():
-                    raise NonFiniteError(
-                        found=f"NaN or infinity in the output of exit {step.depth} at step "
-                        f"{index} (timestep {step.timestep:g}, {self.engine.precision})",
-                        expected="finite predictions",
-                        remedy="check the inputs, or build for a wider precision",
-                    )
-                output[part] = value
-        return outputs
+        Every exit is evaluated once at that batch size, buffers are made and kept; on a GPU
+        the trajectory is run, and captured as a graph. Conditions are the defaults, or
+        zeros.
 
-    def _guided(
-        self, step: Step, x: Array, given: Inputs, none: Inputs, scale: float
-    ) -> Sequence[Array]:
-        """Outputs with the condition, of which the prediction is guided away from without."""
-        if self.engine.max_batch < 2:
-            conditioned = self._evaluate(step, x, given)
-            without = self._evaluate(step, x, none)[0]
-        else:
-            both = {name: np.concatenate([given[name], none[name]]) for name in given}
-            joined = self._evaluate(step, np.concatenate([x, x]), both)
-            conditioned = [output[: len(x)] for output in joined]
-            without = joined[0][len(x) :]
-        prediction, *others = conditioned
-        guided = without + np.float32(scale) * (prediction - without)
-        if (channels := self.interface.sampling.guided_channels) is not None:
-            guided[:, channels:] = prediction[:, channels:]
-        return [guided, *others]
+        Args:
+            n: number of samples that requests will ask for.
+            solver: see :meth:`program`, as for ``steps`` and ``schedule``.
+            steps: number of steps.
+            schedule: see :meth:`schedule`.
+            guidance: scale; whether there is any decides the size of the batch.
+            guidance_interval: see :meth:`steps`.
+            shape: of a sample.
 
-    def _evaluate(
-        self, step: Step, x: Array, conditions: Mapping[str, NDArray[np.generic]]
-    ) -> Sequence[Array]:
-        if self._closed:
-            raise _closed()
-        t = np.full(len(x), step.timestep, np.float32)
+        Raises:
+            UsageError: an argument is out of range.
+            BackendError: the engine failed, as for want of memory.
+        """
+        conditions = {
+            name: np.full(c.shape, c.range[0] if c.range else 0, c.dtype)
+            for name, c in self.interface.conditions.items()
+            if c.default is None
+        }
+        nulls = {
+            name: np.zeros(c.shape, c.dtype)
+            for name, c in self.interface.conditions.items()
+            if c.null is None
+        }
+        request = SampleRequest(
+            n=n, guidance=guidance, conditions=conditions, nulls=nulls, shape=shape
+        )
+        program, interval, parts = self._asked(
+            [request], solver, steps, schedule, guidance_interval
+        )
+        for part in {(p.guided, len(p.places)): p for p in parts}.values():
+            with self._trajectory(program, interval, part) as trajectory:
+                trajectory.start(part.rows)
+                if hasattr(self.engine, "trajectory"):
+                    trajectory.run()
+                else:  # each exit once, whichever the schedule names
+                    moment = program.steps[0]
+                    for depth in self.interface.exits:
+                        self._warm(moment, depth, part)
+                    trajectory.step(0)
+
+    def _warm(self, moment: Step, depth: int, part: Batch) -> None:
+        rows = len(part.places) + (0 if part.apart else part.guided)
+        x = np.zeros((rows, *part.shape), np.float32)
+        given = {name: array[:rows] for name, array in part.rows.conditions.items()}
+        self.engine.evaluate(depth, x, np.full(rows, moment.timestep, np.float32), given)
+
+    def _asked(
+        self,
+        requests: Sequence[SampleRequest],
+        solver: str | Solver | Program | None,
+        steps: int | None,
+        schedule: Schedule | None,
+        interval: Interval | None,
+    ) -> tuple[Program, Interval | None, list[Batch]]:
+        """What is to be run, checked."""
+        self._check_open()
+        program = self.program(solver, steps, schedule)
+        chosen = self.interface.sampling.guidance_interval if interval is None else interval
+        chosen = None if chosen is None else _interval(chosen)
+        rows = [checked(self.interface, request) for request in requests]
+        return program, chosen, list(batches(rows, self.engine.max_batch))
+
+    def _step_by_step(
+        self,
+        program: Program,
+        interval: Interval | None,
+        parts: Sequence[Batch],
+        shape: tuple[int, ...],
+    ) -> Iterator[StepResult]:
+        with ExitStack() as stack:
+            trajectories = [
+                stack.enter_context(self._trajectory(program, interval, part)) for part in parts
+            ]
+            for trajectory, part in zip(trajectories, parts, strict=True):
+                trajectory.start(part.rows)
+            for index, step in enumerate(program.steps):
+                started = time.perf_counter()
+                state = np.empty(shape, np.float32)
+                for trajectory, part in zip(trajectories, parts, strict=True):
+                    self._step(trajectory, program, index, part)
+                    state[[row for _, row in part.places]] = trajectory.state()
+                seconds = time.perf_counter() - started
+                yield StepResult(index, step.timestep, step.depth, state, seconds)
+
+    def _run(self, trajectory: Trajectory, program: Program, part: Batch) -> None:
+        """Take all steps: at once where a device does that, unless someone watches."""
+        if self.on_step is None and hasattr(self.engine, "trajectory"):
+            self._check_open()
+            trajectory.run()
+            return
+        for index in range(len(program.steps)):
+            self._step(trajectory, program, index, part)
+
+    def _step(self, trajectory: Trajectory, program: Program, index: int, part: Batch) -> None:
+        self._check_open()
+        if self.on_step is None:
+            trajectory.step(index)
+            return
+        step, started = program.steps[index], time.perf_counter()
+        trajectory.step(index)
+        trajectory.wait()
+        metrics = StepMetrics(
+            self.name,
+            program.solver,
+            index,
+            step.timestep,
+            step.depth,
+            len(part.places),
+            trajectory.plan.rows(step),
+            time.perf_counter() - started,
+        )
         try:
-            outputs = self.engine.evaluate(step.depth, x, t, conditions)
-        except EecompileError:
+            self.on_step(metrics)
+        except Exception:  # whatever a caller's hook may raise
+            _log.exception("the hook on_step failed")
+
+    @contextmanager
+    def _trajectory(
+        self, program: Program, interval: Interval | None, part: Batch
+    ) -> Iterator[Trajectory]:
+        """A trajectory for a batch; kept for the next of its kind, unless something fails."""
+        interval = interval if part.guided else None
+        key = (program, part.shape, len(part.places), part.guided, interval, part.apart)
+        with self._lock:
+            waiting = self._idle.get(key)
+            trajectory = waiting.pop() if waiting else None
+        if trajectory is None:
+            plan = Plan(
+                program=program,
+                interface=self.interface,
+                shape=part.shape,
+                size=len(part.places),
+                guided=part.guided,
+                interval=interval,
+                apart=part.apart,
+            )
+            trajectory = self._opened(plan)
+        try:
+            yield trajectory
+        except BaseException:
+            trajectory.close()
             raise
-        except Exception as error:  # backends' errors share no base class
-            raise BackendError(
-                found=f"exit {step.depth} failing at timestep {step.timestep:g}, batch {len(x)} "
-                f"({' '.join(str(error).split())[:300]})",
-                expected="an engine that evaluates these inputs",
-                remedy="check the conditions' values against what the network was trained with",
-            ) from error
-        if any(output.shape != x.shape for output in outputs):
-            raise BackendError(
-                found=f"outputs of shapes {[list(o.shape) for o in outputs]} at exit {step.depth}",
-                expected=f"the state's shape, {list(x.shape)}",
-                remedy="mend state.shape, or the network, and export again",
-            )
-        return outputs
+        self._put_back(key, trajectory)
 
-    def _conditions(self, samples: range, given: Mapping[str, ArrayLike]) -> Inputs:
-        self.interface.check_conditions(given)
-        known = self.interface.conditions
-        return {name: spec.values(name, given.get(name), samples) for name, spec in known.items()}
+    def _opened(self, plan: Plan) -> Trajectory:
+        make = getattr(self.engine, "trajectory", None)
+        if make is None:
+            return HostTrajectory(self.engine, plan)
+        try:
+            made: Trajectory = make(plan)
+        except BackendError:
+            self._clear()  # memory that waits for other requests may be what is missing
+            made = make(plan)
+        return made
 
-    def _nulls(self, samples: range, given: Mapping[str, ArrayLike]) -> Inputs:
-        known = self.interface.conditions
-        if not known:
-            raise ConditionError(
-                found="guidance for a network without conditions",
-                expected="guidance 1",
-                remedy="sample without guidance",
-            )
-        return {name: spec.nulls(name, samples, given.get(name)) for name, spec in known.items()}
+    def _put_back(self, key: object, trajectory: Trajectory) -> None:
+        surplus = []
+        with self._lock:
+            if self._closed:
+                surplus.append(trajectory)
+            else:
+                self._idle.setdefault(key, []).append(trajectory)
+                self._idle.move_to_end(key)
+            while sum(map(len, self._idle.values())) > _IDLE:
+                oldest = next(iter(self._idle))
+                surplus.append(self._idle[oldest].pop())
+                if not self._idle[oldest]:
+                    del self._idle[oldest]
+        for each in surplus:
+            each.close()
 
+    def _clear(self) -> None:
+        with self._lock:
+            idle = [trajectory for waiting in self._idle.values() for trajectory in waiting]
+            self._idle.clear()
+        for trajectory in idle:
+            trajectory.close()
 
-def _scaled(noise: Array, bounds: tuple[float, float] | None, outputs: Sequence[Array]) -> Array:
-    """Noise with the standard deviation that the network chose between two bounds."""
-    if bounds is None:
-        return noise
-    low, high = bounds
-    between = low + (outputs[1] + 1) / 2 * (high - low)
-    return np.asarray(noise * np.exp(between / 2), np.float32)
-
-
-def _closed() -> UsageError:
-    return UsageError(
-        found="a sampler that is closed",
-        expected="an open one",
-        remedy="sample within its with statement, or open it again",
-    )
-
-
-def _counts(n: int, seed: int, first: int) -> tuple[int, int, int]:
-    checks = (
-        ("number of samples", n, 1, 2**32),
-        ("seed", seed, 0, 2**64 - 1),
-        ("index of the first sample", first, 0, 2**63),
-    )
-    for what, value, low, high in checks:
-        if not low <= _whole(what, value) <= high:
+    def _checked_program(
+        self, program: Program, steps: int | None, schedule: Schedule | None
+    ) -> Program:
+        interface = self.interface
+        is_open = OPEN in program.depths
+        if steps is not None or (schedule is not None and not is_open):
             raise UsageError(
-                found=f"{what} {value}",
-                expected=f"{low} to {high}",
-                remedy="choose another",
+                found="a program together with steps or a schedule",
+                expected="a program alone, which contains both",
+                remedy="give a solver instead, or drop steps and schedule",
             )
-    return int(n), int(seed), int(first)
+        if is_open:
+            exits, total = self.schedule(schedule), interface.process.timesteps
+            program = program.with_depths(lambda time: exits.depth_at(time, total))
+        for depth in set(program.depths):
+            ExitSchedule.constant(depth).check(interface.exits)
+        if (
+            any(step.log_variances for step in program.steps)
+            and "variance" not in interface.outputs
+        ):
+            raise UsageError(
+                found="a program that reads a learned variance",
+                expected=f"one for a network that gives {list(interface.outputs)}",
+                remedy="compile the program for this network's process",
+            )
+        if program.process is not None:
+            _check_process(program.process, interface.process)
+        return program
+
+    def _shape(self, request: SampleRequest) -> tuple[int, ...]:
+        return self.interface.state.shape if request.shape is None else tuple(request.shape)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError(
+                found="a sampler that is closed",
+                expected="an open one",
+                remedy="sample within its with statement, or open it again",
+            )
 
 
-def _whole(what: str, value: int) -> int:
+def _check_process(made: Process, wanted: Process) -> None:
+    """Pass when a program made for one process suits another: their states are alike."""
+    for name in ("family", "prediction", "timesteps"):
+        found, expected = getattr(made, name), getattr(wanted, name)
+        if found != expected:
+            raise _other_process(f"{name} {found}", f"{name} {expected}")
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        time = share * wanted.timesteps
+        if not np.allclose(made.at(time)[1:], wanted.at(time)[1:], rtol=1e-4, atol=1e-7):
+            raise _other_process("other betas, sigmas or time scale", "the network's own")
+
+
+def _other_process(found: str, expected: str) -> UsageError:
+    return UsageError(
+        found=f"a program made for a process with {found}",
+        expected=expected,
+        remedy="compile the program for this network's process",
+    )
+
+
+def _interval(given: Interval) -> Interval:
     try:
-        return operator.index(value)
-    except TypeError as error:
+        low, high = (float(bound) for bound in given)
+    except (TypeError, ValueError):
+        low, high = 1.0, 0.0
+    if not low <= high:
         raise UsageError(
-            found=f"{what} {value!r}", expected="a whole number", remedy="pass an int"
-        ) from error
+            found=f"guidance interval {given!r}",
+            expected="two ascending times within [0, T]",
+            remedy="give the smallest and the largest t at which guidance is to act",
+        )
+    return low, high

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import hypothesis.strategies as st
-import numpy as np
 import pytest
 from hypothesis import given
 
 from eecompile.errors import UsageError
 from eecompile.runtime.process import Process
-from eecompile.runtime.program import Program, Step, Term, Update, combine
+from eecompile.runtime.program import Program, Step, Term, Update
 from eecompile.runtime.schedule import ExitSchedule
 from eecompile.runtime.solvers import SOLVERS
 
@@ -19,7 +18,7 @@ def program(*updates: Update, terms: tuple[Term, ...] = STATE, initial: float = 
 
 
 @given(
-    name=st.sampled_from(sorted(SOLVERS)),
+    name=st.sampled_from(["ddim", "ddpm"]),
     steps=st.integers(1, 60),
     depths=st.lists(st.integers(1, 12), min_size=1, max_size=10),
     prediction=st.sampled_from(["epsilon", "sample", "v_prediction"]),
@@ -54,7 +53,7 @@ def test_a_program_survives_json(
         (lambda: Program.from_json(b'{"solver": 1}'), "no program"),
         (lambda: Program.from_json(b"{"), "no program"),
         (
-            lambda: Program.from_json(program().to_json().replace(b'"format": 1', b'"format": 9')),
+            lambda: Program.from_json(program().to_json().replace(b'"format": 2', b'"format": 9')),
             "format 9",
         ),
     ],
@@ -68,11 +67,3 @@ def test_a_buffer_may_be_read_once_written() -> None:
     keep = Update("old", (Term("output", 1.0),))
     steps = (Step(1, 9.0, STATE, (keep,)), Step(1, 0.0, (Term("old", 1.0),), ()))
     assert Program(solver="x", initial=1.0, steps=steps).steps == steps
-
-
-def test_terms_are_summed_in_float32() -> None:
-    buffers = {"a": np.ones(3, np.float32), "b": np.arange(3, dtype=np.float32)}
-    total = combine((Term("a", 0.5), Term("b", -2.0)), buffers)
-    assert total.dtype == np.float32
-    np.testing.assert_array_equal(total, [0.5, -1.5, -3.5])
-    np.testing.assert_array_equal(buffers["a"], 1)

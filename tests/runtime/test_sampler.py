@@ -119,7 +119,7 @@ def test_large_requests_are_split_into_batches() -> None:
 
 def test_guidance_extrapolates_from_the_null_condition() -> None:
     sampler = fake()
-    program = sampler.program(partial(ddim, spacing="leading"), 1, 12)
+    program = sampler.program(partial(ddim, grid="leading"), 1, 12)
     x = normal_noise(0, range(1), 0, (5,))
     t = np.zeros(1, np.float32)
     evaluate = sampler.engine.evaluate
@@ -155,10 +155,7 @@ def test_a_real_engines_nan_is_reported(engine_sets: dict[str, Path]) -> None:
     with Sampler.open(engine_sets["per_exit"]) as sampler:
         program = sampler.program("ddim", 1, 12)
         wild = msgspec.structs.replace(program, initial=3e38)
-        with (
-            np.errstate(over="ignore"),
-            pytest.raises(NonFiniteError, match="exit 12 at step 0"),
-        ):
+        with pytest.raises(NonFiniteError, match="exit 12 at step 0"):
             sampler.sample(1, solver=wild)
 
 
@@ -171,7 +168,7 @@ def test_a_real_engines_nan_is_reported(engine_sets: dict[str, Path]) -> None:
         ({"seed": -1}, UsageError, "seed -1"),
         ({"first": -1}, UsageError, "first sample -1"),
         ({"guidance": float("nan")}, UsageError, "guidance nan"),
-        ({"solver": "euler"}, UsageError, r"'euler'; expected one of \['ddim', 'ddpm'\]"),
+        ({"solver": "eulers"}, UsageError, r"'eulers'; expected one of \['ddim', 'ddpm'"),
         ({"schedule": "fast"}, ScheduleError, r"'fast'; expected one of \['full'\]"),
         ({"schedule": 5}, ScheduleError, "depth 5"),
         ({"schedule": [12, 4]}, ScheduleError, "depth 4"),

@@ -1,0 +1,224 @@
+"""What callers ask a sampler for, checked and divided into batches."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from eecompile.errors import ConditionError, UsageError
+from eecompile.runtime.interface import Interface
+from eecompile.runtime.trajectory import Rows
+
+__all__ = ["Batch", "SampleRequest", "batches", "checked", "whole"]
+
+Array = NDArray[np.float32]
+Inputs = dict[str, NDArray[np.generic]]
+
+
+class SampleRequest(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """Samples that one caller wants.
+
+    Attributes:
+        n: how many.
+        seed: 0 to 2**64 - 1. Sample i of a seed is the same whatever batch it is in.
+        guidance: scale of classifier-free guidance (arXiv 2207.12598), one for all
+            samples or one for each; 1 is none; None takes the recipe's.
+        conditions: by name, a value for all samples or one for each.
+        nulls: by condition, what stands for "no condition" in guidance, such as the
+            embedding of an empty text; those left out take the recipe's.
+        shape: of a sample, where the network allows a choice; None takes the recipe's.
+        first: index of the first sample, so that samples can be made in portions.
+    """
+
+    n: int = 1
+    seed: int = 0
+    guidance: ArrayLike | None = None
+    conditions: Mapping[str, ArrayLike] = {}
+    nulls: Mapping[str, ArrayLike] = {}
+    shape: Sequence[int] | None = None
+    first: int = 0
+
+
+class Checked(NamedTuple):
+    """A request's samples, one row each; ``nulls`` is empty where none is guided."""
+
+    shape: tuple[int, ...]
+    seeds: NDArray[np.uint64]
+    samples: NDArray[np.uint64]
+    scales: Array
+    conditions: Inputs
+    nulls: Inputs
+
+
+class Batch(NamedTuple):
+    """Samples that are evaluated together.
+
+    Attributes:
+        shape: of a sample.
+        rows: what is particular to each.
+        places: of each row, the request and the sample within it.
+        guided: how many rows are guided, the first ones.
+        apart: whether the engine takes no more than one row an evaluation.
+    """
+
+    shape: tuple[int, ...]
+    rows: Rows
+    places: list[tuple[int, int]]
+    guided: int
+    apart: bool
+
+
+def checked(interface: Interface, request: SampleRequest) -> Checked:
+    """The rows of a request.
+
+    Raises:
+        UsageError: an argument is out of range, a condition unknown or wrong.
+    """
+    n, seed, first = _counts(request.n, request.seed, request.first)
+    samples = range(first, first + n)
+    scales = _scales(interface, request.guidance, n)
+    state = interface.state
+    shape = state.shape if request.shape is None else state.check_shape(request.shape)
+    interface.check_conditions(request.nulls, "a null value for condition")
+    for name, value in request.nulls.items():  # checked even where guidance is 1
+        interface.conditions[name].nulls(name, samples, value)
+    interface.check_conditions(request.conditions)
+    known = interface.conditions
+    given = {
+        name: c.values(name, request.conditions.get(name), samples) for name, c in known.items()
+    }
+    nulls: Inputs = {}
+    if (scales != 1).any():
+        if not known:
+            raise ConditionError(
+                found="guidance for a network without conditions",
+                expected="guidance 1",
+                remedy="sample without guidance",
+            )
+        nulls = {name: c.nulls(name, samples, request.nulls.get(name)) for name, c in known.items()}
+    seeds = np.full(n, seed, np.uint64)
+    return Checked(shape, seeds, np.array(samples, np.uint64), scales, given, nulls)
+
+
+def batches(requests: Sequence[Checked], largest: int) -> Iterator[Batch]:
+    """The samples of all requests, in batches of at most ``largest`` rows an evaluation.
+
+    A guided sample takes two rows. Samples of one shape share batches, whatever request
+    they are of.
+    """
+    for shape in dict.fromkeys(request.shape for request in requests):
+        alike = [(index, r) for index, r in enumerate(requests) if r.shape == shape]
+        places = [(index, row) for index, r in alike for row in range(len(r.seeds))]
+        joined = _joined([r for _, r in alike])
+        guided = joined.scales != 1
+        for part in _parts(guided, largest):
+            rows = np.concatenate([part[guided[part]], part[~guided[part]]])
+            count = int(guided[part].sum())
+            yield Batch(
+                shape,
+                _rows(joined, rows, count),
+                [places[row] for row in rows],
+                count,
+                len(rows) + count > largest,
+            )
+
+
+def _joined(requests: Sequence[Checked]) -> Checked:
+    """The rows of all requests, which are of one shape, as those of one."""
+    conditions = {
+        name: np.concatenate([r.conditions[name] for r in requests])
+        for name in requests[0].conditions
+    }
+    nulls: Inputs = {}
+    if any(r.nulls for r in requests):
+        nulls = {  # rows without guidance read none of it
+            name: np.concatenate([(r.nulls or r.conditions)[name] for r in requests])
+            for name in conditions
+        }
+    return Checked(
+        requests[0].shape,
+        np.concatenate([r.seeds for r in requests]),
+        np.concatenate([r.samples for r in requests]),
+        np.concatenate([r.scales for r in requests]),
+        conditions,
+        nulls,
+    )
+
+
+def _parts(guided: NDArray[np.bool_], largest: int) -> Iterator[NDArray[np.intp]]:
+    """Consecutive rows that fit into an evaluation; at least one each."""
+    ends = np.cumsum(1 + guided.astype(np.int64))
+    start = 0
+    while start < len(ends):
+        before = ends[start - 1] if start else 0
+        stop = max(int(np.searchsorted(ends, before + largest, side="right")), start + 1)
+        yield np.arange(start, stop)
+        start = stop
+
+
+def _rows(joined: Checked, rows: NDArray[np.intp], guided: int) -> Rows:
+    """Those rows, of which the first ``guided`` are guided."""
+    conditions = {
+        name: np.concatenate([array[rows], joined.nulls[name][rows[:guided]]])
+        if guided
+        else array[rows]
+        for name, array in joined.conditions.items()
+    }
+    return Rows(
+        seeds=joined.seeds[rows],
+        samples=joined.samples[rows],
+        scales=joined.scales[rows[:guided]],
+        conditions=conditions,
+    )
+
+
+def _scales(interface: Interface, guidance: ArrayLike | None, n: int) -> Array:
+    """Guidance of each sample."""
+    given = interface.sampling.guidance if guidance is None else guidance
+    try:
+        scales = np.asarray(given, np.float64)
+        fits = scales.shape in ((), (n,)) and bool(np.isfinite(scales.astype(np.float32)).all())
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise UsageError(
+            found=f"guidance {given!r}" if not isinstance(given, float) else f"guidance {given}",
+            expected=f"a finite scale for all samples, or one for each of {n}",
+            remedy="1 means no guidance",
+        )
+    return np.broadcast_to(scales, (n,)).astype(np.float32)
+
+
+def _counts(n: int, seed: int, first: int) -> tuple[int, int, int]:
+    checks = (
+        ("number of samples", n, 1, 2**32),
+        ("seed", seed, 0, 2**64 - 1),
+        ("index of the first sample", first, 0, 2**63),
+    )
+    for what, value, low, high in checks:
+        if not low <= whole(what, value) <= high:
+            raise UsageError(
+                found=f"{what} {value}",
+                expected=f"{low} to {high}",
+                remedy="choose another",
+            )
+    return int(n), int(seed), int(first)
+
+
+def whole(what: str, value: int) -> int:
+    """``value`` as an int.
+
+    Raises:
+        UsageError: it is no whole number.
+    """
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise UsageError(
+            found=f"{what} {value!r}", expected="a whole number", remedy="pass an int"
+        ) from error

@@ -1,0 +1,316 @@
+"""What a service asks of a sampler: requests batched together, warm-up, hooks, threads."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given
+
+from eecompile.errors import BackendError, NonFiniteError, UsageError
+from eecompile.runtime.fake import FakeEngine
+from eecompile.runtime.handle import Handle
+from eecompile.runtime.interface import Condition, Interface, Resizable, Sampling, State
+from eecompile.runtime.process import Process
+from eecompile.runtime.program import OPEN, Program, Step, Term, Update
+from eecompile.runtime.request import SampleRequest
+from eecompile.runtime.sampler import Sampler, StepMetrics
+from eecompile.runtime.schedule import ExitSchedule
+from eecompile.runtime.trajectory import HostTrajectory, Plan
+
+LABEL = Condition(dtype="int64", range=(0, 9), default="cycle", null=10)
+QUICK: dict[str, Any] = {"steps": 4, "schedule": [12, 3]}
+
+
+def predict(depth: int, x: Any, t: Any, given: Mapping[str, Any]) -> Any:
+    """A mix of the state, the depth, the timestep and the label."""
+    rest = (1,) * (x.ndim - 1)
+    label, time = given["label"].reshape(-1, *rest), t.reshape(-1, *rest)
+    return np.tanh(x * depth / 12 + label / 5 - time / 1000)
+
+
+def fake(max_batch: int = 64, **sampling: Any) -> Sampler:
+    interface = Interface(
+        name="fake",
+        exits=(3, 12),
+        state=State(shape=(4, 4), resizable=Resizable(axes=(1,), min=4, max=8, multiple=4)),
+        conditions={"label": LABEL},
+        schedules={"full": ExitSchedule.constant(12)},
+        sampling=Sampling(steps=10, **sampling),
+    )
+    return Sampler(FakeEngine((3, 12), predict, max_batch), interface)
+
+
+def calls(sampler: Sampler) -> list[tuple[int, int]]:
+    assert isinstance(sampler.engine, FakeEngine)
+    return sampler.engine.calls
+
+
+REQUEST = st.builds(
+    SampleRequest,
+    n=st.integers(1, 5),
+    seed=st.integers(0, 3),
+    guidance=st.sampled_from([1.0, 2.0, 4.5]),
+    conditions=st.sampled_from([{}, {"label": 3}]),
+    shape=st.sampled_from([None, (4, 8)]),
+    first=st.integers(0, 4),
+)
+
+
+@given(requests=st.lists(REQUEST, min_size=1, max_size=5), largest=st.integers(1, 9))
+def test_requests_together_are_requests_alone(requests: list[SampleRequest], largest: int) -> None:
+    together = fake(largest)
+    options = {"solver": "ddpm", **QUICK}
+    found = together.sample_requests(requests, **options)
+    assert max(rows for _, rows in calls(together)) <= largest
+    for request, samples in zip(requests, found, strict=True):
+        (alone,) = fake().sample_requests([request], **options)
+        assert samples.shape == (request.n, *(request.shape or (4, 4)))
+        np.testing.assert_allclose(samples, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_requests_of_one_shape_share_evaluations() -> None:
+    sampler = fake(max_batch=16)
+    guided, plain = SampleRequest(n=3, guidance=2.0), SampleRequest(n=5, seed=1)
+    sampler.sample_requests([guided, plain], **QUICK)
+    assert [rows for _, rows in calls(sampler)] == [3 + 5 + 3] * 4
+
+
+def test_each_sample_may_have_its_own_guidance() -> None:
+    sampler = fake()
+    mixed = sampler.sample(3, guidance=[1.0, 3.0, 2.0], label=4, **QUICK)
+    for row, scale in enumerate((1.0, 3.0, 2.0)):
+        alone = sampler.sample(1, guidance=scale, label=4, first=row, **QUICK)
+        np.testing.assert_allclose(mixed[row], alone[0], rtol=1e-5, atol=1e-6)
+    assert {rows for _, rows in calls(sampler)} >= {5}  # the unguided one is not doubled
+    with pytest.raises(UsageError, match="one for each of 3"):
+        sampler.sample(3, guidance=[1.0, 2.0])
+
+
+def test_guidance_may_act_in_an_interval_of_time_only() -> None:
+    sampler = fake()
+    options: dict[str, Any] = {"guidance": 3.0, "label": 4, **QUICK}  # t = 999, 749, 499, 249
+    sampler.sample(2, guidance_interval=(400, 800), **options)
+    assert [rows for _, rows in calls(sampler)] == [2, 4, 4, 2]
+    everywhere = sampler.sample(2, guidance_interval=(0, 1000), **options)
+    np.testing.assert_array_equal(everywhere, sampler.sample(2, **options))
+    nowhere = sampler.sample(2, guidance_interval=(1, 2), **options)
+    np.testing.assert_array_equal(nowhere, sampler.sample(2, label=4, **QUICK))
+    by_default = fake(guidance_interval=(400.0, 800.0)).sample(2, **options)
+    np.testing.assert_array_equal(
+        by_default, sampler.sample(2, guidance_interval=(400, 800), **options)
+    )
+    for wrong in ((800, 400), (1,), "ab", (float("nan"), 3)):
+        with pytest.raises(UsageError, match="guidance interval"):
+            sampler.sample(1, guidance_interval=wrong, **options)  # type: ignore[arg-type]
+
+
+def test_a_program_with_open_depths_takes_a_schedule() -> None:
+    sampler = fake()
+    chosen = sampler.program("ddim", 4, [12, 3])
+    opened = chosen.with_depths(lambda time: OPEN)
+    assert sampler.program(opened, schedule=[12, 3]) == chosen
+    assert set(sampler.program(opened).depths) == {12}  # the recipe's default
+    with pytest.raises(UsageError, match="together with steps or a schedule"):
+        sampler.program(chosen, schedule=[12, 3])
+
+
+@pytest.mark.parametrize(
+    ("process", "words"),
+    [
+        (Process(prediction="v_prediction"), "prediction v_prediction; expected prediction eps"),
+        (Process(timesteps=500), "timesteps 500"),
+        (Process(betas="cosine"), "other betas"),
+        (Process(family="flow", prediction="flow"), "family flow"),
+    ],
+)
+def test_a_program_for_another_process_is_refused(process: Process, words: str) -> None:
+    other = Interface(name="x", exits=(12,), state=State(shape=(4, 4)), process=process)
+    solver = "flow-euler" if process.family == "flow" else "ddim"
+    program = Sampler(FakeEngine((12,), predict), other).program(solver, 3, 12)
+    with pytest.raises(UsageError, match=words):
+        fake().sample(1, solver=program)
+
+
+def test_warm_up_evaluates_every_exit_and_changes_nothing() -> None:
+    sampler = fake(max_batch=8)
+    before = sampler.sample(3, guidance=2.0, **QUICK)
+    calls(sampler).clear()
+    sampler.warmup(3, guidance=2.0, **QUICK)
+    assert {depth for depth, rows in calls(sampler) if rows == 6} == {3, 12}
+    np.testing.assert_array_equal(sampler.sample(3, guidance=2.0, **QUICK), before)
+    required = Interface(
+        name="x",
+        exits=(12,),
+        state=State(shape=(4,)),
+        conditions={"text": Condition(dtype="float32", shape=(3,))},
+        schedules={"full": ExitSchedule.constant(12)},
+    )
+    with Sampler(FakeEngine((12,), lambda depth, x, t, c: x), required) as bare:
+        bare.warmup(guidance=2.0)
+
+
+def test_hooks_are_told_of_every_step_on_every_batch(caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[StepMetrics] = []
+    sampler = fake(max_batch=4)
+    sampler.on_step = seen.append
+    sampler.sample(3, guidance=2.0, **QUICK)
+    assert [(m.index, m.depth, m.samples, m.rows) for m in seen] == [
+        *((i, d, 2, 4) for i, d in enumerate((3, 3, 12, 12))),
+        *((i, d, 1, 2) for i, d in enumerate((3, 3, 12, 12))),
+    ]
+    assert all(m.seconds > 0 and m.engine == "fake" and "ddim" in m.program for m in seen)
+
+    def broken(metrics: StepMetrics) -> None:
+        raise RuntimeError("no such gauge")
+
+    expected = sampler.sample(1, **QUICK)
+    sampler.on_step = broken
+    with caplog.at_level(logging.ERROR, logger="eecompile.runtime"):
+        np.testing.assert_array_equal(sampler.sample(1, **QUICK), expected)
+    assert "no such gauge" in caplog.text
+
+
+def test_what_is_logged_says_what_ran(
+    engine_sets: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG, logger="eecompile.runtime"):
+        with Sampler.open(engine_sets["chained"]) as sampler:
+            sampler.sample(2, steps=1)
+    assert "opened fashion-dit for cpu-chained" in caplog.text
+    assert "2 samples" in caplog.text
+
+
+def test_eight_threads_give_what_one_gives(sampler: Sampler) -> None:
+    assert sampler.concurrent
+    call = partial(sampler.sample, 2, solver="ddpm", guidance=2.0, **QUICK)
+    expected = [call(seed=seed) for seed in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda seed: call(seed=seed), [*range(8)] * 3))
+    for index, samples in enumerate(found):
+        np.testing.assert_array_equal(samples, expected[index % 8])
+
+
+def test_a_sampler_is_usable_after_an_error() -> None:
+    sampler = fake()
+    expected = sampler.sample(2, **QUICK)
+    assert isinstance(sampler.engine, FakeEngine)
+    sampler.engine._predict = lambda depth, x, t, c: np.full_like(x, np.nan)
+    with pytest.raises(NonFiniteError, match="step 0"):
+        sampler.sample(2, **QUICK)
+
+    def fails(depth: int, x: Any, t: Any, c: Any) -> Any:
+        raise MemoryError("no room")
+
+    sampler.engine._predict = fails
+    with pytest.raises(BackendError, match="no room"):
+        sampler.sample(2, **QUICK)
+    sampler.engine._predict = predict
+    np.testing.assert_array_equal(sampler.sample(2, **QUICK), expected)
+
+
+def test_a_state_that_overflows_is_reported() -> None:
+    sampler = fake()
+    large = Update("state", (Term("output", 1e38), Term("state", 1e38)))
+    step = Step(12, 0.0, (Term("state", 1.0),), (large, large))
+    with pytest.raises(NonFiniteError, match="the state after the step of exit 12 at step 0"):
+        sampler.sample(1, solver=Program(solver="x", initial=1.0, steps=(step,)))
+
+
+def test_samples_that_stay_on_the_device_speak_dlpack() -> None:
+    import torch
+
+    sampler = fake(max_batch=4)
+    made = sampler.sample_on_device(SampleRequest(n=3, seed=2), **QUICK)
+    np.testing.assert_array_equal(
+        torch.from_dlpack(made).numpy(), sampler.sample(3, seed=2, **QUICK)
+    )
+    with pytest.raises(UsageError, match="batch of 4"):
+        sampler.sample_on_device(SampleRequest(n=5), **QUICK)
+
+
+def test_conditions_come_by_dlpack() -> None:
+    class Exported:
+        """Speaks DLPack and nothing else."""
+
+        def __init__(self, array: Any) -> None:
+            self._array = array
+
+        def __dlpack__(self, **options: Any) -> Any:
+            return self._array.__dlpack__(**options)
+
+        def __dlpack_device__(self) -> Any:
+            return self._array.__dlpack_device__()
+
+    labels = np.array([4, 2])
+    found = fake().sample(2, label=Exported(labels), **QUICK)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(found, fake().sample(2, label=labels, **QUICK))
+
+
+def test_nothing_is_allocated_for_a_step() -> None:
+    """Buffers keep their memory from step to step, but for what updates exchange."""
+
+    class Noop(Handle):
+        exits, precision, max_batch = (12,), "fp32", 8
+
+        def bind(self, x: Any, t: Any, conditions: Any, outputs: Any) -> Any:
+            outputs[0][:] = 0.5
+            return lambda depth: None
+
+    interface = Interface(
+        name="x", exits=(12,), state=State(shape=(4, 4), range=(-1, 1)), process=Process()
+    )
+    program = Sampler(Noop(), interface).program("ddpm", 20, 12)  # type: ignore[arg-type]
+    plan = Plan(program=program, interface=interface, shape=(4, 4), size=3)
+    trajectory = HostTrajectory(Noop(), plan)  # type: ignore[arg-type]
+    from eecompile.runtime.trajectory import Rows
+
+    ones = np.arange(3, dtype=np.uint64)
+    trajectory.start(Rows(seeds=ones, samples=ones, scales=np.ones(0, np.float32), conditions={}))
+
+    def addresses() -> set[int]:
+        arrays = [*trajectory._buffers.values(), trajectory._sum, trajectory._product]
+        return {array.ctypes.data for array in arrays}
+
+    trajectory.step(0)
+    trajectory.step(1)
+    before = addresses()
+    for index in range(2, 20):
+        trajectory.step(index)
+        assert addresses() == before
+
+
+def test_one_thread_pool_may_serve_all_sessions(engine_sets: dict[str, Path]) -> None:
+    """In a process of its own: it is the whole process's pool."""
+    code = f"""
+import os, numpy as np, eecompile
+tasks = lambda: len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 0
+plain = eecompile.Sampler.open({str(engine_sets["chained"])!r}, threads=2)
+expected = plain.sample(3, steps=2)
+own = tasks()
+plain.close()
+before = tasks()
+with eecompile.Sampler.open({str(engine_sets["chained"])!r}, threads=2, shared_pool=True) as s:
+    found = s.sample(3, steps=2)
+    assert tasks() - before <= 1, (tasks(), before, own)
+np.testing.assert_allclose(found, expected, atol=1e-5)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_runtime_imports_no_backend_until_an_engine_set_is_opened() -> None:
+    code = (
+        "import sys, eecompile; eecompile.Sampler; eecompile.SampleRequest; eecompile.FakeEngine\n"
+        "heavy = {'onnxruntime', 'openvino', 'torch', 'tensorrt', 'cuda', 'typer', 'rich'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
