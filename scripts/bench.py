@@ -4,6 +4,7 @@ python scripts/bench.py sampling   all figures; docs/benchmarks/sampling-cpu.jso
 python scripts/bench.py decisions  what docs/decisions.md rests on; decisions-cpu.json
 python scripts/bench.py export     exports at full size; export-cpu.json
 python scripts/bench.py build      plans, half precision, rebuilds, OpenVINO; build-cpu.json
+python scripts/bench.py runtime    beside the engines: time, memory, threads; runtime-cpu.json
 python scripts/bench.py demo       the shipped schedule against full depth and torch eager
 """
 
@@ -321,6 +322,53 @@ def build(args: argparse.Namespace) -> None:
     _report(result, output)
 
 
+def runtime(args: argparse.Namespace) -> None:
+    import bench_build
+    import bench_runtime
+
+    output = args.output or BENCHMARKS / "runtime-cpu.json"
+    result: Row = {"machine": machine.facts("numpy", "onnxruntime", "eecompile")}
+
+    def keep(title: str, rows: Iterable[Row]) -> None:
+        result[title] = []
+        for row in rows:
+            result[title].append(row)
+            output.write_text(json.dumps(_rounded(result), indent=1) + "\n")
+
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        (work / "small").mkdir()
+        deepest = load_recipe(RECIPE).network.exits[-1:]
+        bundle_from_recipe(RECIPE, work / "shipped")
+        bundle_from_recipe(RECIPE, work / "deepest", exits=deepest)
+        bundles = {
+            "fashion-dit": (work / "shipped", work / "deepest"),
+            "DiT-S/2": (
+                bench_build.random_bundle("DiT-S/2", work / "small"),
+                bench_build.random_bundle("DiT-S/2", work / "small", exits=(12,)),
+            ),
+        }
+        sets: dict[str, dict[str, Path]] = {}
+        for network, (every, full) in bundles.items():
+            place = work / f"engines-{network.replace('/', '-')}"
+            sets[network] = {name: place / name for name in (*TARGETS, "full depth alone")}
+            for name, target in TARGETS.items():
+                engine_set_from_bundle(every, target, place / name)
+            engine_set_from_bundle(full, TARGETS["chained"], place / "full depth alone")
+        shipped = sets["fashion-dit"]
+        sampler = Sampler.open(shipped["per_exit"])
+        keep("overhead", bench_runtime.overhead_rows(sampler.interface, args.rounds))
+        keep("outside_engines", bench_runtime.outside_rows(sampler, args.rounds))
+        keep("start_up", [start_up(shipped["per_exit"])])
+        keep("memory", bench_runtime.memory_rows(sets, min(args.rounds, 5)))
+        keep("a_thousand_samplings", [bench_runtime.leak_row(shipped["chained"])])
+        keep("threads", [bench_runtime.agreement_row(shipped["chained"])])
+        pools = {name: shipped[name] for name in TARGETS}
+        keep("thread_pools", bench_runtime.pool_rows(pools, args.rounds))
+        keep("requests", bench_runtime.requests_rows(sampler, side_by_side, args.rounds * 2))
+    _report(result, output)
+
+
 def demo(args: argparse.Namespace) -> None:
     sampler = Sampler.open(OUT / "cpu")
     schedule, steps, batch = sampler.interface.sampling.schedule, 10, 16
@@ -363,6 +411,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {
     "decisions": decisions,
     "export": export,
     "build": build,
+    "runtime": runtime,
     "demo": demo,
 }
 

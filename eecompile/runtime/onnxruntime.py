@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,7 @@ def open_backend(folder: Path, manifest: EngineManifest, threads: int) -> OnnxRu
 
 _pool = Lock()
 _shared: list[int] = []  # threads of the process's one pool, once there is one
+_arena: list[bool] = []  # whether the process's one pool of memory has been asked for
 
 
 def share_pool(threads: int) -> None:
@@ -183,6 +185,8 @@ def _options(runtime: Any, threads: int) -> onnxruntime.SessionOptions:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # what fails is raised, not printed
+    _share_memory(runtime)
+    options.add_session_config_entry("session.use_env_allocators", "1")
     if _shared:
         options.use_per_session_threads = False
         return options
@@ -191,6 +195,25 @@ def _options(runtime: Any, threads: int) -> onnxruntime.SessionOptions:
     # onnxruntime then refuses every session of the host that has its own: see share_pool.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
+
+
+def _share_memory(runtime: Any) -> None:
+    """Let the sessions that ask for it take their activations from one pool of memory.
+
+    Each would keep its own otherwise, though only one of an evaluation works at a time.
+    The pool is the process's; sessions of the host do not use it unless they ask.
+    """
+    with _pool:
+        if _arena:
+            return
+        kind, memory = runtime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, runtime.OrtMemType.DEFAULT
+        info = runtime.OrtMemoryInfo("Cpu", kind, 0, memory)
+        # Exactly as much as is asked for, where the default doubles.
+        with suppress(Exception):  # the host has made one: that does as well
+            runtime.create_and_register_allocator(
+                info, runtime.OrtArenaCfg({"arena_extend_strategy": 1})
+            )
+        _arena.append(True)
 
 
 def _session(

@@ -164,7 +164,8 @@ class HostTrajectory:
         for name, array in self._conditions.items():
             array[:] = rows.conditions[name]
         noise = self._noise.draw(self._seeds, self._samples, 0)
-        np.multiply(noise, np.float32(self.plan.program.initial), out=self._buffers["state"])
+        with np.errstate(over="ignore"):
+            np.multiply(noise, np.float32(self.plan.program.initial), out=self._buffers["state"])
 
     def step(self, index: int) -> None:
         """Take one step.
