@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from eecompile.errors import EecompileError
+    from eecompile.errors import BackendError, EecompileError, NonFiniteError, UsageError
     from eecompile.runtime.fake import FakeEngine
     from eecompile.runtime.interface import Condition, Interface, Sampling, State
     from eecompile.runtime.process import Process
@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BackendError",
     "Condition",
     "EecompileError",
     "ExitSchedule",
     "FakeEngine",
     "Interface",
+    "NonFiniteError",
     "Process",
     "Program",
     "SampleRequest",
@@ -38,6 +40,7 @@ __all__ = [
     "State",
     "StepMetrics",
     "StepResult",
+    "UsageError",
     "__version__",
     "ddim",
     "ddpm",
@@ -45,10 +48,12 @@ __all__ = [
 
 _HOMES = {
     "Condition": "eecompile.runtime.interface",
+    "BackendError": "eecompile.errors",
     "EecompileError": "eecompile.errors",
     "ExitSchedule": "eecompile.runtime.schedule",
     "FakeEngine": "eecompile.runtime.fake",
     "Interface": "eecompile.runtime.interface",
+    "NonFiniteError": "eecompile.errors",
     "Process": "eecompile.runtime.process",
     "Program": "eecompile.runtime.program",
     "SampleRequest": "eecompile.runtime.request",
@@ -57,6 +62,7 @@ _HOMES = {
     "State": "eecompile.runtime.interface",
     "StepMetrics": "eecompile.runtime.sampler",
     "StepResult": "eecompile.runtime.sampler",
+    "UsageError": "eecompile.errors",
     "ddim": "eecompile.runtime.solvers",
     "ddpm": "eecompile.runtime.solvers",
 }

@@ -32,7 +32,9 @@ class NoEngine(Handle):
     def __init__(self, interface: Interface) -> None:
         self.exits = interface.exits
 
-    def bind(self, x: Any, t: Any, conditions: Any, outputs: Sequence[Any]) -> Callable[[int], None]:
+    def bind(
+        self, x: Any, t: Any, conditions: Any, outputs: Sequence[Any]
+    ) -> Callable[[int], None]:
         for output in outputs:
             output[:] = 0.1
         return lambda depth: None
@@ -177,7 +179,9 @@ def outside_rows(sampler: Sampler, rounds: int) -> Iterator[Row]:
             for _ in range(rounds):
                 timed = _Timed(sampler.engine)
                 alone = Sampler(timed, sampler.interface)  # type: ignore[arg-type]
-                alone.sample(batch, solver=msgspec.structs.replace(program, steps=program.steps[:2]))
+                alone.sample(
+                    batch, solver=msgspec.structs.replace(program, steps=program.steps[:2])
+                )
                 timed.seconds, started = 0.0, time.perf_counter()
                 alone.sample(batch, solver=program)
                 shares.append(1 - timed.seconds / (time.perf_counter() - started))

@@ -240,6 +240,14 @@ class Sampler(Handle):
                     self._programs.popitem(last=False)
         return made
 
+    def check(self, request: SampleRequest) -> None:
+        """Pass when a request can be sampled.
+
+        Raises:
+            UsageError: an argument is out of range, a condition unknown or wrong.
+        """
+        checked(self.interface, request)
+
     def sample(
         self,
         n: int = 1,

@@ -25,7 +25,7 @@ from eecompile.runtime.program import OPEN, Program, Step, Term, Update
 from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler, StepMetrics
 from eecompile.runtime.schedule import ExitSchedule
-from eecompile.runtime.trajectory import HostTrajectory, Plan
+from eecompile.runtime.trajectory import HostTrajectory, Plan, Rows
 
 LABEL = Condition(dtype="int64", range=(0, 9), default="cycle", null=10)
 QUICK: dict[str, Any] = {"steps": 4, "schedule": [12, 3]}
@@ -183,9 +183,11 @@ def test_hooks_are_told_of_every_step_on_every_batch(caplog: pytest.LogCaptureFi
 def test_what_is_logged_says_what_ran(
     engine_sets: dict[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.DEBUG, logger="eecompile.runtime"):
-        with Sampler.open(engine_sets["chained"]) as sampler:
-            sampler.sample(2, steps=1)
+    with (
+        caplog.at_level(logging.DEBUG, logger="eecompile.runtime"),
+        Sampler.open(engine_sets["chained"]) as sampler,
+    ):
+        sampler.sample(2, steps=1)
     assert "opened fashion-dit for cpu-chained" in caplog.text
     assert "2 samples" in caplog.text
 
@@ -272,8 +274,6 @@ def test_nothing_is_allocated_for_a_step() -> None:
     program = Sampler(Noop(), interface).program("ddpm", 20, 12)  # type: ignore[arg-type]
     plan = Plan(program=program, interface=interface, shape=(4, 4), size=3)
     trajectory = HostTrajectory(Noop(), plan)  # type: ignore[arg-type]
-    from eecompile.runtime.trajectory import Rows
-
     ones = np.arange(3, dtype=np.uint64)
     trajectory.start(Rows(seeds=ones, samples=ones, scales=np.ones(0, np.float32), conditions={}))
 

@@ -34,3 +34,14 @@ def test_a_timed_engine_adds_up_its_seconds(bench: Any, engine_sets: dict[str, P
         timed.max_batch, timed.precision = sampler.engine.max_batch, sampler.engine.precision
         Sampler(timed, sampler.interface).sample(1, steps=2)
         assert timed.seconds > 0
+
+
+def test_the_runtimes_benchmark_measures(bench: Any, engine_sets: dict[str, Path]) -> None:
+    runtime = importlib.import_module("bench_runtime")
+    with Sampler.open(engine_sets["chained"]) as sampler:
+        rows = list(runtime.overhead_rows(sampler.interface, 1))
+        assert len(rows) == 4 * len(runtime.SOLVERS)
+        assert all(0 < row["microseconds a step"] < 1e5 for row in rows)
+        (row,) = runtime.requests_rows(sampler, bench.side_by_side, 1)
+        assert all(value > 0 for value in row.values())
+    assert runtime.agreement_row(engine_sets["chained"])["eight threads give the arrays of one"]
