@@ -27,9 +27,10 @@ from rich.progress import (
 from rich.text import Text
 
 import eecompile
-from eecompile.bundle import BundleManifest, open_bundle, open_engine_set, peek
+from eecompile.bundle import BundleManifest, EngineManifest, open_bundle, open_engine_set, peek
 from eecompile.errors import BackendError, EecompileError, UsageError
 from eecompile.interrupt import check
+from eecompile.runtime.fake import FakeEngine
 from eecompile.runtime.interface import Interface
 from eecompile.runtime.program import Program
 from eecompile.runtime.sampler import Sampler, StepResult
@@ -221,14 +222,90 @@ def sample(
 
 
 @app.command()
-def inspect(
-    path: Annotated[Path, typer.Argument(help="A bundle or an engine set.")],
-    json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+def program(
+    scheduler: Annotated[
+        str,
+        typer.Argument(help="A scheduler_config.json of diffusers; with --for also a solver."),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The program, a .json file.")],
+    steps: Annotated[
+        int | None, typer.Option(help="Number of steps; with --for by default the recipe's.")
+    ] = None,
+    for_: Annotated[
+        Path | None,
+        typer.Option(
+            "--for", metavar="PATH", help="Bundle or engine set of the network that it is for."
+        ),
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(help="With --for: the exit schedule; without, sampling chooses the depths."),
+    ] = None,
 ) -> None:
-    """Show what a bundle or an engine set holds: exits, sizes, sharing, schedules, errors."""
-    from eecompile.report import bundle_report, engine_report
+    """Compile a diffusers scheduler, or a solver, to a program that any engine set can run."""
+    from eecompile.report import program_facts
 
-    manifest = open_bundle(path) if peek(path) == "bundle" else open_engine_set(path)
+    _check_json(output)
+    native = _is_solver(scheduler)
+    if for_ is None:
+        if native or schedule is not None or steps is None:
+            given = f"solver {scheduler}" if native else f"--schedule {schedule}"
+            raise UsageError(
+                found="no --steps and no --for" if steps is None else f"{given} without --for",
+                expected="the bundle or engine set of the network that the program is for",
+                remedy="add --for PATH, or give a scheduler_config.json and --steps",
+            )
+        interface, made = None, _compiled(Path(scheduler), steps, None)
+    else:
+        planner = _planner(for_)
+        interface = planner.interface
+        open_ = scheduler if native else _compiled(Path(scheduler), steps, interface)
+        count = steps if native else None
+        made = planner.program(open_, count, _schedule(schedule, interface))
+    partial = output.with_name(f".{output.name}.partial")
+    try:
+        partial.write_bytes(made.to_json())
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
+    out.print(program_facts(made, interface))
+    _say(f"program: {output}")
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A bundle, an engine set, or a program's JSON.")],
+    json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    program: Annotated[
+        bool, typer.Option("--program", help="Show the program that sampling would run.")
+    ] = False,
+    solver: Annotated[str | None, typer.Option(help="With --program: the solver.")] = None,
+    steps: Annotated[int | None, typer.Option(help="With --program: number of steps.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="With --program: the exit schedule.")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Show every step of a program.")] = False,
+) -> None:
+    """Show a bundle, an engine set (exits, sizes, sharing, schedules, errors) or a program."""
+    from eecompile.report import bundle_report, engine_report, program_report
+
+    if not program and (solver is not None or steps is not None or schedule is not None):
+        raise UsageError(
+            found="--solver, --steps or --schedule without --program",
+            expected="them only for the program that sampling would run",
+            remedy="add --program, or drop them",
+        )
+    if program or path.is_file():
+        planner = _planner(path) if program else None
+        interface = None if planner is None else planner.interface
+        if planner is None:
+            shown = _program(path, None)
+        else:
+            shown = planner.program(solver, steps, _schedule(schedule, planner.interface))
+        if json:
+            sys.stdout.buffer.write(shown.to_json() + b"\n")
+        else:
+            out.print(program_report(shown, interface, whole=all_))
+        return
+    manifest = _manifest(path)
     if json:
         sys.stdout.buffer.write(
             msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
@@ -397,6 +474,51 @@ def _interval(text: str | None) -> tuple[float, float] | None:
             expected="two times, LOW,HIGH",
             remedy="for example --guidance-interval 100,800",
         ) from error
+
+
+def _manifest(path: Path) -> BundleManifest | EngineManifest:
+    return open_bundle(path) if peek(path) == "bundle" else open_engine_set(path)
+
+
+def _planner(path: Path) -> Sampler:
+    """Makes programs for the network of a bundle or an engine set; it cannot evaluate it."""
+    interface = _manifest(path).interface
+    return Sampler(FakeEngine(interface.exits, lambda depth, x, t, conditions: x), interface)
+
+
+def _is_solver(text: str) -> bool:
+    """Whether it names a solver, and not the file of a scheduler."""
+    if Path(text).exists():
+        return False
+    if text not in SOLVERS:
+        raise UsageError(
+            found=f"no file {text}, and no solver of that name",
+            expected=f"a scheduler_config.json, or one of {', '.join(SOLVERS)}",
+            remedy="check the path or the name",
+        )
+    return True
+
+
+def _compiled(config: Path, steps: int | None, interface: Interface | None) -> Program:
+    """The program of a scheduler that a file describes; its depths are open."""
+    with _extra("schedulers"):
+        from eecompile.compiler.scheduler import program_from_scheduler
+        from eecompile.compiler.scheduler_config import scheduler_from_config
+
+        scheduler = scheduler_from_config(config)
+    if interface is None:
+        return program_from_scheduler(scheduler, steps)
+    count = interface.sampling.steps if steps is None else steps
+    return program_from_scheduler(scheduler, count, process=interface.process)
+
+
+def _check_json(output: Path) -> None:
+    if output.suffix != ".json" or not output.parent.is_dir() or output.is_dir():
+        raise UsageError(
+            found=f"output {output}",
+            expected="a name that ends in .json, in a folder that exists",
+            remedy="rename it, create the folder, or choose another place",
+        )
 
 
 def _schedule(text: str | None, interface: Interface) -> ExitSchedule | str | None:

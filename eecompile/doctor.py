@@ -107,7 +107,7 @@ _LIBRARIES = (
     _Library("openvino", "openvino", "openvino", "eecompile[openvino]"),
     _Library("tensorrt", "tensorrt", "tensorrt", "eecompile[tensorrt]", True),
     _Library("tensorrt-rtx", "tensorrt_rtx", "tensorrt-rtx", "eecompile[rtx]", True),
-    _Library("tensorrt-lean", "tensorrt_lean", "tensorrt-lean", "tensorrt-lean", True),
+    _Library("tensorrt-lean", "tensorrt_lean", "tensorrt-lean", "eecompile[tensorrt-lean]", True),
 )
 _PACKAGES = (
     _Package("torch", "torch", "export", "eecompile[export]"),
@@ -117,6 +117,7 @@ _PACKAGES = (
     _Package("safetensors", "safetensors", "export, build", "eecompile[build]"),
     _Package("filelock", "filelock", "build", "eecompile[build]"),
     _Package("nvidia-modelopt", "modelopt", "build in fp16 or bf16", "eecompile[precision]"),
+    _Package("cuda-core", "cuda.core", "run on a GPU", "eecompile[cuda]"),
     _Package("polygraphy", "polygraphy", "build for TensorRT", "eecompile[rtx]"),
     _Package("diffusers", "diffusers", "its networks and schedulers", "diffusers"),
 )
@@ -148,6 +149,7 @@ def examine(timeout: float = TIMEOUT) -> Report:
     working = {tool.name for tool in tools if tool.works.yes}
     working |= {name for name, finding in findings.items() if finding.works.yes}
     lacking = [name for name in _COMPILER if name not in working]
+    core = next(tool.works for tool in tools if tool.name == "cuda-core")
     return Report(
         eecompile=eecompile.__version__,
         python=platform.python_version(),
@@ -156,7 +158,7 @@ def examine(timeout: float = TIMEOUT) -> Report:
         gpus=gpus,
         no_gpu="" if gpus else findings["gpus"].works.reason,
         backends=tuple(
-            _backend(library, findings.get(library.name), lacking, not gpus)
+            _backend(library, findings.get(library.name), lacking, not gpus, core)
             for library in _LIBRARIES
         ),
         tools=tools,
@@ -250,8 +252,13 @@ def _importable(module: str) -> bool:
 
 
 def _backend(
-    library: _Library, finding: Finding | None, lacking: Sequence[str], no_gpu: bool
+    library: _Library,
+    finding: Finding | None,
+    lacking: Sequence[str],
+    no_gpu: bool,
+    core: Answer = YES,
 ) -> Backend:
+    """What is known of a backend; ``core`` says whether cuda-core works."""
     if finding is None:
         absent = Answer(False, f"{library.package} is not installed", _pip(library.install))
         finding = Finding(absent, absent)
@@ -260,6 +267,8 @@ def _backend(
         # What a library that loads says of a missing GPU adds nothing.
         why = f"{runs.reason}; " if runs.remedy or not finding.version else ""
         runs = Answer(False, f"{why}no NVIDIA GPU", runs.remedy)
+    elif library.nvidia and runs.yes and not core.yes:
+        runs = Answer(False, f"cuda-core, which runs it: {core.reason}", core.remedy)
     if builds.yes and lacking:
         reason = f"the compiler lacks {', '.join(lacking)}"
         builds = Answer(False, reason, _pip("eecompile[build]"))

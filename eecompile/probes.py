@@ -360,6 +360,23 @@ def _plan(trt: Any, builder: Any) -> Any:
     return builder.build_serialized_network(network, builder.create_builder_config())
 
 
+def _cuda_core() -> Finding:
+    """Runs a kernel where there is a GPU."""
+    import numpy as np
+
+    from eecompile.runtime.cuda.device import import_core, open_device
+
+    core, *_ = import_core()
+    if gpus():
+        with open_device() as device, device.using():
+            found, address = np.zeros(4, np.float32), device.allocate(16)
+            device.launch("fill", 4, address, np.int64(4), np.float32(1))
+            device.download(address, found)
+            if found.tolist() != [1.0] * 4:
+                raise RuntimeError(f"a kernel gives {found.tolist()} where it should give ones")
+    return Finding(YES, YES, core.__version__)
+
+
 def _package(module: str) -> Finding:
     importlib.import_module(module)
     return Finding(YES, YES)
@@ -373,6 +390,7 @@ PROBES: Mapping[str, Callable[[], Finding]] = {
     "tensorrt": partial(_tensorrt, "tensorrt"),
     "tensorrt-rtx": partial(_tensorrt, "tensorrt_rtx"),
     "tensorrt-lean": partial(_tensorrt, "tensorrt_lean"),
+    "cuda-core": _cuda_core,
     "torch": partial(_package, "torch"),
     "onnx": partial(_package, "onnx"),
     "safetensors": partial(_package, "safetensors"),

@@ -14,6 +14,7 @@ from eecompile.doctor import Report
 from eecompile.probes import Answer, Gpu
 from eecompile.runtime.interface import Condition, Interface
 from eecompile.runtime.process import Process
+from eecompile.runtime.program import OPEN, Program, Step, Term, Update
 from eecompile.runtime.schedule import ExitSchedule
 
 __all__ = [
@@ -23,10 +24,13 @@ __all__ = [
     "exits_table",
     "human_bytes",
     "planned_report",
+    "program_facts",
+    "program_report",
 ]
 
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 30  # columns of a schedule's chart
+_SHOWN = 5  # steps of a program that are shown at either end
 
 
 def human_bytes(count: int) -> str:
@@ -186,6 +190,102 @@ def doctor_report(report: Report) -> RenderableType:
     return Group(_facts(facts), backends, tools, *_todo(report))
 
 
+def program_facts(program: Program, interface: Interface | None = None) -> RenderableType:
+    """A program in a few lines; ``interface`` is that of the network it is for, if known."""
+    steps = program.steps
+    process = program.process
+    noisy = sum(step.reads_noise for step in steps)
+    learned = any(step.log_variances for step in steps)
+    buffers = program.buffers
+    return _facts(
+        {
+            "program": program.solver,
+            "evaluations": str(len(steps)),
+            "process": "unknown"
+            if process is None
+            else f"{_process(process)}, predicts {process.prediction}",
+            "buffers": f"{len(buffers)}: {', '.join(buffers)}",
+            "start": f"normal noise times {program.initial:.6g}",
+            "noise": (f"drawn in {noisy} of {len(steps)} steps" if noisy else "none after that")
+            + (", as large as the network says" if learned else ""),
+            "depths": _depths(program, interface),
+        }
+    )
+
+
+def program_report(
+    program: Program, interface: Interface | None = None, *, whole: bool = False
+) -> RenderableType:
+    """All that ``eecompile inspect`` shows of a program.
+
+    Args:
+        program: to show.
+        interface: of the network that it is for, if known.
+        whole: show every step, not only the first and the last.
+    """
+    stamped = any(step.time is not None for step in program.steps)
+    table = Table(title="steps", title_justify="left")
+    for heading in ("step", "t", *(["time"] if stamped else []), "depth"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("network's input", overflow="fold")
+    table.add_column("updates, in order", overflow="fold")
+    count = len(program.steps)
+    for index, step in enumerate(program.steps):
+        if whole or count <= 2 * _SHOWN + 1 or not _SHOWN <= index < count - _SHOWN:
+            table.add_row(str(index), *_step(step, stamped))
+        elif index == _SHOWN:
+            table.add_row("...", *("" for _ in range(2 + stamped)), "", "... (--all shows all)")
+    return Group(program_facts(program, interface), table)
+
+
+def _step(step: Step, stamped: bool) -> Iterator[RenderableType]:
+    """What a row says of a step."""
+    yield f"{step.timestep:.6g}"
+    if stamped:
+        yield f"{step.moment:.6g}"
+    yield "open" if step.depth == OPEN else str(step.depth)
+    yield Text(_sum(step.input))
+    yield Text("\n".join(map(_update, step.updates)))
+
+
+def _update(update: Update) -> str:
+    terms = _sum(update.terms)
+    if update.clip is not None:
+        terms = f"clip({terms}; {update.clip[0]:g} to {update.clip[1]:g})"
+    return f"{update.into} = {terms}"
+
+
+def _sum(terms: Sequence[Term]) -> str:
+    """As one writes it: ``0.98 state - 0.05 output``."""
+    text = ""
+    for term in terms:
+        sign = "-" if term.coefficient < 0 else "+"
+        size = f"{abs(term.coefficient):.4g} ".removeprefix("1 ")
+        between = f" {sign} " if text else sign.replace("+", "")
+        text += f"{between}{size}{term.buffer}"
+    return text
+
+
+def _depths(program: Program, interface: Interface | None) -> str:
+    """The depth of each step as a chart, and what they cost together."""
+    depths = program.depths
+    if OPEN in depths:
+        return "open: an exit schedule chooses them when it is sampled"
+    full = max(depths) if interface is None else interface.exits[-1]
+    columns = min(len(depths), _WIDTH)
+    chosen = (depths[column * len(depths) // columns] for column in range(columns))
+    chart = "".join(_BARS[_level(depth, full)] for depth in chosen)
+    if interface is None:
+        return f"{chart}  {min(depths)} to {full}, mean {sum(depths) / len(depths):.3g}"
+    share = sum(map(interface.cost, depths)) / len(depths)
+    return f"{chart}  {share:.0%} of the {'cost' if interface.costs else 'blocks'}"
+
+
+def _level(depth: int, full: int) -> int:
+    """Which of the bars stands for a depth."""
+    return max(1, round(depth / full * len(_BARS))) - 1
+
+
 def _gpu(gpu: Gpu) -> str:
     capability = gpu.compute_capability or "unknown"
     memory = human_bytes(gpu.memory_bytes) if gpu.memory_bytes else "memory of the host"
@@ -293,8 +393,7 @@ def _schedules(interface: Interface) -> RenderableType:
 
 def _chart(schedule: ExitSchedule, full: int) -> Text:
     columns = (schedule.depth_at(column, _WIDTH) for column in range(_WIDTH))
-    levels = (max(1, round(depth / full * len(_BARS))) for depth in columns)
-    return Text("".join(_BARS[level - 1] for level in levels), style="cyan")
+    return Text("".join(_BARS[_level(depth, full)] for depth in columns), style="cyan")
 
 
 def _facts(facts: Mapping[str, str]) -> Table:

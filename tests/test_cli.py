@@ -113,7 +113,7 @@ def test_sample_writes_the_array(run: Run, engine_sets: dict[str, Path], tmp_pat
         (("--schedule", "fastest"), ["'fastest'", "full"]),
         (("--schedule", "12,5"), ["depth 5", "[3, 6, 9, 12]"]),
         (("--schedule", "12:2,3"), ["thresholds"]),
-        (("--solver", "euler"), ["'euler'", "ddim"]),
+        (("--solver", "eulers"), ["'eulers'", "ddim"]),
         (("--seed", -1), ["seed -1"]),
         (("-o", "out.jpg"), ["out.jpg", ".png or .npy"]),
         (("-o", "no/such/folder/out.png"), ["no/such/folder"]),

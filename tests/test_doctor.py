@@ -252,6 +252,28 @@ def test_the_remedy_depends_on_whether_there_is_a_gpu(no_gpu: bool, remedy: str)
     assert backend.builds.reason == failed.reason
 
 
+@pytest.mark.parametrize("name", ["onnxruntime-cuda", "tensorrt", "tensorrt-rtx"])
+def test_a_backend_for_gpus_runs_where_cuda_core_does(name: str) -> None:
+    library = next(item for item in doctor._LIBRARIES if item.name == name)
+    fine = Finding(YES, YES, "1.0")
+    assert doctor._backend(library, fine, (), no_gpu=False, core=YES).runs == YES
+    missing = Answer(False, "not installed", "pip install 'eecompile[cuda]'")
+    found = doctor._backend(library, fine, (), no_gpu=False, core=missing)
+    assert found.builds == YES
+    assert found.runs.reason == "cuda-core, which runs it: not installed"
+    assert found.runs.remedy == missing.remedy
+
+
+def test_cuda_core_needs_no_gpu_to_be_there(report: Report) -> None:
+    tool = next(tool for tool in report.tools if tool.name == "cuda-core")
+    assert tool.purpose == "run on a GPU"
+    if installed("cuda") and installed("cuda.core"):
+        assert tool.works.yes
+        assert tool.version == metadata.version("cuda-core")
+    else:
+        assert tool.works.remedy == "pip install 'eecompile[cuda]'"
+
+
 # Conflicts
 
 

@@ -278,3 +278,33 @@ def test_the_graph_that_is_tried_is_valid() -> None:
     model = onnx.load_from_string(probes._RELU)
     onnx.checker.check_model(model)
     assert [node.op_type for node in model.graph.node] == ["Relu"]
+
+
+def test_cuda_core_is_tried_with_a_kernel_where_there_is_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import numpy as np
+
+    from eecompile.runtime.cuda import device as module
+    from tests.runtime.emulated import EmulatedDevice
+
+    class Device(EmulatedDevice):
+        def __enter__(self) -> Device:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.close()
+
+    core = SimpleNamespace(__version__="1.2")
+    monkeypatch.setattr(module, "import_core", lambda: (core, None, None))
+    monkeypatch.setattr(module, "open_device", lambda: pytest.fail("there is no GPU"))
+    monkeypatch.setattr(probes, "gpus", lambda: ())
+    assert probes.PROBES["cuda-core"]() == Finding(YES, YES, "1.2")
+    made = Device()
+    monkeypatch.setattr(module, "open_device", lambda: made)
+    monkeypatch.setattr(probes, "gpus", lambda: ("one",))
+    assert probes.PROBES["cuda-core"]() == Finding(YES, YES, "1.2")
+    assert made.launched == ["fill"]
+    monkeypatch.setattr(Device, "download", lambda *_: np.zeros(4))
+    with pytest.raises(RuntimeError, match="where it should give ones"):
+        probes.PROBES["cuda-core"]()

@@ -90,6 +90,8 @@ class Bindable(Protocol):
 _BACKENDS = {
     "onnxruntime": "eecompile.runtime.onnxruntime",
     "openvino": "eecompile.runtime.openvino",
+    "tensorrt": "eecompile.runtime.tensorrt",
+    "tensorrt-rtx": "eecompile.runtime.tensorrt",
 }
 
 

@@ -182,14 +182,14 @@ def _options(runtime: Any, threads: int) -> onnxruntime.SessionOptions:
     options = runtime.SessionOptions()
     # Fusions were made at build time; what is left is the layout for this processor.
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
     options.log_severity_level = 4  # what fails is raised, not printed
     _share_memory(runtime)
     options.add_session_config_entry("session.use_env_allocators", "1")
     if _shared:
         options.use_per_session_threads = False
         return options
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
     # Threads spin within a run and sleep between runs: those of an idle session would
     # take the cores from the one that works. A pool that all sessions share is faster, but
     # onnxruntime then refuses every session of the host that has its own: see share_pool.

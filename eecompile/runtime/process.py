@@ -59,7 +59,7 @@ class Point(NamedTuple):
         """``ln(alpha / sigma)``, lambda in the DPM-Solver papers; infinite at either end."""
         if not self.sigma:
             return math.inf
-        return math.log(self.alpha / self.sigma) if self.alpha else -math.inf
+        return math.log(self.alpha) - math.log(self.sigma) if self.alpha else -math.inf
 
 
 DATA = Point(0.0, 0.0, 1.0, 0.0)

@@ -143,9 +143,10 @@ class Tape:
         """The network's output for the input ``x``, neither scaled nor clipped."""
         x = self._tidy(x)
         self._check(x)
-        for hint in (_OUTPUT, _NOISE):  # those of the step before are lost from here on
-            if self._current.pop(hint, None) in x.terms:
+        for hint in (_OUTPUT, _NOISE):
+            if self._current.get(hint) in x.terms:
                 raise AssertionError(f"a solver evaluates the network on {hint}, not kept")
+        self._current.pop(_NOISE, None)
         self._steps.append(_Draft(self._depth_at(point.time), point, x, []))
         return self._value(self._node(_OUTPUT))
 

@@ -93,3 +93,28 @@ def test_stubs_without_code_are_not_taken_for_the_library() -> None:
     shared: Any = importlib.import_module("eecompile.compiler.backends._tensorrt")
     with pytest.raises(BackendError, match="no package tensorrt"):
         shared.check_installed("tensorrt")
+
+
+@pytest.mark.parametrize("name", ["tensorrt-fp16", "rtx-fp16"])
+def test_plans_are_verified_where_they_can_be_run(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared: Any = importlib.import_module("eecompile.compiler.backends._tensorrt")
+    target = load_target(ROOT / "engines" / f"{name}.toml")
+    library = "tensorrt" if name.startswith("tensorrt") else "tensorrt_rtx"
+    present = {library, "cuda.core"}
+    monkeypatch.setattr(shared, "_installed", lambda module: module in present)
+    monkeypatch.setattr(shared, "gpus", lambda: ())
+    assert not shared.runs(target)
+    monkeypatch.setattr(shared, "gpus", lambda: (GPU,))
+    assert shared.runs(target)
+    for missing in (library, "cuda.core"):
+        present.remove(missing)
+        assert not shared.runs(target)
+        present.add(missing)
+
+
+def test_plans_of_tensorrt_rtx_can_be_captured() -> None:
+    library: Any = pytest.importorskip("tensorrt_rtx")
+    assert "library.BuilderFlag.REQUIRE_USER_ALLOCATION" in PLAN.read_text()
+    assert hasattr(library.BuilderFlag, "REQUIRE_USER_ALLOCATION")

@@ -108,20 +108,27 @@ def _config(network: trt.INetworkDefinition, job: PlanJob, monitor: trt.IProgres
         made = CreateConfigRTX(
             compute_capabilities=pairs or None, use_gpu=options.get("current_gpu"), **common
         )
-        return PostprocessConfig(made, _without_tf32)
+        return PostprocessConfig(made, _set_flags)
     if job.timing_cache and Path(job.timing_cache).is_file():
         common["load_timing_cache"] = job.timing_cache
     if options.get("hardware_compatible"):
         common["hardware_compatibility_level"] = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     made = CreateConfig(version_compatible=options.get("version_compatible"), **common)
-    return PostprocessConfig(made, _without_tf32)
+    return PostprocessConfig(made, _set_flags)
 
 
-def _without_tf32(
+def _set_flags(
     builder: trt.Builder, network: trt.INetworkDefinition, config: trt.IBuilderConfig
 ) -> None:
-    """FP32 is FP32: by default the library rounds the factors of products to 10 bits."""
+    """FP32 is FP32: by default the library rounds the factors of products to 10 bits.
+
+    Plans of TensorRT-RTX take all their memory from the caller, so that trajectories can be
+    captured as CUDA graphs.
+    """
     config.clear_flag(trt.BuilderFlag.TF32)
+    if _RTX:
+        library: Any = trt  # TensorRT has no such flag
+        config.set_flag(library.BuilderFlag.REQUIRE_USER_ALLOCATION)
 
 
 def _shapes(value: trt.ITensor, target: Target) -> list[tuple[int, ...]]:

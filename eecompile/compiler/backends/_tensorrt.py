@@ -15,6 +15,7 @@ from typing import Literal
 import msgspec
 
 from eecompile.errors import BackendError
+from eecompile.probes import gpus
 from eecompile.recipe import Target
 
 __all__ = [
@@ -34,8 +35,9 @@ Flavour = Literal["tensorrt", "tensorrt_rtx"]
 
 
 def runs(target: Target) -> bool:
-    """Whether plans can be run here: this version builds them only."""
-    return False
+    """Whether plans can be run here: with their library, cuda.core and a GPU."""
+    library = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}[target.backend]
+    return _installed(library) and _installed("cuda.core") and bool(gpus())
 
 
 def lowers(target: Target) -> bool:
@@ -89,7 +91,10 @@ def check_precision(target: Target, known: Collection[str]) -> None:
 
 
 def _installed(module: str) -> bool:
-    spec = find_spec(module)
+    try:
+        spec = find_spec(module)
+    except ModuleNotFoundError:  # the package that it is in
+        return False
     return spec is not None and spec.origin is not None  # a folder of stubs has none
 
 

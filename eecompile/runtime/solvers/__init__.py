@@ -6,17 +6,59 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Protocol
 
-from eecompile.runtime.process import Process
+import msgspec
+
+from eecompile.runtime.process import Family, Process
 from eecompile.runtime.program import Program
-from eecompile.runtime.solvers._common import DepthAt
 from eecompile.runtime.solvers.ddim import ddim
 from eecompile.runtime.solvers.ddpm import ddpm
+from eecompile.runtime.solvers.deis import deis
+from eecompile.runtime.solvers.dpm_solver import dpm_solver_2, dpm_solver_3
+from eecompile.runtime.solvers.dpmpp import dpmpp_2m, dpmpp_3m
+from eecompile.runtime.solvers.dpmpp_sde import dpmpp_2m_sde, dpmpp_3m_sde
+from eecompile.runtime.solvers.euler import euler
+from eecompile.runtime.solvers.euler_ancestral import euler_ancestral
+from eecompile.runtime.solvers.euler_maruyama import euler_maruyama
+from eecompile.runtime.solvers.f_pndm import f_pndm
+from eecompile.runtime.solvers.flow_euler import flow_euler
+from eecompile.runtime.solvers.flow_heun import flow_heun
+from eecompile.runtime.solvers.heun import heun
+from eecompile.runtime.solvers.lcm import lcm
+from eecompile.runtime.solvers.pndm import pndm
+from eecompile.runtime.solvers.s_pndm import s_pndm
+from eecompile.runtime.solvers.unipc import unipc
+from eecompile.runtime.tape import DepthAt
 
-__all__ = ["SOLVERS", "Solver", "ddim", "ddpm"]
+__all__ = [
+    "FACTS",
+    "SOLVERS",
+    "Facts",
+    "Solver",
+    "ddim",
+    "ddpm",
+    "deis",
+    "dpm_solver_2",
+    "dpm_solver_3",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_3m",
+    "dpmpp_3m_sde",
+    "euler",
+    "euler_ancestral",
+    "euler_maruyama",
+    "f_pndm",
+    "flow_euler",
+    "flow_heun",
+    "heun",
+    "lcm",
+    "pndm",
+    "s_pndm",
+    "unipc",
+]
 
 
 class Solver(Protocol):
-    """What a solver is: a function of the process, the steps and the depth for a timestep."""
+    """What a solver is: a function of the process, the steps and the depth for a time."""
 
     def __call__(
         self,
@@ -30,4 +72,57 @@ class Solver(Protocol):
         ...
 
 
-SOLVERS: Mapping[str, Solver] = MappingProxyType({"ddim": ddim, "ddpm": ddpm})
+class Facts(msgspec.Struct, frozen=True):
+    """What is known of a solver; docs/solvers.md has it as a table.
+
+    Attributes:
+        solver: the function.
+        source: paper, as "arXiv" and its number.
+        order: with which it converges, at its default options, as steps grow (the
+            stochastic ones in distribution); None where more steps are no aim.
+        evaluations: of the network, a step.
+        extra: evaluations beyond these in a trajectory, negative where there are fewer.
+        stochastic: whether it draws noise in its steps, at its default options.
+        families: of processes that it takes.
+    """
+
+    solver: Solver
+    source: str
+    order: int | None = 1
+    evaluations: int = 1
+    extra: int = 0
+    stochastic: bool = False
+    families: tuple[Family, ...] = ("diffusion", "flow", "edm")
+
+
+_NO_FLOW: tuple[Family, ...] = ("diffusion", "edm")
+
+FACTS: Mapping[str, Facts] = MappingProxyType(
+    {
+        "ddpm": Facts(ddpm, "arXiv 2006.11239", stochastic=True),
+        "ddim": Facts(ddim, "arXiv 2010.02502"),
+        "pndm": Facts(pndm, "arXiv 2202.09778", 2, extra=1, families=_NO_FLOW),
+        "s-pndm": Facts(s_pndm, "arXiv 2202.09778", 2, extra=1, families=_NO_FLOW),
+        "f-pndm": Facts(f_pndm, "arXiv 2202.09778", 2, extra=9, families=_NO_FLOW),
+        "dpm-solver-2": Facts(dpm_solver_2, "arXiv 2206.00927", 2),
+        "dpm-solver-3": Facts(dpm_solver_3, "arXiv 2206.00927", 3),
+        "dpmpp-2m": Facts(dpmpp_2m, "arXiv 2211.01095", 2),
+        "dpmpp-3m": Facts(dpmpp_3m, "arXiv 2211.01095", 2),
+        "dpmpp-2m-sde": Facts(dpmpp_2m_sde, "arXiv 2211.01095", stochastic=True),
+        "dpmpp-3m-sde": Facts(dpmpp_3m_sde, "arXiv 2211.01095", stochastic=True),
+        "unipc": Facts(unipc, "arXiv 2302.04867", 3),
+        "deis": Facts(deis, "arXiv 2204.13902", 2),
+        "euler": Facts(euler, "arXiv 2206.00364"),
+        "euler-ancestral": Facts(euler_ancestral, "arXiv 2010.02502", stochastic=True),
+        "heun": Facts(heun, "arXiv 2206.00364", 2, 2, -1, families=_NO_FLOW),
+        "euler-maruyama": Facts(
+            euler_maruyama, "arXiv 2011.13456", stochastic=True, families=("diffusion",)
+        ),
+        "lcm": Facts(lcm, "arXiv 2310.04378", None, stochastic=True, families=("diffusion",)),
+        "flow-euler": Facts(flow_euler, "arXiv 2209.03003", families=("flow",)),
+        "flow-heun": Facts(flow_heun, "arXiv 2209.03003", 2, 2, -1, families=("flow",)),
+    }
+)
+SOLVERS: Mapping[str, Solver] = MappingProxyType(
+    {name: facts.solver for name, facts in FACTS.items()}
+)

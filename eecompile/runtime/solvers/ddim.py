@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import math
 
-from eecompile.errors import UsageError
-from eecompile.runtime.process import Process
-from eecompile.runtime.program import Program, Step, Term, Update
-from eecompile.runtime.solvers._common import (
-    DepthAt,
-    Spacing,
-    data_update,
-    timesteps_for,
-)
+from eecompile.runtime.grids import Grid, points
+from eecompile.runtime.process import Point, Process
+from eecompile.runtime.program import Program
+from eecompile.runtime.solvers._common import DepthAt, check_number, intervals, title
+from eecompile.runtime.tape import Tape
 
-__all__ = ["ddim"]
+__all__ = ["ddim", "posterior"]
+
+
+def posterior(now: Point, after: Point) -> tuple[float, float]:
+    """Variances of a reverse step: its lower and its upper bound.
+
+    arXiv 2006.11239, equation 7 and section 3.2, for any alpha and sigma as in arXiv
+    2107.00630, appendix A.2. The upper one is what the forward process adds from
+    ``after`` to ``now``.
+    """
+    scale = now.alpha / after.alpha
+    upper = now.sigma**2 - (scale * after.sigma) ** 2
+    return upper * (after.sigma / now.sigma) ** 2, upper
 
 
 def ddim(
@@ -23,44 +31,30 @@ def ddim(
     depth_at: DepthAt,
     *,
     eta: float = 0.0,
-    spacing: Spacing = "trailing",
+    grid: Grid = "trailing",
     clip: tuple[float, float] | None = None,
 ) -> Program:
     """First order; one evaluation a step; deterministic at ``eta`` 0.
 
     Args:
-        process: the forward process that the network was trained for.
+        process: of any family.
         steps: number of steps, 1 to T.
-        depth_at: the depth for a timestep.
+        depth_at: the depth for a time.
         eta: share of DDPM's noise, 0 to 1.
-        spacing: how the steps are spread over time.
+        grid: the moments to visit; see :func:`eecompile.runtime.grids.points`.
         clip: bounds of the predicted data, or None. The predicted noise follows the
             clipped data (diffusers: ``use_clipped_model_output=True``).
 
     Raises:
-        UsageError: ``eta``, ``steps`` or ``spacing`` is out of range.
+        UsageError: ``eta``, ``steps`` or ``grid`` is out of range.
     """
-    if not 0 <= eta <= 1:
-        raise UsageError(
-            found=f"eta {eta}", expected="0 to 1", remedy="0 is deterministic, 1 is as DDPM"
-        )
-    table = process.alpha_bar()
-    visited = timesteps_for(process, steps, spacing)
-    program = []
-    for timestep, following in zip(visited, [*visited[1:], None], strict=True):
-        now = float(table[timestep])
-        after = 1.0 if following is None else float(table[following])
-        sigma = eta * math.sqrt((1 - after) / (1 - now) * (1 - now / after))
-        direction = math.sqrt(max(1 - after - sigma**2, 0.0))
-        # The noise that leads from the predicted data to the state; from the clipped data,
-        # so that the two stay consistent (else clipping under guidance bends the path).
-        ratio = direction / math.sqrt(1 - now)
-        terms: tuple[Term, ...] = (
-            Term("data", math.sqrt(after) - ratio * math.sqrt(now)),
-            Term("state", ratio),
-        )
-        if sigma > 0:
-            terms += (Term("noise", sigma),)
-        updates = (data_update(process, now, clip), Update("state", terms))
-        program.append(Step(depth_at(timestep), timestep, (Term("state", 1.0),), updates))
-    return Program(solver=f"ddim(eta={eta:g}, {spacing})", initial=1.0, steps=tuple(program))
+    check_number("eta", eta, 0, 1)
+    visited = points(process, steps, grid)
+    tape = Tape(process, depth_at, visited[0], clip)
+    for now, after in intervals(visited):
+        predicted = tape.evaluate(tape.state, now)
+        spread = eta * math.sqrt(posterior(now, after)[0])
+        direction = math.sqrt(max(after.sigma**2 - spread**2, 0.0))
+        state = after.alpha * predicted.data + direction * predicted.noise
+        tape.advance(state + spread * tape.noise() if spread else state)
+    return tape.finish(title("ddim", grid, {"eta": f"{eta:g}"}))

@@ -1,15 +1,19 @@
 """DDPM's ancestral sampling (Ho et al., arXiv 2006.11239, equations 6 and 7).
 
-With a learned variance as in Nichol and Dhariwal, arXiv 2102.09672, equation 15.
+With a learned variance as in Nichol and Dhariwal, arXiv 2102.09672, equation 15. For
+processes other than diffusion, the reverse step of arXiv 2107.00630, appendix A.2.
 """
 
 from __future__ import annotations
 
 import math
 
+from eecompile.runtime.grids import Grid, points
 from eecompile.runtime.process import Process
-from eecompile.runtime.program import Program, Step, Term, Update
-from eecompile.runtime.solvers._common import DepthAt, Spacing, data_update, timesteps_for
+from eecompile.runtime.program import Program
+from eecompile.runtime.solvers._common import DepthAt, intervals, title
+from eecompile.runtime.solvers.ddim import posterior
+from eecompile.runtime.tape import Tape
 
 __all__ = ["ddpm"]
 
@@ -19,38 +23,32 @@ def ddpm(
     steps: int,
     depth_at: DepthAt,
     *,
-    spacing: Spacing = "trailing",
+    grid: Grid = "trailing",
     clip: tuple[float, float] | None = None,
 ) -> Program:
     """Stochastic; one evaluation a step; on fewer than T steps, the respaced process.
 
     Args:
-        process: the forward process that the network was trained for; its
-            ``variance`` chooses the reverse steps' variance.
+        process: of any family; its ``variance`` chooses the reverse steps' variance.
         steps: number of steps, 1 to T.
-        depth_at: the depth for a timestep.
-        spacing: how the steps are spread over time.
+        depth_at: the depth for a time.
+        grid: the moments to visit; see :func:`eecompile.runtime.grids.points`.
         clip: bounds of the predicted data, or None.
+
+    Raises:
+        UsageError: ``steps`` or ``grid`` is out of range.
     """
-    table = process.alpha_bar()
-    visited = timesteps_for(process, steps, spacing)
-    program = []
-    for timestep, following in zip(visited, [*visited[1:], None], strict=True):
-        now = float(table[timestep])
-        after = 1.0 if following is None else float(table[following])
-        beta = 1 - now / after
-        terms: tuple[Term, ...] = (
-            Term("data", math.sqrt(after) * beta / (1 - now)),
-            Term("state", math.sqrt(1 - beta) * (1 - after) / (1 - now)),
-        )
-        bounds = None
-        if following is not None:
-            lower = (1 - after) / (1 - now) * beta
-            if process.variance == "learned_range":
-                bounds = math.log(lower), math.log(beta)
-            scale = {"fixed_small": math.sqrt(lower), "fixed_large": math.sqrt(beta)}
-            terms += (Term("noise", scale.get(process.variance, 1.0)),)
-        updates = (data_update(process, now, clip), Update("state", terms))
-        step = Step(depth_at(timestep), timestep, (Term("state", 1.0),), updates, bounds)
-        program.append(step)
-    return Program(solver=f"ddpm({process.variance}, {spacing})", initial=1.0, steps=tuple(program))
+    visited = points(process, steps, grid)
+    tape = Tape(process, depth_at, visited[0], clip)
+    for now, after in intervals(visited):
+        data = tape.evaluate(tape.state, now).data
+        lower, upper = posterior(now, after)
+        kept = (now.alpha / after.alpha) * (after.sigma / now.sigma) ** 2
+        state = (after.alpha * upper / now.sigma**2) * data + kept * tape.state
+        if after.sigma:
+            learned = process.variance == "learned_range"
+            noise = tape.noise((math.log(lower), math.log(upper)) if learned else None)
+            scale = {"fixed_small": math.sqrt(lower), "fixed_large": math.sqrt(upper)}
+            state += scale.get(process.variance, 1.0) * noise
+        tape.advance(state)
+    return tape.finish(title("ddpm", grid, {"variance": process.variance}))

@@ -1,0 +1,95 @@
+"""Kernels that TensorRT-RTX compiled when it opened plans, kept for the next time."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from eecompile.bundle import EngineManifest
+
+__all__ = ["KernelCache", "cache_path"]
+
+LOG = logging.getLogger("eecompile.runtime")
+
+
+def cache_path(folder: Path, fingerprint: str) -> Path | None:
+    """Where the kernels of an engine set are kept.
+
+    Beside its folder, where that can be written to; else among the user's caches. Never in
+    it: an engine set holds what its manifest names, and nothing else.
+
+    Args:
+        folder: of the engine set.
+        fingerprint: of the engine set.
+
+    Returns:
+        None for a folder that is still being written.
+    """
+    folder = folder.resolve()
+    if folder.name.startswith(".") and folder.name.endswith(".partial"):
+        return None
+    if os.access(folder.parent, os.W_OK):
+        return folder.with_name(f"{folder.name}.rtx-cache")
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(caches) / "eecompile" / f"{fingerprint[:32]}.rtx-cache"
+
+
+class KernelCache:
+    """One ``IRuntimeCache`` for all plans of an engine set, and the file that it is kept in.
+
+    The library checks that a cache is of its own version and for this GPU, and ignores any
+    other. What cannot be read or written costs time, and is no error.
+
+    Args:
+        config: an ``IRuntimeConfig`` of any of the plans, which makes the cache.
+        folder: of the engine set.
+        manifest: of the engine set.
+    """
+
+    def __init__(self, config: Any, folder: Path, manifest: EngineManifest) -> None:
+        self._path = cache_path(folder, manifest.fingerprint)
+        self._cache = config.create_runtime_cache()
+        self._known = b""
+        if self._path is None:
+            return
+        with suppress(OSError):
+            if _ours(self._path):
+                self._known = self._path.read_bytes()
+        if self._known and not self._cache.deserialize(self._known):
+            LOG.info("%s is of another version or GPU, and will be replaced", self._path)
+            self._known = b""
+
+    def attach(self, config: Any) -> None:
+        """Have a context that is made with ``config`` use the cache."""
+        config.set_runtime_cache(self._cache)
+
+    def save(self) -> None:
+        """Write the cache if it has grown: a new file, then one rename."""
+        if self._path is None:
+            return
+        data = bytes(memoryview(self._cache.serialize() or b""))
+        if not data or data == self._known:
+            return
+        partial = None
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(
+                dir=self._path.parent, prefix=f".{self._path.name}.", delete=False
+            ) as file:
+                partial = Path(file.name)
+                file.write(data)
+            partial.replace(self._path)  # of two processes, the last one's whole file stays
+            self._known = data
+        except OSError as error:
+            LOG.info("compiled kernels are not kept (%s)", error)
+            if partial is not None:
+                partial.unlink(missing_ok=True)
+
+
+def _ours(path: Path) -> bool:
+    """Whether a file is this user's own, or the system's: kernels are code."""
+    return os.name == "nt" or path.stat().st_uid in (0, os.getuid())

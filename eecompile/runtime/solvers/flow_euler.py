@@ -1,0 +1,44 @@
+"""Euler's method on a rectified flow (Liu et al., arXiv 2209.03003, section 2.1).
+
+A straight line along the velocity, noise minus data.
+"""
+
+from __future__ import annotations
+
+from eecompile.runtime.grids import Grid, points
+from eecompile.runtime.process import Process
+from eecompile.runtime.program import Program
+from eecompile.runtime.solvers._common import DepthAt, intervals, require, title
+from eecompile.runtime.tape import Tape
+
+__all__ = ["flow_euler"]
+
+
+def flow_euler(
+    process: Process,
+    steps: int,
+    depth_at: DepthAt,
+    *,
+    grid: Grid = "trailing",
+    clip: tuple[float, float] | None = None,
+) -> Program:
+    """First order; one evaluation a step; deterministic.
+
+    Args:
+        process: of family flow.
+        steps: number of steps, 1 to T.
+        depth_at: the depth for a time.
+        grid: the moments to visit; see :func:`eecompile.runtime.grids.points`.
+        clip: bounds of the predicted data, or None.
+
+    Raises:
+        UsageError: ``steps`` or ``grid`` is out of range, or the family is another.
+    """
+    require(process, "flow-euler", ("flow",))
+    visited = points(process, steps, grid)
+    tape = Tape(process, depth_at, visited[0], clip)
+    for now, after in intervals(visited):
+        predicted = tape.evaluate(tape.state, now)
+        velocity = predicted.noise - predicted.data
+        tape.advance(tape.state + (after.sigma - now.sigma) * velocity)
+    return tape.finish(title("flow-euler", grid))
