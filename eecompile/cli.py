@@ -194,8 +194,7 @@ def sample(
     """Sample with the built engines; what is left out takes the recipe's default."""
     conditions, nulls = _conditions("--set", set_ or []), _conditions("--null", null or [])
     _check_output(output)
-    own = bool(context.obj)  # the process is ours: nobody else has sessions in it
-    with Sampler.open(engines, threads=threads, shared_pool=own) as sampler:
+    with Sampler.open(engines, threads=threads, shared_pool=bool(context.obj)) as sampler:
         interface = sampler.interface
         if output.suffix == ".png":
             from eecompile.pictures import check_pictures
@@ -339,13 +338,17 @@ def doctor(
         )
 
 
-def main() -> NoReturn:
-    """Run the command line; errors are printed as a sentence, with exit status 1."""
+def main(*, own_process: bool = False) -> NoReturn:
+    """Run the command line; errors are printed as a sentence, with exit status 1.
+
+    Args:
+        own_process: whether nobody else uses this process, whose thread pool may then be set.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # terminals that lack a character show "?"
             stream.reconfigure(errors="replace")
     try:
-        status = app(standalone_mode=False, obj=True)
+        status = app(standalone_mode=False, obj=own_process)
     except EecompileError as error:
         _fail(error)
     except (KeyboardInterrupt, typer.Abort):

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from eecompile.errors import RecipeError
+from eecompile.errors import RecipeError, UsageError
 from eecompile.runtime.interface import Condition, Sampling, State
 from eecompile.runtime.process import Process
 from eecompile.runtime.schedule import ExitSchedule
@@ -43,6 +43,7 @@ Word = Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9._-]*\Z", max_length=100
 # Names that no condition can have: the graphs' inputs and outputs, Sampler.steps' arguments.
 _TAKEN = frozenset(
     ("x", "t", "self", "n", "solver", "steps", "schedule", "seed", "guidance", "nulls", "shape")
+    + ("guidance_interval",)
     + ("first",)
 )
 _OUTPUT = re.compile(r"(prediction|variance)_\d+\Z")
@@ -255,6 +256,14 @@ def load_recipe(
             expected=f"one of {sorted(SOLVERS)}, at most {recipe.process.timesteps} steps",
             remedy="choose among these",
         )
+    try:
+        SOLVERS[sampling.solver](recipe.process, sampling.steps, lambda time: exits[-1])
+    except UsageError as error:
+        raise RecipeError(
+            found=f"{error.found}, by sampling.solver and sampling.steps in {path}",
+            expected=error.expected,
+            remedy=error.remedy,
+        ) from error
     low, high = sampling.guidance_interval or (0.0, 0.0)
     if not low <= high:
         raise RecipeError(

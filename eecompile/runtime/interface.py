@@ -269,7 +269,7 @@ def _as_array(name: str, given: ArrayLike) -> NDArray[np.generic]:
     if hasattr(given, "__array__") or not hasattr(given, "__dlpack__"):
         return np.asarray(given)
     try:
-        return np.from_dlpack(given)
+        return np.from_dlpack(given)  # type: ignore[arg-type]
     except (BufferError, RuntimeError) as error:
         raise ConditionError(
             found=f"condition {name!r} in memory that the host cannot read ({error})",
