@@ -20,7 +20,7 @@ def main() -> None:
         sys.exit(f"error: {message}; pip install 'eecompile[cli]'.")
     except KeyboardInterrupt:
         sys.exit("interrupted: nothing was begun.")
-    run(own_process=True)
+    run()
 
 
 if __name__ == "__main__":

@@ -147,7 +147,6 @@ def build(
 
 @app.command()
 def sample(
-    context: typer.Context,
     engines: Annotated[Path, typer.Argument(help="Engine set that 'eecompile build' wrote.")],
     output: Annotated[
         Path, typer.Option("-o", "--output", help="A labelled grid (.png) or the array (.npy).")
@@ -155,7 +154,7 @@ def sample(
     n: Annotated[int, typer.Option("-n", help="Number of samples.")] = 16,
     solver: Annotated[
         str | None,
-        typer.Option(help=f"One of {', '.join(SOLVERS)}."),
+        typer.Option(help=f"One of {', '.join(SOLVERS)}; with options ddim:eta=0.5,grid=karras."),
     ] = None,
     program: Annotated[
         Path | None,
@@ -194,7 +193,7 @@ def sample(
     """Sample with the built engines; what is left out takes the recipe's default."""
     conditions, nulls = _conditions("--set", set_ or []), _conditions("--null", null or [])
     _check_output(output)
-    with Sampler.open(engines, threads=threads, shared_pool=bool(context.obj)) as sampler:
+    with Sampler.open(engines, threads=threads) as sampler:
         interface = sampler.interface
         if output.suffix == ".png":
             from eecompile.pictures import check_pictures
@@ -338,17 +337,13 @@ def doctor(
         )
 
 
-def main(*, own_process: bool = False) -> NoReturn:
-    """Run the command line; errors are printed as a sentence, with exit status 1.
-
-    Args:
-        own_process: whether nobody else uses this process, whose thread pool may then be set.
-    """
+def main() -> NoReturn:
+    """Run the command line; errors are printed as a sentence, with exit status 1."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # terminals that lack a character show "?"
             stream.reconfigure(errors="replace")
     try:
-        status = app(standalone_mode=False, obj=own_process)
+        status = app(standalone_mode=False)
     except EecompileError as error:
         _fail(error)
     except (KeyboardInterrupt, typer.Abort):
@@ -493,7 +488,7 @@ def _is_solver(text: str) -> bool:
     """Whether it names a solver, and not the file of a scheduler."""
     if Path(text).exists():
         return False
-    if text not in SOLVERS:
+    if text.partition(":")[0] not in SOLVERS:
         raise UsageError(
             found=f"no file {text}, and no solver of that name",
             expected=f"a scheduler_config.json, or one of {', '.join(SOLVERS)}",

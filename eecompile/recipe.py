@@ -22,7 +22,7 @@ from eecompile.errors import RecipeError, UsageError
 from eecompile.runtime.interface import Condition, Sampling, State
 from eecompile.runtime.process import Process
 from eecompile.runtime.schedule import ExitSchedule
-from eecompile.runtime.solvers import SOLVERS
+from eecompile.runtime.solvers import solver_named
 
 __all__ = [
     "DEFAULT_TARGET",
@@ -250,19 +250,19 @@ def load_recipe(
     _check_names(recipe, path)
     _check_fit(recipe, path)
     sampling = recipe.sampling
-    if sampling.solver not in SOLVERS or sampling.steps > recipe.process.timesteps:
-        raise RecipeError(
-            found=f"sampling.solver = {sampling.solver!r}, steps = {sampling.steps} in {path}",
-            expected=f"one of {sorted(SOLVERS)}, at most {recipe.process.timesteps} steps",
-            remedy="choose among these",
-        )
     try:
-        SOLVERS[sampling.solver](recipe.process, sampling.steps, lambda time: exits[-1])
+        solver_named(sampling.solver)(recipe.process, sampling.steps, lambda time: exits[-1])
     except UsageError as error:
         raise RecipeError(
-            found=f"{error.found}, by sampling.solver and sampling.steps in {path}",
+            found=f"{error.found}, of sampling.solver or sampling.steps in {path}",
             expected=error.expected,
             remedy=error.remedy,
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise RecipeError(
+            found=f"sampling.solver = {sampling.solver!r}, which makes no program ({error})",
+            expected="a solver, and options that it takes",
+            remedy="docs/solvers.md lists both",
         ) from error
     low, high = sampling.guidance_interval or (0.0, 0.0)
     if not low <= high:

@@ -48,7 +48,7 @@ def changed(tmp_path: Path, old: str, new: str) -> Path:
         ('name = "fashion-dit"', 'name = "../up"', ["name"]),
         ("[network]", "[network", ["not TOML"]),
         ('solver = "ddim"', 'solver = "eulers"', ["'eulers'", "ddim"]),
-        ("steps = 50", "steps = 5000", ["5000", "at most 1000"]),
+        ("steps = 50", "steps = 5000", ["5000 steps", "1 to 1000"]),
         ('solver = "ddim"', 'solver = "flow-heun"', ["flow-heun", "family diffusion"]),
         ('solver = "ddim"', 'solver = "ddim"\nguidance_interval = [9, 2]', ["guidance_interval"]),
         ("range = [0, 9]", "range = [0, 8]", ["10 names"]),

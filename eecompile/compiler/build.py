@@ -58,6 +58,7 @@ from eecompile.compiler.verify import (
     verification_points,
 )
 from eecompile.errors import (
+    BackendError,
     BundleError,
     NonFiniteError,
     OutputExistsError,
@@ -103,7 +104,7 @@ def engine_set_from_bundle(
         EecompileError: the bundle, the target, the backend, the verification or the
             output folder is at fault.
     """
-    wanted = target if isinstance(target, Target) else load_target(target)
+    wanted = _wanted(target)
     _check_output(bundle, output)
     report("checking the bundle")
     source = open_bundle(bundle)
@@ -124,6 +125,26 @@ def engine_set_from_bundle(
             raise
     store.clear()
     return Built(manifest, up_to_date=False)
+
+
+def _wanted(target: Path | Target) -> Target:
+    """The target; one of TensorRT may go through ONNX Runtime, where only that is at hand.
+
+    Raises:
+        RecipeError: the file is missing or malformed.
+        BackendError: it is to go through something else.
+    """
+    found = target if isinstance(target, Target) else load_target(target)
+    through = found.options.get("through")
+    if found.backend != "tensorrt" or through is None:
+        return found
+    if through != "onnxruntime":
+        raise BackendError(
+            found=f"option through = {through!r} for tensorrt",
+            expected="'onnxruntime', or no such option",
+            remedy="mend or remove it in the target's [options]",
+        )
+    return msgspec.structs.replace(found, backend="onnxruntime", options={"provider": "tensorrt"})
 
 
 def _check_output(bundle: Path, output: Path) -> None:
@@ -166,7 +187,7 @@ def planned_build(
     Raises:
         EecompileError: as for building, but that nothing is verified.
     """
-    wanted = target if isinstance(target, Target) else load_target(target)
+    wanted = _wanted(target)
     _check_output(bundle, output)
     report("checking the bundle")
     source, backend, existing = open_bundle(bundle), backend_for(wanted), _existing(output)
@@ -225,12 +246,29 @@ def _build(job: _Job, fingerprint: str) -> EngineManifest:
         fingerprint=fingerprint,
     )
     if job.backend.runs(target):
-        with engine_from_manifest(folder, manifest) as engine:
-            errors = _verify(job, _evaluate_engine(engine, interface), target.name)
-        manifest = msgspec.structs.replace(
-            manifest, exits=_plans(parts, interface, errors), verified="the engines"
-        )
+        manifest = _run(job, manifest, parts)
     return write_manifest(folder, manifest)
+
+
+def _run(job: _Job, manifest: EngineManifest, parts: list[Part]) -> EngineManifest:
+    """The manifest with the errors of the engines themselves, where they can be opened here.
+
+    Raises:
+        BackendError: they cannot, though they are for this machine.
+    """
+    interface, target = manifest.interface, job.target
+    try:
+        engine = engine_from_manifest(job.folder, manifest)
+    except BackendError as error:
+        if not job.backend.portable(target):
+            raise
+        warning = f"not run on this machine: {error}"
+        return msgspec.structs.replace(manifest, warnings=(*manifest.warnings, warning))
+    with engine:
+        errors = _verify(job, _evaluate_engine(engine, interface), target.name)
+    return msgspec.structs.replace(
+        manifest, exits=_plans(parts, interface, errors), verified="the engines"
+    )
 
 
 def _partitioned(job: _Job, model: ir.Model) -> tuple[list[Part], tuple[Segment, ...]]:

@@ -63,6 +63,10 @@ class Backend(Protocol):
         """Whether the engines can be run here, to verify them."""
         ...
 
+    def portable(self, target: Target) -> bool:
+        """Whether engines built here may be meant for other machines, and need not run here."""
+        ...
+
     def lowers(self, target: Target) -> bool:
         """Whether the precision lies in the graph, which is lowered before building."""
         ...

@@ -1,4 +1,4 @@
-"""The ONNX Runtime backend: the CPU, and NVIDIA GPUs by CUDA or TensorRT."""
+"""The ONNX Runtime backend on the CPU; for GPUs, see runtime/onnxruntime_cuda.py."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from eecompile.runtime.handle import Handle
 if TYPE_CHECKING:
     import onnxruntime
 
+    from eecompile.runtime.engine import Engine
+
 __all__ = ["PROVIDERS", "OnnxRuntimeEngine", "open_backend", "provider"]
 
 Array = NDArray[np.float32]
@@ -35,12 +37,17 @@ def provider(target: Target) -> str:
     return str(target.options.get("provider", "cpu"))
 
 
-def open_backend(folder: Path, manifest: EngineManifest, threads: int) -> OnnxRuntimeEngine:
+def open_backend(folder: Path, manifest: EngineManifest, threads: int) -> Engine:
     """The engine of an engine set whose files have been checked.
 
     Raises:
-        BackendError: onnxruntime is missing, or refuses a segment.
+        BackendError: onnxruntime is missing, or refuses a segment, or for its provider
+            there is no GPU.
     """
+    if provider(manifest.target) != "cpu":
+        from eecompile.runtime.onnxruntime_cuda import open_cuda
+
+        return open_cuda(folder, manifest, threads)
     return OnnxRuntimeEngine(folder, manifest, threads)
 
 
@@ -82,7 +89,7 @@ class OnnxRuntimeEngine(Handle):
     def __init__(self, folder: Path, manifest: EngineManifest, threads: int) -> None:
         runtime = _import_onnxruntime()
         self.exits = manifest.interface.exits
-        self.precision = manifest.target.precision
+        self.precision: str = manifest.target.precision
         self.max_batch = manifest.target.batch.max
         self._value = runtime.OrtValue.ortvalue_from_numpy
         self._plans: dict[int, ExitPlan] = {plan.depth: plan for plan in manifest.exits}
@@ -191,8 +198,8 @@ def _options(runtime: Any, threads: int) -> onnxruntime.SessionOptions:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # Threads spin within a run and sleep between runs: those of an idle session would
-    # take the cores from the one that works. A pool that all sessions share is faster, but
-    # onnxruntime then refuses every session of the host that has its own: see share_pool.
+    # take the cores from the one that works. A pool that all sessions share would do as
+    # well, but onnxruntime then refuses sessions of the host that have their own.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
 
@@ -223,17 +230,11 @@ def _session(
     options: onnxruntime.SessionOptions,
     manifest: EngineManifest,
 ) -> onnxruntime.InferenceSession:
-    wanted = PROVIDERS[provider(manifest.target)]
-    if wanted not in runtime.get_available_providers():
-        raise BackendError(
-            found=f"an onnxruntime {runtime.__version__} without {wanted}",
-            expected="that provider, for this engine set",
-            remedy="pip uninstall onnxruntime, then pip install 'eecompile[gpu]'",
-        )
-    providers = list(dict.fromkeys((wanted, PROVIDERS["cpu"])))
     try:
         path = str(folder / segment.file)
-        session = runtime.InferenceSession(path, options, providers=providers)
+        session: onnxruntime.InferenceSession = runtime.InferenceSession(
+            path, options, providers=[PROVIDERS["cpu"]]
+        )
     except Exception as error:  # onnxruntime's errors share no base class
         raise BackendError(
             found=f"{segment.file}, built with onnxruntime {manifest.versions['onnxruntime']}, "
@@ -241,10 +242,4 @@ def _session(
             expected="a segment that it can load",
             remedy="build the engine set again on this machine",
         ) from error
-    if session.get_providers()[0] != wanted:  # it falls back to the CPU without an error
-        raise BackendError(
-            found=f"{wanted} that does not start on this machine",
-            expected="an NVIDIA GPU with a driver for that onnxruntime's CUDA",
-            remedy="run 'eecompile doctor', which says what is missing",
-        )
     return session

@@ -84,9 +84,9 @@ class OnnxRuntimeCudaEngine(DeviceEngine):
         if hasattr(runtime, "preload_dlls"):
             runtime.preload_dlls()  # of the nvidia-* packages, which no search path names
         options = _options(runtime, threads)
-        providers = _providers(provider(target), device)
         self._sessions = [
-            _session(runtime, folder, segment, options, providers) for segment in self._segments
+            _session(runtime, folder, segment, options, _providers(manifest, segment, device))
+            for segment in self._segments
         ]
 
     def enqueue(
@@ -141,11 +141,32 @@ class OnnxRuntimeCudaEngine(DeviceEngine):
         super().close()
 
 
-def _providers(name: str, device: CudaDevice) -> list[Any]:
-    """ONNX Runtime's providers, best first, all on the device's stream."""
-    wanted = [PROVIDERS[name], PROVIDERS["cuda"]]
-    options = {"device_id": str(device.ordinal), "user_compute_stream": str(device.handle)}
-    return [(each, options) for each in dict.fromkeys(wanted)] + [PROVIDERS["cpu"]]
+def _providers(manifest: EngineManifest, segment: Segment, device: CudaDevice) -> list[Any]:
+    """ONNX Runtime's providers for a segment, best first, all on the device's stream."""
+    common = {"device_id": str(device.ordinal), "user_compute_stream": str(device.handle)}
+    chain = [(PROVIDERS["cuda"], common), PROVIDERS["cpu"]]
+    if provider(manifest.target) != "tensorrt":
+        return chain
+    return [(PROVIDERS["tensorrt"], common | _of_tensorrt(manifest, segment)), *chain]
+
+
+def _of_tensorrt(manifest: EngineManifest, segment: Segment) -> dict[str, str]:
+    """What the TensorRT provider must know besides: the precision, and the batch sizes.
+
+    Without those sizes it builds again for every size that it meets; they are known where
+    a segment reads nothing but the network's inputs.
+    """
+    target, interface = manifest.target, manifest.interface
+    options = {"trt_fp16_enable": "1"} if target.precision == "fp16" else {}
+    shapes = {"x": interface.state.shape, "t": ()}
+    shapes |= {name: spec.shape for name, spec in interface.conditions.items()}
+    if interface.state.resizable is None and set(segment.inputs) <= set(shapes):
+        batch = target.batch
+        for name, size in (("min", batch.min), ("opt", batch.opt), ("max", batch.max)):
+            options[f"trt_profile_{name}_shapes"] = ",".join(
+                f"{each}:{'x'.join(map(str, (size, *shapes[each])))}" for each in segment.inputs
+            )
+    return options
 
 
 def _options(runtime: Any, threads: int) -> Any:

@@ -24,7 +24,7 @@ from eecompile.runtime.process import Process
 from eecompile.runtime.program import OPEN, Program, Step
 from eecompile.runtime.request import Batch, SampleRequest, batches, checked, whole
 from eecompile.runtime.schedule import ExitSchedule
-from eecompile.runtime.solvers import SOLVERS, Solver
+from eecompile.runtime.solvers import Solver, solver_named
 from eecompile.runtime.trajectory import HostTrajectory, Plan, Trajectory
 
 __all__ = ["Sampler", "StepMetrics", "StepResult"]
@@ -130,8 +130,8 @@ class Sampler(Handle):
             threads: threads of one evaluation, 0 for the physical cores; None takes the
                 target's.
             shared_pool: of ONNX Runtime on a CPU: let all its sessions use the process's
-                one thread pool, which is faster. For a process that has no sessions
-                of its own: ONNX Runtime then refuses those that want their own threads.
+                one thread pool. For a process that has no sessions of its own: ONNX
+                Runtime then refuses those that want their own threads.
             on_step: see :class:`Sampler`.
 
         Raises:
@@ -199,8 +199,8 @@ class Sampler(Handle):
         """The program for a solver, a number of steps and an exit schedule.
 
         Args:
-            solver: a name such as ``ddim``, a function such as
-                ``functools.partial(ddim, eta=1.0)``, or a program.
+            solver: a name such as ``ddim``, with options ``ddim:eta=0.5,grid=karras``; a
+                function such as ``functools.partial(ddim, eta=0.5)``; or a program.
             steps: number of steps; a program has its own.
             schedule: see :meth:`schedule`; a program has its own, unless its depths are
                 open.
@@ -214,30 +214,20 @@ class Sampler(Handle):
             return self._checked_program(solver, steps, schedule)
         defaults, process = self.interface.sampling, self.interface.process
         name = defaults.solver if solver is None else solver
-        if isinstance(name, str) and name not in SOLVERS:
-            raise UsageError(
-                found=f"solver {name!r}",
-                expected=f"one of {sorted(SOLVERS)}",
-                remedy="choose one of these, or give a function",
-            )
         exits = self.schedule(schedule)
         count = defaults.steps if steps is None else whole("steps", steps)
+        clip = self.interface.state.range
+        if not isinstance(name, str):
+            return _compiled(name, name, process, count, exits, clip)
         key = (name, count, exits)
         with self._lock:
             if (known := self._programs.get(key)) is not None:
                 return known
-        chosen = SOLVERS[name] if isinstance(name, str) else name
-        made = chosen(
-            process,
-            count,
-            lambda time: exits.depth_at(time, process.timesteps),
-            clip=self.interface.state.range,
-        )
-        if isinstance(name, str):
-            with self._lock:
-                self._programs[key] = made
-                while len(self._programs) > _PROGRAMS:
-                    self._programs.popitem(last=False)
+        made = _compiled(solver_named(name), name, process, count, exits, clip)
+        with self._lock:
+            self._programs[key] = made
+            while len(self._programs) > _PROGRAMS:
+                self._programs.popitem(last=False)
         return made
 
     def check(self, request: SampleRequest) -> None:
@@ -660,6 +650,27 @@ class Sampler(Handle):
                 expected="an open one",
                 remedy="sample within its with statement, or open it again",
             )
+
+
+def _compiled(
+    solver: Solver,
+    name: object,
+    process: Process,
+    steps: int,
+    exits: ExitSchedule,
+    clip: Interval | None,
+) -> Program:
+    """The program of a solver; wrong types of its options are the caller's fault."""
+    try:
+        return solver(
+            process, steps, lambda time: exits.depth_at(time, process.timesteps), clip=clip
+        )
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            found=f"solver {name!r} that makes no program ({error})",
+            expected="a solver, and options that it takes",
+            remedy="docs/solvers.md lists both",
+        ) from error
 
 
 def _check_process(made: Process, wanted: Process) -> None:

@@ -188,7 +188,8 @@ class HostTrajectory:
         self._t[:rows] = step.timestep
         self._evaluate_step(step, rows)
         for output in self._outputs:
-            if not np.isfinite(output[:rows], out=self._finite[:rows]).all():
+            finite = np.isfinite(output[:rows], out=self._finite[:rows])
+            if not np.logical_and.reduce(finite, axis=None):
                 raise non_finite(index, step, self._engine.precision)
         if rows > n:
             self._guide(rows - n)
@@ -283,7 +284,10 @@ class HostTrajectory:
         """Put the sum of ``terms`` into ``out``, which is none of the buffers."""
         buffers, product = self._buffers, self._product
         buffer, factor = terms[0]
-        np.multiply(buffers[buffer], factor, out=out)
+        if factor == 1:
+            np.copyto(out, buffers[buffer])
+        else:
+            np.multiply(buffers[buffer], factor, out=out)
         for buffer, factor in terms[1:]:
             np.multiply(buffers[buffer], factor, out=product)
             np.add(out, product, out=out)

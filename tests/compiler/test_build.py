@@ -181,6 +181,35 @@ def test_engines_for_a_gpu_are_built_without_one_and_say_what_they_need(
             Sampler.open(tmp_path / "set")
 
 
+def test_engines_that_cannot_be_opened_here_are_built_for_elsewhere(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ort_backend, "runs", lambda target: True)  # as on a machine with a GPU
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("they can be opened")
+    target = load_target(ROOT / "engines" / "cuda-fp16.toml")
+    manifest = engine_set_from_bundle(bundle, target, tmp_path / "set").manifest
+    (warning,) = manifest.warnings
+    assert warning.startswith("not run on this machine: found an onnxruntime")
+    assert "did not run" in manifest.verified
+
+
+def test_tensorrt_may_go_through_onnxruntime(bundle: Path, tmp_path: Path) -> None:
+    target = load_target(ROOT / "engines" / "tensorrt-fp16.toml")
+    options = {**target.options, "through": "onnxruntime"}
+    target = msgspec.structs.replace(target, options=options)
+    manifest = engine_set_from_bundle(bundle, target, tmp_path / "set").manifest
+    assert (manifest.target.backend, manifest.target.precision) == ("onnxruntime", "fp16")
+    assert manifest.target.options == {"provider": "tensorrt"}
+    assert engine_set_from_bundle(bundle, target, tmp_path / "set").up_to_date
+    if "TensorrtExecutionProvider" not in onnxruntime.get_available_providers():
+        with pytest.raises(BackendError, match="without TensorrtExecutionProvider"):
+            Sampler.open(tmp_path / "set")
+    wrong = msgspec.structs.replace(target, options={"through": "openvino"})
+    with pytest.raises(BackendError, match="through = 'openvino'"):
+        engine_set_from_bundle(bundle, wrong, tmp_path / "other")
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"precision": "fp16"}, {"options": {"provider": "metal"}}, {"options": {"speed": 1}}],

@@ -25,6 +25,7 @@ from eecompile.runtime.program import OPEN, Program, Step, Term, Update
 from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler, StepMetrics
 from eecompile.runtime.schedule import ExitSchedule
+from eecompile.runtime.solvers import ddim
 from eecompile.runtime.trajectory import HostTrajectory, Plan, Rows
 
 LABEL = Condition(dtype="int64", range=(0, 9), default="cycle", null=10)
@@ -314,3 +315,23 @@ def test_the_runtime_imports_no_backend_until_an_engine_set_is_opened() -> None:
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_solvers_are_named_with_options() -> None:
+    sampler = fake()
+    named = sampler.program("ddim:eta=0.5,grid=karras", 6, 12)
+    assert named == sampler.program(partial(ddim, eta=0.5, grid="karras"), 6, 12)
+    assert sampler.program("dpmpp-3m:halved=false", 6, 12).solver.startswith(
+        "dpmpp-3m(halved=False"
+    )
+    for wrong, words in (
+        ("ddim:speed=2", "option 'speed=2' of solver ddim"),
+        ("ddim:eta", "option 'eta'"),
+        ("ddim:eta=0,eta=1", "option 'eta=1'"),
+        ("ddim:clip=1", "option 'clip=1'"),
+        ("ddim:eta=high", "makes no program"),
+        ("ddim:grid=even", "time grid 'even'"),
+        ("unipc:order=7", "order 7"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            sampler.program(wrong, 6, 12)

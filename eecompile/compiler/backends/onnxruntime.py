@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import onnx_ir as ir
@@ -16,7 +17,16 @@ from eecompile.probes import gpus
 from eecompile.recipe import Target
 from eecompile.runtime.onnxruntime import PROVIDERS, provider
 
-__all__ = ["SUFFIX", "check", "compile_segments", "lowers", "prepare", "runs", "versions"]
+__all__ = [
+    "SUFFIX",
+    "check",
+    "compile_segments",
+    "lowers",
+    "portable",
+    "prepare",
+    "runs",
+    "versions",
+]
 
 SUFFIX = "onnx"
 
@@ -44,9 +54,17 @@ def check(target: Target) -> None:
 
 
 def runs(target: Target) -> bool:
-    """Whether engines can be run here."""
-    available = PROVIDERS[provider(target)] in onnxruntime.get_available_providers()
-    return available and (provider(target) == "cpu" or bool(gpus()))
+    """Whether engines can be run here: on a GPU, with the provider and cuda.core."""
+    name = provider(target)
+    if name == "cpu":
+        return True
+    available = PROVIDERS[name] in onnxruntime.get_available_providers()
+    return available and find_spec("cuda") is not None and bool(gpus())
+
+
+def portable(target: Target) -> bool:
+    """Whether engines built here may be meant for other machines: those for a GPU."""
+    return provider(target) != "cpu"
 
 
 def lowers(target: Target) -> bool:

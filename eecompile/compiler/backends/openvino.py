@@ -26,7 +26,16 @@ from eecompile.runtime.openvino import (
     model_options,
 )
 
-__all__ = ["SUFFIX", "check", "compile_segments", "lowers", "prepare", "runs", "versions"]
+__all__ = [
+    "SUFFIX",
+    "check",
+    "compile_segments",
+    "lowers",
+    "portable",
+    "prepare",
+    "runs",
+    "versions",
+]
 
 SUFFIX = "xml"
 _ALIGNMENT = 64
@@ -35,6 +44,11 @@ _ALIGNMENT = 64
 def runs(target: Target) -> bool:
     """Whether engines can be run here."""
     return True
+
+
+def portable(target: Target) -> bool:
+    """Whether engines built here may be meant for other machines: not with this precision."""
+    return False
 
 
 def lowers(target: Target) -> bool:

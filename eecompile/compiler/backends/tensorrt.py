@@ -22,7 +22,7 @@ from eecompile.errors import BackendError
 from eecompile.probes import gpus
 from eecompile.recipe import Target
 
-__all__ = ["SUFFIX", "builder", "check", "lowers", "prepare", "runs", "versions"]
+__all__ = ["SUFFIX", "builder", "check", "lowers", "portable", "prepare", "runs", "versions"]
 
 SUFFIX = "plan"
 # With TensorRT 11 on, there is a kernel for Attention in these widths of a head.
@@ -50,7 +50,12 @@ def check(target: Target) -> None:
             of this backend's.
     """
     check_precision(target, ("fp32", "fp16", "bf16"))
-    known = {"optimization_level": int, "version_compatible": bool, "hardware_compatible": bool}
+    known = {
+        "optimization_level": int,
+        "version_compatible": bool,
+        "hardware_compatible": bool,
+        "through": str,
+    }
     check_options(target, known)
     check_installed("tensorrt")
     if not gpus():
@@ -59,6 +64,11 @@ def check(target: Target) -> None:
             expected="the GPU that the plans are for: TensorRT measures its kernels on it",
             remedy="build there, or for TensorRT-RTX, which needs none (engines/rtx-fp16.toml)",
         )
+
+
+def portable(target: Target) -> bool:
+    """Whether plans built here may be meant for other machines: they are for this GPU."""
+    return False
 
 
 def prepare(model: ir.Model, target: Target) -> None:

@@ -22,7 +22,7 @@ from eecompile.compiler.segments import LOG
 from eecompile.errors import BackendError
 from eecompile.recipe import Target
 
-__all__ = ["SUFFIX", "builder", "check", "lowers", "prepare", "runs", "versions"]
+__all__ = ["SUFFIX", "builder", "check", "lowers", "portable", "prepare", "runs", "versions"]
 
 SUFFIX = "plan"
 
@@ -51,6 +51,11 @@ def check(target: Target) -> None:
             remedy="mend the target's [options]",
         )
     check_installed("tensorrt_rtx")
+
+
+def portable(target: Target) -> bool:
+    """Whether plans built here may be meant for other machines: unless for this GPU alone."""
+    return not target.options.get("current_gpu")
 
 
 def prepare(model: ir.Model, target: Target) -> None:

@@ -35,7 +35,10 @@ class DeviceEngine(Handle):
 
     Attributes:
         exits: depths that it evaluates, ascending.
+        concurrent: false: one evaluation waits for the other.
     """
+
+    concurrent = False
 
     def __init__(
         self, device: Device, interface: Interface, precision: str, max_batch: int

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
+from eecompile.errors import UsageError
 from eecompile.runtime.process import Family, Process
 from eecompile.runtime.program import Program
 from eecompile.runtime.solvers.ddim import ddim
@@ -53,6 +56,7 @@ __all__ = [
     "lcm",
     "pndm",
     "s_pndm",
+    "solver_named",
     "unipc",
 ]
 
@@ -126,3 +130,40 @@ FACTS: Mapping[str, Facts] = MappingProxyType(
 SOLVERS: Mapping[str, Solver] = MappingProxyType(
     {name: facts.solver for name, facts in FACTS.items()}
 )
+
+
+def solver_named(text: str) -> Solver:
+    """A solver by name, with options if it has any: ``ddim`` or ``ddim:eta=0.5,grid=karras``.
+
+    Raises:
+        UsageError: there is no such solver, or it has no such option.
+    """
+    name, _, settings = text.partition(":")
+    if name not in SOLVERS:
+        raise UsageError(
+            found=f"solver {name!r}",
+            expected=f"one of {sorted(SOLVERS)}",
+            remedy="choose one of these, or give a function",
+        )
+    known = inspect.signature(SOLVERS[name]).parameters.values()
+    options = [each.name for each in known if each.kind == each.KEYWORD_ONLY]
+    options.remove("clip")  # the process's business
+    given: dict[str, Any] = {}
+    for setting in filter(None, settings.split(",")):
+        option, equals, value = setting.partition("=")
+        if not equals or option not in options or option in given:
+            raise UsageError(
+                found=f"option {setting!r} of solver {name}",
+                expected=f"OPTION=VALUE, each once, with one of {options}",
+                remedy=f"for example {name}:grid=karras",
+            )
+        given[option] = _value(value)
+    return partial(SOLVERS[name], **given) if given else SOLVERS[name]
+
+
+def _value(text: str) -> float | str | bool:
+    """A number, ``true`` or ``false``, or a word."""
+    try:
+        return msgspec.json.decode(text, type=int | float | bool)
+    except msgspec.DecodeError:
+        return text
