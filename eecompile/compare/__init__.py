@@ -1,0 +1,1 @@
+"""Comparing engines with one another and with the network that they were made of."""

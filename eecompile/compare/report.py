@@ -1,0 +1,199 @@
+"""What a comparison found: the documented form of ``report.json``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from eecompile.bundle import PointError
+from eecompile.errors import FormatError, UsageError
+
+__all__ = [
+    "FORMAT",
+    "Candidate",
+    "ExitFigures",
+    "Latency",
+    "Report",
+    "Settings",
+    "Trajectory",
+    "read_report",
+    "write_report",
+]
+
+FORMAT = 1
+
+
+class _Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Part of a report."""
+
+
+class Latency(_Frozen, frozen=True, kw_only=True):
+    """Milliseconds of one evaluation, over ``rounds`` in turn with the other candidates.
+
+    Attributes:
+        batch: samples an evaluation.
+        median: of all rounds.
+        p90: nine tenths of the rounds took no longer.
+        rounds: how often it was measured, after one that was not.
+    """
+
+    batch: int
+    median: float
+    p90: float
+    rounds: int
+
+
+class ExitFigures(_Frozen, frozen=True, kw_only=True):
+    """One exit of one candidate.
+
+    Attributes:
+        depth: the exit.
+        latencies: by batch size.
+        errors: to the reference, by timestep and batch; empty for the reference itself.
+        metrics: polygraphy's, over all those evaluations: the largest L2 norm of the
+            difference, the smallest cosine similarity and the smallest PSNR in dB.
+        passed: whether every output was within the tolerance.
+    """
+
+    depth: int
+    latencies: tuple[Latency, ...] = ()
+    errors: tuple[PointError, ...] = ()
+    metrics: dict[str, float] = {}
+    passed: bool = True
+
+
+class Candidate(_Frozen, frozen=True, kw_only=True):
+    """Something that evaluates the network.
+
+    Attributes:
+        name: such as ``cpu`` (a target's) or ``torch eager``.
+        kind: ``engines`` for an engine set, ``torch`` for the trained network, ``peer``
+            for what people would use instead.
+        backend: library that evaluates.
+        precision: of weights and activations.
+        layout: of an engine set, else "".
+        versions: of the libraries.
+        bytes: on disk; None where that has no meaning.
+        resident_mib: memory that opening it and running every exit adds, in a process of
+            its own; None where it was not measured.
+        exits: figures, shallowest first.
+        skipped: why it was not compared, or what failed half-way; "" where all is there.
+    """
+
+    name: str
+    kind: Literal["engines", "torch", "peer"]
+    backend: str
+    precision: str
+    layout: str = ""
+    versions: dict[str, str] = {}
+    bytes: int | None = None
+    resident_mib: float | None = None
+    exits: tuple[ExitFigures, ...] = ()
+    skipped: str = ""
+
+
+class Trajectory(_Frozen, frozen=True, kw_only=True):
+    """Whole samplings by one candidate with one exit schedule.
+
+    Attributes:
+        candidate: its name.
+        schedule: its name.
+        depths: of each step.
+        batch: samples at once.
+        seconds_per_sample: median.
+        speedup: over the same candidate at full depth, measured in turn.
+        ideal: what the schedule's share of cost promises.
+        psnr: in dB, to full depth of the same candidate at the same seeds; None for full
+            depth itself.
+        distance: root of the mean squared difference to it, in units of the data's range.
+    """
+
+    candidate: str
+    schedule: str
+    depths: tuple[int, ...]
+    batch: int
+    seconds_per_sample: float
+    speedup: float
+    ideal: float
+    psnr: float | None = None
+    distance: float | None = None
+
+
+class Settings(_Frozen, frozen=True, kw_only=True):
+    """How it was measured."""
+
+    batches: tuple[int, ...]
+    rounds: int
+    solver: str
+    steps: int
+    seed: int
+    timesteps: tuple[float, ...]
+    absolute: float
+    relative: float
+
+
+class Report(_Frozen, frozen=True, kw_only=True):
+    """A comparison.
+
+    Attributes:
+        format: version of this form.
+        eecompile: version that wrote it.
+        network: name.
+        bundle_digest: of the bundle.
+        machine: its public facts: CPU model, cores, memory, system, GPUs.
+        reference: name of the candidate that errors are relative to.
+        settings: how it was measured.
+        candidates: all that were asked for.
+        trajectories: by candidate and schedule.
+    """
+
+    format: int = FORMAT
+    eecompile: str
+    network: str
+    bundle_digest: str
+    machine: dict[str, str]
+    reference: str
+    settings: Settings
+    candidates: tuple[Candidate, ...]
+    trajectories: tuple[Trajectory, ...] = ()
+
+
+class _Header(msgspec.Struct):
+    format: int
+
+
+def write_report(report: Report, path: Path) -> None:
+    """Write ``report.json``, whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_report(path: Path) -> Report:
+    """The report in a file.
+
+    Raises:
+        UsageError: there is none.
+        FormatError: it is of another format.
+    """
+    try:
+        data = path.read_bytes()
+        found = msgspec.json.decode(data, type=_Header).format
+        if found != FORMAT:
+            raise FormatError(
+                found=f"a report of format {found} at {path}",
+                expected=f"format {FORMAT}",
+                remedy="compare again with this version",
+            )
+        return msgspec.json.decode(data, type=Report)
+    except (OSError, msgspec.DecodeError) as error:
+        raise UsageError(
+            found=f"no report at {path} ({error})",
+            expected="a report.json that 'eecompile compare' wrote",
+            remedy="check the path",
+        ) from error
