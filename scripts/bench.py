@@ -5,6 +5,7 @@ python scripts/bench.py decisions  what docs/decisions.md rests on; decisions-cp
 python scripts/bench.py export     exports at full size; export-cpu.json
 python scripts/bench.py build      plans, half precision, rebuilds, OpenVINO; build-cpu.json
 python scripts/bench.py runtime    beside the engines: time, memory, threads; runtime-cpu.json
+python scripts/bench.py peers      against what people would use instead; peers-cpu.json
 python scripts/bench.py demo       the shipped schedule against full depth and torch eager
 """
 
@@ -369,6 +370,43 @@ def runtime(args: argparse.Namespace) -> None:
     _report(result, output)
 
 
+PEERS_TARGETS = {"onnxruntime": "cpu", "openvino bf16": "cpu-bf16"}
+
+
+def peers(args: argparse.Namespace) -> None:
+    import bench_build
+    import bench_peers
+
+    output = args.output or BENCHMARKS / "peers-cpu.json"
+    packages = ("onnxruntime", "openvino", "torch", "diffusers", "eecompile")
+    result: Row = {"machine": machine.facts(*packages), "batch": 16}
+    torch.set_num_threads(os.cpu_count() or 1)
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        bundle_from_recipe(RECIPE, work / "shipped")
+        cases = {"fashion-dit": (RECIPE, work / "shipped", "balanced", 10)}
+        (work / "small").mkdir()
+        small = bench_build.random_bundle("DiT-S/2", work / "small")
+        recipe = next((work / "small").glob("*.toml"))
+        cases["DiT-S/2"] = (recipe, small, "ase", 4)
+        for network, (path, bundle, schedule, steps) in cases.items():
+            engines = {
+                name: work / f"{bundle.name}-{target}" for name, target in PEERS_TARGETS.items()
+            }
+            for name, target in PEERS_TARGETS.items():
+                engine_set_from_bundle(bundle, ROOT / "engines" / f"{target}.toml", engines[name])
+            with Sampler.open(engines["onnxruntime"]) as sampler:
+                saved = bench_peers.ideal_saving(sampler, schedule, steps)
+            rows = bench_peers.peer_rows(
+                path, bundle, engines, schedule, batch=16, steps=steps, rounds=args.rounds
+            )
+            result[network] = {"schedule": schedule, "blocks left out": saved, "rows": list(rows)}
+            output.write_text(json.dumps(_rounded(result), indent=1) + "\n")
+    for network in cases:
+        Console(width=200).print(_table(network, result[network]["rows"]))
+    print(f"written: {output}")
+
+
 def demo(args: argparse.Namespace) -> None:
     sampler = Sampler.open(OUT / "cpu")
     schedule, steps, batch = sampler.interface.sampling.schedule, 10, 16
@@ -394,8 +432,15 @@ def _table(title: str, rows: list[Row]) -> Table:
     for heading in rows[0]:
         table.add_column(heading, justify="right")
     for row in rows:
-        table.add_row(*(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()))
+        table.add_row(*map(_cell, row.values()))
     return table
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, tuple):
+        low, middle, high = value
+        return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _rounded(value: Any) -> Any:
@@ -403,7 +448,7 @@ def _rounded(value: Any) -> Any:
         return float(f"{value:.4g}")
     if isinstance(value, dict):
         return {name: _rounded(item) for name, item in value.items()}
-    return [_rounded(item) for item in value] if isinstance(value, list) else value
+    return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {
@@ -411,6 +456,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {
     "decisions": decisions,
     "export": export,
     "build": build,
+    "peers": peers,
     "runtime": runtime,
     "demo": demo,
 }

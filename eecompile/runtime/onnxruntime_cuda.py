@@ -157,7 +157,7 @@ def _of_tensorrt(manifest: EngineManifest, segment: Segment) -> dict[str, str]:
     a segment reads nothing but the network's inputs.
     """
     target, interface = manifest.target, manifest.interface
-    options = {"trt_fp16_enable": "1"} if target.precision == "fp16" else {}
+    options = {"trt_fp16_enable": "True"} if target.precision == "fp16" else {}
     shapes = {"x": interface.state.shape, "t": ()}
     shapes |= {name: spec.shape for name, spec in interface.conditions.items()}
     if interface.state.resizable is None and set(segment.inputs) <= set(shapes):

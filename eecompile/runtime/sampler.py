@@ -6,7 +6,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from threading import Lock
@@ -572,8 +572,11 @@ class Sampler(Handle):
             trajectory = self._opened(plan)
         try:
             yield trajectory
-        except BaseException:
-            trajectory.close()
+        except BaseException as error:
+            with suppress(Exception):  # what went wrong first is what is told
+                trajectory.close()
+            if self._closed and isinstance(error, Exception):
+                raise _closed() from error  # whatever closing brought about
             raise
         self._put_back(key, trajectory)
 
@@ -645,11 +648,15 @@ class Sampler(Handle):
 
     def _check_open(self) -> None:
         if self._closed:
-            raise UsageError(
-                found="a sampler that is closed",
-                expected="an open one",
-                remedy="sample within its with statement, or open it again",
-            )
+            raise _closed()
+
+
+def _closed() -> UsageError:
+    return UsageError(
+        found="a sampler that is closed",
+        expected="an open one",
+        remedy="sample within its with statement, or open it again",
+    )
 
 
 def _compiled(

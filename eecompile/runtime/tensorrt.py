@@ -11,6 +11,7 @@ import importlib
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -223,6 +224,7 @@ class TensorrtEngine(DeviceEngine):
         self._activations = device.allocate(self._activation_bytes)
         self._between = self._rooms()
         self._contexts: dict[tuple[int, int], trt.IExecutionContext] = {}
+        self._configs: list[Any] = []  # of the contexts, which may refer to them
         self._cache: KernelCache | None = None
         if target.backend == _RTX:
             self._cache = KernelCache(self._engines[0].create_runtime_config(), folder, manifest)
@@ -264,7 +266,11 @@ class TensorrtEngine(DeviceEngine):
         with self.device.using():
             if self._cache is not None:
                 self._cache.save()
+            if self._contexts:  # which queued work may use
+                with suppress(Exception):  # a GPU that failed keeps failing
+                    self.device.synchronize()
             self._contexts.clear()
+            self._configs.clear()
             self._cache = None
             self._engines.clear()
         super().close()
@@ -341,6 +347,7 @@ class TensorrtEngine(DeviceEngine):
             config.set_execution_context_allocation_strategy(strategy)
             self._specialise(config)
             context = engine.create_execution_context(config)
+            self._configs.append(config)
         if context is None:
             raise self._refused(segment, "a context")
         context.set_device_memory(self._activations, self._activation_bytes)

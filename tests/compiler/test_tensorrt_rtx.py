@@ -26,7 +26,7 @@ from eecompile.probes import gpus
 from eecompile.recipe import Target, load_target
 from eecompile.runtime.sampler import Sampler
 from tests.compiler.test_networks import write
-from tests.conftest import RECIPE, ROOT
+from tests.conftest import RECIPE, ROOT, TARGETS, Beside
 
 trt = pytest.importorskip("tensorrt_rtx")
 
@@ -293,3 +293,53 @@ def test_a_library_that_crashes_takes_only_its_process_with_it(
     with pytest.raises(BackendError, match=r"crashing while it built segment .*status -6"):
         engine_set_from_bundle(bundle, target("fp32"), tmp_path / "set")
     assert [path.name for path in tmp_path.iterdir()] == ["crash"]
+
+
+FLAT = """
+import torch
+from torch import nn
+
+class Flat(nn.Module):
+    exits = (1, 2)
+
+    def __init__(self, exits):
+        super().__init__()
+        self.exits = tuple(exits)
+        self.stem, self.head = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.blocks = nn.ModuleList(nn.Linear(16, 16) for _ in range(2))
+
+    def forward(self, x, t):
+        hidden = (self.stem(x) + t[:, None, None] * 1e-3).flatten(0, 1)  # tokens of all samples
+        made = []
+        for block in self.blocks:
+            hidden = hidden + torch.tanh(block(hidden))
+            made.append(self.head(hidden).unflatten(0, (-1, 4)))
+        return tuple(made)
+"""
+FLAT_RECIPE = """
+name = "flat"
+[network]
+factory = "{module}:Flat"
+checkpoint = "flat.pt"
+exits = [1, 2]
+[state]
+shape = [4, 8]
+"""
+
+
+def test_engines_that_would_exchange_a_multiple_of_the_batch_are_refused(
+    tmp_path: Path, beside: Beside
+) -> None:
+    module = beside(FLAT)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(FLAT_RECIPE.format(module=module))
+    code = f"import torch, {module}; torch.save({module}.Flat((1, 2)).state_dict(), 'flat.pt')"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    bundle_from_recipe(recipe, tmp_path / "bundle")
+    with pytest.raises(BackendError, match="the batch itself as first axis.*per_exit"):
+        engine_set_from_bundle(tmp_path / "bundle", target("fp32"), tmp_path / "chained")
+    apart = target("fp32", layout="per_exit")
+    engine_set_from_bundle(tmp_path / "bundle", apart, tmp_path / "apart")
+    engine_set_from_bundle(tmp_path / "bundle", TARGETS["chained"], tmp_path / "cpu")
+    with Sampler.open(tmp_path / "cpu") as sampler:
+        assert sampler.sample(3, steps=2).shape == (3, 4, 8)

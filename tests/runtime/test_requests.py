@@ -335,3 +335,14 @@ def test_solvers_are_named_with_options() -> None:
     ):
         with pytest.raises(UsageError, match=words):
             sampler.program(wrong, 6, 12)
+
+
+def test_samplings_under_way_end_when_the_sampler_is_closed(sampler: Sampler) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(sampler.sample, 2, steps=1000, seed=seed) for seed in range(4)]
+        while not any(call.running() for call in calls):
+            pass
+        sampler.close()
+        for call in calls:
+            with pytest.raises(UsageError, match="closed"):
+                call.result(timeout=60)

@@ -70,6 +70,7 @@ class Worker:
         Raises:
             BackendError: the library refuses the graph, cannot build it, or crashes.
         """
+        _check_batches(model, name)
         source = path.with_suffix(".onnx")
         ir.save(model, source, external_data=f"{path.stem}.data")
         process = self._started()
@@ -161,3 +162,22 @@ def _die_with_parent() -> None:
 
 if __name__ == "__main__":
     _serve(Path(sys.argv[1]))
+
+
+def _check_batches(model: ir.Model, name: str) -> None:
+    """Pass when the first axis of all that goes in and out is the batch, not a multiple of it.
+
+    A plan's profile knows batch sizes and nothing else.
+
+    Raises:
+        BackendError: an axis is a multiple, as of tokens of all samples in one row.
+    """
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        first = value.shape[0] if value.shape else None
+        symbol = first.value if isinstance(first, ir.SymbolicDim) else None
+        if symbol is not None and symbol != "batch" and "batch" in symbol:
+            raise BackendError(
+                found=f"segment {name}, whose tensor {value.name} has shape {value.shape}",
+                expected="the batch itself as first axis, for the plan's profile",
+                remedy='choose layout "per_exit" in the target, whose engines exchange nothing',
+            )

@@ -178,7 +178,8 @@ class CudaDevice(Handle):
         self._lock = threading.RLock()
         self._buffers: dict[int, Any] = {}
         self._closed = False
-        with self.using():
+        self._used = 0  # bytes of the stage that copies may still read
+        with self._current():  # its errors say that there is no GPU, not that one fails
             device = core.Device(ordinal)
             self.name = str(device.name)
             major, minor = device.compute_capability
@@ -207,20 +208,27 @@ class CudaDevice(Handle):
     @contextmanager
     def using(self) -> Iterator[None]:
         """See :meth:`Device.using`; afterwards, the thread's former CUDA context is current."""
+        try:
+            with self._current():
+                yield
+        except Exception as error:
+            if not type(error).__module__.startswith("cuda."):
+                raise
+            raise BackendError(
+                found=f"the GPU failing ({_line(error)})",
+                expected="a GPU that does its work",
+                remedy="open the engine set again; if it fails again, run 'eecompile doctor'",
+            ) from error
+
+    @contextmanager
+    def _current(self) -> Iterator[None]:
+        """As :meth:`using`, with cuda.core's own errors."""
         with self._lock:
             status, former = self._driver.cuCtxGetCurrent()
             known = int(status) == 0 and int(former) != 0
             try:
                 self._core.Device(self._ordinal).set_current()
                 yield
-            except Exception as error:
-                if not type(error).__module__.startswith("cuda."):
-                    raise
-                raise BackendError(
-                    found=f"the GPU failing ({_line(error)})",
-                    expected="a GPU that does its work",
-                    remedy="open the engine set again; if it fails again, run 'eecompile doctor'",
-                ) from error
             finally:
                 if known:
                     self._driver.cuCtxSetCurrent(former)
@@ -252,10 +260,13 @@ class CudaDevice(Handle):
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         for low in range(0, data.size, _STAGE):
             part = data[low : low + _STAGE]
-            self._staged.sync()  # the copy before has read the page-locked memory
-            self._stage[: part.size] = part
-            self.copy(address + low, int(self._pinned.handle), part.size)
+            if self._used + part.size > _STAGE:
+                self._staged.sync()  # copies before have read the page-locked memory
+                self._used = 0
+            self._stage[self._used : self._used + part.size] = part
+            self.copy(address + low, int(self._pinned.handle) + self._used, part.size)
             self.stream.record(self._staged)
+            self._used += part.size
 
     def download(self, address: int, array: NDArray[np.generic]) -> None:
         """See :meth:`Device.download`."""
@@ -264,6 +275,7 @@ class CudaDevice(Handle):
             part = data[low : low + _STAGE]
             self.copy(int(self._pinned.handle), address + low, part.size)
             self.stream.sync()
+            self._used = 0
             part[:] = self._stage[: part.size]
 
     def copy(self, target: int, source: int, size: int) -> None:
@@ -300,6 +312,10 @@ class CudaDevice(Handle):
         buffer = self._allocate(size)
         self.copy(int(buffer.handle), address, size)
         self.stream.sync()  # consumers have streams of their own
+        if hasattr(buffer, "set_deallocation_stream"):  # newer versions of cuda.core have it
+            # Whoever drops the array last does so at any time: freed on this stream, it could
+            # be in use on the consumer's, or the freeing become part of a graph.
+            buffer.set_deallocation_stream(self._core.LEGACY_DEFAULT_STREAM)
         made: object = self._utils.StridedMemoryView.from_buffer(
             buffer, tuple(shape), dtype=np.dtype(np.float32)
         )

@@ -25,7 +25,8 @@ class DeviceEngine(Handle):
     """An engine whose work is queued on a GPU; may be used from several threads.
 
     Evaluations and trajectories of one engine are queued on one stream, so they may share
-    the memory for activations; threads wait for one another only while they queue.
+    the memory for activations. Threads wait for one another while they queue, and while one
+    reads a result.
 
     Args:
         device: the GPU; the engine closes it.
@@ -87,7 +88,9 @@ class DeviceEngine(Handle):
                 expected=f"at most {self.max_batch}",
                 remedy="evaluate fewer at once, or build with a larger batch.max",
             )
+        kinds = {name: spec.dtype for name, spec in self.interface.conditions.items()}
         given = {"x": x, "t": t, **conditions}
+        given = {n: np.asarray(a, kinds.get(n, "float32")) for n, a in given.items()}
         results = [np.empty(x.shape, np.float32) for _ in self.interface.outputs]
         sizes = {name: array.nbytes for name, array in given.items()}
         named = {f"output {index}": array for index, array in enumerate(results)}
