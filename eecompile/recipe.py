@@ -258,7 +258,7 @@ def load_recipe(
             expected=error.expected,
             remedy=error.remedy,
         ) from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise RecipeError(
             found=f"sampling.solver = {sampling.solver!r}, which makes no program ({error})",
             expected="a solver, and options that it takes",

@@ -186,12 +186,14 @@ class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         if given is None:
             return self._default(name, samples, shape)
         try:
-            array = _as_array(name, given)
-        except ValueError as error:  # nested lists of unequal lengths
+            array = _as_array(given)
+        except Exception as error:  # whatever other libraries' arrays raise
+            unequal = isinstance(error, ValueError) and isinstance(given, list | tuple)
+            reason = "lists of unequal lengths" if unequal else f"a form without numbers ({error})"
             raise ConditionError(
-                found=f"condition {name!r} in lists of unequal lengths",
-                expected=f"{self.dtype} of shape {list(self.shape)} or {list(shape)}",
-                remedy="give an array",
+                found=f"condition {name!r} in {reason}",
+                expected=f"{self.dtype} of shape {list(self.shape)} or {list(shape)}, on the host",
+                remedy="give an array, or copy it to the host first",
             ) from error
         fits = array.shape in (self.shape, shape) and array.dtype.kind in "iuf"
         if not fits or (self.dtype == "int64" and array.dtype.kind == "f"):
@@ -264,18 +266,11 @@ class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             )
 
 
-def _as_array(name: str, given: ArrayLike) -> NDArray[np.generic]:
+def _as_array(given: ArrayLike) -> NDArray[np.generic]:
     """What a caller gives, also by DLPack, as an array on the host."""
     if hasattr(given, "__array__") or not hasattr(given, "__dlpack__"):
         return np.asarray(given)
-    try:
-        return np.from_dlpack(given)  # type: ignore[arg-type]
-    except (BufferError, RuntimeError) as error:
-        raise ConditionError(
-            found=f"condition {name!r} in memory that the host cannot read ({error})",
-            expected="an array on the host",
-            remedy="copy it there first",
-        ) from error
+    return np.from_dlpack(given)  # type: ignore[arg-type]
 
 
 class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -672,9 +672,9 @@ def _compiled(
         return solver(
             process, steps, lambda time: exits.depth_at(time, process.timesteps), clip=clip
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise UsageError(
-            found=f"solver {name!r} that makes no program ({error})",
+            found=f"solver {str(name)[:100]!r} that makes no program ({error})",
             expected="a solver, and options that it takes",
             remedy="docs/solvers.md lists both",
         ) from error

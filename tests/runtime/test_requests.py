@@ -329,7 +329,11 @@ def test_solvers_are_named_with_options() -> None:
         ("ddim:eta", "option 'eta'"),
         ("ddim:eta=0,eta=1", "option 'eta=1'"),
         ("ddim:clip=1", "option 'clip=1'"),
-        ("ddim:eta=high", "makes no program"),
+        ("ddim:eta=high", "option 'eta=high'"),
+        ("ddim:eta=true", "option 'eta=true'"),
+        ("dpmpp-3m:halved=no", "option 'halved=no'"),
+        ("unipc:order=2.5", "option 'order=2.5'"),
+        (f"ddim:eta={10**400}", "makes no program"),
         ("ddim:grid=even", "time grid 'even'"),
         ("unipc:order=7", "order 7"),
     ):

@@ -146,18 +146,24 @@ def solver_named(text: str) -> Solver:
             remedy="choose one of these, or give a function",
         )
     known = inspect.signature(SOLVERS[name]).parameters.values()
-    options = [each.name for each in known if each.kind == each.KEYWORD_ONLY]
-    options.remove("clip")  # the process's business
+    # The clip is the process's business, and ranges are for functions only.
+    options = {
+        each.name: "" if each.default is None else each.default
+        for each in known
+        if each.kind == each.KEYWORD_ONLY and each.name not in ("clip", "churn_range")
+    }
     given: dict[str, Any] = {}
     for setting in filter(None, settings.split(",")):
         option, equals, value = setting.partition("=")
-        if not equals or option not in options or option in given:
+        read = _value(value)
+        if not equals or option in given or not _alike(options.get(option), read):
+            likes = (f"{key} ({type(kind).__name__})" for key, kind in options.items())
             raise UsageError(
-                found=f"option {setting!r} of solver {name}",
-                expected=f"OPTION=VALUE, each once, with one of {options}",
+                found=f"option {setting[:100]!r} of solver {name}",
+                expected=f"OPTION=VALUE, each once, of {', '.join(likes)}",
                 remedy=f"for example {name}:grid=karras",
             )
-        given[option] = _value(value)
+        given[option] = read
     return partial(SOLVERS[name], **given) if given else SOLVERS[name]
 
 
@@ -167,3 +173,10 @@ def _value(text: str) -> float | str | bool:
         return msgspec.json.decode(text, type=int | float | bool)
     except msgspec.DecodeError:
         return text
+
+
+def _alike(default: object, value: object) -> bool:
+    """Whether a value is of the kind of an option's default; whole numbers are numbers too."""
+    if isinstance(default, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return default is not None and type(value) is type(default)
