@@ -46,6 +46,7 @@ app = typer.Typer(
     add_completion=False,
 )
 _INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt
+_REGRESSED = 3  # exit status of compare where the baseline was better
 out = Console()
 err = Console(stderr=True)
 
@@ -220,6 +221,106 @@ def sample(
 
 
 @app.command()
+def compare(
+    bundle: Annotated[Path, typer.Argument(help="Bundle that 'eecompile export' wrote.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the report.")],
+    engines: Annotated[
+        list[Path] | None, typer.Option("--engines", help="An engine set of that bundle.")
+    ] = None,
+    torch: Annotated[
+        Path | None,
+        typer.Option(metavar="RECIPE", help="Measure errors to the network of this recipe."),
+    ] = None,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Also what else is installed, such as OpenVINO.")
+    ] = False,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="One that must be there: onnxruntime, openvino, torch.compile, tensorrt, "
+            "tensorrt-rtx."
+        ),
+    ] = None,
+    batch: Annotated[str, typer.Option(help="Batch sizes.")] = "1,16",
+    rounds: Annotated[
+        int | None, typer.Option(help="How often each figure is measured; default by time.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of whole samplings.")] = None,
+    schedule: Annotated[
+        list[str] | None, typer.Option(help="An exit schedule, as for sample; default all.")
+    ] = None,
+    script: Annotated[
+        Path | None,
+        typer.Option(
+            "--polygraphy-script", metavar="FILE", help="Also write a script for polygraphy."
+        ),
+    ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(help="An older report.json: exit with 3 where something regressed."),
+    ] = None,
+    max_slowdown: Annotated[
+        str | None, typer.Option(help="With --baseline: how much slower; default 5%.")
+    ] = None,
+    max_error: Annotated[
+        float | None,
+        typer.Option(help="With --baseline: how much more relative error; default 1e-3."),
+    ] = None,
+) -> None:
+    """Compare engine sets: speed, memory and error of every exit, and what schedules buy."""
+    if baseline is None and (max_slowdown is not None or max_error is not None):
+        raise UsageError(
+            found="--max-slowdown or --max-error without --baseline",
+            expected="an older report.json to compare with",
+            remedy="add --baseline, or drop them",
+        )
+    if not engines and torch is None and not peers and not peer:
+        raise UsageError(
+            found="nothing to compare",
+            expected="engine sets (--engines), the trained network (--torch), or --peers",
+            remedy=f"for example eecompile compare {bundle} --engines out/cpu -o {output}",
+        )
+    with _extra("compare"):
+        from eecompile.compare import comparison as comparing
+        from eecompile.compare.gate import fraction, regressions
+        from eecompile.compare.report import read_report
+        from eecompile.compare.script import write_script
+        from eecompile.compare.tables import comparison_tables
+    comparing.check_output(output)
+    older = None if baseline is None else read_report(baseline)
+    slowdown = fraction(max_slowdown or "5%")
+    sizes, named = _numbers("--batch", batch), peer or []
+    with _phases() as report:
+        made = comparing.compare(
+            bundle,
+            engines or [],
+            recipe=torch,
+            peers=peers,
+            named=named,
+            batches=sizes,
+            rounds=_rounds(rounds),
+            steps=steps,
+            schedules=schedule,
+            report=report,
+        )
+    out.print(comparison_tables(made.report))
+    for path in comparing.write(made, output):
+        _say(f"report: {path}")
+    if script is not None:
+        write_script(script, bundle, engines or [], torch)
+        _say(f"script: {script}")
+    if older is None:
+        return
+    limit = 1e-3 if max_error is None else max_error
+    found = regressions(made.report, older, max_slowdown=slowdown, max_error=limit)
+    for text in found:
+        err.print("[bold red]regressed:[/]", _text(text), highlight=False, soft_wrap=True)
+    if found:
+        raise typer.Exit(_REGRESSED)
+    _say(f"nothing regressed against {baseline}")
+
+
+@app.command()
 def program(
     scheduler: Annotated[
         str,
@@ -290,6 +391,12 @@ def inspect(
             found="--solver, --steps or --schedule without --program",
             expected="them only for the program that sampling would run",
             remedy="add --program, or drop them",
+        )
+    if program and path.is_file():
+        raise UsageError(
+            found=f"--program beside {path}, which is a file",
+            expected="a bundle or an engine set beside --program, or a program's file alone",
+            remedy="drop --program",
         )
     if program or path.is_file():
         planner = _planner(path) if program else None
@@ -439,6 +546,14 @@ def _progress() -> Progress:
     return Progress(*columns, last, console=err, transient=True, disable=quiet)
 
 
+def _rounds(given: int | None) -> int:
+    if given is not None and given < 1:
+        raise UsageError(
+            found=f"--rounds {given}", expected="1 or more", remedy="leave it out to choose by time"
+        )
+    return given or 0
+
+
 def _numbers(option: str, text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
@@ -542,7 +657,7 @@ def _conditions(option: str, settings: list[str]) -> dict[str, Any]:
                 conditions[name] = np.load(text[1:], allow_pickle=False)
             else:
                 conditions[name] = msgspec.json.decode(text, type=float | int | list[Any])
-        except (msgspec.DecodeError, OSError, ValueError, EOFError) as error:
+        except (msgspec.DecodeError, OSError, ValueError, EOFError, RecursionError) as error:
             raise UsageError(
                 found=f"{option} {setting}",
                 expected="NAME=VALUE, where VALUE is a number, a JSON list of numbers, or "

@@ -183,7 +183,7 @@ def test_inspect_of_what_is_no_program(run: Run, tmp_path: Path) -> None:
     other.write_text('{"steps": 3}')
     fails(run("inspect", other), "no program")
     fails(run("inspect", tmp_path / "none.json"), "no manifest.json")
-    fails(run("inspect", other, "--program"), "manifest.json")
+    fails(run("inspect", other, "--program"), "which is a file")
 
 
 def test_sums_are_written_as_one_writes_them(capsys: pytest.CaptureFixture[str]) -> None:

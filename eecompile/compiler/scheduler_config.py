@@ -90,6 +90,13 @@ def scheduler_from_config(path: Path) -> Any:
     file = path / _NAME if path.is_dir() else path
     config = _read(file)
     kind = _class(file, config.get("_class_name"))
+    total = config.get("num_train_timesteps", 1)
+    if not isinstance(total, int) or not 1 <= total <= 100_000:
+        raise UsageError(
+            found=f"num_train_timesteps = {str(total)[:40]} in {file}",
+            expected="1 to 100,000",
+            remedy="give the number of timesteps that the network was trained with",
+        )
     try:
         return kind.from_config(config)
     except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
@@ -81,7 +82,15 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         Raises:
             UsageError: they may not.
         """
-        found, free = tuple(int(length) for length in shape), self.resizable
+        try:
+            found = tuple(operator.index(length) for length in shape)
+        except TypeError as error:
+            raise UsageError(
+                found=f"shape {shape!r}",
+                expected=f"whole numbers, such as {list(self.shape)}",
+                remedy="choose such a shape",
+            ) from error
+        free = self.resizable
         axes = free.axes if free else ()
         fixed = len(found) == len(self.shape) and all(
             index in axes or length == self.shape[index] for index, length in enumerate(found)
@@ -203,9 +212,10 @@ class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
                 remedy="give one value for all samples, or one for each",
             )
         self._check_range(name, array)
-        if not np.isfinite(array).all():
+        # 2**63 is no int64, and 1e300 no float32, though numpy would make something of them.
+        if not (np.abs(array.astype(np.float64)) < _LARGEST[self.dtype]).all():
             raise ConditionError(
-                found=f"condition {name!r} with NaN or infinity",
+                found=f"condition {name!r} with NaN, infinity, or beyond {self.dtype}",
                 expected="finite numbers",
                 remedy="check where they come from",
             )
@@ -232,9 +242,12 @@ class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
                 remedy="sample with guidance 1, pass it in nulls, or add it to the recipe and "
                 "export again",
             )
-        anything = msgspec.structs.replace(self, range=None, default=None, names=())
         if given is None:
             return np.full((len(samples), *self.shape), value, self.dtype)
+        known = None
+        if self.dtype == "int64" and self.range and self.null is not None:
+            known = min(self.range[0], self.null), max(self.range[1], self.null)
+        anything = msgspec.structs.replace(self, range=known, default=None, names=())
         return anything.values(name, given, samples)
 
     def _default(

@@ -8,7 +8,6 @@ A runtime needs no solver, only this list.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Annotated
 
@@ -23,17 +22,18 @@ __all__ = ["OPEN", "Program", "Step", "Term", "Update"]
 FORMAT = 2
 OPEN = 0
 """The depth of a step for which an exit schedule has yet to be chosen."""
+_LARGEST = 3.4e38  # of float32
 RESERVED = frozenset({"output", "noise"})
 
 
-class Term(msgspec.Struct, frozen=True, array_like=True):
+class Term(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """``coefficient`` times the buffer's content."""
 
     buffer: str
     coefficient: float
 
 
-class Update(msgspec.Struct, frozen=True, omit_defaults=True):
+class Update(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """Set buffer ``into`` to the sum of ``terms``, clipped to ``clip`` if given."""
 
     into: str
@@ -41,7 +41,7 @@ class Update(msgspec.Struct, frozen=True, omit_defaults=True):
     clip: tuple[float, float] | None = None
 
 
-class Step(msgspec.Struct, frozen=True, omit_defaults=True):
+class Step(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """One evaluation of the network, and the updates after it.
 
     Attributes:
@@ -75,7 +75,7 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.timestep if self.time is None else self.time
 
 
-class Program(msgspec.Struct, frozen=True, kw_only=True):
+class Program(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole trajectory, from noise to data.
 
     Buffer ``state`` starts as standard normal noise times ``initial``, and is the
@@ -100,6 +100,7 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
     format: int = FORMAT
 
     def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "steps", tuple(self.steps))
         if self.format != FORMAT:
             raise _malformed(f"a program of format {self.format}", f"format {FORMAT}")
         if not self.steps:
@@ -108,7 +109,7 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
         for index, step in enumerate(self.steps):
             for problem in _problems(step, written):
                 raise _malformed(f"{problem} in step {index}", "a program that a solver made")
-        if not math.isfinite(self.initial):
+        if not abs(self.initial) < _LARGEST:
             raise _malformed(f"initial scale {self.initial}", "a finite number")
 
     @property
@@ -144,7 +145,7 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
         """
         try:
             return msgspec.json.decode(data, type=cls)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
             raise _malformed(f"JSON that is no program ({error})", "Program.to_json()") from error
 
 
@@ -161,13 +162,14 @@ def _problems(step: Step, written: set[str]) -> Iterator[str]:
                 yield f"buffer {term.buffer!r} read before it is written"
         if update.into in RESERVED:
             yield f"reserved buffer {update.into!r} written"
-        if update.clip is not None and not update.clip[0] <= update.clip[1]:
-            yield f"clip to {list(update.clip)}"
+        bounds = update.clip or (0.0, 0.0)
+        if not -_LARGEST < bounds[0] <= bounds[1] < _LARGEST:
+            yield f"clip to {list(bounds)}"
         written.add(update.into)
     terms = [*step.input, *(term for update in step.updates for term in update.terms)]
     figures = [step.timestep, *(term.coefficient for term in terms), *(step.log_variances or ())]
-    if not all(math.isfinite(figure) for figure in (*figures, step.moment)):
-        yield "a figure that is not finite"
+    if not all(abs(figure) < _LARGEST for figure in (*figures, step.moment)):
+        yield "a figure that is not finite in float32"
 
 
 def _malformed(found: str, expected: str) -> UsageError:

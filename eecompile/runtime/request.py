@@ -20,6 +20,9 @@ Array = NDArray[np.float32]
 Inputs = dict[str, NDArray[np.generic]]
 
 
+_MOST = 1_000_000  # samples of one request; ask for more in portions
+
+
 class SampleRequest(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """Samples that one caller wants.
 
@@ -79,6 +82,19 @@ def checked(interface: Interface, request: SampleRequest) -> Checked:
     Raises:
         UsageError: an argument is out of range, a condition unknown or wrong.
     """
+    if not isinstance(request, SampleRequest):
+        raise UsageError(
+            found=f"a request of type {type(request).__name__}",
+            expected="a SampleRequest",
+            remedy="make one: SampleRequest(n=4, conditions={...})",
+        )
+    for name in ("conditions", "nulls"):
+        if not isinstance(getattr(request, name), Mapping):
+            raise ConditionError(
+                found=f"{name} {getattr(request, name)!r}",
+                expected="values by the conditions' names",
+                remedy="pass a dictionary, which may be empty",
+            )
     n, seed, first = _counts(request.n, request.seed, request.first)
     samples = range(first, first + n)
     scales = _scales(interface, request.guidance, n)
@@ -181,9 +197,10 @@ def _scales(interface: Interface, guidance: ArrayLike | None, n: int) -> Array:
     """Guidance of each sample."""
     given = interface.sampling.guidance if guidance is None else guidance
     try:
-        scales = np.asarray(given, np.float64)
-        fits = scales.shape in ((), (n,)) and bool(np.isfinite(scales.astype(np.float32)).all())
-    except (TypeError, ValueError):
+        scales = np.asarray(given)
+        fits = scales.dtype.kind in "iuf" and scales.shape in ((), (n,))
+        fits = fits and bool((np.abs(scales.astype(np.float64)) < 1e30).all())
+    except (TypeError, ValueError, OverflowError):
         fits = False
     if not fits:
         raise UsageError(
@@ -196,7 +213,7 @@ def _scales(interface: Interface, guidance: ArrayLike | None, n: int) -> Array:
 
 def _counts(n: int, seed: int, first: int) -> tuple[int, int, int]:
     checks = (
-        ("number of samples", n, 1, 2**32),
+        ("number of samples", n, 1, _MOST),
         ("seed", seed, 0, 2**64 - 1),
         ("index of the first sample", first, 0, 2**63),
     )

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eecompile.errors import BackendError, ScheduleError, UsageError
+from eecompile.errors import BackendError, EecompileError, ScheduleError, UsageError
 from eecompile.runtime.engine import Engine, open_engine
 from eecompile.runtime.handle import Handle
 from eecompile.runtime.interface import Interface
@@ -298,6 +298,7 @@ class Sampler(Handle):
             NonFiniteError: the network returned NaN or infinity.
             BackendError: the engine failed, as for want of memory.
         """
+        requests = list(requests)
         program, interval, parts = self._asked(requests, solver, steps, schedule, guidance_interval)
         found = [np.empty((r.n, *self._shape(r)), np.float32) for r in requests]
         started, evaluations = time.perf_counter(), 0
@@ -491,7 +492,7 @@ class Sampler(Handle):
         self._check_open()
         program = self.program(solver, steps, schedule)
         chosen = self.interface.sampling.guidance_interval if interval is None else interval
-        chosen = None if chosen is None else _interval(chosen)
+        chosen = None if chosen is None else _interval(chosen, self.interface.process)
         rows = [checked(self.interface, request) for request in requests]
         return program, chosen, list(batches(rows, self.engine.max_batch))
 
@@ -559,6 +560,8 @@ class Sampler(Handle):
         with self._lock:
             waiting = self._idle.get(key)
             trajectory = waiting.pop() if waiting else None
+            if waiting == []:
+                del self._idle[key]
         if trajectory is None:
             plan = Plan(
                 program=program,
@@ -669,10 +672,15 @@ def _compiled(
 ) -> Program:
     """The program of a solver; wrong types of its options are the caller's fault."""
     try:
-        return solver(
+        made = solver(
             process, steps, lambda time: exits.depth_at(time, process.timesteps), clip=clip
         )
-    except (TypeError, ValueError, ArithmeticError) as error:
+        if not isinstance(made, Program):
+            raise TypeError(f"it returned {type(made).__name__}")
+        return made
+    except EecompileError:
+        raise
+    except Exception as error:  # of anybody's function
         raise UsageError(
             found=f"solver {str(name)[:100]!r} that makes no program ({error})",
             expected="a solver, and options that it takes",
@@ -687,8 +695,9 @@ def _check_process(made: Process, wanted: Process) -> None:
         if found != expected:
             raise _other_process(f"{name} {found}", f"{name} {expected}")
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        time = share * wanted.timesteps
-        if not np.allclose(made.at(time)[1:], wanted.at(time)[1:], rtol=1e-4, atol=1e-7):
+        one, other = made.at(share * made.timesteps), wanted.at(share * wanted.timesteps)
+        alike = np.allclose(one[1:], other[1:], rtol=1e-4, atol=1e-7)
+        if not alike or not np.isclose(made.input_scale(one), wanted.input_scale(other)):
             raise _other_process("other betas, sigmas or time scale", "the network's own")
 
 
@@ -700,12 +709,12 @@ def _other_process(found: str, expected: str) -> UsageError:
     )
 
 
-def _interval(given: Interval) -> Interval:
+def _interval(given: Interval, process: Process) -> Interval:
     try:
         low, high = (float(bound) for bound in given)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         low, high = 1.0, 0.0
-    if not low <= high:
+    if isinstance(given, str) or not 0 <= low <= high <= process.timesteps:
         raise UsageError(
             found=f"guidance interval {given!r}",
             expected="two ascending times within [0, T]",

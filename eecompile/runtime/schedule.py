@@ -33,6 +33,17 @@ class ExitSchedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     thresholds: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        try:
+            depths = tuple(operator.index(depth) for depth in self.depths)
+            thresholds = tuple(float(threshold) for threshold in self.thresholds)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ScheduleError(
+                found=f"depths {self.depths!r} and thresholds {self.thresholds!r}",
+                expected="whole numbers, and fractions of T",
+                remedy="name the exits to run, and where each slice of time ends",
+            ) from error
+        msgspec.structs.force_setattr(self, "depths", depths)
+        msgspec.structs.force_setattr(self, "thresholds", thresholds)
         if len(self.depths) != len(self.thresholds) + 1:
             raise ScheduleError(
                 found=f"{len(self.depths)} depths and {len(self.thresholds)} thresholds",

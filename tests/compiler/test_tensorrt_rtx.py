@@ -336,7 +336,7 @@ def test_engines_that_would_exchange_a_multiple_of_the_batch_are_refused(
     code = f"import torch, {module}; torch.save({module}.Flat((1, 2)).state_dict(), 'flat.pt')"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
     bundle_from_recipe(recipe, tmp_path / "bundle")
-    with pytest.raises(BackendError, match="the batch itself as first axis.*per_exit"):
+    with pytest.raises(BackendError, match=r"the batch itself as first axis.*per_exit"):
         engine_set_from_bundle(tmp_path / "bundle", target("fp32"), tmp_path / "chained")
     apart = target("fp32", layout="per_exit")
     engine_set_from_bundle(tmp_path / "bundle", apart, tmp_path / "apart")

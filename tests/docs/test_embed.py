@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import re
 import sys
@@ -77,3 +78,23 @@ def test_a_bad_request_is_told_why(client: Any) -> None:
     assert answer.status_code == 422
     assert "label = 12; expected a value from 0 to 9" in answer.json()["detail"]
     assert client.post("/samples", json={"n": 0}).status_code == 422
+
+
+def test_the_service_outlives_callers_that_go_and_errors(client: Any, service: Any) -> None:
+    async def gone() -> None:
+        task = asyncio.create_task(service.samples(service.Wanted(n=1)))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    client.portal.call(gone)
+    real = service.app.state.sampler.sample_requests
+    with pytest.MonkeyPatch.context() as patch:
+
+        def fails(requests: Any) -> Any:
+            raise MemoryError("no room")
+
+        patch.setattr(service.app.state.sampler, "sample_requests", fails)
+        assert client.post("/samples", json={"seed": 1}).status_code == 500
+    assert service.app.state.sampler.sample_requests == real
+    assert client.post("/samples", json={"seed": 1}).status_code == 200

@@ -52,6 +52,16 @@ def test_a_program_survives_json(
         (lambda: program(initial=float("inf")), "inf"),
         (lambda: Program.from_json(b'{"solver": 1}'), "no program"),
         (lambda: Program.from_json(b"{"), "no program"),
+        (lambda: Program.from_json(b'{"a": ' + b"[" * 100_000), "no program"),
+        (lambda: Program.from_json(b'{"solver": "\xff\xfe"}'), "no program"),
+        (
+            lambda: Program.from_json(
+                program(Update("state", STATE, (-1, 1))).to_json().replace(b'"clip"', b'"clpi"')
+            ),
+            "clpi",
+        ),
+        (lambda: program(Update("state", (Term("state", 1e39),))), "not finite in float32"),
+        (lambda: program(Update("state", STATE, (1.0, -1.0))), "clip to"),
         (
             lambda: Program.from_json(program().to_json().replace(b'"format": 2', b'"format": 9')),
             "format 9",

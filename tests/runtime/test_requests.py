@@ -25,7 +25,7 @@ from eecompile.runtime.program import OPEN, Program, Step, Term, Update
 from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler, StepMetrics
 from eecompile.runtime.schedule import ExitSchedule
-from eecompile.runtime.solvers import ddim
+from eecompile.runtime.solvers import FACTS, ddim
 from eecompile.runtime.trajectory import HostTrajectory, Plan, Rows
 
 LABEL = Condition(dtype="int64", range=(0, 9), default="cycle", null=10)
@@ -350,3 +350,97 @@ def test_samplings_under_way_end_when_the_sampler_is_closed(sampler: Sampler) ->
         for call in calls:
             with pytest.raises(UsageError, match="closed"):
                 call.result(timeout=60)
+
+
+def test_buffers_are_kept_for_few_batches_and_never_lost(sampler: Sampler) -> None:
+    fakes = fake()
+    fakes.sample(1, steps=2)
+    steps = fakes.steps(1, steps=2)  # its buffers are in use meanwhile
+    next(steps)
+    for n in range(2, 12):
+        fakes.sample(n, steps=2)
+    assert sum(map(len, fakes._idle.values())) <= 8
+    list(steps)
+
+    def call(kind: int) -> Any:
+        return sampler.sample(1 + kind, steps=2, seed=kind, guidance=1.0 + kind % 2)
+
+    expected = [call(kind) for kind in range(10)]
+    with ThreadPoolExecutor(10) as pool:
+        found = list(pool.map(call, [*range(10)] * 3))
+    for index, samples in enumerate(found):
+        np.testing.assert_allclose(samples, expected[index % 10], atol=2e-5)
+
+
+@pytest.mark.parametrize("name", [n for n, f in FACTS.items() if "diffusion" in f.families])
+def test_every_solver_draws_garments(name: str, sampler: Sampler) -> None:
+    """The data's range is -1 to 1, its deviation about 0.7."""
+    samples = sampler.sample(4, solver=name, steps=20, schedule="full")
+    assert 0.4 < samples.std() < 0.9
+    assert np.abs(samples).max() < 1.2
+
+
+def test_edm_programs_are_for_one_sigma_data() -> None:
+    def one(sigma_data: float) -> Sampler:
+        process = Process(family="edm", prediction="edm", sigma_data=sigma_data)
+        interface = Interface(name="x", exits=(12,), state=State(shape=(4,)), process=process)
+        return Sampler(FakeEngine((12,), lambda depth, x, t, c: x), interface)
+
+    program = one(0.5).program("heun", 4, 12)
+    assert one(0.5).sample(1, solver=program).shape == (1, 4)
+    with pytest.raises(UsageError, match="other betas, sigmas"):
+        one(1.0).sample(1, solver=program)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"guidance": "2.0"}, "guidance '2.0'"),
+        ({"guidance": 10**400}, "a finite scale"),
+        ({"guidance": 1e300}, "a finite scale"),
+        ({"guidance_interval": "12"}, "guidance interval '12'"),
+        ({"guidance_interval": (0, 10**400)}, "guidance interval"),
+        ({"guidance_interval": (-5, 10)}, "within \\[0, T\\]"),
+        ({"shape": "abc"}, "shape 'abc'"),
+        ({"shape": (1.5, 4)}, "shape \\(1.5, 4\\)"),
+        ({"shape": 5}, "shape 5"),
+        ({"nulls": 5}, "nulls 5"),
+        ({"nulls": {"label": -5}, "guidance": 2.0}, "label = -5"),
+        ({"label": 2**63}, "label = 9223372036854775808"),
+        ({"n": 2**32}, "1 to 1000000"),
+        ({"solver": lambda *a, **k: None}, "it returned NoneType"),
+        ({"solver": lambda *a, **k: 1 / 0}, "division by zero"),
+    ],
+)
+def test_odd_arguments_are_refused_in_a_sentence(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        fake().sample(**{"n": 2, **arguments})
+
+
+def test_figures_beyond_a_dtype_are_refused() -> None:
+    conditions = {
+        "a": Condition(dtype="float32", default=0.0),
+        "k": Condition(dtype="int64", default=0),
+    }
+    interface = Interface(
+        name="x",
+        exits=(12,),
+        state=State(shape=(4,)),
+        conditions=conditions,
+        schedules={"full": ExitSchedule.constant(12)},
+    )
+    sampler = Sampler(FakeEngine((12,), lambda depth, x, t, c: x), interface)
+    for wrong in ({"a": 1e300}, {"k": 2**63}, {"k": np.uint64(2**64 - 1)}, {"a": float("nan")}):
+        with pytest.raises(UsageError, match="beyond"):
+            sampler.sample(1, steps=1, **wrong)
+
+
+def test_requests_come_in_any_iterable_and_are_requests() -> None:
+    sampler = fake()
+    (found,) = sampler.sample_requests((r for r in [SampleRequest(n=2)]), **QUICK)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(found, sampler.sample(2, **QUICK))
+    for wrong in (None, {}, {"n": 2}):
+        with pytest.raises(UsageError, match="a request of type"):
+            sampler.sample_requests([wrong], **QUICK)  # type: ignore[list-item]
+    with pytest.raises(UsageError, match="conditions None"):
+        sampler.check(SampleRequest(conditions=None))  # type: ignore[arg-type]

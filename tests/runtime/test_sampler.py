@@ -376,8 +376,13 @@ def test_outputs_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
 
 def test_what_a_backend_raises_is_a_sentence(engine_sets: dict[str, Path]) -> None:
     with Sampler.open(engine_sets["per_exit"]) as sampler:
+        label = sampler.interface.conditions["label"]
+        anything = msgspec.structs.replace(label, range=None, names=(), default=0)
+        sampler.interface = msgspec.structs.replace(
+            sampler.interface, conditions={"label": anything}
+        )
         with pytest.raises(BackendError, match="exit 3 failing at timestep 999") as caught:
-            sampler.sample(1, steps=2, guidance=2, nulls={"label": 99})
+            sampler.sample(1, steps=2, label=99)
         assert "\n" not in str(caught.value)
 
 

@@ -61,3 +61,11 @@ def test_tables_check_themselves() -> None:
         ExitSchedule((0,))
     with pytest.raises(ScheduleError, match=r"depth 5 .* one of the exits \[3, 6\]"):
         ExitSchedule((3, 5), (0.5,)).check([6, 3])
+
+
+def test_lists_are_as_good_as_tuples() -> None:
+    assert ExitSchedule([12, 6], [0.5]) == ExitSchedule((12, 6), (0.5,))  # type: ignore[arg-type]
+    assert hash(ExitSchedule([12, 6], [0.5]))  # type: ignore[arg-type]
+    for depths, thresholds in (((6, 3), ("a",)), ((6.5, 3), (0.5,)), ((6, 3), 5)):
+        with pytest.raises(ScheduleError, match="fractions of T"):
+            ExitSchedule(depths, thresholds)  # type: ignore[arg-type]

@@ -212,13 +212,19 @@ def test_a_learned_variance_is_that_of_diffusers(drawn: Any) -> None:
 @pytest.mark.parametrize("grid", ["leading", "trailing"])
 @pytest.mark.parametrize("steps", [2, 3, 10, 20])
 @pytest.mark.parametrize("start", ["linear", "runge_kutta"])
-def test_pndm_is_that_of_diffusers(start: str, steps: int, grid: str) -> None:
+@pytest.mark.parametrize(
+    ("betas", "prediction"), [("scaled_linear", "epsilon"), ("cosine", "v_prediction")]
+)
+def test_pndm_is_that_of_diffusers(
+    betas: str, prediction: str, start: str, steps: int, grid: str
+) -> None:
     if start == "runge_kutta" and steps < 4:
         pytest.skip("diffusers wants four steps")
-    process = Process(betas="scaled_linear")
+    process = Process(betas=betas, prediction=prediction)  # type: ignore[arg-type]
     scheduler = scheduler_of(
         "PNDMScheduler",
         process,
+        prediction_type=prediction,
         skip_prk_steps=start == "linear",
         set_alpha_to_one=True,
         timestep_spacing=grid,

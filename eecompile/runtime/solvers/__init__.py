@@ -82,8 +82,8 @@ class Facts(msgspec.Struct, frozen=True):
     Attributes:
         solver: the function.
         source: paper, as "arXiv" and its number.
-        order: with which it converges, at its default options, as steps grow (the
-            stochastic ones in distribution); None where more steps are no aim.
+        order: with which it converges as steps grow, where sigma is smooth in time and the
+            grid fine (the stochastic ones in distribution); None where more steps are no aim.
         evaluations: of the network, a step.
         extra: evaluations beyond these in a trajectory, negative where there are fewer.
         stochastic: whether it draws noise in its steps, at its default options.
@@ -169,6 +169,8 @@ def solver_named(text: str) -> Solver:
 
 def _value(text: str) -> float | str | bool:
     """A number, ``true`` or ``false``, or a word."""
+    if text in ("True", "False"):
+        return text == "True"
     try:
         return msgspec.json.decode(text, type=int | float | bool)
     except msgspec.DecodeError:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from eecompile.runtime.grids import Grid, points
 from eecompile.runtime.process import Point, Process
 from eecompile.runtime.program import Program
-from eecompile.runtime.solvers._common import DepthAt, intervals, noise_step, require, title
-from eecompile.runtime.solvers.pndm import FAMILIES, averaged
+from eecompile.runtime.solvers._common import DepthAt, intervals, require, title
+from eecompile.runtime.solvers.pndm import FAMILIES, averaged, predicted, transfer
 from eecompile.runtime.tape import Tape, Value
 
 __all__ = ["f_pndm"]
@@ -44,19 +44,22 @@ def f_pndm(
     tape = Tape(process, depth_at, visited[0], clip)
     past: list[Value] = []
     for index, (now, after) in enumerate(intervals(visited)):
-        noise = tape.keep(tape.evaluate(tape.state, now).noise, "slope")
-        past = [noise, *past][:4]
+        slope = tape.keep(predicted(tape, tape.state, now), "slope")
+        past = [slope, *past][:4]
         runge_kutta = index < 3 and after.sigma > 0
-        mean = _runge_kutta(tape, now, after, noise) if runge_kutta else averaged(past)
-        tape.advance(noise_step(tape.state, now, after, mean))
+        mean = _runge_kutta(tape, now, after, slope) if runge_kutta else averaged(past)
+        tape.advance(transfer(tape, tape.state, now, after, mean))
     return tape.finish(title("f-pndm", grid))
 
 
 def _runge_kutta(tape: Tape, now: Point, after: Point, first: Value) -> Value:
-    """The mean noise over the step, by the classical method's four evaluations."""
-    middle = tape.process.at((now.time + after.time) / 2)
-    start = tape.state
-    second = tape.keep(tape.evaluate(noise_step(start, now, middle, first), middle).noise, "second")
-    third = tape.keep(tape.evaluate(noise_step(start, now, middle, second), middle).noise, "third")
-    fourth = tape.evaluate(noise_step(start, now, after, third), after).noise
+    """The mean prediction over the step, by the classical method's four evaluations."""
+    middle, start = tape.process.at((now.time + after.time) / 2), tape.state
+
+    def at(point: Point, slope: Value) -> Value:
+        return predicted(tape, transfer(tape, start, now, point, slope), point)
+
+    second = tape.keep(at(middle, first), "second")
+    third = tape.keep(at(middle, second), "third")
+    fourth = at(after, third)
     return (first + 2 * second + 2 * third + fourth) / 6

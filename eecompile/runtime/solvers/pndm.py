@@ -10,14 +10,16 @@ from eecompile.runtime.process import Family, Point, Process
 from eecompile.runtime.program import Program
 from eecompile.runtime.solvers._common import (
     DepthAt,
+    data_step,
+    first_step,
     intervals,
     noise_step,
     require,
     title,
 )
-from eecompile.runtime.tape import Tape, Value
+from eecompile.runtime.tape import Prediction, Tape, Value
 
-__all__ = ["FAMILIES", "averaged", "pndm", "record"]
+__all__ = ["FAMILIES", "averaged", "pndm", "predicted", "record", "transfer"]
 
 FAMILIES: tuple[Family, ...] = ("diffusion", "edm")
 # Adams and Bashforth's weights, newest first.
@@ -62,18 +64,42 @@ def record(tape: Tape, visited: list[Point], order: int) -> None:
     """Record steps of the linear multistep method, the first by improved Euler."""
     past: list[Value] = []
     for index, (now, after) in enumerate(intervals(visited)):
-        noise = tape.keep(tape.evaluate(tape.state, now).noise, "slope")
-        past = [noise, *past][:order]
+        slope = tape.keep(predicted(tape, tape.state, now), "slope")
+        past = [slope, *past][:order]
         if index == 0 and after.sigma:
-            guess = noise_step(tape.state, now, after, noise)
-            mean = (noise + tape.evaluate(guess, after).noise) / 2
+            guess = transfer(tape, tape.state, now, after, slope)
+            mean = (slope + predicted(tape, guess, after)) / 2
         else:
             mean = averaged(past)
-        tape.advance(noise_step(tape.state, now, after, mean))
+        tape.advance(transfer(tape, tape.state, now, after, mean))
+
+
+def predicted(tape: Tape, state: Value, now: Point) -> Value:
+    """What the network predicts of ``state``, in its own terms, of which means are taken.
+
+    Means of the noise that a velocity stands for would be multiplied by sigma / alpha,
+    which is huge where there is hardly any data.
+    """
+    data, noise = tape.evaluate(state, now)
+    if tape.process.prediction == "sample":
+        return data
+    if tape.process.prediction == "v_prediction":
+        return now.alpha * noise - now.sigma * data
+    return noise
+
+
+def transfer(tape: Tape, state: Value, now: Point, after: Point, mean: Value) -> Value:
+    """The state at ``after``, if the network predicted ``mean`` at ``now``."""
+    if tape.process.prediction == "sample":
+        return data_step(state, now, after, mean)
+    if tape.process.prediction == "v_prediction":
+        data, noise = now.alpha * state - now.sigma * mean, now.sigma * state + now.alpha * mean
+        return first_step(Prediction(data, noise), after)
+    return noise_step(state, now, after, mean)
 
 
 def averaged(past: list[Value]) -> Value:
-    """The mean noise over the next step, extrapolated from former ones, newest first."""
+    """The mean prediction over the next step, extrapolated from former ones, newest first."""
     total = Value({})
     for value, weight in zip(past, _WEIGHTS[len(past) - 1], strict=True):
         total += weight * value

@@ -1,0 +1,301 @@
+"""What is compared: engine sets, the trained network, and what people would use instead."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from importlib import metadata
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal, cast
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from eecompile.bundle import WEIGHTS, exit_graph_name
+from eecompile.compare.report import Candidate
+from eecompile.compare.runners import (
+    EngineRunner,
+    ExitRunner,
+    OnnxRuntimeRunner,
+    OpenvinoRunner,
+    TensorrtRunner,
+    TorchRunner,
+    TrainedNetwork,
+    check_belongs,
+    check_recipe,
+    checked_bundle,
+    checked_engine_set,
+    no_gpu,
+    require,
+)
+from eecompile.errors import UsageError
+from eecompile.probes import gpus
+from eecompile.recipe import Target, Tolerance
+from eecompile.runtime.engine import Engine, open_engine
+from eecompile.runtime.handle import Handle
+from eecompile.runtime.interface import Interface
+
+__all__ = [
+    "DEFAULT",
+    "PEERS",
+    "Opened",
+    "RunnersEngine",
+    "Source",
+    "Spec",
+    "described",
+    "opened",
+    "peer",
+    "specs",
+    "tolerance",
+]
+
+Source = Literal[
+    "engines", "torch", "torch.compile", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"
+]
+Array = NDArray[np.float32]
+PEERS: tuple[Source, ...] = (
+    "onnxruntime",
+    "openvino",
+    "torch.compile",
+    "tensorrt",
+    "tensorrt-rtx",
+)
+"""What people would use instead, by the names that ``--peer`` takes."""
+
+_PACKAGES = {
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "openvino": ("openvino",),
+    "tensorrt": ("tensorrt", "polygraphy"),
+    "tensorrt-rtx": ("tensorrt-rtx", "polygraphy"),
+    "torch": ("torch",),
+    "torch.compile": ("torch",),
+}
+DEFAULT = Tolerance()
+"""How far the outputs of what has no target may be from the reference's."""
+_LIBRARIES = {"tensorrt": ("tensorrt", "tensorrt"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
+_UNLIMITED = 1 << 16  # samples in a batch of what has no limit of its own
+
+
+class Spec(msgspec.Struct, frozen=True, kw_only=True):
+    """A candidate before it is opened; a child process can be told of it.
+
+    Attributes:
+        name: in the report.
+        source: what evaluates.
+        bundle: the bundle's folder.
+        path: the engine set's folder; of torch, the recipe.
+    """
+
+    name: str
+    source: Source
+    bundle: str
+    path: str = ""
+
+    @property
+    def apart(self) -> bool:
+        """Whether polygraphy must run it in a process of its own, by its switch."""
+        return self.source in ("tensorrt", "tensorrt-rtx")
+
+
+class Opened:
+    """A candidate that is ready to be measured.
+
+    Attributes:
+        runners: by depth; they are not yet active.
+        engine: of an engine set, else None.
+        max_batch: largest batch that it takes.
+    """
+
+    def __init__(
+        self,
+        interface: Interface,
+        runners: Mapping[int, ExitRunner],
+        engine: Engine | None = None,
+    ) -> None:
+        self.interface, self.runners, self.engine = interface, runners, engine
+        self.max_batch = engine.max_batch if engine else _UNLIMITED
+
+
+class RunnersEngine(Handle):
+    """Runners of all exits as the runtime's engine: peers sample in the same loop.
+
+    Args:
+        runners: by depth; they are active while this is open.
+    """
+
+    precision, max_batch = "fp32", _UNLIMITED
+
+    def __init__(self, runners: Mapping[int, ExitRunner]) -> None:
+        self.exits = tuple(runners)
+        self._runners = runners
+        with ExitStack() as stack:
+            for runner in runners.values():
+                stack.enter_context(runner)
+            self._stack = stack.pop_all()
+
+    def evaluate(
+        self, depth: int, x: Array, t: Array, conditions: Mapping[str, NDArray[np.generic]]
+    ) -> Sequence[Array]:
+        """See :meth:`eecompile.runtime.engine.Engine.evaluate`."""
+        feed = {"x": x, "t": t, **conditions}
+        return list(self._runners[depth].infer(feed, check_inputs=False).values())
+
+    def close(self) -> None:
+        """Deactivate the runners."""
+        self._stack.close()
+
+
+def specs(bundle: Path, engines: Sequence[Path], recipe: Path | None) -> list[Spec]:
+    """The engine sets, and the trained network where a recipe is given; it comes first.
+
+    Raises:
+        UsageError: an engine set was not built from the bundle, or is named twice.
+        BundleError: a folder is not intact.
+    """
+    checked_bundle(bundle)
+    found = [Spec(name="torch", source="torch", bundle=str(bundle), path=str(recipe))]
+    named = [(check_belongs(bundle, folder).target.name, folder) for folder in engines]
+    counts = Counter(name for name, _ in named)
+    for name, folder in named:
+        shown = f"{name} ({folder.name})" if counts[name] > 1 else name
+        found.append(Spec(name=shown, source="engines", bundle=str(bundle), path=str(folder)))
+    twice = [name for name, count in Counter(spec.name for spec in found).items() if count > 1]
+    if twice:
+        raise UsageError(
+            found=f"two candidates named {twice[0]}",
+            expected="engine sets of different targets, or folders of different names",
+            remedy="name each engine set once, or rename a folder",
+        )
+    return found if recipe else found[1:]
+
+
+def peer(source: Source, bundle: Path, recipe: Path | None) -> Spec:
+    """What people would use instead, when it can run here.
+
+    Raises:
+        BackendError: a package or a GPU is missing.
+        UsageError: it needs the recipe, and there is none.
+    """
+    if source == "torch.compile":
+        require("torch", "eecompile[export]")
+        if recipe is None:
+            raise UsageError(
+                found="torch.compile without the trained network",
+                expected="the export recipe that names it",
+                remedy="add --torch RECIPE",
+            )
+    elif source in ("tensorrt", "tensorrt-rtx"):
+        module, extra = _LIBRARIES[source]
+        require(module, f"eecompile[{extra}]")
+        if not gpus():
+            raise no_gpu(source)
+    else:
+        require(source, {"onnxruntime": "eecompile[cpu]"}.get(source))
+    path = str(recipe) if source == "torch.compile" else ""
+    return Spec(name=source, source=source, bundle=str(bundle), path=path)
+
+
+@contextmanager
+def opened(spec: Spec, network: TrainedNetwork | None = None) -> Iterator[Opened]:
+    """A candidate, open as long as the block lasts.
+
+    Args:
+        spec: of the candidate.
+        network: the trained network, where it is loaded already.
+
+    Raises:
+        EecompileError: a package is missing, or refuses what it is given.
+    """
+    interface = checked_bundle(spec.bundle).interface
+    with ExitStack() as stack:
+        engine = None
+        if spec.source == "engines":
+            engine, _ = open_engine(Path(spec.path))
+            stack.enter_context(engine)
+        elif spec.source in ("torch", "torch.compile"):
+            network = network or TrainedNetwork(spec.bundle, spec.path)
+        elif spec.apart:
+            spec = msgspec.structs.replace(spec, path=stack.enter_context(_plans(spec)))
+        runners = {depth: _runner(spec, depth, engine, network) for depth in interface.exits}
+        yield Opened(interface, runners, engine)
+
+
+def _runner(
+    spec: Spec, depth: int, engine: Engine | None, network: TrainedNetwork | None
+) -> ExitRunner:
+    match spec.source:
+        case "engines":
+            return EngineRunner(spec.path, depth, engine=engine, name=spec.name)
+        case "onnxruntime":
+            return OnnxRuntimeRunner(spec.bundle, depth, name=spec.name)
+        case "openvino":
+            return OpenvinoRunner(spec.bundle, depth, name=spec.name)
+        case "torch" | "torch.compile":
+            assert network is not None
+            compiled = spec.source == "torch.compile"
+            return TorchRunner(network, depth, compiled=compiled, name=spec.name)
+        case _:
+            return TensorrtRunner(spec.path, depth, name=spec.name)
+
+
+@contextmanager
+def _plans(spec: Spec) -> Iterator[str]:
+    """An engine set in FP32 with a plan an exit, for as long as the block lasts."""
+    from eecompile.compiler.build import engine_set_from_bundle
+
+    with TemporaryDirectory() as folder:
+        backend = cast(Literal["tensorrt", "tensorrt-rtx"], spec.source)
+        target = Target(name=spec.source, backend=backend)
+        engine_set_from_bundle(Path(spec.bundle), target, Path(folder) / "plans")
+        yield str(Path(folder) / "plans")
+
+
+def described(spec: Spec) -> Candidate:
+    """What a report says of a candidate before anything was measured."""
+    if spec.source == "engines":
+        manifest = checked_engine_set(spec.path)
+        target = manifest.target
+        return Candidate(
+            name=spec.name,
+            kind="engines",
+            backend=target.backend,
+            precision=target.precision,
+            layout=target.layout,
+            versions=_versions(target.backend),
+            bytes=sum(record.bytes for record in manifest.files),
+        )
+    return Candidate(
+        name=spec.name,
+        kind="torch" if spec.source == "torch" else "peer",
+        backend="torch" if spec.source == "torch.compile" else spec.source,
+        precision="fp32",
+        versions=_versions(spec.source),
+        bytes=_bytes(spec),
+    )
+
+
+def tolerance(spec: Spec) -> Tolerance:
+    """How far a candidate's outputs may be from the reference's: its target's, if it has one."""
+    return checked_engine_set(spec.path).target.tolerance if spec.source == "engines" else DEFAULT
+
+
+def _bytes(spec: Spec) -> int | None:
+    """What lies on the disk: a checkpoint, or the graphs and their weights."""
+    manifest = checked_bundle(spec.bundle)
+    if spec.source in ("torch", "torch.compile"):
+        return check_recipe(manifest, Path(spec.path)).stat().st_size
+    if spec.apart:
+        return None
+    names = {exit_graph_name(depth) for depth in manifest.interface.exits} | {WEIGHTS}
+    return sum(record.bytes for record in manifest.files if record.name in names)
+
+
+def _versions(backend: str) -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES[backend]:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found

@@ -1,0 +1,180 @@
+"""Whole samplings: how long they take with each exit schedule, and what they lead to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eecompile.compare.candidates import Opened, RunnersEngine
+from eecompile.compare.measure import interleaved
+from eecompile.compare.report import Settings, Trajectory
+from eecompile.compiler.verify import random_inputs
+from eecompile.interrupt import check
+from eecompile.runtime.interface import Interface
+from eecompile.runtime.sampler import Sampler
+from eecompile.runtime.schedule import ExitSchedule
+
+__all__ = ["FULL", "Sampled", "pictures", "trajectories"]
+
+Array = NDArray[np.float32]
+FULL = "full"
+_SHOWN = 8  # pictures a strip
+_LEAST = 3  # rounds
+
+
+class Sampled(NamedTuple):
+    """Trajectories, their samples by (candidate, schedule), and what failed."""
+
+    trajectories: list[Trajectory]
+    states: dict[tuple[str, str], Array]
+    failures: dict[str, Exception]
+
+
+class _Run(NamedTuple):
+    """One candidate with one schedule."""
+
+    depths: tuple[int, ...]
+    sample: Callable[[], Array]
+
+
+def trajectories(
+    candidates: Mapping[str, Opened],
+    interface: Interface,
+    schedules: Mapping[str, ExitSchedule],
+    settings: Settings,
+    *,
+    seconds: float,
+    report: Callable[[str, int, int], object],
+) -> Sampled:
+    """Sample with every candidate and schedule, in turns.
+
+    Args:
+        candidates: by name.
+        interface: of the network.
+        schedules: by name; full depth is added.
+        settings: solver, steps, seed, rounds; the largest batch size is sampled.
+        seconds: about how long to measure, where ``settings.rounds`` is 0.
+        report: told of each sampling.
+    """
+    wanted = {FULL: ExitSchedule.constant(interface.exits[-1])} | dict(schedules)
+    failures: dict[str, Exception] = {}
+    states: dict[tuple[str, str], Array] = {}
+    runs: dict[tuple[str, str], _Run] = {}
+    samplers: list[Sampler] = []
+    try:
+        for index, (name, candidate) in enumerate(candidates.items()):
+            report("sampling with each schedule", index, len(candidates))
+            try:
+                engine = candidate.engine or RunnersEngine(candidate.runners)
+                sampler = Sampler(engine, interface)
+                if candidate.engine is None:  # an engine set's is closed by its owner
+                    samplers.append(sampler)
+                made = {key: _run(sampler, key, wanted[key], settings) for key in wanted}
+                states |= {(name, key): run.sample() for key, run in made.items()}
+            except Exception as error:  # a library's errors share no base class
+                check()
+                failures[name] = error
+            else:
+                runs |= {(name, key): run for key, run in made.items()}
+        report("timing trajectories", 0, 0)
+        timings = interleaved(
+            {f"{name}\n{key}": run.sample for (name, key), run in runs.items()},
+            rounds=settings.rounds or None,
+            seconds=seconds,
+            least=_LEAST,
+            warm=True,
+        )
+    finally:
+        for sampler in samplers:
+            sampler.close()
+    for joined, failure in timings.failures.items():
+        failures.setdefault(joined.partition("\n")[0], failure)
+    times = {tuple(joined.split("\n")): found for joined, found in timings.seconds.items()}
+    medians = {key: float(np.median(found)) for key, found in times.items() if found}
+    found = [
+        _figures(key, run, medians, states, interface, max(settings.batches))
+        for key, run in runs.items()
+        if key in medians and (key[0], FULL) in medians
+    ]
+    return Sampled(found, states, failures)
+
+
+def _run(sampler: Sampler, name: str, schedule: ExitSchedule, settings: Settings) -> _Run:
+    interface, batch = sampler.interface, max(settings.batches)
+    program = sampler.program(settings.solver, settings.steps, schedule)
+    given = random_inputs(interface, batch, 0, seed=settings.seed)
+    specs = interface.conditions
+    conditions: dict[str, Any] = {k: given[k] for k, c in specs.items() if c.default is None}
+    nulls = {k: np.zeros(c.shape, c.dtype) for k, c in specs.items() if c.null is None}
+    return _Run(
+        program.depths,
+        lambda: sampler.sample(
+            batch, solver=program, seed=settings.seed, nulls=nulls, **conditions
+        ),
+    )
+
+
+def _figures(
+    key: tuple[str, str],
+    run: _Run,
+    medians: Mapping[Any, float],
+    states: Mapping[tuple[str, str], Array],
+    interface: Interface,
+    batch: int,
+) -> Trajectory:
+    name, schedule = key
+    full = states[name, FULL]
+    low, high = interface.state.range or (float(full.min()), float(full.max()))
+    squares = np.square(np.subtract(states[key], full, dtype=np.float64))
+    distance = math.sqrt(float(squares.mean())) / (high - low)
+    apart = schedule != FULL
+    return Trajectory(
+        candidate=name,
+        schedule=schedule,
+        depths=run.depths,
+        batch=batch,
+        seconds_per_sample=medians[key] / batch,
+        speedup=medians[name, FULL] / medians[key],
+        ideal=len(run.depths) / sum(map(interface.cost, run.depths)),
+        psnr=-20 * math.log10(distance) if apart and distance else None,
+        distance=distance if apart else None,
+    )
+
+
+def pictures(
+    states: Mapping[tuple[str, str], Array], interface: Interface, chosen: Sequence[str]
+) -> dict[str, bytes]:
+    """A PNG strip of the first samples for each candidate and schedule, by label.
+
+    Empty where samples are no pictures, or the package to draw them is missing.
+
+    Args:
+        states: samples by candidate and schedule.
+        interface: of the network.
+        chosen: candidates to show.
+    """
+    from eecompile.errors import UsageError
+
+    try:
+        from eecompile.pictures import check_pictures, save_grid
+
+        check_pictures(interface.state.shape)
+    except (ImportError, UsageError):
+        return {}
+    made = {}
+    with TemporaryDirectory() as folder:
+        for (name, schedule), samples in states.items():
+            if name in chosen:
+                label, path = f"{name}, {schedule}", Path(folder) / "strip.png"
+                low, high = float(samples.min()), float(samples.max()) + 1e-6
+                bounds = interface.state.range or (low, high)
+                shown = samples[:_SHOWN]
+                save_grid(shown, bounds, path, title=label, columns=len(shown))
+                made[label] = path.read_bytes()
+    return made

@@ -1,0 +1,115 @@
+"""Debian's Chromium without a window, for tests of pages."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--force-color-profile=srgb",
+)
+
+
+class Browser:
+    """A Chromium with one page open."""
+
+    def __init__(self, driver: Any) -> None:
+        self.driver = driver
+
+    def open(self, path: Path, *, width: int = 1200, height: int = 900, dark: bool = False) -> None:
+        """Load a page afresh and wait until its plots are drawn; earlier logs are dropped."""
+        self.width(width, height)
+        self.theme(dark=dark)
+        self.driver.get("about:blank")
+        for kind in ("browser", "performance"):
+            self.driver.get_log(kind)
+        self.driver.get(path.as_uri())
+        self.driver.set_script_timeout(20)
+        drawn = self.driver.execute_async_script(
+            """
+            const done = arguments[0];
+            const look = () => document.documentElement.dataset.plots;
+            const wait = () => look() ? done(look()) : setTimeout(wait, 20);
+            wait();
+            """
+        )
+        assert drawn == "drawn", self.complaints()
+
+    def run(self, script: str, *arguments: object) -> Any:
+        """What a script returns."""
+        return self.driver.execute_script(script, *arguments)
+
+    def width(self, width: int, height: int = 900) -> None:
+        """Make the screen ``width`` CSS pixels wide, and wait until the page has followed."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        self.settle()
+
+    def theme(self, *, dark: bool) -> None:
+        """Change the system's theme, and wait until the page has followed."""
+        feature = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait for two frames."""
+        self.driver.execute_async_script(
+            "const done = arguments[0];"
+            "requestAnimationFrame(() => requestAnimationFrame(() => done()));"
+        )
+
+    def complaints(self) -> list[str]:
+        """What the page wrote to the console since it was opened."""
+        return [entry["message"] for entry in self.driver.get_log("browser")]
+
+    def requests(self) -> list[str]:
+        """Addresses that the page asked for since it was opened, without its own data."""
+        events = [json.loads(entry["message"]) for entry in self.driver.get_log("performance")]
+        asked = [
+            event["message"]["params"]["request"]["url"]
+            for event in events
+            if event["message"]["method"] == "Network.requestWillBeSent"
+        ]
+        return [address for address in asked if not address.startswith(("data:", "about:"))]
+
+    def picture(self, path: Path) -> None:
+        """Write the whole page as a PNG."""
+        import base64
+
+        options = {"captureBeyondViewport": True}
+        shot = self.driver.execute_cdp_cmd("Page.captureScreenshot", options)
+        path.write_bytes(base64.b64decode(shot["data"]))
+
+
+@contextmanager
+def chromium(profile: Path) -> Iterator[Browser]:
+    """A browser with an empty profile; the test is skipped where there is none."""
+    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if program is None or driver is None:
+        pytest.skip("no Chromium here: apt-get install chromium chromium-driver")
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for flag in (*FLAGS, f"--user-data-dir={profile}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    try:
+        yield Browser(browser)
+    finally:
+        browser.quit()

@@ -1,0 +1,266 @@
+"""Comparisons of real engine sets: what a report says, and what it does where something fails."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+from polygraphy.comparator import RunResults
+
+from eecompile.bundle import open_engine_set, records, write_manifest
+from eecompile.compare import runners
+from eecompile.compare.accuracy import accuracy, outputs_of
+from eecompile.compare.candidates import Spec, opened
+from eecompile.compare.comparison import PAGE, REPORT, Comparison, check_output, compare, write
+from eecompile.compare.measure import Answer, Job, in_child, interleaved, points, quiet
+from eecompile.compare.report import read_report
+from eecompile.errors import BackendError, NonFiniteError, OutputExistsError, UsageError
+from eecompile.recipe import Tolerance
+from tests.conftest import RECIPE
+
+Copied = Callable[[Path], Path]
+FAST: dict[str, Any] = {"batches": (1, 3), "rounds": 2, "steps": 2}
+EXITS = [3, 6, 9, 12]
+
+
+@pytest.fixture(scope="module")
+def comparison(bundle: Path, engine_sets: dict[str, Path]) -> Comparison:
+    """The trained network, both layouts, ONNX Runtime, and whatever else there is."""
+    return compare(
+        bundle,
+        list(engine_sets.values()),
+        recipe=RECIPE,
+        named=["onnxruntime", "openvino"],
+        **FAST,
+    )
+
+
+def test_every_cell_is_measured(comparison: Comparison) -> None:
+    report = comparison.report
+    names = [each.name for each in report.candidates]
+    assert names == ["torch", "cpu", "cpu-chained", "onnxruntime", "openvino"]
+    assert [each.kind for each in report.candidates] == ["torch", *["engines"] * 2, *["peer"] * 2]
+    for each in report.candidates:
+        assert not each.skipped
+        assert each.versions
+        assert (each.bytes or 0) > 1 << 20
+        assert (each.resident_mib or 0) > 5
+        assert [exit_.depth for exit_ in each.exits] == EXITS
+        for exit_ in each.exits:
+            assert [latency.batch for latency in exit_.latencies] == [1, 3]
+            for latency in exit_.latencies:
+                assert 0 < latency.median <= latency.p90
+                assert latency.rounds == 2
+
+
+def test_errors_are_to_the_trained_network_at_many_timesteps(comparison: Comparison) -> None:
+    report = comparison.report
+    assert report.reference == "torch"
+    assert len(report.settings.timesteps) >= 5
+    assert report.settings.timesteps[0] == 0
+    assert report.settings.timesteps[-1] == 999
+    for each in report.candidates:
+        for exit_ in each.exits:
+            assert exit_.passed
+            if each.name == "torch":
+                assert not exit_.errors
+                continue
+            timesteps = {point.timestep for point in exit_.errors}
+            assert timesteps == set(report.settings.timesteps)
+            assert all(0 < point.worst < 1e-4 for point in exit_.errors)
+            assert exit_.metrics["cosine"] > 0.99999
+            assert exit_.metrics["psnr"] > 80
+            assert exit_.metrics["l2"] < 1e-2
+
+
+def test_trajectories_have_speed_and_distance(comparison: Comparison) -> None:
+    found = {(each.candidate, each.schedule): each for each in comparison.report.trajectories}
+    assert len(found) == 5 * 3
+    for (_, schedule), each in found.items():
+        assert each.batch == 3
+        assert each.seconds_per_sample > 0
+        assert each.ideal == pytest.approx(12 * len(each.depths) / sum(each.depths))
+        if schedule == "full":
+            assert (each.speedup, each.psnr) == (1, None)
+        else:
+            assert each.psnr is not None
+            assert each.distance is not None
+            assert each.psnr == pytest.approx(-20 * np.log10(each.distance))
+    psnrs = [found[name, "fast"].psnr for name in ("torch", "cpu", "openvino")]
+    assert np.ptp(np.array(psnrs, float)) < 0.1
+
+
+def test_the_same_seeds_are_drawn_for_every_candidate_and_schedule(comparison: Comparison) -> None:
+    assert len(comparison.images) == 5 * 3
+    assert all(data.startswith(b"\x89PNG") for data in comparison.images.values())
+
+
+def test_a_report_is_written_and_read_again(comparison: Comparison, tmp_path: Path) -> None:
+    folder = tmp_path / "report"
+    written = write(comparison, folder)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(p.name for p in written)
+    assert read_report(folder / REPORT) == comparison.report
+    check_output(folder)
+    (folder / "notes.txt").touch()
+    with pytest.raises(OutputExistsError, match=r"notes\.txt"):
+        write(comparison, folder)
+    assert PAGE == "report.html"
+
+
+def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "report").touch()
+    with pytest.raises(OutputExistsError, match="report"):
+        check_output(tmp_path / "report")
+
+
+def perturbed(folder: Path, factor: float) -> Path:
+    """The engine set with other weights, and a manifest that says so."""
+    path = folder / "weights.safetensors"
+    data = path.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    weights = np.frombuffer(data[start:], np.float32) * np.float32(factor)
+    path.write_bytes(data[:start] + weights.tobytes())
+    write_manifest(folder, replace(open_manifest(folder), files=records(folder)))
+    return folder
+
+
+def open_manifest(folder: Path) -> Any:
+    import msgspec
+
+    from eecompile.bundle import MANIFEST, EngineManifest
+
+    return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=EngineManifest)
+
+
+def test_a_perturbed_engine_set_is_caught(
+    bundle: Path, engine_sets: dict[str, Path], copied: Copied
+) -> None:
+    bad = perturbed(copied(engine_sets["per_exit"]), 1.01)
+    assert open_engine_set(bad)
+    report = compare(bundle, [bad, engine_sets["chained"]], **FAST).report
+    assert report.reference == "onnxruntime"
+    verdicts = {each.name: [exit_.passed for exit_ in each.exits] for each in report.candidates}
+    assert verdicts == {"onnxruntime": [True] * 4, "cpu": [False] * 4, "cpu-chained": [True] * 4}
+
+
+def test_what_fails_half_way_keeps_the_others_results(
+    bundle: Path, engine_sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    infer = runners.OpenvinoRunner.infer_impl
+
+    def failing(self: Any, feed_dict: Any) -> Any:
+        if self.depth == 9:
+            raise RuntimeError("no memory left")
+        return infer(self, feed_dict)
+
+    monkeypatch.setattr(runners.OpenvinoRunner, "infer_impl", failing)
+    report = compare(bundle, [engine_sets["chained"]], named=["openvino"], **FAST).report
+    found = {each.name: each for each in report.candidates}
+    assert found["openvino"].skipped == "exit 9: RuntimeError: no memory left"
+    assert [exit_.depth for exit_ in found["openvino"].exits] == [3, 6]
+    assert not found["cpu-chained"].skipped
+    assert [exit_.depth for exit_ in found["cpu-chained"].exits] == EXITS
+    assert {each.candidate for each in report.trajectories} == {"onnxruntime", "cpu-chained"}
+
+
+def test_a_missing_peer_is_left_out_with_its_reason_or_refused_by_name(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = runners.find_spec
+    monkeypatch.setattr(
+        runners, "find_spec", lambda name: None if name == "openvino" else known(name)
+    )
+    with pytest.raises(BackendError, match=r"pip install 'eecompile\[openvino\]'"):
+        compare(bundle, named=["openvino"], **FAST)
+    with pytest.raises(UsageError, match=r"add --torch RECIPE"):
+        compare(bundle, named=["torch.compile"], **FAST)
+    report = compare(bundle, peers=True, schedules=["fast"], **FAST).report
+    skipped = {each.name: each.skipped for each in report.candidates if each.skipped}
+    assert "no package openvino" in skipped["openvino"]
+    assert "without the trained network" in skipped["torch.compile"]
+    if not os.path.exists("/dev/nvidiactl"):  # noqa: PTH110
+        assert {"tensorrt", "tensorrt-rtx"} <= set(skipped)
+    assert {each.schedule for each in report.trajectories} == {"full", "fast"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"batches": (0,)}, "batch size 0"),
+        ({"batches": ()}, "no batch sizes"),
+        ({"rounds": -1}, "rounds -1"),
+        ({"steps": 0}, "0 steps"),
+        ({"schedules": ["fastest"]}, "'fastest'"),
+        ({"schedules": ["5"]}, "depth 5"),
+        ({"named": ["tvm"]}, "peer 'tvm'"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_is_measured(
+    bundle: Path, arguments: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        compare(bundle, **FAST | arguments)
+
+
+def test_one_engine_set_twice_is_refused(bundle: Path, engine_sets: dict[str, Path]) -> None:
+    with pytest.raises(UsageError, match="two candidates named"):
+        compare(bundle, [engine_sets["chained"]] * 2, **FAST)
+
+
+def test_a_process_of_its_own_brings_results_that_polygraphy_joins(
+    bundle: Path, tmp_path: Path
+) -> None:
+    spec = Spec(name="apart", source="onnxruntime", bundle=str(bundle))
+    answer = in_child(Job(spec=spec, batches=(1, 2), largest=4, rounds=2), tmp_path)
+    assert not answer.error
+    assert {depth: len(each) for depth, each in answer.latencies.items()} == dict.fromkeys(EXITS, 2)
+    with quiet(), opened(spec) as here:
+        inputs = points(here.interface, [4])
+        ours = outputs_of(here.runners[6], inputs)
+        theirs = RunResults.load(str(tmp_path / "outputs-6.json"))
+        found = accuracy(ours, theirs, inputs, Tolerance())
+    assert found.passed
+    assert found.metrics["cosine"] == pytest.approx(1)
+
+
+def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
+    spec = Spec(name="none", source="onnxruntime", bundle=str(tmp_path / "none"))
+    answer = in_child(Job(spec=spec, batches=(1,)), tmp_path)
+    assert isinstance(answer, Answer)
+    assert "no manifest.json" in answer.error
+
+
+def test_outputs_that_are_not_finite_are_an_error(bundle: Path) -> None:
+    spec = Spec(name="one", source="onnxruntime", bundle=str(bundle))
+    with quiet(), opened(spec) as here:
+        inputs = points(here.interface, [2])
+        right = outputs_of(here.runners[3], inputs)
+        broken = outputs_of(here.runners[3], inputs)
+        broken[0][1][2]["prediction_003"][0, 0, 0, 0] = np.nan
+        with pytest.raises(NonFiniteError, match="t = 333"):
+            accuracy(right, broken, inputs, Tolerance())
+
+
+def test_actions_take_turns_and_a_failing_one_leaves_the_others() -> None:
+    order: list[str] = []
+
+    def fail() -> None:
+        order.append("c")
+        if order.count("c") == 3:
+            raise ValueError("enough")
+
+    timings = interleaved(
+        {"a": lambda: order.append("a"), "b": lambda: order.append("b"), "c": fail}, rounds=4
+    )
+    assert order == ["a", "b", "c", "a", "b", "c", "b", "c", "a", "a", "b", "a", "b"]
+    assert {name: len(seconds) for name, seconds in timings.seconds.items()} == {
+        "a": 4,
+        "b": 4,
+        "c": 1,
+    }
+    assert str(timings.failures["c"]) == "enough"
