@@ -122,12 +122,12 @@ BUILT = {"tensorrt": "10.13", "GPU": "NVIDIA L4", "compute capability": "8.9", "
     [
         ("tensorrt-fp16", {}, "NVIDIA L4", "8.9", ""),
         ("tensorrt-fp16", {}, "NVIDIA A10", "8.6", "A10, compute capability 8.6; .*L4.* 8.9, for"),
-        ("tensorrt-fp16", {"hardware_compatible": True}, "NVIDIA H200", "9.0", ""),
+        ("tensorrt-fp16", {"hardware_compatible": True}, "NVIDIA H100", "9.0", ""),
         ("tensorrt-fp16", {"hardware_compatible": True}, "T4", "7.5", "capability 8.0 or newer"),
         ("rtx-fp16", {}, "T4", "7.5", ""),
         ("rtx-fp16", {}, "V100", "7.0", "capability 7.5 or newer"),
         ("rtx-fp16", {"compute_capabilities": "8.6,8.9"}, "L4", "8.9", ""),
-        ("rtx-fp16", {"compute_capabilities": "8.6,8.9"}, "H200", "9.0", "8.6 or 8.9, for which"),
+        ("rtx-fp16", {"compute_capabilities": "8.6,8.9"}, "H100", "9.0", "8.6 or 8.9, for which"),
     ],
 )
 def test_plans_run_on_the_gpus_that_they_were_built_for(
