@@ -156,11 +156,8 @@ class Sampler(Handle):
         Samplings that other threads have under way end with a UsageError at their next step.
         """
         with self._lock:
-            self._closed = True
-            idle = [trajectory for waiting in self._idle.values() for trajectory in waiting]
-            self._idle.clear()
-        for trajectory in idle:
-            trajectory.close()
+            self._closed = True  # from here on, nothing is put back
+        self._clear()
         self.engine.close()
 
     def schedule(self, schedule: Schedule | None = None) -> ExitSchedule:

@@ -62,8 +62,8 @@ def dpmpp_3m(
 ) -> Program:
     """One evaluation a step; deterministic; three predictions a step.
 
-    The first and last steps are of
-    lower order, the last but one too where there are fewer than 15.
+    The first and last steps are of lower order, the last but one too where there are fewer
+    than 15.
 
     Args:
         process: of any family.
@@ -73,6 +73,9 @@ def dpmpp_3m(
             which is of second order; False is of third.
         grid: the moments to visit; see :func:`eecompile.runtime.grids.points`.
         clip: bounds of the predicted data, or None.
+
+    Raises:
+        UsageError: ``steps`` or ``grid`` is out of range.
     """
     visited = points(process, steps, grid)
     tape = Tape(process, depth_at, visited[0], clip)

@@ -1,6 +1,7 @@
 """Euler's method on a rectified flow (Liu et al., arXiv 2209.03003, section 2.1).
 
-A straight line along the velocity, noise minus data.
+A straight line along the velocity, noise minus data: on a flow, where alpha and sigma are
+linear in time, the line along which one prediction holds.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from eecompile.runtime.grids import Grid, points
 from eecompile.runtime.process import Process
 from eecompile.runtime.program import Program
-from eecompile.runtime.solvers._common import DepthAt, intervals, require, title
+from eecompile.runtime.solvers._common import DepthAt, first_step, intervals, require, title
 from eecompile.runtime.tape import Tape
 
 __all__ = ["flow_euler"]
@@ -38,7 +39,5 @@ def flow_euler(
     visited = points(process, steps, grid)
     tape = Tape(process, depth_at, visited[0], clip)
     for now, after in intervals(visited):
-        predicted = tape.evaluate(tape.state, now)
-        velocity = predicted.noise - predicted.data
-        tape.advance(tape.state + (after.sigma - now.sigma) * velocity)
+        tape.advance(first_step(tape.evaluate(tape.state, now), after))
     return tape.finish(title("flow-euler", grid))
