@@ -165,7 +165,8 @@ def sample(
     schedule: Annotated[
         str | None,
         typer.Option(
-            help="A name, a depth, depths (12,9,6,3), or 12:0.2,6:0.5,3 (fractions of T)."
+            help="A name, a depth, depths (12,9,6,3), 12:0.2,6:0.5,3 (fractions of T), or "
+            "a schedule's file (.json)."
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same samples.")] = 0,
@@ -189,12 +190,18 @@ def sample(
     shape: Annotated[
         str | None, typer.Option(help="Shape of a sample, such as 4,96,64, if it may vary.")
     ] = None,
+    more: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--engines", help="A further engine set of the same network, that the schedule names."
+        ),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads; 0 for all cores.")] = None,
 ) -> None:
     """Sample with the built engines; what is left out takes the recipe's default."""
     conditions, nulls = _conditions("--set", set_ or []), _conditions("--null", null or [])
     _check_output(output)
-    with Sampler.open(engines, threads=threads) as sampler:
+    with Sampler.open(engines, *(more or []), threads=threads) as sampler:
         interface = sampler.interface
         if output.suffix == ".png":
             from eecompile.pictures import check_pictures
@@ -245,7 +252,14 @@ def compare(
     rounds: Annotated[
         int | None, typer.Option(help="How often each figure is measured; default by time.")
     ] = None,
+    solver: Annotated[
+        str | None, typer.Option(help="Solver of whole samplings, as for sample.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of whole samplings.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of whole samplings.")] = 0,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale of whole samplings; 1 is none.")
+    ] = None,
     schedule: Annotated[
         list[str] | None, typer.Option(help="An exit schedule, as for sample; default all.")
     ] = None,
@@ -282,13 +296,20 @@ def compare(
         )
     with _extra("compare"):
         from eecompile.compare import comparison as comparing
-        from eecompile.compare.gate import fraction, regressions
+        from eecompile.compare import gate
+        from eecompile.compare.checks import checked_bundle
         from eecompile.compare.report import read_report
-        from eecompile.compare.script import write_script
+        from eecompile.compare.script import check_script, write_script
         from eecompile.compare.tables import comparison_tables
     comparing.check_output(output)
     older = None if baseline is None else read_report(baseline)
-    slowdown = fraction(max_slowdown or "5%")
+    if older is not None:
+        gate.check_network(older, checked_bundle(bundle).interface.name)
+    slowdown = gate.fraction("5%" if max_slowdown is None else max_slowdown)
+    limit = 1e-3 if max_error is None else max_error
+    gate.check_limits(slowdown, limit)
+    if script is not None:
+        check_script(script)
     sizes, named = _numbers("--batch", batch), peer or []
     with _phases() as report:
         made = comparing.compare(
@@ -299,7 +320,10 @@ def compare(
             named=named,
             batches=sizes,
             rounds=_rounds(rounds),
+            solver=solver,
             steps=steps,
+            seed=seed,
+            guidance=guidance,
             schedules=schedule,
             report=report,
         )
@@ -311,13 +335,14 @@ def compare(
         _say(f"script: {script}")
     if older is None:
         return
-    limit = 1e-3 if max_error is None else max_error
-    found = regressions(made.report, older, max_slowdown=slowdown, max_error=limit)
+    found = gate.regressions(made.report, older, max_slowdown=slowdown, max_error=limit)
     for text in found:
         err.print("[bold red]regressed:[/]", _text(text), highlight=False, soft_wrap=True)
     if found:
         raise typer.Exit(_REGRESSED)
-    _say(f"nothing regressed against {baseline}")
+    others = gate.unjudged(made.report, older)
+    left = f"; {others} of its times were not measured now" if others else ""
+    _say(f"nothing regressed against {baseline}{left}")
 
 
 @app.command()

@@ -14,7 +14,7 @@ from eecompile.doctor import Report
 from eecompile.probes import Answer, Gpu
 from eecompile.runtime.interface import Condition, Interface
 from eecompile.runtime.process import Process
-from eecompile.runtime.program import OPEN, Program, Step, Term, Update
+from eecompile.runtime.program import OPEN, REUSE, Program, Step, Term, Update
 from eecompile.runtime.schedule import ExitSchedule
 
 __all__ = [
@@ -243,9 +243,15 @@ def _step(step: Step, stamped: bool) -> Iterator[RenderableType]:
     yield f"{step.timestep:.6g}"
     if stamped:
         yield f"{step.moment:.6g}"
-    yield "open" if step.depth == OPEN else str(step.depth)
+    yield _choice(step)
     yield Text(_sum(step.input))
     yield Text("\n".join(map(_update, step.updates)))
+
+
+def _choice(step: Step) -> str:
+    """The depth of a step, and the engine set where it names one."""
+    named = {OPEN: "open", REUSE: "reuse"}.get(step.depth, str(step.depth))
+    return f"{named} @{step.engine}" if step.engine and step.evaluates else named
 
 
 def _update(update: Update) -> str:
@@ -272,13 +278,15 @@ def _depths(program: Program, interface: Interface | None) -> str:
     if OPEN in depths:
         return "open: an exit schedule chooses them when it is sampled"
     full = max(depths) if interface is None else interface.exits[-1]
+    sets = dict.fromkeys(step.engine for step in program.steps if step.engine)
+    named = f", on {', '.join(sets)}" if sets else ""
     columns = min(len(depths), _WIDTH)
     chosen = (depths[column * len(depths) // columns] for column in range(columns))
     chart = "".join(_BARS[_level(depth, full)] for depth in chosen)
     if interface is None:
-        return f"{chart}  {min(depths)} to {full}, mean {sum(depths) / len(depths):.3g}"
+        return f"{chart}  {min(depths)} to {full}, mean {sum(depths) / len(depths):.3g}{named}"
     share = sum(map(interface.cost, depths)) / len(depths)
-    return f"{chart}  {share:.0%} of the {'cost' if interface.costs else 'blocks'}"
+    return f"{chart}  {share:.0%} of the {'cost' if interface.costs else 'blocks'}{named}"
 
 
 def _level(depth: int, full: int) -> int:

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eecompile.bundle import EngineManifest, open_engine_set
-from eecompile.errors import BackendError
+from eecompile.errors import BackendError, UsageError
 
-__all__ = ["Bindable", "Engine", "engine_from_manifest", "open_engine"]
+__all__ = ["Bindable", "Engine", "engine_from_manifest", "open_engine", "open_engines"]
 
 Array = NDArray[np.float32]
 
@@ -86,7 +86,7 @@ class Bindable(Protocol):
         ...
 
 
-# One module a backend; each has open_backend(folder, manifest, threads) -> Engine.
+# One module a backend; each has open_backend(folder, manifest, threads, beside) -> Engine.
 _BACKENDS = {
     "onnxruntime": "eecompile.runtime.onnxruntime",
     "openvino": "eecompile.runtime.openvino",
@@ -114,14 +114,86 @@ def open_engine(
     return engine_from_manifest(folder, manifest, threads, shared_pool=shared_pool), manifest
 
 
+def open_engines(
+    folders: Sequence[Path], threads: int | None = None, *, shared_pool: bool = False
+) -> tuple[Engine, dict[str, EngineManifest]]:
+    """Engine sets of one network, opened together, and their manifests by target.
+
+    Args:
+        folders: what ``eecompile build`` wrote, the default one first.
+        threads: see :func:`open_engine`, as for ``shared_pool``.
+        shared_pool: of ONNX Runtime.
+
+    Returns:
+        The engine, where there is one; otherwise an
+        :class:`eecompile.runtime.group.EngineGroup`.
+
+    Raises:
+        BundleError: a folder is no intact engine set.
+        UsageError: they are not of the same bundle, or two are for the same target.
+        BackendError: a backend is missing, or refuses an engine.
+    """
+    manifests: dict[str, EngineManifest] = {}
+    for folder in folders:
+        manifest = open_engine_set(folder)
+        _check_belongs(folder, manifest, manifests)
+        manifests[manifest.target.name] = manifest
+    engines: dict[str, Engine] = {}
+    try:
+        for folder, (name, manifest) in zip(folders, manifests.items(), strict=True):
+            beside = next(iter(engines.values()), None)
+            engines[name] = engine_from_manifest(
+                folder, manifest, threads, shared_pool=shared_pool, beside=beside
+            )
+        if len(engines) == 1:
+            return next(iter(engines.values())), manifests
+        from eecompile.runtime.group import grouped
+
+        return grouped(engines), manifests
+    except BaseException:
+        for engine in reversed(engines.values()):
+            engine.close()
+        raise
+
+
+def _check_belongs(
+    folder: Path, manifest: EngineManifest, others: Mapping[str, EngineManifest]
+) -> None:
+    """Pass when an engine set can be opened beside others."""
+    name = manifest.target.name
+    if any(manifest.bundle_digest != other.bundle_digest for other in others.values()):
+        network = next(iter(others.values())).interface.name
+        raise UsageError(
+            found=f"{folder}, engines of another bundle ({manifest.interface.name}) than those "
+            f"opened before it ({network})",
+            expected="engine sets that were built from one bundle",
+            remedy="build that bundle for each target",
+        )
+    if name in others:
+        raise UsageError(
+            found=f"two engine sets for the target {name}",
+            expected="engine sets for different targets, which schedules name",
+            remedy="leave one out, or give its target another name and build it again",
+        )
+
+
 def engine_from_manifest(
     folder: Path,
     manifest: EngineManifest,
     threads: int | None = None,
     *,
     shared_pool: bool = False,
+    beside: Engine | None = None,
 ) -> Engine:
     """The engine of an engine set whose files have been checked.
+
+    Args:
+        folder: of the engine set.
+        manifest: of the engine set.
+        threads: see :func:`open_engine`, as for ``shared_pool``.
+        shared_pool: of ONNX Runtime.
+        beside: an engine that stays open as long: on a GPU, its stream and its memory for
+            activations are used too.
 
     Raises:
         BackendError: its backend is missing, or refuses an engine.
@@ -145,5 +217,5 @@ def engine_from_manifest(
     chosen = min(chosen, os.cpu_count() or 1)  # more only wait for one another
     if shared_pool and name == "onnxruntime":
         module.share_pool(chosen)
-    engine: Engine = module.open_backend(folder, manifest, chosen)
+    engine: Engine = module.open_backend(folder, manifest, chosen, beside)
     return engine

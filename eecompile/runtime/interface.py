@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from eecompile.errors import ConditionError, RecipeError, UsageError
 from eecompile.runtime.process import Process
-from eecompile.runtime.schedule import ExitSchedule
+from eecompile.runtime.schedule import REUSE, ExitSchedule
 
 __all__ = ["Condition", "Interface", "Resizable", "Sampling", "State"]
 
@@ -358,7 +358,9 @@ class Interface(msgspec.Struct, frozen=True, kw_only=True):
                 )
 
     def cost(self, depth: int) -> float:
-        """What evaluating the exit ``depth`` costs, relative to the deepest."""
+        """What evaluating the exit ``depth`` costs, relative to the deepest; 0 for 0."""
+        if depth == REUSE:
+            return 0.0
         costs = self.costs or self.exits
         return costs[self.exits.index(depth)] / costs[-1]
 

@@ -37,7 +37,9 @@ def provider(target: Target) -> str:
     return str(target.options.get("provider", "cpu"))
 
 
-def open_backend(folder: Path, manifest: EngineManifest, threads: int) -> Engine:
+def open_backend(
+    folder: Path, manifest: EngineManifest, threads: int, beside: Engine | None = None
+) -> Engine:
     """The engine of an engine set whose files have been checked.
 
     Raises:
@@ -47,7 +49,7 @@ def open_backend(folder: Path, manifest: EngineManifest, threads: int) -> Engine
     if provider(manifest.target) != "cpu":
         from eecompile.runtime.onnxruntime_cuda import open_cuda
 
-        return open_cuda(folder, manifest, threads)
+        return open_cuda(folder, manifest, threads, beside)
     return OnnxRuntimeEngine(folder, manifest, threads)
 
 

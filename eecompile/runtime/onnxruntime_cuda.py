@@ -11,20 +11,24 @@ import numpy as np
 from eecompile.bundle import EngineManifest, ExitPlan, Segment
 from eecompile.errors import BackendError
 from eecompile.probes import gpus
-from eecompile.runtime.cuda.device import CudaDevice, open_device
-from eecompile.runtime.cuda.engine import DeviceEngine
+from eecompile.runtime.cuda.device import CudaDevice
+from eecompile.runtime.cuda.engine import DeviceEngine, borrowed_device, shares_device
+from eecompile.runtime.engine import Engine
 from eecompile.runtime.onnxruntime import PROVIDERS, _import_onnxruntime, provider
 
 __all__ = ["OnnxRuntimeCudaEngine", "open_cuda"]
 
 
-def open_cuda(folder: Path, manifest: EngineManifest, threads: int) -> OnnxRuntimeCudaEngine:
+def open_cuda(
+    folder: Path, manifest: EngineManifest, threads: int, beside: Engine | None = None
+) -> OnnxRuntimeCudaEngine:
     """The engine of an engine set whose files have been checked.
 
     Args:
         folder: of the engine set.
         manifest: of the engine set, whose provider is not ``cpu``.
         threads: for operators that the provider leaves to the CPU.
+        beside: an engine whose stream is used too, if it has one.
 
     Raises:
         BackendError: onnxruntime, its provider or a GPU is missing, or it refuses a segment.
@@ -44,13 +48,10 @@ def open_cuda(folder: Path, manifest: EngineManifest, threads: int) -> OnnxRunti
             remedy="run the engines on a machine with a GPU and its driver, or build for the "
             "CPU (engines/cpu.toml)",
         )
-    device = open_device()
-    try:
-        with device.using():
-            return OnnxRuntimeCudaEngine(folder, manifest, runtime, device, threads)
-    except BaseException:
-        device.close()
-        raise
+    with borrowed_device(beside) as device, device.using():
+        engine = OnnxRuntimeCudaEngine(folder, manifest, runtime, device, threads)
+    engine.owns_device = not shares_device(beside)
+    return engine
 
 
 class OnnxRuntimeCudaEngine(DeviceEngine):

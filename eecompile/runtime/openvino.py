@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from eecompile.bundle import EngineManifest, ExitPlan, Segment
 from eecompile.errors import BackendError
+from eecompile.runtime.engine import Engine
 from eecompile.runtime.handle import Handle
 
 __all__ = [
@@ -34,8 +35,10 @@ _HINTS = {"fp32": "f32", "bf16": "bf16"}
 _TELEMETRY = "openvino_telemetry"
 
 
-def open_backend(folder: Path, manifest: EngineManifest, threads: int) -> OpenvinoEngine:
-    """The engine of an engine set whose files have been checked.
+def open_backend(
+    folder: Path, manifest: EngineManifest, threads: int, beside: Engine | None = None
+) -> OpenvinoEngine:
+    """The engine of an engine set whose files have been checked; it shares nothing.
 
     Raises:
         BackendError: openvino is missing, or refuses a segment, or the processor has no

@@ -16,11 +16,12 @@ from msgspec import Meta
 
 from eecompile.errors import UsageError
 from eecompile.runtime.process import Process
+from eecompile.runtime.schedule import REUSE, ExitSchedule
 
-__all__ = ["OPEN", "Program", "Step", "Term", "Update"]
+__all__ = ["OPEN", "REUSE", "Program", "Step", "Term", "Update"]
 
-FORMAT = 2
-OPEN = 0
+FORMAT = 3
+OPEN = -1
 """The depth of a step for which an exit schedule has yet to be chosen."""
 _LARGEST = 3.4e38  # of float32
 RESERVED = frozenset({"output", "noise"})
@@ -45,7 +46,9 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
     """One evaluation of the network, and the updates after it.
 
     Attributes:
-        depth: the exit that runs; 0 (``OPEN``) where a schedule has yet to choose it.
+        depth: the exit that runs; 0 (``REUSE``) where none does and buffer ``output``
+            keeps what the last evaluation gave; -1 (``OPEN``) where a schedule has yet
+            to choose it.
         timestep: t, as the network takes it.
         input: sum of buffers that is the network's input.
         updates: carried out in order, once buffer ``output`` holds the prediction and
@@ -55,14 +58,22 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
             them. None for plain noise.
         time: t on the process's own scale, [0, T), by which exit schedules go; None
             where that is ``timestep``.
+        engine: the engine set that evaluates, by its target's name, where several of
+            one network are open; "" for the first of them.
     """
 
-    depth: Annotated[int, Meta(ge=0)]
+    depth: Annotated[int, Meta(ge=OPEN)]
     timestep: float
     input: tuple[Term, ...]
     updates: tuple[Update, ...]
     log_variances: tuple[float, float] | None = None
     time: float | None = None
+    engine: str = ""
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the network is evaluated in this step."""
+        return self.depth != REUSE
 
     @property
     def reads_noise(self) -> bool:
@@ -105,6 +116,12 @@ class Program(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise _malformed(f"a program of format {self.format}", f"format {FORMAT}")
         if not self.steps:
             raise _malformed("a program without steps", "at least one step")
+        if not self.steps[0].evaluates:
+            raise UsageError(
+                found="a program whose first step uses the previous output again",
+                expected="one that begins with an evaluation",
+                remedy="give an exit to the largest times of the exit schedule",
+            )
         written = {"state"}
         for index, step in enumerate(self.steps):
             for problem in _problems(step, written):
@@ -122,6 +139,24 @@ class Program(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         """Names of the buffers that it writes, ``state`` first."""
         names = (update.into for step in self.steps for update in step.updates)
         return tuple(dict.fromkeys(("state", *names)))
+
+    def with_schedule(self, schedule: ExitSchedule, timesteps: int) -> Program:
+        """This program with other depths and engine sets.
+
+        Args:
+            schedule: of depths, and of engine sets if it names any.
+            timesteps: T of the process.
+
+        Raises:
+            UsageError: the first step would have no exit.
+        """
+
+        def engine(step: Step) -> str:
+            return schedule.engine_at(step.moment, timesteps)
+
+        chosen = self.with_depths(lambda time: schedule.depth_at(time, timesteps))
+        steps = (msgspec.structs.replace(step, engine=engine(step)) for step in chosen.steps)
+        return msgspec.structs.replace(chosen, steps=tuple(steps))
 
     def with_depths(self, depth_at: Callable[[float], int]) -> Program:
         """This program with other depths.

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from eecompile.errors import BackendError, EecompileError, ScheduleError, UsageError
-from eecompile.runtime.engine import Engine, open_engine
+from eecompile.runtime.engine import Engine, open_engines
 from eecompile.runtime.handle import Handle
 from eecompile.runtime.interface import Interface
 from eecompile.runtime.process import Process
-from eecompile.runtime.program import OPEN, Program, Step
+from eecompile.runtime.program import OPEN, REUSE, Program, Step
 from eecompile.runtime.request import Batch, SampleRequest, batches, checked, whole
 from eecompile.runtime.schedule import ExitSchedule
 from eecompile.runtime.solvers import Solver, solver_named
@@ -43,9 +43,10 @@ class StepResult(msgspec.Struct, frozen=True):
     Attributes:
         index: of the step, from 0.
         timestep: at which the network was evaluated.
-        depth: the exit that ran.
+        depth: the exit that ran; 0 where the previous output was used again.
         state: the state after the step, float32 [n, ...].
         seconds: wall time of the step.
+        engine: the engine set that evaluated, where the schedule names one.
     """
 
     index: int
@@ -53,6 +54,7 @@ class StepResult(msgspec.Struct, frozen=True):
     depth: int
     state: Array
     seconds: float
+    engine: str = ""
 
 
 class StepMetrics(msgspec.Struct, frozen=True):
@@ -63,9 +65,9 @@ class StepMetrics(msgspec.Struct, frozen=True):
         program: the solver and its options.
         index: of the step, from 0.
         timestep: at which the network was evaluated.
-        depth: the exit that ran.
+        depth: the exit that ran; 0 where the previous output was used again.
         samples: in the batch.
-        rows: that the network was evaluated on, those of guidance included.
+        rows: that the network was evaluated on, those of guidance included; 0 for none.
         seconds: wall time of the step.
     """
 
@@ -90,11 +92,14 @@ class Sampler(Handle):
     for the other's evaluation, or for its whole trajectory.
 
     Args:
-        engine: evaluates the network; the sampler closes it.
+        engine: evaluates the network, or a group of engines; the sampler closes it.
         interface: what the network takes and gives.
         on_step: told of every step on every batch. What it raises is logged, not raised.
             On a GPU, steps are then taken and waited for one by one.
         name: of the engine set, for metrics and logs.
+
+    Attributes:
+        engines: names of the engine sets that schedules may name: their targets'.
     """
 
     def __init__(
@@ -109,6 +114,7 @@ class Sampler(Handle):
         self.interface = interface
         self.on_step = on_step
         self.name = name or interface.name
+        self.engines: tuple[str, ...] = tuple(getattr(engine, "engines", ()))
         self._closed = False
         self._lock = Lock()
         self._idle: OrderedDict[object, list[Trajectory]] = OrderedDict()
@@ -118,15 +124,17 @@ class Sampler(Handle):
     def open(
         cls,
         path: str | PathLike[str],
-        *,
+        *more: str | PathLike[str],
         threads: int | None = None,
         shared_pool: bool = False,
         on_step: Hook | None = None,
     ) -> Self:
-        """Open an engine set.
+        """Open an engine set, or several of one network.
 
         Args:
             path: the folder that ``eecompile build`` wrote.
+            more: engine sets of the same bundle for other targets, such as another
+                precision. Schedules name them; what names none runs on the first.
             threads: threads of one evaluation, 0 for the physical cores; None takes the
                 target's.
             shared_pool: of ONNX Runtime on a CPU: let all its sessions use the process's
@@ -135,15 +143,22 @@ class Sampler(Handle):
             on_step: see :class:`Sampler`.
 
         Raises:
-            BundleError: the folder is no intact engine set.
-            BackendError: its backend is missing, or refuses an engine, or does not fit
+            BundleError: a folder is no intact engine set.
+            UsageError: the engine sets are not of the same bundle, or two are for the
+                same target.
+            BackendError: a backend is missing, or refuses an engine, or does not fit
                 this machine.
         """
         started = time.perf_counter()
-        engine, manifest = open_engine(Path(path), threads, shared_pool=shared_pool)
-        name = f"{manifest.interface.name} for {manifest.target.name}"
-        _log.info("opened %s (%s) in %.2f s", name, path, time.perf_counter() - started)
-        return cls(engine, manifest.interface, on_step=on_step, name=name)
+        folders = [Path(folder) for folder in (path, *more)]
+        engine, manifests = open_engines(folders, threads, shared_pool=shared_pool)
+        manifest = next(iter(manifests.values()))
+        name = f"{manifest.interface.name} for {' and '.join(manifests)}"
+        where = ", ".join(map(str, folders))
+        _log.info("opened %s (%s) in %.2f s", name, where, time.perf_counter() - started)
+        made = cls(engine, manifest.interface, on_step=on_step, name=name)
+        made.engines = tuple(manifests)
+        return made
 
     @property
     def concurrent(self) -> bool:
@@ -165,8 +180,8 @@ class Sampler(Handle):
 
         Args:
             schedule: a name from the export recipe, ``full``, a depth for all timesteps,
-                depths over equal slices of time (t = 0 first), or an ExitSchedule; None
-                takes the recipe's default.
+                depths over equal slices of time (t = 0 first), or an ExitSchedule, such
+                as ``ExitSchedule.read(file)``; None takes the recipe's default.
 
         Raises:
             ScheduleError: the name is unknown, or a depth is no exit.
@@ -215,12 +230,15 @@ class Sampler(Handle):
         count = defaults.steps if steps is None else whole("steps", steps)
         clip = self.interface.state.range
         if not isinstance(name, str):
-            return _compiled(name, name, process, count, exits, clip)
+            made = _compiled(name, name, process, count, exits, clip)
+            return made.with_schedule(exits, process.timesteps) if exits.engines else made
         key = (name, count, exits)
         with self._lock:
             if (known := self._programs.get(key)) is not None:
                 return known
         made = _compiled(solver_named(name), name, process, count, exits, clip)
+        if exits.engines:
+            made = made.with_schedule(exits, process.timesteps)
         with self._lock:
             self._programs[key] = made
             while len(self._programs) > _PROGRAMS:
@@ -467,15 +485,16 @@ class Sampler(Handle):
                     trajectory.run()
                 else:  # each exit once, whichever the schedule names
                     moment = program.steps[0]
-                    for depth in self.interface.exits:
-                        self._warm(moment, depth, part)
+                    for engine in getattr(self.engine, "engines", {"": self.engine}).values():
+                        for depth in self.interface.exits:
+                            self._warm(engine, moment, depth, part)
                     trajectory.step(0)
 
-    def _warm(self, moment: Step, depth: int, part: Batch) -> None:
+    def _warm(self, engine: Engine, moment: Step, depth: int, part: Batch) -> None:
         rows = len(part.places) + (0 if part.apart else part.guided)
         x = np.zeros((rows, *part.shape), np.float32)
         given = {name: array[:rows] for name, array in part.rows.conditions.items()}
-        self.engine.evaluate(depth, x, np.full(rows, moment.timestep, np.float32), given)
+        engine.evaluate(depth, x, np.full(rows, moment.timestep, np.float32), given)
 
     def _asked(
         self,
@@ -488,6 +507,7 @@ class Sampler(Handle):
         """What is to be run, checked."""
         self._check_open()
         program = self.program(solver, steps, schedule)
+        self._check_engines(program)
         chosen = self.interface.sampling.guidance_interval if interval is None else interval
         chosen = None if chosen is None else _interval(chosen, self.interface.process)
         rows = [checked(self.interface, request) for request in requests]
@@ -513,7 +533,7 @@ class Sampler(Handle):
                     self._step(trajectory, program, index, part)
                     state[[row for _, row in part.places]] = trajectory.state()
                 seconds = time.perf_counter() - started
-                yield StepResult(index, step.timestep, step.depth, state, seconds)
+                yield StepResult(index, step.timestep, step.depth, state, seconds, step.engine)
 
     def _run(self, trajectory: Trajectory, program: Program, part: Batch) -> None:
         """Take all steps: at once where a device does that, unless someone watches."""
@@ -533,7 +553,7 @@ class Sampler(Handle):
         trajectory.step(index)
         trajectory.wait()
         metrics = StepMetrics(
-            self.name,
+            f"{self.interface.name} for {step.engine}" if step.engine else self.name,
             program.solver,
             index,
             step.timestep,
@@ -626,9 +646,9 @@ class Sampler(Handle):
                 remedy="give a solver instead, or drop steps and schedule",
             )
         if is_open:
-            exits, total = self.schedule(schedule), interface.process.timesteps
-            program = program.with_depths(lambda time: exits.depth_at(time, total))
-        for depth in set(program.depths):
+            exits = self.schedule(schedule)
+            program = program.with_schedule(exits, interface.process.timesteps)
+        for depth in set(program.depths) - {REUSE}:
             ExitSchedule.constant(depth).check(interface.exits)
         if (
             any(step.log_variances for step in program.steps)
@@ -642,6 +662,16 @@ class Sampler(Handle):
         if program.process is not None:
             _check_process(program.process, interface.process)
         return program
+
+    def _check_engines(self, program: Program) -> None:
+        """Pass when every engine set that a program names is open."""
+        for name in sorted({step.engine for step in program.steps} - {"", *self.engines}):
+            known = ", ".join(self.engines)
+            raise UsageError(
+                found=f"engine set {name!r} in the exit schedule",
+                expected=f"one that is open: {known}" if known else "none: only one is open",
+                remedy="open that engine set too, or choose a schedule without it",
+            )
 
     def _shape(self, request: SampleRequest) -> tuple[int, ...]:
         return self.interface.state.shape if request.shape is None else tuple(request.shape)

@@ -21,9 +21,10 @@ from eecompile.bundle import EngineManifest, ExitPlan, Segment
 from eecompile.errors import BackendError
 from eecompile.probes import gpus
 from eecompile.recipe import Target
-from eecompile.runtime.cuda.device import CudaDevice, open_device
-from eecompile.runtime.cuda.engine import DeviceEngine
+from eecompile.runtime.cuda.device import CudaDevice
+from eecompile.runtime.cuda.engine import DeviceEngine, borrowed_device, shares_device
 from eecompile.runtime.cuda.kernel_cache import KernelCache
+from eecompile.runtime.engine import Engine
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -47,13 +48,17 @@ _LOGGERS: dict[str, Any] = {}
 _BUILD_AGAIN = "build the engine set again with the library that is installed here"
 
 
-def open_backend(folder: Path, manifest: EngineManifest, threads: int) -> TensorrtEngine:
+def open_backend(
+    folder: Path, manifest: EngineManifest, threads: int, beside: Engine | None = None
+) -> TensorrtEngine:
     """The engine of an engine set whose files have been checked.
 
     Args:
         folder: of the engine set.
         manifest: of the engine set.
         threads: of no use on a GPU.
+        beside: an engine whose stream and memory for activations are used too, if it has
+            any.
 
     Raises:
         BackendError: a package or a GPU is missing, they are not those that the plans were
@@ -68,14 +73,12 @@ def open_backend(folder: Path, manifest: EngineManifest, threads: int) -> Tensor
             remedy="run them on a machine with a GPU and its driver, or build for the CPU "
             "(engines/cpu.toml); 'eecompile doctor' says what runs here",
         )
-    device = open_device()
-    try:
+    with borrowed_device(beside) as device:
         check_gpu(device.name, device.compute_capability, manifest)
         with device.using():
-            return TensorrtEngine(folder, manifest, library, device)
-    except BaseException:
-        device.close()
-        raise
+            engine = TensorrtEngine(folder, manifest, library, device, beside)
+    engine.owns_device = not shares_device(beside)
+    return engine
 
 
 def import_library(target: Target) -> Any:
@@ -199,12 +202,19 @@ class TensorrtEngine(DeviceEngine):
         manifest: of the engine set.
         library: ``tensorrt``, its lean runtime, or ``tensorrt_rtx``.
         device: the GPU, in use by this thread; the engine closes it.
+        beside: an engine on the same stream, whose memory for activations serves as well
+            where it is large enough.
     """
 
     device: CudaDevice
 
     def __init__(
-        self, folder: Path, manifest: EngineManifest, library: Any, device: CudaDevice
+        self,
+        folder: Path,
+        manifest: EngineManifest,
+        library: Any,
+        device: CudaDevice,
+        beside: Engine | None = None,
     ) -> None:
         target = manifest.target
         super().__init__(device, manifest.interface, target.precision, target.batch.max)
@@ -221,7 +231,12 @@ class TensorrtEngine(DeviceEngine):
         self._check_types()
         needed = max(engine.device_memory_size_v2 for engine in self._engines)
         self._activation_bytes = max(needed, 256)
-        self._activations = device.allocate(self._activation_bytes)
+        self._activations: int
+        if isinstance(beside, TensorrtEngine) and beside._activation_bytes >= needed:
+            self._activation_bytes = beside._activation_bytes
+            self._activations = beside._activations
+        else:
+            self._activations = device.allocate(self._activation_bytes)
         self._between = self._rooms()
         self._contexts: dict[tuple[int, int], trt.IExecutionContext] = {}
         self._configs: list[Any] = []  # of the contexts, which may refer to them

@@ -54,12 +54,14 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     def acts(self, step: Step) -> bool:
         """Whether guidance acts in ``step``."""
-        if not self.guided:
+        if not self.guided or not step.evaluates:
             return False
         return self.interval is None or self.interval[0] <= step.moment <= self.interval[1]
 
     def rows(self, step: Step) -> int:
-        """Batch size of the evaluation in ``step``: n, or n + g."""
+        """Batch size of the evaluation in ``step``: n, or n + g; 0 where there is none."""
+        if not step.evaluates:
+            return 0
         return self.size + (self.guided if self.acts(step) else 0)
 
 
@@ -153,8 +155,8 @@ class HostTrajectory:
         self._noise = NoiseSource(n, shape)
         self._last = 0
         # The same arrays, whole or without the rows that guidance adds.
-        sizes = {plan.rows(step) for step in plan.program.steps}
-        self._evaluate = {size: self._bound(size) for size in sizes}
+        kinds = {(s.engine, plan.rows(s)) for s in plan.program.steps if s.evaluates}
+        self._evaluate = {kind: self._bound(*kind) for kind in kinds}
         self._steps = [_prepared(step) for step in plan.program.steps]
 
     def start(self, rows: Rows) -> None:
@@ -181,8 +183,16 @@ class HostTrajectory:
     def _step(self, index: int) -> None:
         plan, step = self.plan, self.plan.program.steps[index]
         inputs, updates, reads_noise = self._steps[index]
-        n, rows = plan.size, plan.rows(step)
-        x = self._x
+        if rows := plan.rows(step):  # otherwise the outputs stay as they are
+            self._predict(index, step, inputs, rows)
+        if reads_noise:
+            self._draw(index, step)
+        for update in updates:
+            self._update(update)
+
+    def _predict(self, index: int, step: Step, inputs: _Terms, rows: int) -> None:
+        """Evaluate the network on ``rows`` rows, and guide what it predicts."""
+        n, x = self.plan.size, self._x
         self._combine(inputs, x[:n])
         x[n:rows] = x[: rows - n]
         self._t[:rows] = step.timestep
@@ -190,13 +200,9 @@ class HostTrajectory:
         for output in self._outputs:
             finite = np.isfinite(output[:rows], out=self._finite[:rows])
             if not np.logical_and.reduce(finite, axis=None):
-                raise non_finite(index, step, self._engine.precision)
+                raise non_finite(index, step, _member(self._engine, step.engine).precision)
         if rows > n:
             self._guide(rows - n)
-        if reads_noise:
-            self._draw(index, step)
-        for update in updates:
-            self._update(update)
 
     def run(self) -> None:
         """Take all steps."""
@@ -221,14 +227,15 @@ class HostTrajectory:
     def close(self) -> None:
         """Nothing: the garbage collector has the buffers."""
 
-    def _bound(self, rows: int) -> list[Callable[[int], None]]:
+    def _bound(self, name: str, rows: int) -> list[Callable[[int], None]]:
         """Evaluations of the first ``rows`` rows at a depth: one, or one for each row."""
+        engine = _member(self._engine, name)
         parts = [slice(0, rows)]
         if self.plan.apart:
             parts = [slice(row, row + 1) for row in range(rows)]
         return [
             _bind(
-                self._engine,
+                engine,
                 self._x[part],
                 self._t[part],
                 {name: array[part] for name, array in self._conditions.items()},
@@ -239,7 +246,7 @@ class HostTrajectory:
 
     def _evaluate_step(self, step: Step, rows: int) -> None:
         try:
-            for evaluate in self._evaluate[rows]:
+            for evaluate in self._evaluate[step.engine, rows]:
                 evaluate(step.depth)
         except EecompileError:
             raise
@@ -318,6 +325,12 @@ def non_finite(index: int, step: Step, precision: str, what: str = "the output")
         expected="finite predictions",
         remedy="check the inputs, or build for a wider precision",
     )
+
+
+def _member(engine: Engine, name: str) -> Engine:
+    """The engine of that name in a group; a single one has every name."""
+    members: Mapping[str, Engine] = getattr(engine, "engines", {})
+    return members.get(name, engine)
 
 
 def _bind(

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -23,10 +24,11 @@ from eecompile.runtime.cuda import device as cuda_device
 from eecompile.runtime.cuda import trajectory as cuda_trajectory
 from eecompile.runtime.cuda.device import KERNELS, open_device
 from eecompile.runtime.cuda.trajectory import DeviceTrajectory
+from eecompile.runtime.group import DeviceGroup, EngineGroup, grouped
 from eecompile.runtime.interface import Condition, Interface, Sampling, State
 from eecompile.runtime.noise import normal_noise
 from eecompile.runtime.process import Process
-from eecompile.runtime.program import Program, Step, Term, Update
+from eecompile.runtime.program import REUSE, Program, Step, Term, Update
 from eecompile.runtime.trajectory import HostTrajectory, Plan, Rows
 from tests.conftest import ROOT
 from tests.runtime.emulated import (
@@ -89,7 +91,7 @@ def some_program(draw: np.random.Generator, learned: bool) -> Program:
             written = [*dict.fromkeys([*written, into])]
         scaled = (-3.0, -0.5) if learned and draw.random() < 0.7 else None
         time = float(draw.uniform(0, 999))
-        depth = int(draw.choice([2, 5]))
+        depth = int(draw.choice([2, 5, REUSE] if steps else [2, 5]))
         steps.append(Step(depth, time / 4, inputs, tuple(updates), scaled, time))
     return Program(solver="any", initial=float(draw.uniform(0.5, 2)), steps=tuple(steps))
 
@@ -121,10 +123,11 @@ def by_hand(plan: Plan, rows: Rows, row: int) -> Array:
         return predict(depth, x, np.array([t], FLOAT), given)
 
     for index, step in enumerate(plan.program.steps):
-        x = total(step.input)
-        prediction, variance = evaluated(step.depth, x, step.timestep, row)
         low, high = plan.interval or (-np.inf, np.inf)
-        if row < plan.guided and low <= step.moment <= high:
+        if step.depth != REUSE:
+            x = total(step.input)
+            prediction, variance = evaluated(step.depth, x, step.timestep, row)
+        if step.depth != REUSE and row < plan.guided and low <= step.moment <= high:
             without = evaluated(step.depth, x, step.timestep, n + row)[0]
             guided = without + rows.scales[row] * (prediction - without)
             channels = plan.interface.sampling.guided_channels
@@ -193,6 +196,36 @@ def test_a_trajectory_is_what_each_sample_is_by_itself(seed: int, device: Emulat
         trajectory.start(rows)
         trajectory.run()
         np.testing.assert_allclose(trajectory.state(), expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_engines_of_a_group_share_a_stream_and_a_graph(seed: int) -> None:
+    plan, rows = some_plan(seed, apart=False)
+    steps = tuple(
+        msgspec.structs.replace(step, engine=("", "half")[index % 2])
+        for index, step in enumerate(plan.program.steps)
+    )
+    program = msgspec.structs.replace(plan.program, steps=steps)
+    plan = msgspec.structs.replace(plan, program=program)
+    one = engine_for(plan)
+    other = engine_for(plan, one.device)
+    other.owns_device = False
+    other.predict = lambda *given: [0.5 * each for each in one.predict(*given)]
+    with grouped({"full": one, "half": other}) as group:
+        assert isinstance(group, DeviceGroup)
+        on_host = HostTrajectory(EngineGroup(group.engines), plan)
+        on_host.start(rows)
+        on_host.run()
+        one.calls.clear(), other.calls.clear()
+        with group.trajectory(plan) as trajectory:
+            for _ in range(2):
+                trajectory.start(rows)
+                trajectory.run()
+                np.testing.assert_array_equal(trajectory.state(), on_host.state())
+        expected = [s.depth for s in steps if s.engine == "half" and s.depth != REUSE]
+        assert [depth for depth, _ in other.calls[: len(expected)]] == expected
+        assert one.device.graphs == 1  # the second time
+    assert one.device.closed
 
 
 @pytest.mark.parametrize("seed", range(12))

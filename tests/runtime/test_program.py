@@ -6,7 +6,7 @@ from hypothesis import given
 
 from eecompile.errors import UsageError
 from eecompile.runtime.process import Process
-from eecompile.runtime.program import Program, Step, Term, Update
+from eecompile.runtime.program import FORMAT, Program, Step, Term, Update
 from eecompile.runtime.schedule import ExitSchedule
 from eecompile.runtime.solvers import SOLVERS
 
@@ -63,7 +63,9 @@ def test_a_program_survives_json(
         (lambda: program(Update("state", (Term("state", 1e39),))), "not finite in float32"),
         (lambda: program(Update("state", STATE, (1.0, -1.0))), "clip to"),
         (
-            lambda: Program.from_json(program().to_json().replace(b'"format": 2', b'"format": 9')),
+            lambda: Program.from_json(
+                program().to_json().replace(f'"format": {FORMAT}'.encode(), b'"format": 9')
+            ),
             "format 9",
         ),
     ],

@@ -4,21 +4,44 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eecompile.errors import BackendError, UsageError
-from eecompile.runtime.cuda.device import Device
+from eecompile.runtime.cuda.device import CudaDevice, Device, open_device
 from eecompile.runtime.cuda.trajectory import DeviceTrajectory, arena_of
 from eecompile.runtime.handle import Handle
 from eecompile.runtime.interface import Interface
 from eecompile.runtime.trajectory import Plan
 
-__all__ = ["DeviceEngine"]
+__all__ = ["DeviceEngine", "borrowed_device", "shares_device"]
 
 Array = NDArray[np.float32]
+
+
+@contextmanager
+def borrowed_device(beside: object) -> Iterator[CudaDevice]:
+    """The GPU of the engine ``beside``, or a GPU newly opened if that has none.
+
+    It stays open, unless what is done within fails and it was opened for that.
+    """
+    if shares_device(beside):
+        yield beside.device  # type: ignore[attr-defined]
+        return
+    device = open_device()
+    try:
+        yield device
+    except BaseException:
+        device.close()
+        raise
+
+
+def shares_device(beside: object) -> bool:
+    """Whether an engine has a GPU that another can use too."""
+    return isinstance(beside, DeviceEngine)
 
 
 class DeviceEngine(Handle):
@@ -29,7 +52,7 @@ class DeviceEngine(Handle):
     reads a result.
 
     Args:
-        device: the GPU; the engine closes it.
+        device: the GPU; the engine closes it, unless :attr:`owns_device` is set to false.
         interface: what the network takes and gives.
         precision: of weights and activations, for messages.
         max_batch: largest batch that it takes.
@@ -37,9 +60,11 @@ class DeviceEngine(Handle):
     Attributes:
         exits: depths that it evaluates, ascending.
         concurrent: false: one evaluation waits for the other.
+        owns_device: whether the GPU's memory goes when the engine is closed.
     """
 
     concurrent = False
+    owns_device = True
 
     def __init__(
         self, device: Device, interface: Interface, precision: str, max_batch: int
@@ -126,4 +151,5 @@ class DeviceEngine(Handle):
 
     def close(self) -> None:
         """Release the engine's memory, and its trajectories' with it."""
-        self.device.close()
+        if self.owns_device:
+            self.device.close()

@@ -281,14 +281,24 @@ class DeviceTrajectory(Handle):
 
     def _enqueue(self, index: int) -> None:
         """Queue a step."""
+        step = self.plan.program.steps[index]
+        if step.evaluates:  # otherwise the outputs stay as they are
+            self._predict(index, step)
+        noise = self._scaled(index, step) if step.reads_noise else ""
+        for update in step.updates:
+            self._combine(
+                self._places[f"buffer {update.into}"], update.terms, noise, clip=update.clip
+            )
+
+    def _predict(self, index: int, step: Step) -> None:
+        """Queue an evaluation of the network, and the guidance of what it predicts."""
         plan, launch = self.plan, self._device.launch
-        step = plan.program.steps[index]
         rows, acts = plan.rows(step), plan.acts(step)
         x, first = self._places["input x"], self._places["output 0"]
         guided = plan.guided * self._row if acts else 0
         self._combine(x, step.input, "", twin=x + 4 * self._count, twins=guided)
         launch("fill", rows, self._places["input t"], np.int64(rows), np.float32(step.timestep))
-        self._evaluate(step.depth, rows)
+        self._evaluate(step, rows)
         for which in range(len(plan.interface.outputs)):
             self._inspect(f"output {which}", rows, index, _OF_OUTPUT)
         if acts:
@@ -301,11 +311,6 @@ class DeviceTrajectory(Handle):
                 np.int64(guided),
                 np.int64(self._row),
                 np.int64(self._guided_row()),
-            )
-        noise = self._scaled(index, step) if step.reads_noise else ""
-        for update in step.updates:
-            self._combine(
-                self._places[f"buffer {update.into}"], update.terms, noise, clip=update.clip
             )
 
     def _guided_row(self) -> int:
@@ -371,14 +376,15 @@ class DeviceTrajectory(Handle):
         known = {"output": "output 0", "noise": noise}
         return self._places[known.get(term.buffer, f"buffer {term.buffer}")]
 
-    def _evaluate(self, depth: int, rows: int) -> None:
+    def _evaluate(self, step: Step, rows: int) -> None:
         """Queue an evaluation of the first ``rows`` rows, or one of each."""
+        engine, depth = self._member(step), step.depth
         names = ("x", "t", *self.plan.interface.conditions)
         count = len(self.plan.interface.outputs)
         if not self.plan.apart:
             inputs = {name: self._places[f"input {name}"] for name in names}
             outputs = [self._places[f"output {which}"] for which in range(count)]
-            self._engine.enqueue(depth, (rows, *self.plan.shape), inputs, outputs)
+            engine.enqueue(depth, (rows, *self.plan.shape), inputs, outputs)
             return
         copy, size = self._device.copy, 4 * self._row
         inputs = {name: self._places[f"single {name}"] for name in names}
@@ -388,9 +394,14 @@ class DeviceTrajectory(Handle):
             for name in names:
                 offset = row * sizes[name]
                 copy(inputs[name], self._places[f"input {name}"] + offset, sizes[name])
-            self._engine.enqueue(depth, (1, *self.plan.shape), inputs, outputs)
+            engine.enqueue(depth, (1, *self.plan.shape), inputs, outputs)
             for which in range(count):
                 copy(self._places[f"output {which}"] + row * size, outputs[which], size)
+
+    def _member(self, step: Step) -> Evaluator:
+        """The engine that evaluates in a step: one of a group's, or the only one."""
+        members: Mapping[str, Evaluator] = getattr(self._engine, "engines", {})
+        return members.get(step.engine, self._engine)
 
     def _inspect(self, name: str, rows: int, step: int, which: int) -> None:
         """Queue a check of the first ``rows`` rows of an output, or of the state."""
@@ -412,4 +423,4 @@ class DeviceTrajectory(Handle):
             index = int(first[which])
             if index != _FINE:
                 step = self.plan.program.steps[index]
-                raise non_finite(index, step, self._engine.precision, what)
+                raise non_finite(index, step, self._member(step).precision, what)
