@@ -8,7 +8,8 @@ stay on the device.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -25,8 +26,9 @@ __all__ = ["HostTrajectory", "Plan", "Rows", "Trajectory", "non_finite"]
 
 Array = NDArray[np.float32]
 Inputs = Mapping[str, NDArray[np.generic]]
-_Terms = list[tuple[str, np.float32]]
-_Update = tuple[str, _Terms, tuple[np.float32, np.float32] | None]
+_Call = tuple[Callable[..., object], tuple[NDArray[np.generic], ...], Array]
+_Prepared = tuple[list[_Call], list[_Call], bool]  # input, updates, whether noise is read
+_SMALL = 8192  # elements of an output that one dot product checks
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,6 +130,9 @@ class Trajectory(Protocol):
 class HostTrajectory:
     """A trajectory whose buffers are numpy arrays, made once and used for every step.
 
+    What a step does besides evaluating the network is a list of calls with their arrays,
+    made once: on small states the rest of Python would take longer than the sums.
+
     Args:
         engine: evaluates the network.
         plan: what is static.
@@ -145,19 +150,21 @@ class HostTrajectory:
             for name, spec in plan.interface.conditions.items()
         }
         self._outputs = [np.empty(batch, np.float32) for _ in plan.interface.outputs]
-        self._buffers = {
-            name: np.empty((n, *shape), np.float32) for name in plan.program.buffers
-        } | {"output": self._outputs[0][:n]}
-        self._sum, self._product = (np.empty((n, *shape), np.float32) for _ in range(2))
         self._finite = np.empty(batch, np.bool_)
         self._scales = np.empty((g, *(1 for _ in shape)), np.float32)
         self._seeds, self._samples = [0] * n, [0] * n
-        self._noise = NoiseSource(n, shape)
-        self._last = 0
+        steps = plan.program.steps
+        noisy = [index + 1 for index, step in enumerate(steps) if step.reads_noise]
+        self._noise = NoiseSource(n, shape, noisy)
+        self._first = NoiseSource(n, shape) if noisy else self._noise
+        self._last = -1
         # The same arrays, whole or without the rows that guidance adds.
-        kinds = {(s.engine, plan.rows(s)) for s in plan.program.steps if s.evaluates}
+        kinds = {(step.engine, plan.rows(step)) for step in steps if step.evaluates}
         self._evaluate = {kind: self._bound(*kind) for kind in kinds}
-        self._steps = [_prepared(step) for step in plan.program.steps]
+        self._checked = {rows: self._checks(rows) for _, rows in kinds}
+        self._guiding = self._guidance() if g else []
+        self._state = np.empty((n, *shape), np.float32)
+        self._steps, self._states = self._prepared()
 
     def start(self, rows: Rows) -> None:
         """Load the conditions and the initial noise; the next step is step 0."""
@@ -165,9 +172,11 @@ class HostTrajectory:
         self._scales.flat[:] = rows.scales
         for name, array in self._conditions.items():
             array[:] = rows.conditions[name]
-        noise = self._noise.draw(self._seeds, self._samples, 0)
+        noise = self._first.draw(self._seeds, self._samples, 0)
         with np.errstate(over="ignore"):
-            np.multiply(noise, np.float32(self.plan.program.initial), out=self._buffers["state"])
+            np.multiply(noise, np.float32(self.plan.program.initial), out=self._state)
+        self._noise.restart()
+        self._last = -1
 
     def step(self, index: int) -> None:
         """Take one step.
@@ -184,25 +193,31 @@ class HostTrajectory:
         plan, step = self.plan, self.plan.program.steps[index]
         inputs, updates, reads_noise = self._steps[index]
         if rows := plan.rows(step):  # otherwise the outputs stay as they are
-            self._predict(index, step, inputs, rows)
+            for call, given, out in inputs:
+                call(*given, out=out)
+            self._predict(index, step, rows)
         if reads_noise:
             self._draw(index, step)
-        for update in updates:
-            self._update(update)
+        for call, given, out in updates:
+            call(*given, out=out)
 
-    def _predict(self, index: int, step: Step, inputs: _Terms, rows: int) -> None:
+    def _predict(self, index: int, step: Step, rows: int) -> None:
         """Evaluate the network on ``rows`` rows, and guide what it predicts."""
         n, x = self.plan.size, self._x
-        self._combine(inputs, x[:n])
-        x[n:rows] = x[: rows - n]
+        if rows > n:
+            x[n:rows] = x[: rows - n]
         self._t[:rows] = step.timestep
         self._evaluate_step(step, rows)
-        for output in self._outputs:
-            finite = np.isfinite(output[:rows], out=self._finite[:rows])
-            if not np.logical_and.reduce(finite, axis=None):
+        for output, quick in self._checked[rows]:
+            # One sum tells, unless it overflows; large ones would start BLAS's threads.
+            if quick and math.isfinite(output.dot(output)):
+                continue
+            finite = np.isfinite(output, out=self._finite.reshape(-1)[: output.size])
+            if not np.logical_and.reduce(finite):
                 raise non_finite(index, step, _member(self._engine, step.engine).precision)
         if rows > n:
-            self._guide(rows - n)
+            for call, given, out in self._guiding:
+                call(*given, out=out)
 
     def run(self) -> None:
         """Take all steps."""
@@ -218,10 +233,11 @@ class HostTrajectory:
         Raises:
             NonFiniteError: it holds NaN or infinity.
         """
-        state = self._buffers["state"]
+        state = self._state if self._last < 0 else self._states[self._last]
         if not np.isfinite(state, out=self._finite[: len(state)]).all():
-            step = self.plan.program.steps[self._last]
-            raise non_finite(self._last, step, self._engine.precision, "the state after the step")
+            index = max(self._last, 0)
+            step = self.plan.program.steps[index]
+            raise non_finite(index, step, self._engine.precision, "the state after the step")
         return state.copy()
 
     def close(self) -> None:
@@ -244,6 +260,11 @@ class HostTrajectory:
             for part in parts
         ]
 
+    def _checks(self, rows: int) -> list[tuple[Array, bool]]:
+        """What an evaluation of ``rows`` rows wrote, flat, and whether one sum can check it."""
+        flat = [output[:rows].reshape(-1) for output in self._outputs]
+        return [(output, output.size <= _SMALL) for output in flat]
+
     def _evaluate_step(self, step: Step, rows: int) -> None:
         try:
             for evaluate in self._evaluate[step.engine, rows]:
@@ -258,63 +279,65 @@ class HostTrajectory:
                 remedy="check the conditions' values against what the network was trained with",
             ) from error
 
-    def _guide(self, guided: int) -> None:
+    def _guidance(self) -> list[_Call]:
         """Lead the prediction away from what it is without conditions."""
+        n, guided = self.plan.size, self.plan.guided
         channels = self.plan.interface.sampling.guided_channels
-        prediction = self._outputs[0]
         part = (slice(None),) if channels is None else (slice(None), slice(channels))
-        given, without = prediction[:guided][part], prediction[self.plan.size :][part]
-        np.subtract(given, without, out=given)
-        np.multiply(given, self._scales, out=given)
-        np.add(given, without, out=given)
+        prediction = self._outputs[0]
+        given, without = prediction[:guided][part], prediction[n : n + guided][part]
+        return [
+            (np.subtract, (given, without), given),
+            (np.multiply, (given, self._scales), given),
+            (np.add, (given, without), given),
+        ]
 
     def _draw(self, index: int, step: Step) -> None:
-        """Put the step's noise into its buffer."""
+        """Put the step's noise where its updates read it."""
         noise = self._noise.draw(self._seeds, self._samples, index + 1)
         if step.log_variances is not None:
             low, high = step.log_variances
             share = (self._outputs[1][: self.plan.size] + 1) / 2
             noise *= np.exp(0.5 * (share * np.float32(high - low) + np.float32(low)))
-        self._buffers["noise"] = noise
 
-    def _update(self, update: _Update) -> None:
-        buffers, total = self._buffers, self._sum
-        into, terms, clip = update
-        self._combine(terms, total)
-        if clip is not None:
-            np.maximum(total, clip[0], out=total)
-            np.minimum(total, clip[1], out=total)
-        # The sum becomes the buffer, and the buffer room for the next sum.
-        buffers[into], self._sum = total, buffers[into]
-
-    def _combine(self, terms: _Terms, out: Array) -> None:
-        """Put the sum of ``terms`` into ``out``, which is none of the buffers."""
-        buffers, product = self._buffers, self._product
-        buffer, factor = terms[0]
-        if factor == 1:
-            np.copyto(out, buffers[buffer])
-        else:
-            np.multiply(buffers[buffer], factor, out=out)
-        for buffer, factor in terms[1:]:
-            np.multiply(buffers[buffer], factor, out=product)
-            np.add(out, product, out=out)
-
-
-def _prepared(step: Step) -> tuple[_Terms, list[_Update], bool]:
-    """A step's input, its updates, and whether it reads noise, with coefficients in float32."""
-    updates = [
-        (
-            update.into,
-            _float32(update.terms),
-            update.clip and (np.float32(update.clip[0]), np.float32(update.clip[1])),
-        )
-        for update in step.updates
-    ]
-    return _float32(step.input), updates, step.reads_noise
+    def _prepared(self) -> tuple[list[_Prepared], list[Array]]:
+        """What every step does, and where the state lies after it."""
+        n, shape, program = self.plan.size, self.plan.shape, self.plan.program
+        buffers = {name: np.empty((n, *shape), np.float32) for name in program.buffers}
+        buffers |= {"state": self._state, "output": self._outputs[0][:n]}
+        spare, product = (np.empty((n, *shape), np.float32) for _ in range(2))
+        steps: list[_Prepared] = []
+        states = []
+        for index, step in enumerate(program.steps):
+            if step.reads_noise:
+                buffers["noise"] = self._noise.place(index + 1)
+            inputs = list(_sum(step.input, buffers, self._x[:n], product))
+            updates: list[_Call] = []
+            for update in step.updates:
+                updates += _sum(update.terms, buffers, spare, product)
+                if update.clip is not None:
+                    low, high = (np.array(bound, np.float32) for bound in update.clip)
+                    updates.append((np.maximum, (spare, low), spare))
+                    updates.append((np.minimum, (spare, high), spare))
+                # The sum becomes the buffer, and the buffer room for the next sum.
+                buffers[update.into], spare = spare, buffers[update.into]
+            steps.append((inputs, updates, step.reads_noise))
+            states.append(buffers["state"])
+        return steps, states
 
 
-def _float32(terms: tuple[Term, ...]) -> _Terms:
-    return [(term.buffer, np.float32(term.coefficient)) for term in terms]
+def _sum(
+    terms: tuple[Term, ...], buffers: Mapping[str, Array], out: Array, product: Array
+) -> Iterator[_Call]:
+    """Put the sum of ``terms`` into ``out``, which is none of the buffers."""
+    for index, term in enumerate(terms):
+        buffer, factor = buffers[term.buffer], np.array(term.coefficient, np.float32)
+        if factor == 1:  # adding is exact: it spares a product
+            yield (np.add, (out, buffer), out) if index else (np.positive, (buffer,), out)
+            continue
+        yield np.multiply, (buffer, factor), product if index else out
+        if index:
+            yield np.add, (out, product), out
 
 
 def non_finite(index: int, step: Step, precision: str, what: str = "the output") -> NonFiniteError:

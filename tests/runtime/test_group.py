@@ -113,7 +113,8 @@ def test_engine_sets_that_do_not_belong_together_are_refused(
     from tests.conftest import RECIPE
 
     bundle_from_recipe(RECIPE, tmp_path / "other", exits=(3, 12))
-    engine_set_from_bundle(tmp_path / "other", Target(name="alone", backend="onnxruntime"), tmp_path / "alone")
+    target = Target(name="alone", backend="onnxruntime")
+    engine_set_from_bundle(tmp_path / "other", target, tmp_path / "alone")
     with pytest.raises(UsageError, match="another bundle"):
         Sampler.open(both[0], tmp_path / "alone")
     with pytest.raises(UsageError, match="different exits"):

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import hypothesis.strategies as st
 import numpy as np
+import pytest
 from hypothesis import given
 
-from eecompile.runtime.noise import normal_noise
+from eecompile.runtime.noise import NoiseSource, normal_noise
 
 
 @given(seed=st.integers(0, 2**64 - 1), sample=st.integers(0, 2**63), draw=st.integers(0, 999))
@@ -45,3 +46,23 @@ def test_the_stream_is_fixed() -> None:
     found = normal_noise(5, [9], 2, (4,))
     assert found.dtype == np.float32
     np.testing.assert_allclose(found[0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("order", [[1, 2, 3, 4, 5], [2, 3, 7, 100, 2000], [1], list(range(1, 90))])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3,), (40, 40, 40)])
+def test_draws_made_together_are_those_made_one_by_one(
+    order: list[int], shape: tuple[int, ...]
+) -> None:
+    source = NoiseSource(2, shape, order)
+    for seeds in ([3, 2**64 - 1], [5, 6]):
+        source.restart()
+        for draw in order:
+            expected = normal_noise(seeds, [7, 8], draw, shape)
+            found = source.draw(seeds, [7, 8], draw)
+            np.testing.assert_array_equal(found, expected)
+            assert np.shares_memory(found, source.place(draw))
+        outside = source.draw(seeds, [7, 8], 0)  # not of the order
+        np.testing.assert_array_equal(outside, normal_noise(seeds, [7, 8], 0, shape))
+        np.testing.assert_array_equal(
+            source.draw(seeds, [7, 8], order[-1]), normal_noise(seeds, [7, 8], order[-1], shape)
+        )
