@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Literal
 
 import msgspec
@@ -112,6 +112,7 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         return found
 
 
+_HOST = 1  # DLPack's number for memory that the processor reads
 _LARGEST = {"int64": 2.0**63, "float32": float(np.finfo(np.float32).max)}
 
 
@@ -280,8 +281,15 @@ class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 def _as_array(given: ArrayLike) -> NDArray[np.generic]:
-    """What a caller gives, also by DLPack, as an array on the host."""
-    if hasattr(given, "__array__") or not hasattr(given, "__dlpack__"):
+    """What a caller gives, also by DLPack, as an array on the host.
+
+    What lies on a GPU is copied by the library that it belongs to, where that follows the
+    standard's version of 2023: https://data-apis.org/array-api/2023.12.
+    """
+    where: Callable[[], tuple[int, int]] | None = getattr(given, "__dlpack_device__", None)
+    if where is not None and where()[0] != _HOST:
+        return np.from_dlpack(given, device="cpu")  # type: ignore[arg-type]
+    if where is None or hasattr(given, "__array__"):
         return np.asarray(given)
     return np.from_dlpack(given)  # type: ignore[arg-type]
 

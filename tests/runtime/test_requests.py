@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from eecompile.errors import BackendError, NonFiniteError, UsageError
+from eecompile.errors import BackendError, ConditionError, NonFiniteError, UsageError
 from eecompile.runtime.fake import FakeEngine
 from eecompile.runtime.handle import Handle
 from eecompile.runtime.interface import Condition, Interface, Resizable, Sampling, State
@@ -258,6 +258,31 @@ def test_conditions_come_by_dlpack() -> None:
     labels = np.array([4, 2])
     found = fake().sample(2, label=Exported(labels), **QUICK)  # type: ignore[arg-type]
     np.testing.assert_array_equal(found, fake().sample(2, label=labels, **QUICK))
+
+
+def test_conditions_may_lie_on_another_device() -> None:
+    """As a GPU's tensors are: no array of NumPy's, and DLPack for the host on request only."""
+
+    class Distant:
+        def __init__(self, array: Any, *, gives: bool = True) -> None:
+            self._array, self._gives = array, gives
+
+        def __array__(self, *args: Any, **options: Any) -> Any:
+            raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return (2, 0)
+
+        def __dlpack__(self, *, dl_device: Any = None, **options: Any) -> Any:
+            if dl_device != (1, 0) or not self._gives:
+                raise BufferError("it lies on the GPU")
+            return self._array.__dlpack__(**options)
+
+    labels = np.array([4, 2])
+    found = fake().sample(2, label=Distant(labels), **QUICK)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(found, fake().sample(2, label=labels, **QUICK))
+    with pytest.raises(ConditionError, match="it lies on the GPU"):
+        fake().sample(2, label=Distant(labels, gives=False), **QUICK)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("solver", ["ddpm", "unipc", "dpmpp-2m-sde"])
