@@ -266,7 +266,9 @@ def _backend(
     if library.nvidia and no_gpu:
         # What a library that loads says of a missing GPU adds nothing.
         why = f"{runs.reason}; " if runs.remedy or not finding.version else ""
-        runs = Answer(False, f"{why}no NVIDIA GPU", runs.remedy)
+        # To exchange packages would not help by itself.
+        remedy = _NO_GPU if finding.version else runs.remedy
+        runs = Answer(False, f"{why}no NVIDIA GPU", remedy)
     elif library.nvidia and runs.yes and not core.yes:
         runs = Answer(False, f"cuda-core, which runs it: {core.reason}", core.remedy)
     if builds.yes and lacking:

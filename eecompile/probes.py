@@ -264,7 +264,7 @@ def _onnxruntime(provider: str) -> Finding:
     if provider not in available:
         remedy = "pip uninstall -y onnxruntime; pip install 'eecompile[gpu]'"
         no = Answer(False, "this onnxruntime has no CUDA provider", remedy)
-        return Finding(no, no, detail=detail)
+        return Finding(no, YES, ort.__version__, detail)  # building needs no provider
     if provider == _CUDA and hasattr(ort, "preload_dlls"):
         ort.preload_dlls()  # of the nvidia-* packages, which no search path names
     session = ort.InferenceSession(_RELU, providers=[provider])
@@ -274,7 +274,7 @@ def _onnxruntime(provider: str) -> Finding:
         remedy = "pip install 'onnxruntime-gpu[cuda,cudnn]'" if pip else ""
         missing = missing or "it finds no GPU that it can use"
         no = Answer(False, f"its CUDA provider does not load: {missing}", remedy)
-        return Finding(no, no, ort.__version__, detail)
+        return Finding(no, YES, ort.__version__, detail)
     session.run(None, {"x": _example()})
     return Finding(YES, YES, ort.__version__, detail)
 

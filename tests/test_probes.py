@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from eecompile import probes
+from eecompile import doctor, probes
 from eecompile.probes import YES, Answer, Finding, Gpu, gpus_from_csv
 
 # As nvidia-smi prints them, on drivers before and since 610.
@@ -191,19 +191,26 @@ def test_a_cuda_provider_that_does_not_load(
     fake_onnxruntime(monkeypatch, loads=False)
     monkeypatch.setattr(ctypes, "CDLL", load)
     finding = probes.PROBES["onnxruntime-cuda"]()
-    assert finding.works == finding.builds
+    assert finding.builds == YES  # which needs no provider
     assert finding.works.reason == f"its CUDA provider does not load: {reason}"
     assert finding.works.remedy == (f"pip install '{remedy}'" if remedy else "")
     assert finding.version == "1.31.1"
 
 
 def test_onnxruntime_without_a_cuda_provider(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = SimpleNamespace(get_available_providers=lambda: ["CPUExecutionProvider"])
+    fake = SimpleNamespace(
+        get_available_providers=lambda: ["CPUExecutionProvider"], __version__="1.31.1"
+    )
     monkeypatch.setitem(sys.modules, "onnxruntime", fake)
     finding = probes.PROBES["onnxruntime-cuda"]()
     assert finding.works.reason == "this onnxruntime has no CUDA provider"
     assert "pip uninstall -y onnxruntime" in finding.works.remedy
-    assert finding.version == ""
+    assert finding.builds == YES
+    library = next(each for each in doctor._LIBRARIES if each.name == "onnxruntime-cuda")
+    without = doctor._backend(library, finding, (), no_gpu=True)
+    assert without.runs.remedy == doctor._NO_GPU  # other packages alone would not help
+    assert without.runs.reason.endswith("no NVIDIA GPU")
+    assert doctor._backend(library, finding, (), no_gpu=False).runs == finding.works
 
 
 def fake_tensorrt(fails: str) -> Any:
