@@ -119,6 +119,8 @@ class Sampler(Handle):
         self._lock = Lock()
         self._idle: OrderedDict[object, list[Trajectory]] = OrderedDict()
         self._programs: OrderedDict[object, Program] = OrderedDict()
+        self._equal: OrderedDict[Program, Program] = OrderedDict()
+        self._seen: OrderedDict[int, tuple[Program, Program]] = OrderedDict()
 
     @classmethod
     def open(
@@ -506,8 +508,7 @@ class Sampler(Handle):
     ) -> tuple[Program, Interval | None, list[Batch]]:
         """What is to be run, checked."""
         self._check_open()
-        program = self.program(solver, steps, schedule)
-        self._check_engines(program)
+        program = self._one_of_equals(self.program(solver, steps, schedule))
         chosen = self.interface.sampling.guidance_interval if interval is None else interval
         chosen = None if chosen is None else _interval(chosen, self.interface.process)
         rows = [checked(self.interface, request) for request in requests]
@@ -573,7 +574,8 @@ class Sampler(Handle):
     ) -> Iterator[Trajectory]:
         """A trajectory for a batch; kept for the next of its kind, unless something fails."""
         interval = interval if part.guided else None
-        key = (program, part.shape, len(part.places), part.guided, interval, part.apart)
+        # The trajectory keeps the program, so that its id stays its own.
+        key = (id(program), part.shape, len(part.places), part.guided, interval, part.apart)
         with self._lock:
             waiting = self._idle.get(key)
             trajectory = waiting.pop() if waiting else None
@@ -637,6 +639,8 @@ class Sampler(Handle):
     def _checked_program(
         self, program: Program, steps: int | None, schedule: Schedule | None
     ) -> Program:
+        if steps is None and schedule is None and id(program) in self._seen:
+            return program
         interface = self.interface
         is_open = OPEN in program.depths
         if steps is not None or (schedule is not None and not is_open):
@@ -662,6 +666,24 @@ class Sampler(Handle):
         if program.process is not None:
             _check_process(program.process, interface.process)
         return program
+
+    def _one_of_equals(self, program: Program) -> Program:
+        """The one of all equal programs that is used here, when it can be run.
+
+        A program is large: to hash it takes as long as several steps.
+        """
+        with self._lock:
+            if (known := self._seen.get(id(program))) is not None:
+                return known[1]  # what is kept keeps its id
+        self._check_engines(program)
+        with self._lock:
+            chosen = self._equal.setdefault(program, program)
+            self._seen[id(program)] = program, chosen
+            while len(self._equal) > _PROGRAMS:
+                self._equal.popitem(last=False)
+            while len(self._seen) > _PROGRAMS:
+                self._seen.popitem(last=False)
+        return chosen
 
     def _check_engines(self, program: Program) -> None:
         """Pass when every engine set that a program names is open."""
@@ -717,6 +739,8 @@ def _compiled(
 
 def _check_process(made: Process, wanted: Process) -> None:
     """Pass when a program made for one process suits another: their states are alike."""
+    if made == wanted:
+        return
     for name in ("family", "prediction", "timesteps"):
         found, expected = getattr(made, name), getattr(wanted, name)
         if found != expected:

@@ -76,9 +76,9 @@ def open_backend(
     with borrowed_device(beside) as device:
         check_gpu(device.name, device.compute_capability, manifest)
         with device.using():
-            engine = TensorrtEngine(folder, manifest, library, device, beside)
-    engine.owns_device = not shares_device(beside)
-    return engine
+            made = TensorrtEngine(folder, manifest, library, device, beside)
+    made.owns_device = not shares_device(beside)
+    return made
 
 
 def import_library(target: Target) -> Any:

@@ -27,7 +27,8 @@ __all__ = ["HostTrajectory", "Plan", "Rows", "Trajectory", "non_finite"]
 Array = NDArray[np.float32]
 Inputs = Mapping[str, NDArray[np.generic]]
 _Call = tuple[Callable[..., object], tuple[NDArray[np.generic], ...], Array]
-_Prepared = tuple[list[_Call], list[_Call], bool]  # input, updates, whether noise is read
+# Of a step: rows to evaluate, their input, whether noise is read, updates.
+_Prepared = tuple[int, list[_Call], bool, list[_Call]]
 _SMALL = 8192  # elements of an output that one dot product checks
 
 
@@ -190,13 +191,13 @@ class HostTrajectory:
         self._last = index
 
     def _step(self, index: int) -> None:
-        plan, step = self.plan, self.plan.program.steps[index]
-        inputs, updates, reads_noise = self._steps[index]
-        if rows := plan.rows(step):  # otherwise the outputs stay as they are
+        step = self.plan.program.steps[index]
+        rows, inputs, noisy, updates = self._steps[index]
+        if rows:  # otherwise the outputs stay as they are
             for call, given, out in inputs:
                 call(*given, out=out)
             self._predict(index, step, rows)
-        if reads_noise:
+        if noisy:
             self._draw(index, step)
         for call, given, out in updates:
             call(*given, out=out)
@@ -321,7 +322,7 @@ class HostTrajectory:
                     updates.append((np.minimum, (spare, high), spare))
                 # The sum becomes the buffer, and the buffer room for the next sum.
                 buffers[update.into], spare = spare, buffers[update.into]
-            steps.append((inputs, updates, step.reads_noise))
+            steps.append((self.plan.rows(step), inputs, step.reads_noise, updates))
             states.append(buffers["state"])
         return steps, states
 
