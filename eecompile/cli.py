@@ -346,6 +346,100 @@ def compare(
 
 
 @app.command()
+def tune(
+    engines: Annotated[Path, typer.Argument(help="Engine set that 'eecompile build' wrote.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the schedules.")],
+    more: Annotated[
+        list[Path] | None,
+        typer.Option("--engines", help="A further engine set of the same network to choose from."),
+    ] = None,
+    solver: Annotated[
+        str | None, typer.Option(help="As for sample; default the recipe's, as for --steps.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Number of steps.")] = None,
+    budget: Annotated[
+        list[float] | None,
+        typer.Option(help="Share of full depth's time, such as 0.7; default several."),
+    ] = None,
+    reuse: Annotated[
+        bool, typer.Option("--reuse", help="May also use the previous output again.")
+    ] = False,
+    monotone: Annotated[
+        bool, typer.Option("--monotone", help="The depth must not fall as t goes to 0.")
+    ] = False,
+    batch: Annotated[
+        int | None, typer.Option(help="Samples at once, where time is measured; default 16.")
+    ] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is none.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="A condition; samples take a list's values in turn."
+        ),
+    ] = None,
+    null: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="As for sample.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Samples that schedules are chosen by.")] = 16,
+    held_out: Annotated[int, typer.Option(help="Further samples, for the figures.")] = 48,
+    seed: Annotated[int, typer.Option(help="Of the samples' noise.")] = 0,
+    minutes: Annotated[
+        float, typer.Option(help="For trying changes on real samples, in all; more steadies times.")
+    ] = 2.0,
+    threads: Annotated[int | None, typer.Option(help="Threads; 0 for all cores.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace schedules in the output folder.")
+    ] = False,
+) -> None:
+    """Find the exit schedules that lose least in a share of full depth's time, by measurement."""
+    from eecompile.tune.output import check_output, identity_of, opened_work, write
+    from eecompile.tune.problem import checked
+    from eecompile.tune.report import Settings
+    from eecompile.tune.tables import front_tables
+    from eecompile.tune.tuning import tune as tuned
+
+    conditions, nulls = _conditions("--set", set_ or []), _conditions("--null", null or [])
+    check_output(output, force=force)
+    folders = [engines, *(more or [])]
+    with Sampler.open(*folders, threads=threads) as sampler:
+        defaults = sampler.interface.sampling
+        sampler.interface.check_conditions(conditions)
+        settings = Settings(
+            solver=solver or defaults.solver,
+            steps=defaults.steps if steps is None else steps,
+            budgets=tuple(budget or ()),
+            batch=min(16, sampler.engine.max_batch) if batch is None else batch,
+            guidance=defaults.guidance if guidance is None else guidance,
+            seeds=seeds,
+            held_out=held_out,
+            seed=seed,
+            reuse=reuse,
+            monotone=monotone,
+            minutes=minutes,
+        )
+        checked(sampler, settings)
+        identity = identity_of(settings, folders, conditions, nulls, threads=threads)
+        try:
+            with opened_work(output, identity) as work, _phases() as report:
+                made = tuned(
+                    sampler,
+                    settings,
+                    conditions=conditions,
+                    nulls=nulls,
+                    work=work,
+                    identity=identity,
+                    report=report,
+                )
+                written = write(made, output)
+        except KeyboardInterrupt:
+            _say(f"what was measured is kept in {output}: the same command goes on from there")
+            raise
+    out.print(front_tables(made))
+    for path in written:
+        _say(f"written: {path}")
+
+
+@app.command()
 def program(
     scheduler: Annotated[
         str,
@@ -444,6 +538,93 @@ def inspect(
         out.print(bundle_report(manifest))
     else:
         out.print(engine_report(manifest))
+
+
+@app.command()
+def evaluate(
+    reference: Annotated[
+        Path,
+        typer.Option(help="Real data: a folder of pictures, .npy, .npz, or an IDX file (.gz)."),
+    ],
+    engines: Annotated[
+        Path | None, typer.Argument(help="Engine set; none where there are --samples.")
+    ] = None,
+    schedule: Annotated[
+        list[str] | None,
+        typer.Option(help="An exit schedule, as for sample; one a row; default the recipe's."),
+    ] = None,
+    n: Annotated[int, typer.Option("-n", help="Number of samples a row.")] = 10_000,
+    samples: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Ready samples, .npy or .npz; a further row."),
+    ] = None,
+    floor: Annotated[
+        Path | None,
+        typer.Option(help="More real data, for the floor; default two halves of the reference."),
+    ] = None,
+    solver: Annotated[str | None, typer.Option(help="Solver, as for sample.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the solver.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is none.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A condition, as for sample."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same samples.")] = 0,
+    batch: Annotated[int, typer.Option(help="Samples made, and kept, at a time.")] = 256,
+    features: Annotated[
+        Path | None,
+        typer.Option(metavar="NET.onnx", help="Feature network; default EfficientNet-Lite0."),
+    ] = None,
+    decoder: Annotated[
+        Path | None,
+        typer.Option(metavar="NET.onnx", help="Makes pictures of samples, such as latents."),
+    ] = None,
+    more: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--engines", help="A further engine set of the same network, that a schedule names."
+        ),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads; 0 for all cores.")] = None,
+    work: Annotated[
+        Path, typer.Option(help="Folder that keeps samples and features, to go on with.")
+    ] = Path("out/evaluate"),
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Also write JSON.")] = None,
+) -> None:
+    """Quality of samples beside real data: Frechet distance, precision and recall."""
+    if output is not None:
+        _check_json(output)
+    conditions = _conditions("--set", set_ or [])
+    with _extra("evaluate"):
+        from eecompile.evaluate import evaluation
+        from eecompile.evaluate.samples import Draw
+        from eecompile.evaluate.tables import evaluation_tables
+    sets = [*([] if engines is None else [engines]), *(more or [])]
+    draw = Draw(count=n, seed=seed, guidance=guidance, conditions=conditions, batch=batch)
+    options = evaluation.Options(
+        reference=reference,
+        draw=draw,
+        work=work,
+        features=features,
+        decoder=decoder,
+        floor=floor,
+        samples=tuple(samples or ()),
+        solver=solver,
+        steps=steps,
+        threads=threads,
+    )
+    with _phases() as report, _extra("evaluate"):
+        named = _schedules(schedule, open_engine_set(sets[0]).interface) if sets else []
+        made = evaluation.evaluate(sets, named, options, report)
+    out.print(evaluation_tables(made))
+    if output is not None:
+        partial = output.with_name(f".{output.name}.partial")
+        try:
+            partial.write_bytes(made.to_json())
+            partial.replace(output)
+        finally:
+            partial.unlink(missing_ok=True)
+        _say(f"figures: {output}")
 
 
 @app.command()
@@ -665,6 +846,19 @@ def _schedule(text: str | None, interface: Interface) -> ExitSchedule | str | No
     if text.replace("_", "").replace("-", "").isalpha():
         return text  # a name, and unknown: the sampler says which are known
     return ExitSchedule.parse(text)
+
+
+def _schedules(
+    texts: list[str] | None, interface: Interface
+) -> list[tuple[str, ExitSchedule | str]]:
+    """Exit schedules with their names in tables."""
+    given = list(dict.fromkeys(texts or [interface.sampling.schedule]))
+    return [
+        (Path(text).stem, ExitSchedule.read(text))
+        if text.endswith(".json")
+        else (text, _schedule(text, interface) or text)
+        for text in given
+    ]
 
 
 def _conditions(option: str, settings: list[str]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def save_grid(
         states: float32 [n, 1 or 3, H, W].
         bounds: values that become black and white.
         path: the PNG.
-        title: a line above the pictures.
+        title: a line above the pictures; "" for none.
         labels: one a picture, or none.
         columns: pictures a row; 0 makes the grid about square.
     """
@@ -60,9 +60,9 @@ def save_grid(
     font, small = ImageFont.load_default(14), ImageFont.load_default(11)
     line = 18 if labels else 0
     cell_width, cell_height = width * zoom + _GAP, height * zoom + line + _GAP
-    header = 26
+    header = 26 if title else _GAP
     text_width = math.ceil(font.getlength(title)) + 2 * _GAP
-    size = max(columns * cell_width + _GAP, text_width), header + rows * cell_height + _GAP
+    size = max(columns * cell_width + _GAP, text_width), header + rows * cell_height
     canvas = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(canvas)
     draw.text((_GAP, 5), title, fill="black", font=font)

@@ -5,7 +5,8 @@ python scripts/bench.py decisions  what docs/decisions.md rests on; decisions-cp
 python scripts/bench.py export     exports at full size; export-cpu.json
 python scripts/bench.py build      plans, half precision, rebuilds, OpenVINO; build-cpu.json
 python scripts/bench.py runtime    beside the engines: time, memory, threads; runtime-cpu.json
-python scripts/bench.py peers      against what people would use instead; peers-cpu.json
+python scripts/bench.py peers      against what people would use instead; peers-cpu.json, and
+                                   the documents' tables (--tables: only those)
 python scripts/bench.py demo       the shipped schedule against full depth and torch eager
 """
 
@@ -23,6 +24,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import bench_tables
 import machine
 import numpy as np
 import torch
@@ -374,6 +376,9 @@ PEERS_TARGETS = {"onnxruntime": "cpu", "openvino bf16": "cpu-bf16"}
 
 
 def peers(args: argparse.Namespace) -> None:
+    if args.tables:
+        tables()
+        return
     import bench_build
     import bench_peers
 
@@ -405,6 +410,14 @@ def peers(args: argparse.Namespace) -> None:
     for network in cases:
         Console(width=200).print(_table(network, result[network]["rows"]))
     print(f"written: {output}")
+    if output.resolve() in bench_tables.peers_files():
+        tables()
+
+
+def tables() -> None:
+    """Rewrite what the documents say of the peers."""
+    for path in bench_tables.write_peers_tables():
+        print(f"written: {path}")
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -467,6 +480,9 @@ def main() -> None:
     parser.add_argument("what", choices=tuple(COMMANDS))
     parser.add_argument("networks", nargs="*", help="export: names of networks; default all")
     parser.add_argument("--rounds", type=int, help="measurements of each action; default 9")
+    parser.add_argument(
+        "--tables", action="store_true", help="peers: only write the documents' tables anew"
+    )
     parser.add_argument("--output", type=Path, help="JSON; default under docs/benchmarks")
     args = parser.parse_args()
     if args.rounds is None and args.what != "export":

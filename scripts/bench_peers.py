@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import openvino
 import torch
 
 from eecompile.bundle import exit_graph_name
+from eecompile.compare.measure import interleaved
 from eecompile.networks.load import load_network
 from eecompile.recipe import load_recipe
 from eecompile.runtime.noise import normal_noise
@@ -45,7 +45,7 @@ def peer_rows(
         schedule: the exit schedule's name.
         batch: samples at once.
         steps: of DDIM.
-        rounds: in each, everything runs once, in turn.
+        rounds: in each, everything runs once, in turn, and each begins with another.
     """
     network = load_network(load_recipe(recipe).network, recipe.parent).eval()
     samplers = {name: Sampler.open(folder) for name, folder in engines.items()}
@@ -77,7 +77,10 @@ def peer_rows(
             actions[f"eecompile, {name}", which] = lambda s=sampler, p=program: s.sample(
                 batch, solver=p, guidance=1.0
             )
-    times = _in_turn(actions, rounds)
+    timings = interleaved(actions, rounds=rounds)
+    for error in timings.failures.values():
+        raise error
+    times = timings.seconds
     eager, full = times["PyTorch eager", schedule], times["PyTorch eager", "full"]
     for name in dict.fromkeys(name for name, _ in times):
         ours, deepest = times[name, schedule], times[name, "full"]
@@ -104,19 +107,6 @@ def _ratio(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, 
     ratios = [a / b for a, b in zip(one, other, strict=True)]
     low, middle, high = np.percentile(ratios, (10, 50, 90))
     return float(low), float(middle), float(high)
-
-
-def _in_turn(
-    actions: Mapping[tuple[str, str], Callable[[], object]], rounds: int
-) -> dict[tuple[str, str], list[float]]:
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in actions}
-    for index in range(rounds + 1):
-        for key, action in actions.items():
-            started = time.perf_counter()
-            action()
-            if index:  # the first round warms up
-                times[key].append(time.perf_counter() - started)
-    return times
 
 
 def _tables(interface: Any, steps: int) -> list[tuple[int, float, float]]:

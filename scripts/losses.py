@@ -12,7 +12,7 @@ from pathlib import Path
 import machine
 import torch
 from safetensors import safe_open
-from train import DATA, load_images
+from training import DATA, load_images
 
 from eecompile.networks.load import load_network
 from eecompile.recipe import load_recipe

@@ -15,6 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eecompile.bundle import WEIGHTS, exit_graph_name
+from eecompile.compare.checks import (
+    check_belongs,
+    check_recipe,
+    checked_bundle,
+    checked_engine_set,
+    no_gpu,
+    require,
+)
 from eecompile.compare.report import Candidate
 from eecompile.compare.runners import (
     EngineRunner,
@@ -24,12 +32,6 @@ from eecompile.compare.runners import (
     TensorrtRunner,
     TorchRunner,
     TrainedNetwork,
-    check_belongs,
-    check_recipe,
-    checked_bundle,
-    checked_engine_set,
-    no_gpu,
-    require,
 )
 from eecompile.errors import UsageError
 from eecompile.probes import gpus
@@ -46,8 +48,10 @@ __all__ = [
     "Source",
     "Spec",
     "described",
+    "max_batch",
     "opened",
     "peer",
+    "plans",
     "specs",
     "tolerance",
 ]
@@ -218,7 +222,7 @@ def opened(spec: Spec, network: TrainedNetwork | None = None) -> Iterator[Opened
         elif spec.source in ("torch", "torch.compile"):
             network = network or TrainedNetwork(spec.bundle, spec.path)
         elif spec.apart:
-            spec = msgspec.structs.replace(spec, path=stack.enter_context(_plans(spec)))
+            spec = msgspec.structs.replace(spec, path=stack.enter_context(plans(spec)))
         runners = {depth: _runner(spec, depth, engine, network) for depth in interface.exits}
         yield Opened(interface, runners, engine)
 
@@ -242,7 +246,7 @@ def _runner(
 
 
 @contextmanager
-def _plans(spec: Spec) -> Iterator[str]:
+def plans(spec: Spec) -> Iterator[str]:
     """An engine set in FP32 with a plan an exit, for as long as the block lasts."""
     from eecompile.compiler.build import engine_set_from_bundle
 
@@ -275,6 +279,13 @@ def described(spec: Spec) -> Candidate:
         versions=_versions(spec.source),
         bytes=_bytes(spec),
     )
+
+
+def max_batch(spec: Spec) -> int:
+    """The largest batch that a candidate takes."""
+    if spec.source == "engines":
+        return checked_engine_set(spec.path).target.batch.max
+    return _UNLIMITED
 
 
 def tolerance(spec: Spec) -> Tolerance:

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import platform
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import msgspec
+import numpy as np
 from polygraphy.comparator import RunResults
 
 import eecompile
 from eecompile.compare.accuracy import Accuracy, accuracy, outputs_of
+from eecompile.compare.arguments import (
+    check_batches,
+    found_peers,
+    named_once,
+    schedules_of,
+    settings_of,
+)
 from eecompile.compare.candidates import (
-    DEFAULT,
-    PEERS,
     Opened,
-    Source,
     Spec,
     described,
     opened,
@@ -30,40 +32,23 @@ from eecompile.compare.candidates import (
     specs,
     tolerance,
 )
-from eecompile.compare.measure import (
-    Job,
-    Point,
-    in_child,
-    latencies,
-    latency,
-    points,
-    quiet,
-    resident_mib,
-    sentence,
-)
-from eecompile.compare.report import (
-    Candidate,
-    ExitFigures,
-    Latency,
-    Report,
-    Settings,
-    write_report,
-)
-from eecompile.compare.runners import TrainedNetwork, checked_bundle
+from eecompile.compare.checks import checked_bundle
+from eecompile.compare.child import Answer, Job, in_child, memory
+from eecompile.compare.measure import Point, latencies, latency, points, quiet, sentence
+from eecompile.compare.output import PAGE, REPORT, check_output, write_files
+from eecompile.compare.report import Candidate, ExitFigures, Latency, Report, Settings
+from eecompile.compare.torch_runners import TrainedNetwork
 from eecompile.compare.trajectories import Sampled, pictures, trajectories
 from eecompile.compiler.progress import Report as Progress
 from eecompile.compiler.progress import silent
-from eecompile.errors import BackendError, EecompileError, OutputExistsError, UsageError
+from eecompile.errors import BackendError, EecompileError, NonFiniteError
 from eecompile.interrupt import check
 from eecompile.probes import cpu, gpus
-from eecompile.runtime.fake import FakeEngine
 from eecompile.runtime.interface import Interface
-from eecompile.runtime.sampler import Sampler
 from eecompile.runtime.schedule import ExitSchedule
 
 __all__ = ["PAGE", "REPORT", "Comparison", "check_output", "compare", "write"]
 
-REPORT, PAGE = "report.json", "report.html"
 _CELL = 1.5  # seconds for one exit at one batch size, where the rounds are not given
 _SAMPLING = 30.0  # seconds for all trajectories, where the rounds are not given
 
@@ -75,6 +60,11 @@ class Comparison(NamedTuple):
     images: dict[str, bytes]
 
 
+def write(comparison: Comparison, folder: Path) -> list[Path]:
+    """See :func:`eecompile.compare.output.write_files`."""
+    return write_files(comparison.report, comparison.images, folder)
+
+
 class _Entry:
     """A candidate and what has been found of it so far."""
 
@@ -83,7 +73,7 @@ class _Entry:
         self.opened: Opened | None = None
         self.latencies: dict[int, tuple[Latency, ...]] = {}
         self.accuracies: dict[int, Accuracy] = {}
-        self.resident_mib: float | None = None
+        self.memory = Answer()
         self.failed = ""
 
     def fail(self, doing: str, error: Exception | str) -> None:
@@ -108,7 +98,8 @@ class _Entry:
         return msgspec.structs.replace(
             described(self.spec),
             exits=tuple(exits),
-            resident_mib=self.resident_mib,
+            resident_mib=self.memory.resident_mib,
+            gpu_mib=self.memory.gpu_mib,
             skipped=self.failed,
         )
 
@@ -126,6 +117,7 @@ def compare(
     steps: int | None = None,
     schedules: Sequence[str] | None = None,
     seed: int = 0,
+    guidance: float | None = None,
     report: Progress = silent,
 ) -> Comparison:
     """Measure engine sets of a bundle beside one another and beside a reference.
@@ -143,25 +135,38 @@ def compare(
         rounds: how often each figure is measured; 0 for as often as about two minutes allow.
         solver: of the trajectories; None takes the recipe's.
         steps: of the trajectories; None takes the recipe's.
-        schedules: names, or depths as the command line takes them; None takes the
+        schedules: names, files, or depths as the command line takes them; None takes the
             recipe's.
         seed: of the trajectories.
+        guidance: of the trajectories, 1 for none; None takes the recipe's.
         report: told of each phase and its steps.
 
     Raises:
         UsageError: an engine set is not the bundle's, a peer is unknown, or an argument
             is out of range.
-        BackendError: what was asked for by name cannot run here.
+        BackendError: what was asked for by name cannot run here, or the reference fails.
+        NonFiniteError: the reference's outputs are not finite.
     """
     report("checking digests")
     interface = checked_bundle(bundle).interface
-    chosen = _schedules(interface, schedules)
-    settings = _settings(interface, batches, rounds, solver, steps, seed, chosen)
+    chosen = schedules_of(interface, schedules)
+    settings = settings_of(
+        interface,
+        chosen,
+        batches=batches,
+        rounds=rounds,
+        solver=solver,
+        steps=steps,
+        seed=seed,
+        guidance=guidance,
+    )
     wanted = specs(bundle, engines, recipe)
-    found, skipped = _peers(bundle, recipe, peers, named)
+    check_batches(wanted, settings.batches)
+    found, skipped = found_peers(bundle, recipe, peers, named)
     if recipe is None and not any(spec.source == "onnxruntime" for spec in found):
         found = [peer("onnxruntime", bundle, None), *found]
-    every = _named_once(wanted + found)
+    every = wanted + found
+    named_once(every)
     reference = next(s for s in every if s.source == ("torch" if recipe else "onnxruntime"))
     entries = {spec.name: _Entry(spec) for spec in every}
     with ExitStack() as stack, quiet():
@@ -183,149 +188,6 @@ def compare(
         trajectories=tuple(sampled.trajectories),
     )
     return Comparison(made, images)
-
-
-def check_output(folder: Path) -> None:
-    """Pass when a report may be written into a folder.
-
-    Raises:
-        OutputExistsError: it holds something else, or is none.
-    """
-    if not folder.exists():
-        return
-    others = (
-        sorted({path.name for path in folder.iterdir()} - {REPORT, PAGE})
-        if folder.is_dir()
-        else [folder.name]
-    )
-    if others:
-        raise OutputExistsError(
-            found=f"{folder}, which holds {', '.join(others[:3])}"
-            + (", ..." if len(others) > 3 else ""),
-            expected="an empty folder, or one with an older report",
-            remedy="choose another output folder",
-        )
-
-
-def write(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write ``report.json``, and ``report.html`` where its packages are installed.
-
-    Returns:
-        What was written.
-
-    Raises:
-        OutputExistsError: the folder holds something else.
-    """
-    check_output(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    written = [folder / REPORT]
-    write_report(comparison.report, written[0])
-    page = "eecompile.compare.page"
-    if find_spec(page) and find_spec("plotly"):
-        importlib.import_module(page).write_page(
-            comparison.report, comparison.images, folder / PAGE
-        )
-        written.append(folder / PAGE)
-    else:  # one of another report would mislead
-        (folder / PAGE).unlink(missing_ok=True)
-    return written
-
-
-def _schedules(interface: Interface, given: Sequence[str] | None) -> dict[str, ExitSchedule]:
-    if given is None:
-        return dict(interface.schedules)
-    return {
-        text: interface.schedules.get(text) or ExitSchedule.parse(text).check(interface.exits)
-        for text in given
-    }
-
-
-def _settings(
-    interface: Interface,
-    batches: Sequence[int],
-    rounds: int,
-    solver: str | None,
-    steps: int | None,
-    seed: int,
-    schedules: dict[str, ExitSchedule],
-) -> Settings:
-    """The arguments, checked before anything is measured."""
-    for what, value, least in (
-        *(("batch size", batch, 1) for batch in batches),
-        ("rounds", rounds, 0),
-    ):
-        if value < least:
-            raise UsageError(
-                found=f"{what} {value}",
-                expected=f"{least} or more",
-                remedy="mend it",
-            )
-    sizes = tuple(sorted(set(batches)))
-    if not sizes:
-        raise UsageError(
-            found="no batch sizes", expected="at least one", remedy="for example --batch 1,16"
-        )
-    defaults = interface.sampling
-    chosen = defaults.solver if solver is None else solver
-    count = defaults.steps if steps is None else steps
-    planner = Sampler(FakeEngine(interface.exits, lambda depth, x, t, given: x), interface)
-    for schedule in schedules.values():
-        planner.program(chosen, count, schedule)  # refuses what it cannot do
-    return Settings(
-        batches=sizes,
-        rounds=rounds,
-        solver=chosen,
-        steps=count,
-        seed=seed,
-        timesteps=tuple(float(p["t"].flat[0]) for p in points(interface, sizes)[:-1]),
-        absolute=DEFAULT.absolute,
-        relative=DEFAULT.relative,
-    )
-
-
-def _peers(
-    bundle: Path, recipe: Path | None, all_: bool, named: Sequence[str]
-) -> tuple[list[Spec], list[Candidate]]:
-    """Peers that run here; and the others, with the reason, unless they were named."""
-    for name in named:
-        if name not in PEERS:
-            raise UsageError(
-                found=f"peer {name!r}",
-                expected=f"one of {', '.join(PEERS)}",
-                remedy="choose one of these",
-            )
-    found, skipped = [], []
-    for source in PEERS:
-        if not all_ and source not in named:
-            continue
-        try:
-            found.append(peer(source, bundle, recipe))
-        except EecompileError as error:
-            if source in named:
-                raise
-            skipped.append(_skipped(source, error))
-    return found, skipped
-
-
-def _skipped(source: Source, error: EecompileError) -> Candidate:
-    return Candidate(
-        name=source,
-        kind="peer",
-        backend="torch" if source == "torch.compile" else source,
-        precision="fp32",
-        skipped=f"{error.found}: {error.remedy}",
-    )
-
-
-def _named_once(every: list[Spec]) -> list[Spec]:
-    twice = [name for name, count in Counter(spec.name for spec in every).items() if count > 1]
-    if twice:
-        raise UsageError(
-            found=f"two candidates named {twice[0]}",
-            expected="a target with a name of its own",
-            remedy="rename the target, and build for it again",
-        )
-    return every
 
 
 def _open(
@@ -362,7 +224,7 @@ def _compare_outputs(
     """Every exit's outputs against the reference's."""
     assert reference.opened is not None
     largest = min(candidate.max_batch for candidate in _alive(entries).values())
-    inputs = points(interface, [min(max(settings.batches), largest)])
+    inputs = points(interface, [min(max(2, *settings.batches), largest)])
     right = {}
     for index, depth in enumerate(interface.exits):
         report("comparing outputs", index, len(interface.exits))
@@ -388,10 +250,20 @@ def _reference_outputs(reference: _Entry, depth: int, inputs: Sequence[Point]) -
 
     Raises:
         BackendError: it fails; there is nothing to compare then.
+        NonFiniteError: they are not finite.
     """
     assert reference.opened is not None
     try:
-        return outputs_of(reference.opened.runners[depth], inputs)
+        made = outputs_of(reference.opened.runners[depth], inputs)
+        for point, outputs in zip(inputs, made[0][1], strict=True):
+            if not all(np.isfinite(array).all() for array in outputs.values()):
+                raise NonFiniteError(
+                    found=f"NaN or infinity from the reference ({reference.spec.name}) at exit "
+                    f"{depth}, t = {point['t'].flat[0]:g}",
+                    expected="finite outputs, to compare others with",
+                    remedy="look into the trained network",
+                )
+        return made
     except EecompileError:
         raise
     except Exception as error:  # a library's errors share no base class
@@ -416,7 +288,7 @@ def _apart(
             rounds=settings.rounds or None,
         )
         answer = in_child(job, Path(folder))
-        entry.latencies = answer.latencies
+        entry.latencies, entry.memory = answer.latencies, answer
         try:
             for depth, expected in right.items():
                 path = Path(folder) / f"outputs-{depth}.json"
@@ -475,7 +347,7 @@ def _measure_memory(entries: dict[str, _Entry], settings: Settings, report: Prog
         report("measuring memory", index, len(entries))
         # To compile in one more process would take minutes, and add nothing to torch's own.
         if entry.spec.source != "torch.compile" and not entry.spec.apart and not entry.failed:
-            entry.resident_mib = resident_mib(entry.spec, settings.batches)
+            entry.memory = memory(entry.spec, settings.batches)
 
 
 def _machine() -> dict[str, str]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from eecompile.compare.markup import duration, number
-from eecompile.compare.report import Candidate, Report, Trajectory
+from eecompile.compare.report import Candidate, Report, Trajectory, largest
 
 __all__ = ["findings"]
 
@@ -72,16 +72,20 @@ def _accuracy(report: Report) -> Iterator[str]:
         if (depths := [str(exit_.depth) for exit_ in candidate.exits if not exit_.passed])
     ]
     errors = {candidate.name: _relative(candidate) for candidate in compared}
-    worst = max(errors, key=errors.__getitem__)
+    broken = [name for name, error in errors.items() if math.isinf(error)]
+    errors = {name: error for name, error in errors.items() if name not in broken}
     yield (
         f"Outside the tolerance: {'; '.join(outside)}."
         if outside
         else f"All outputs are within the tolerance of {report.reference}'s."
     )
-    yield f"The largest relative error is {number(errors[worst])}, of {worst}."
+    if broken:
+        yield f"Not a finite number everywhere: outputs of {', '.join(broken)}."
+    if errors:
+        worst = max(errors, key=errors.__getitem__)
+        yield f"The largest relative error is {number(errors[worst])}, of {worst}."
 
 
 def _relative(candidate: Candidate) -> float:
-    """The largest relative error; infinite when one is not a number."""
-    values = [point.relative for exit_ in candidate.exits for point in exit_.errors]
-    return math.inf if any(map(math.isnan, values)) else max(values)
+    """The largest relative error; infinite where outputs are not finite."""
+    return largest(exit_.relative for exit_ in candidate.exits if exit_.errors) or 0.0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 
-from eecompile.compare.report import Candidate, ExitFigures, Report
+from eecompile.compare.report import Candidate, Report
 from eecompile.errors import UsageError
 
-__all__ = ["fraction", "regressions"]
+__all__ = ["check_limits", "check_network", "fraction", "regressions", "unjudged"]
 
 _Figures = dict[str, float]
 
@@ -27,6 +28,35 @@ def fraction(text: str) -> float:
             remedy="give how much slower a median may be",
         )
     return float(found[1]) / (100 if found[2] else 1)
+
+
+def check_network(baseline: Report, network: str) -> None:
+    """Pass when a baseline is of the network.
+
+    Raises:
+        UsageError: it is of another one.
+    """
+    if baseline.network != network:
+        raise UsageError(
+            found=f"a baseline of network {baseline.network}",
+            expected=f"one of {network}",
+            remedy="give a report.json of the same network",
+        )
+
+
+def check_limits(max_slowdown: float, max_error: float) -> None:
+    """Pass when limits are such that something could exceed them.
+
+    Raises:
+        UsageError: one is negative or not finite.
+    """
+    for name, limit in (("slowdown", max_slowdown), ("error", max_error)):
+        if not 0 <= limit < math.inf:
+            raise UsageError(
+                found=f"a limit of {limit:g} for the {name}",
+                expected="a number from 0 up",
+                remedy="mend it",
+            )
 
 
 def regressions(
@@ -48,14 +78,10 @@ def regressions(
 
     Raises:
         UsageError: the reports are of different networks or have no figure in common, or
-            their times cannot be compared.
+            their times cannot be compared; or a limit is no number from 0 up.
     """
-    if report.network != baseline.network:
-        raise UsageError(
-            found=f"a baseline of network {baseline.network}",
-            expected=f"one of {report.network}",
-            remedy="give a report.json of the same network",
-        )
+    check_limits(max_slowdown, max_error)
+    check_network(baseline, report.network)
     ratios = _same_yardstick(report, baseline)
     if not ratios and not _same_machine(report, baseline):
         raise UsageError(
@@ -67,14 +93,22 @@ def regressions(
     now, then = _times(report, ratios), _times(baseline, ratios)
     known = {candidate.name: candidate for candidate in report.candidates}
     kept = [each for each in baseline.candidates if not each.skipped]
-    if not now.keys() & then.keys() and not any(each.name in known for each in kept):
+    lost = [sentence for old in kept for sentence in _lost(known.get(old.name), old, max_error)]
+    strangers = not any(each.name in known for each in kept)
+    if not now.keys() & then.keys() and (strangers or (now and then and not lost)):
         raise UsageError(
-            found="a baseline that has no figure in common with this report",
+            found=f"a baseline that has no {'figure' if strangers else 'time'} in common with "
+            "this report",
             expected="the same candidates, exits and batch sizes",
             remedy="compare the same engine sets with the same --batch, or make a new baseline",
         )
-    found = [sentence for old in kept for sentence in _lost(known.get(old.name), old, max_error)]
-    return found + list(_slower(now, then, max_slowdown, report, ratios))
+    return lost + list(_slower(now, then, max_slowdown, report, ratios))
+
+
+def unjudged(report: Report, baseline: Report) -> int:
+    """How many times of a baseline have no counterpart, as for another batch size."""
+    ratios = _same_yardstick(report, baseline)
+    return len(_times(baseline, ratios).keys() - _times(report, ratios).keys())
 
 
 def _lost(new: Candidate | None, old: Candidate, max_error: float) -> Iterator[str]:
@@ -91,8 +125,14 @@ def _lost(new: Candidate | None, old: Candidate, max_error: float) -> Iterator[s
             if not new.skipped:
                 yield f"{old.name} no longer has exit {before.depth}."
             continue
-        worst, worst_before = _error(after), _error(before)
-        if worst - worst_before > max_error:
+        worst, worst_before = after.relative or 0.0, before.relative or 0.0
+        if math.isinf(worst):
+            if not math.isinf(worst_before):
+                yield (
+                    f"{old.name}, exit {before.depth}: outputs are no longer finite (the largest "
+                    f"relative error was {worst_before:.2g})."
+                )
+        elif worst - worst_before > max_error:
             yield (
                 f"{old.name}, exit {before.depth}: relative error {worst:.2g}, which was "
                 f"{worst_before:.2g}; at most {max_error:g} more is allowed."
@@ -111,7 +151,7 @@ def _slower(
     unit = f" times that of {report.reference}" if ratios else " ms"
     for what, value in now.items():
         before = then.get(what)
-        if before is not None and value > before * (1 + max_slowdown):
+        if before and value > before * (1 + max_slowdown):
             yield (
                 f"{what}: {value / before - 1:.1%} slower: {value:.3g}{unit}, which was "
                 f"{before:.3g}; at most {max_slowdown:.1%} is allowed."
@@ -126,7 +166,10 @@ def _times(report: Report, ratios: bool) -> _Figures:
         for exit_ in each.exits
         for latency in exit_.latencies
     }
-    steps = f"{report.settings.solver}, {report.settings.steps} steps"
+    settings = report.settings
+    steps = f"{settings.solver}, {settings.steps} steps"
+    if settings.guidance != 1:
+        steps += f", guidance {settings.guidance:g}"
     found |= {
         (each.candidate, f"{each.schedule}, {steps}, batch {each.batch}"): 1e3
         * each.seconds_per_sample
@@ -163,7 +206,3 @@ def _same_machine(report: Report, baseline: Report) -> bool:
 def _where(report: Report) -> str:
     machine = report.machine
     return machine.get("gpus") or f"{machine.get('cpu')}, {machine.get('cores')} cores"
-
-
-def _error(exit_: ExitFigures) -> float:
-    return max((point.relative for point in exit_.errors), default=0.0)

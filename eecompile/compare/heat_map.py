@@ -9,15 +9,14 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale, unlabel_rgb
 
-from eecompile.bundle import PointError
 from eecompile.compare.markup import number
 from eecompile.compare.plots import Mark, new_figure, shown_name, text_lines
-from eecompile.compare.report import Candidate, ExitFigures, Report
+from eecompile.compare.report import Candidate, ExitFigures, PointError, Report, largest
 
 __all__ = ["errors", "readable"]
 
 SCALE = "Viridis"
-_LABELLED = 6  # with no more timesteps than this, cells have room for their figures
+_LABELLED = 8  # with no more timesteps than this, cells have room for their figures
 _SOFT = "var(--soft)"
 
 
@@ -70,9 +69,9 @@ def readable(level: float) -> str:
 
 
 def _worst(exit_: ExitFigures, timestep: float) -> PointError | None:
-    """The largest relative error at a timestep; one that is not a number is the largest."""
+    """The largest relative error at a timestep; one that is not finite is the largest."""
     there = [point for point in exit_.errors if point.timestep == timestep]
-    return max(there, key=lambda point: (math.isnan(point.relative), point.relative), default=None)
+    return max(there, key=lambda point: largest([point.relative]) or 0.0, default=None)
 
 
 def _decades(report: Report) -> tuple[int, int]:
@@ -82,7 +81,7 @@ def _decades(report: Report) -> tuple[int, int]:
         for candidate in report.candidates
         for exit_ in candidate.exits
         for point in exit_.errors
-        if 0 < point.relative < math.inf
+        if point.relative and math.isfinite(point.relative)
     ]
     low = math.floor(min(logarithms, default=-8))
     return low, max(low + 1, math.ceil(max(logarithms, default=-7)))
@@ -90,7 +89,7 @@ def _decades(report: Report) -> tuple[int, int]:
 
 def _level(point: PointError | None, low: int, high: int) -> float | None:
     """Where on the scale, 0 to 1; None for what has no place there."""
-    if point is None or not math.isfinite(point.relative):
+    if point is None or point.relative is None or not math.isfinite(point.relative):
         return None
     return (math.log10(point.relative) - low) / (high - low) if point.relative > 0 else 0.0
 
@@ -111,7 +110,7 @@ def _label(
             figure.add_annotation(
                 x=place,
                 y=index,
-                text=number(point.relative, 2),
+                text="not finite" if level is None else number(point.relative, 2),
                 font={"size": 10, "color": _SOFT if level is None else readable(level)},
                 showarrow=False,
             )
@@ -132,9 +131,12 @@ def _colour_bar(low: int, high: int) -> dict[str, object]:
 def _text(name: str, depth: int, point: PointError | None) -> str:
     if point is None:
         return ""
+    place = f"exit {depth}, timestep {point.timestep:g}, batch {point.batch}"
+    if _level(point, 0, 1) is None:
+        return text_lines(shown_name(name), place, "not finite")
     return text_lines(
         shown_name(name),
-        f"exit {depth}, timestep {point.timestep:g}, batch {point.batch}",
+        place,
         f"relative {number(point.relative)}",
         f"largest {number(point.worst)}, mean {number(point.mean)}",
     )

@@ -184,13 +184,17 @@ def _key(candidate: Candidate, mark: Mark) -> Html:
 
 def _settings(report: Report) -> Html:
     settings = report.settings
+    rounds = f"{settings.rounds} rounds" if settings.rounds else "as many rounds as time allowed,"
+    sampled = f"{settings.solver}, {settings.steps} steps, seed {settings.seed}"
+    if settings.guidance != 1:
+        sampled += f", guidance {settings.guidance:g}"
     facts = {
-        "latency": f"median of {settings.rounds} rounds in turn, after warm-up; "
-        f"batch {_listed(settings.batches)}",
+        "latency": f"median of {rounds} in turn, after warm-up; batch {_listed(settings.batches)}",
         "error": f"to {report.reference}, at timesteps "
         f"{_listed([f'{time:g}' for time in settings.timesteps])}",
-        "tolerance": f"absolute {settings.absolute:g}, relative {settings.relative:g}",
-        "trajectories": f"{settings.solver}, {settings.steps} steps, seed {settings.seed}",
+        "tolerance": f"a target's own; else absolute {settings.absolute:g}, "
+        f"relative {settings.relative:g}",
+        "trajectories": sampled,
         "bundle": report.bundle_digest,
         "eecompile": report.eecompile,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from eecompile.compare.markup import (
@@ -16,7 +17,7 @@ from eecompile.compare.markup import (
     whole,
 )
 from eecompile.compare.plots import Mark
-from eecompile.compare.report import ExitFigures, Latency, Report
+from eecompile.compare.report import ExitFigures, Latency, Report, largest
 
 __all__ = ["candidates_table", "exits_table", "swatch", "trajectories_table"]
 
@@ -30,11 +31,13 @@ _METRICS = {
 
 def candidates_table(report: Report, looks: Mapping[str, Mark]) -> Html:
     """What was asked for; ``looks`` are the candidates'."""
+    on_gpu = any(one.gpu_mib is not None for one in report.candidates)
     columns = [
         *(Column(heading, form=None) for heading in ("candidate", "what", "backend", "precision")),
         Column("layout", form=None),
         Column("on disk", "MiB"),
         Column("memory", "MiB"),
+        *([Column("GPU memory", "MiB")] if on_gpu else []),
         Column("versions", form=None, long=True),
     ]
     rows = [
@@ -47,6 +50,7 @@ def candidates_table(report: Report, looks: Mapping[str, Mark]) -> Html:
                 one.layout or None,
                 None if one.bytes is None else one.bytes / 2**20,
                 one.resident_mib,
+                *([one.gpu_mib] if on_gpu else []),
                 ", ".join(f"{name} {version}" for name, version in one.versions.items()) or None,
             )
         )
@@ -65,8 +69,8 @@ def exits_table(report: Report, looks: Mapping[str, Mark]) -> Html:
         Column("p90", "ms"),
         Column("throughput", "samples/s"),
         Column("speed", "of the reference"),
-        Column("largest error"),
-        Column("relative error"),
+        Column("largest error", form=_error),
+        Column("relative error", form=_error),
     ]
     exits = [exit_ for candidate in report.candidates for exit_ in candidate.exits]
     names = list(dict.fromkeys(name for exit_ in exits for name in exit_.metrics))
@@ -93,8 +97,7 @@ def _exit_cells(
     exit_: ExitFigures, row: Latency | None, reference: Mapping[tuple[int, int], float]
 ) -> tuple[Cell, ...]:
     """Of the exits' table, from the exit to the relative error."""
-    worst = max((point.worst for point in exit_.errors), default=None)
-    relative = max((point.relative for point in exit_.errors), default=None)
+    worst, relative = largest(point.worst for point in exit_.errors), exit_.relative
     if row is None:
         return (exit_.depth, None, None, None, None, None, worst, relative)
     base = reference.get((exit_.depth, row.batch))
@@ -108,6 +111,10 @@ def _exit_cells(
         worst,
         relative,
     )
+
+
+def _error(value: float | None) -> str:
+    return "not finite" if value is not None and math.isinf(value) else number(value)
 
 
 def _reference_latencies(report: Report) -> dict[tuple[int, int], float]:

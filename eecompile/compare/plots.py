@@ -260,7 +260,7 @@ def speed_and_distance(rows: Sequence[Trajectory], looks: Mapping[str, Mark]) ->
             mode="lines+markers+text",
             line={"color": colour, "width": 1, "dash": "dot"},
             text=[shown_name(row.schedule) for row in mine],
-            textposition="top right" if place % 2 else "bottom left",
+            textposition=_beside(place, min(across) / (slowest * scale)),
             textfont={"color": _SOFT, "size": 11},
             cliponaxis=False,
         )
@@ -269,6 +269,13 @@ def speed_and_distance(rows: Sequence[Trajectory], looks: Mapping[str, Mark]) ->
     figure.update_yaxes(range=[-0.06 * farthest, 1.15 * farthest], zeroline=True)
     figure.update_xaxes(range=[0, 1.15 * slowest * scale])
     return figure
+
+
+def _beside(place: int, share: float) -> str:
+    """Where labels go: neighbours' on other sides, and none over the axis at the left."""
+    if place % 2:
+        return "top right"
+    return "bottom left" if share > 0.1 else "bottom right"
 
 
 def _is_full(row: Trajectory) -> bool:

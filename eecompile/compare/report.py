@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from eecompile.bundle import PointError
 from eecompile.errors import FormatError, UsageError
 
 __all__ = [
@@ -15,9 +16,11 @@ __all__ = [
     "Candidate",
     "ExitFigures",
     "Latency",
+    "PointError",
     "Report",
     "Settings",
     "Trajectory",
+    "largest",
     "read_report",
     "write_report",
 ]
@@ -45,6 +48,32 @@ class Latency(_Frozen, frozen=True, kw_only=True):
     rounds: int
 
 
+class PointError(_Frozen, frozen=True, kw_only=True):
+    """How far one evaluation's outputs are from the reference's.
+
+    Attributes:
+        timestep: of the inputs.
+        batch: samples.
+        worst: the largest difference; None where the candidate's outputs are not all finite,
+            as are the next two then.
+        mean: the mean difference.
+        relative: the largest difference over the reference's largest output; None also
+            where that is 0 and the difference is not.
+    """
+
+    timestep: float
+    batch: int
+    worst: float | None
+    mean: float | None
+    relative: float | None
+
+
+def largest(values: Iterable[float | None]) -> float | None:
+    """The largest error: infinity where one is not finite, None where there is none."""
+    known = [value if value is not None and math.isfinite(value) else math.inf for value in values]
+    return max(known, default=None)
+
+
 class ExitFigures(_Frozen, frozen=True, kw_only=True):
     """One exit of one candidate.
 
@@ -53,8 +82,9 @@ class ExitFigures(_Frozen, frozen=True, kw_only=True):
         latencies: by batch size.
         errors: to the reference, by timestep and batch; empty for the reference itself.
         metrics: polygraphy's, over all those evaluations: the largest L2 norm of the
-            difference, the smallest cosine similarity and the smallest PSNR in dB.
-        passed: whether every output was within the tolerance.
+            difference, the smallest cosine similarity and the smallest PSNR in dB. One that
+            is not finite is left out, such as the PSNR of outputs that are equal.
+        passed: whether every output was finite, and within the tolerance.
     """
 
     depth: int
@@ -62,6 +92,11 @@ class ExitFigures(_Frozen, frozen=True, kw_only=True):
     errors: tuple[PointError, ...] = ()
     metrics: dict[str, float] = {}
     passed: bool = True
+
+    @property
+    def relative(self) -> float | None:
+        """The largest relative error: infinity where outputs are not finite; None unknown."""
+        return largest(point.relative for point in self.errors)
 
 
 class Candidate(_Frozen, frozen=True, kw_only=True):
@@ -76,8 +111,9 @@ class Candidate(_Frozen, frozen=True, kw_only=True):
         layout: of an engine set, else "".
         versions: of the libraries.
         bytes: on disk; None where that has no meaning.
-        resident_mib: memory that opening it and running every exit adds, in a process of
-            its own; None where it was not measured.
+        resident_mib: memory of the host that opening it and running every exit adds, in a
+            process of its own; None where it was not measured.
+        gpu_mib: memory of the GPUs likewise; None where it was not measured.
         exits: figures, shallowest first.
         skipped: why it was not compared, or what failed half-way; "" where all is there.
     """
@@ -90,6 +126,7 @@ class Candidate(_Frozen, frozen=True, kw_only=True):
     versions: dict[str, str] = {}
     bytes: int | None = None
     resident_mib: float | None = None
+    gpu_mib: float | None = None
     exits: tuple[ExitFigures, ...] = ()
     skipped: str = ""
 
@@ -122,13 +159,26 @@ class Trajectory(_Frozen, frozen=True, kw_only=True):
 
 
 class Settings(_Frozen, frozen=True, kw_only=True):
-    """How it was measured."""
+    """How it was measured.
+
+    Attributes:
+        batches: batch sizes; trajectories are sampled at the largest.
+        rounds: of every figure; 0 where they were chosen by time.
+        solver: of the trajectories, as are ``steps``, ``seed`` and ``guidance`` (1 is none).
+        steps: number of steps.
+        seed: of the noise.
+        guidance: scale of classifier-free guidance.
+        timesteps: at which outputs were compared.
+        absolute: tolerance of what has no target, with ``relative``.
+        relative: to the largest output.
+    """
 
     batches: tuple[int, ...]
     rounds: int
     solver: str
     steps: int
     seed: int
+    guidance: float = 1.0
     timesteps: tuple[float, ...]
     absolute: float
     relative: float
@@ -191,7 +241,7 @@ def read_report(path: Path) -> Report:
                 remedy="compare again with this version",
             )
         return msgspec.json.decode(data, type=Report)
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, RecursionError) as error:
         raise UsageError(
             found=f"no report at {path} ({error})",
             expected="a report.json that 'eecompile compare' wrote",

@@ -12,46 +12,30 @@ each, and their results are joined through ``RunResults.save`` and ``load``.
 
 from __future__ import annotations
 
-import time
-from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache
-from importlib.util import find_spec
-from os import PathLike
 from pathlib import Path
-from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from polygraphy import config
-from polygraphy.backend.base import BaseRunner
-from polygraphy.common import TensorMetadata
 
-from eecompile.bundle import (
-    MANIFEST,
-    BundleManifest,
-    EngineManifest,
-    exit_graph_name,
-    open_bundle,
-    open_engine_set,
-    sha256,
+from eecompile.bundle import exit_graph_name
+from eecompile.compare.checks import (
+    Folder,
+    check_belongs,
+    checked_bundle,
+    checked_engine_set,
+    no_gpu,
+    require,
 )
-from eecompile.compiler.names import output_names
-from eecompile.errors import BackendError, UsageError
+from eecompile.compare.exit_runner import Array, Evaluate, ExitRunner, Feed
+from eecompile.compare.torch_runners import TorchRunner, TrainedNetwork
+from eecompile.errors import BackendError
 from eecompile.probes import gpus
-from eecompile.recipe import load_recipe
 from eecompile.runtime.engine import Engine, engine_from_manifest
-from eecompile.runtime.interface import Interface
 from eecompile.runtime.openvino import import_openvino, model_options
-from eecompile.runtime.schedule import ExitSchedule
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from eecompile.networks.base import MultiExitNetwork
 
 __all__ = [
     "EngineRunner",
@@ -62,123 +46,11 @@ __all__ = [
     "TorchRunner",
     "TrainedNetwork",
     "check_belongs",
-    "check_recipe",
     "checked_bundle",
     "checked_engine_set",
-    "no_gpu",
-    "require",
 ]
 
-Array = NDArray[np.float32]
-Feed = Mapping[str, NDArray[np.generic]]
-Evaluate = Callable[[Feed], Sequence[Array]]
-Folder = str | PathLike[str]
 _BATCHES = 4  # batch sizes whose arrays an engine's runner keeps
-
-
-def checked_bundle(folder: Folder) -> BundleManifest:
-    """The manifest of a bundle; its files' digests are checked once a process.
-
-    Raises:
-        BundleError: there is no intact bundle.
-    """
-    path = Path(folder)
-    return _bundle(path, _stamp(path))
-
-
-def checked_engine_set(folder: Folder) -> EngineManifest:
-    """The manifest of an engine set; its files' digests are checked once a process.
-
-    Raises:
-        BundleError: there is no intact engine set.
-    """
-    path = Path(folder)
-    return _engine_set(path, _stamp(path))
-
-
-def check_belongs(bundle: Folder, engines: Folder) -> EngineManifest:
-    """The manifest of an engine set, when it was built from a bundle.
-
-    Raises:
-        BundleError: either is no intact folder of its kind.
-        UsageError: it was built from another bundle.
-    """
-    wanted, found = checked_bundle(bundle), checked_engine_set(engines)
-    if found.bundle_digest != wanted.digest:
-        other = found.interface.name != wanted.interface.name
-        raise UsageError(
-            found=f"an engine set of {'network' if other else 'another export of'} "
-            f"{found.interface.name} at {engines}",
-            expected=f"one built from the bundle of {wanted.interface.name} at {bundle}",
-            remedy="build that bundle for the target again, or give the bundle it came from",
-        )
-    return found
-
-
-class ExitRunner(BaseRunner):  # type: ignore[misc]
-    """One exit of a network, for ``Comparator.run``.
-
-    Args:
-        interface: what the network takes and gives.
-        depth: the exit.
-        name: of the runner; by default the kind of runner and the exit.
-
-    Attributes:
-        outputs: names of the outputs, as in the bundle's graphs.
-
-    Raises:
-        ScheduleError: the network has no such exit.
-    """
-
-    kind = "runner"
-    is_active = False  # polygraphy asks when a runner goes, even one that was never made
-
-    def __init__(self, interface: Interface, depth: int, name: str | None = None) -> None:
-        ExitSchedule.constant(depth).check(interface.exits)
-        super().__init__(name=name or f"{self.kind}, exit {depth}")
-        self.interface = interface
-        self.depth = depth
-        self.outputs = output_names(interface, depth)
-        self._stack: ExitStack | None = None
-        self._evaluate: Evaluate | None = None
-
-    @contextmanager
-    @abstractmethod
-    def opened(self) -> Iterator[Evaluate]:
-        """A function from the inputs to the outputs, float32, as long as the block lasts."""
-        raise NotImplementedError
-        yield
-
-    def activate_impl(self) -> None:
-        """Load what evaluates."""
-        with ExitStack() as stack:
-            self._evaluate = stack.enter_context(self.opened())
-            self._stack = stack.pop_all()
-
-    def get_input_metadata_impl(self) -> Any:
-        """Names, dtypes and shapes of the inputs; None is an axis that may vary."""
-        state, metadata = self.interface.state, TensorMetadata()
-        free = state.resizable.axes if state.resizable else ()
-        shape = [None if axis in free else length for axis, length in enumerate(state.shape)]
-        metadata.add("x", np.dtype(np.float32), (None, *shape))
-        metadata.add("t", np.dtype(np.float32), (None,))
-        for name, spec in self.interface.conditions.items():
-            metadata.add(name, np.dtype(spec.dtype), (None, *spec.shape))
-        return metadata
-
-    def infer_impl(self, feed_dict: Feed) -> OrderedDict[str, Array]:
-        """The outputs by name; a runner may use their memory again."""
-        assert self._evaluate is not None
-        started = time.perf_counter()
-        arrays = self._evaluate(feed_dict)
-        self.inference_time = time.perf_counter() - started
-        return OrderedDict(zip(self.outputs, arrays, strict=True))
-
-    def deactivate_impl(self) -> None:
-        """Release what evaluates."""
-        stack, self._stack, self._evaluate = self._stack, None, None
-        if stack is not None:
-            stack.close()
 
 
 class OnnxRuntimeRunner(ExitRunner):
@@ -338,85 +210,6 @@ class _Bound:
         return inputs, outputs, self._engine.bind(inputs["x"], inputs["t"], rest, outputs)
 
 
-class TrainedNetwork:
-    """The torch network that a bundle was exported from, with its checkpoint.
-
-    Args:
-        bundle: what ``eecompile export`` wrote.
-        recipe: the export recipe that it was exported with.
-
-    Raises:
-        BundleError: there is no intact bundle.
-        BackendError: torch is missing.
-        RecipeError: the recipe is malformed, or its factory cannot make the network.
-        UsageError: the recipe's network or checkpoint is not the bundle's.
-    """
-
-    def __init__(self, bundle: Folder, recipe: Folder) -> None:
-        manifest, path = checked_bundle(bundle), Path(recipe)
-        self.interface = manifest.interface
-        self.checkpoint = check_recipe(manifest, path)
-        require("torch", "eecompile[export]")
-        from eecompile.networks.load import load_network
-
-        # The bundle may have been exported with other exits than the recipe's.
-        read = load_recipe(path, exits=self.interface.exits)
-        self.network = load_network(read.network, path.parent)
-        self._compiled: dict[int, Callable[..., Tensor]] = {}
-
-    def evaluate(self, depth: int, feed: Feed, *, compiled: bool = False) -> Sequence[Array]:
-        """The outputs of one exit; deeper blocks do not run where the network allows that."""
-        import torch
-
-        predict = self._compiled_at(depth) if compiled else predict_at(self.network, depth)
-        tensors = {name: torch.from_numpy(np.asarray(array)) for name, array in feed.items()}
-        with torch.inference_mode():
-            whole = predict(**tensors)
-            parts = whole.chunk(len(self.interface.outputs), dim=1)
-        return [part.numpy() for part in parts]
-
-    def _compiled_at(self, depth: int) -> Callable[..., Tensor]:
-        import torch
-
-        if depth not in self._compiled:
-            predict = predict_at(self.network, depth)
-            self._compiled[depth] = torch.compile(_own_code(predict, f"exit_{depth}"))
-        return self._compiled[depth]
-
-
-class TorchRunner(ExitRunner):
-    """One exit of the trained torch network.
-
-    Args:
-        network: the trained network, which several runners may share.
-        depth: the exit.
-        compiled: through ``torch.compile``.
-        name: of the runner.
-
-    Raises:
-        ScheduleError: the network has no such exit.
-    """
-
-    kind = "torch"
-
-    def __init__(
-        self,
-        network: TrainedNetwork,
-        depth: int,
-        *,
-        compiled: bool = False,
-        name: str | None = None,
-    ) -> None:
-        super().__init__(network.interface, depth, name)
-        self._network, self._compiled = network, compiled
-
-    @contextmanager
-    def opened(self) -> Iterator[Evaluate]:
-        """See :class:`ExitRunner`."""
-        network, depth, compiled = self._network, self.depth, self._compiled
-        yield lambda feed: network.evaluate(depth, feed, compiled=compiled)
-
-
 class TensorrtRunner(ExitRunner):
     """One exit's plans of an engine set, each through polygraphy's own ``TrtRunner``.
 
@@ -484,105 +277,3 @@ class TensorrtRunner(ExitRunner):
                 return [np.asarray(values[name], np.float32) for name in plan.outputs]
 
             yield evaluate
-
-
-def no_gpu(backend: str) -> BackendError:
-    """What is raised where a backend would need a GPU."""
-    return BackendError(
-        found="no NVIDIA GPU",
-        expected=f"one, for {backend}",
-        remedy="compare on a machine with a GPU and its driver, or leave that backend out",
-    )
-
-
-def require(package: str, extra: str | None = None) -> None:
-    """Pass when a package is installed.
-
-    Raises:
-        BackendError: it is not.
-    """
-    if find_spec(package) is None:
-        name = extra or {"onnxruntime": "eecompile[cpu]"}.get(package, f"eecompile[{package}]")
-        raise BackendError(
-            found=f"no package {package}",
-            expected="it, for this comparison",
-            remedy=f"pip install '{name}'",
-        )
-
-
-def check_recipe(manifest: BundleManifest, path: Path) -> Path:
-    """The checkpoint of a recipe, when a bundle was exported from it.
-
-    Raises:
-        RecipeError: the recipe is malformed.
-        UsageError: its network or its checkpoint is not the bundle's.
-    """
-    recipe = load_recipe(path)
-    if recipe.name != manifest.interface.name or recipe.network.files:
-        what = "ONNX files" if recipe.network.files else f"the network {recipe.name}"
-        raise UsageError(
-            found=f"a recipe of {what} at {path}",
-            expected=f"that of the torch network {manifest.interface.name}, the bundle's",
-            remedy="give the recipe that the bundle was exported with, or leave it out",
-        )
-    checkpoint = path.parent / (recipe.network.checkpoint or "")
-    digest = sha256(checkpoint) if checkpoint.is_file() else "none"
-    if digest not in manifest.sources.values():
-        known = ", ".join(f"{name} ({each[:12]}...)" for name, each in manifest.sources.items())
-        raise UsageError(
-            found=f"checkpoint {checkpoint.name} (SHA-256 {digest[:12]}...) of {path}",
-            expected=f"the bundle's: {known}",
-            remedy="give the recipe that the bundle was exported with, or export again",
-        )
-    return checkpoint
-
-
-def predict_at(network: MultiExitNetwork, depth: int) -> Callable[..., Tensor]:
-    """A function that predicts from one exit, as cheaply as the network allows."""
-    from eecompile.networks.truncated import Renamed, Truncated, named
-
-    if hasattr(network, "predict_at"):
-        direct = network.predict_at
-        return lambda **inputs: direct(depth, **inputs)
-    if isinstance(network, Truncated):
-        return lambda **inputs: _cut(network, depth, inputs)
-    if isinstance(network, Renamed):
-        inner = predict_at(network.network, depth)
-        return lambda **inputs: inner(**named(network.arguments, inputs))
-    index = network.exits.index(depth)
-    return lambda **inputs: network(**inputs)[index]
-
-
-def _cut(network: Any, depth: int, inputs: Mapping[str, Tensor]) -> Tensor:
-    """One exit of a network that is cut at a list of blocks: blocks beyond it do nothing."""
-    exits = network.exits
-    network.exits = (depth,)
-    try:
-        (prediction,) = network(**inputs)
-    finally:
-        network.exits = exits
-    made: Tensor = prediction
-    return made
-
-
-def _own_code(function: Any, name: str) -> Any:
-    """The same function with code of its own: torch.compile counts compilations by code."""
-    code = function.__code__.replace(co_name=name)
-    return FunctionType(code, function.__globals__, name, None, function.__closure__)
-
-
-def _stamp(folder: Path) -> int:
-    try:
-        return (folder / MANIFEST).stat().st_mtime_ns
-    except OSError:
-        return 0
-
-
-@lru_cache(maxsize=16)
-def _bundle(folder: Path, stamp: int) -> BundleManifest:
-    return open_bundle(folder)
-
-
-@lru_cache(maxsize=16)
-def _engine_set(folder: Path, stamp: int) -> EngineManifest:
-    return open_engine_set(folder)

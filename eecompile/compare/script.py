@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from eecompile.compare.runners import checked_bundle
+from eecompile.compare.checks import checked_bundle
+from eecompile.errors import UsageError
 
-__all__ = ["write_script"]
+__all__ = ["check_script", "write_script"]
 
 _HEAD = '''#!/usr/bin/env python3
 """Compares exits of {network} with polygraphy; written by eecompile {version}."""
@@ -60,6 +61,20 @@ def main():
 if __name__ == "__main__":
     main()
 '''
+
+
+def check_script(path: Path) -> None:
+    """Pass when a script may be written.
+
+    Raises:
+        UsageError: its folder does not exist, or it is a folder itself.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        raise UsageError(
+            found=f"script {path}",
+            expected="a file in a folder that exists",
+            remedy="create the folder, or choose another place",
+        )
 
 
 def write_script(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from rich.console import Group, RenderableType
@@ -79,9 +80,9 @@ def _row(table: Table, each: Candidate, exit_: ExitFigures, batch: int, referenc
 
 
 def _error(exit_: ExitFigures) -> Text:
-    worst = max((point.relative for point in exit_.errors), default=None)
-    style = "green" if exit_.passed else "bold red"
-    return Text("" if worst is None else f"{worst:.1e}", style=style)
+    worst = exit_.relative
+    shown = "" if worst is None else "not finite" if math.isinf(worst) else f"{worst:.1e}"
+    return Text(shown, style="green" if exit_.passed else "bold red")
 
 
 def _trajectories(report: Report) -> Table:

@@ -6,24 +6,23 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eecompile.compare.arguments import FULL, given_conditions
 from eecompile.compare.candidates import Opened, RunnersEngine
 from eecompile.compare.measure import interleaved
 from eecompile.compare.report import Settings, Trajectory
-from eecompile.compiler.verify import random_inputs
 from eecompile.interrupt import check
 from eecompile.runtime.interface import Interface
 from eecompile.runtime.sampler import Sampler
 from eecompile.runtime.schedule import ExitSchedule
 
-__all__ = ["FULL", "Sampled", "pictures", "trajectories"]
+__all__ = ["Sampled", "pictures", "trajectories"]
 
 Array = NDArray[np.float32]
-FULL = "full"
 _SHOWN = 8  # pictures a strip
 _LEAST = 3  # rounds
 
@@ -57,12 +56,11 @@ def trajectories(
     Args:
         candidates: by name.
         interface: of the network.
-        schedules: by name; full depth is added.
-        settings: solver, steps, seed, rounds; the largest batch size is sampled.
+        schedules: by name, full depth among them.
+        settings: solver, steps, seed, guidance, rounds; the largest batch size is sampled.
         seconds: about how long to measure, where ``settings.rounds`` is 0.
         report: told of each sampling.
     """
-    wanted = {FULL: ExitSchedule.constant(interface.exits[-1])} | dict(schedules)
     failures: dict[str, Exception] = {}
     states: dict[tuple[str, str], Array] = {}
     runs: dict[tuple[str, str], _Run] = {}
@@ -75,7 +73,7 @@ def trajectories(
                 sampler = Sampler(engine, interface)
                 if candidate.engine is None:  # an engine set's is closed by its owner
                     samplers.append(sampler)
-                made = {key: _run(sampler, key, wanted[key], settings) for key in wanted}
+                made = {key: _run(sampler, schedules[key], settings) for key in schedules}
                 states |= {(name, key): run.sample() for key, run in made.items()}
             except Exception as error:  # a library's errors share no base class
                 check()
@@ -84,7 +82,7 @@ def trajectories(
                 runs |= {(name, key): run for key, run in made.items()}
         report("timing trajectories", 0, 0)
         timings = interleaved(
-            {f"{name}\n{key}": run.sample for (name, key), run in runs.items()},
+            {key: run.sample for key, run in runs.items()},
             rounds=settings.rounds or None,
             seconds=seconds,
             least=_LEAST,
@@ -93,10 +91,9 @@ def trajectories(
     finally:
         for sampler in samplers:
             sampler.close()
-    for joined, failure in timings.failures.items():
-        failures.setdefault(joined.partition("\n")[0], failure)
-    times = {tuple(joined.split("\n")): found for joined, found in timings.seconds.items()}
-    medians = {key: float(np.median(found)) for key, found in times.items() if found}
+    for (name, _), failure in timings.failures.items():
+        failures.setdefault(name, failure)
+    medians = {key: float(np.median(times)) for key, times in timings.seconds.items() if times}
     found = [
         _figures(key, run, medians, states, interface, max(settings.batches))
         for key, run in runs.items()
@@ -105,25 +102,20 @@ def trajectories(
     return Sampled(found, states, failures)
 
 
-def _run(sampler: Sampler, name: str, schedule: ExitSchedule, settings: Settings) -> _Run:
-    interface, batch = sampler.interface, max(settings.batches)
+def _run(sampler: Sampler, schedule: ExitSchedule, settings: Settings) -> _Run:
+    batch, seed, guidance = max(settings.batches), settings.seed, settings.guidance
     program = sampler.program(settings.solver, settings.steps, schedule)
-    given = random_inputs(interface, batch, 0, seed=settings.seed)
-    specs = interface.conditions
-    conditions: dict[str, Any] = {k: given[k] for k, c in specs.items() if c.default is None}
-    nulls = {k: np.zeros(c.shape, c.dtype) for k, c in specs.items() if c.null is None}
+    given = given_conditions(sampler.interface, batch, seed)
     return _Run(
         program.depths,
-        lambda: sampler.sample(
-            batch, solver=program, seed=settings.seed, nulls=nulls, **conditions
-        ),
+        lambda: sampler.sample(batch, solver=program, seed=seed, guidance=guidance, **given),
     )
 
 
 def _figures(
     key: tuple[str, str],
     run: _Run,
-    medians: Mapping[Any, float],
+    medians: Mapping[tuple[str, str], float],
     states: Mapping[tuple[str, str], Array],
     interface: Interface,
     batch: int,
@@ -132,7 +124,7 @@ def _figures(
     full = states[name, FULL]
     low, high = interface.state.range or (float(full.min()), float(full.max()))
     squares = np.square(np.subtract(states[key], full, dtype=np.float64))
-    distance = math.sqrt(float(squares.mean())) / (high - low)
+    distance = math.sqrt(float(squares.mean())) / ((high - low) or 1.0)
     apart = schedule != FULL
     return Trajectory(
         candidate=name,
@@ -150,7 +142,7 @@ def _figures(
 def pictures(
     states: Mapping[tuple[str, str], Array], interface: Interface, chosen: Sequence[str]
 ) -> dict[str, bytes]:
-    """A PNG strip of the first samples for each candidate and schedule, by label.
+    """A PNG strip of the first samples for each candidate and schedule, by what it shows.
 
     Empty where samples are no pictures, or the package to draw them is missing.
 
@@ -175,6 +167,6 @@ def pictures(
                 low, high = float(samples.min()), float(samples.max()) + 1e-6
                 bounds = interface.state.range or (low, high)
                 shown = samples[:_SHOWN]
-                save_grid(shown, bounds, path, title=label, columns=len(shown))
+                save_grid(shown, bounds, path, title="", columns=len(shown))
                 made[label] = path.read_bytes()
     return made

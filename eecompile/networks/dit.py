@@ -267,6 +267,36 @@ class DiT(nn.Module):
             tokens = block(tokens, condition)
         return self._predict(depth, tokens, condition, x)
 
+    def predict_split(
+        self, counts: Sequence[int], x: Tensor, t: Tensor, label: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Predict some rows from one exit each, the rest from all; what has left does not run on.
+
+        As a fine-tuning step needs it: each block runs for the rows that are still there.
+
+        Args:
+            counts: rows that leave at each exit: the first ``counts[0]`` at the shallowest, the
+                next ``counts[1]`` at the second, ...; what is left goes through all exits.
+            x: as in :meth:`forward`, rows in this order; ``t`` and ``label`` likewise.
+
+        Returns:
+            One prediction an exit, shallowest first: of the rows that leave there, then of those
+            that go through all.
+        """
+        every = len(x) - sum(counts)
+        tokens, condition = self._embed(x, t, label)
+        leaving, predictions = dict(zip(self.exits, counts, strict=True)), []
+        for depth, block in enumerate(self.blocks, start=1):
+            if len(tokens):
+                tokens = block(tokens, condition)
+            if depth in leaving:
+                count, rest = leaving[depth], len(tokens) - every
+                rows = [slice(0, count), slice(rest, rest + every)]
+                chosen = (torch.cat([v[r] for r in rows]) for v in (tokens, condition, x))
+                predictions.append(self._predict(depth, *chosen))
+                tokens, condition, x = tokens[count:], condition[count:], x[count:]
+        return tuple(predictions)
+
     def _embed(self, x: Tensor, t: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         positions = self.positions
         if self.resizable:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -48,7 +49,11 @@ def open_backend(
 
 
 class OpenvinoEngine(Handle):
-    """Runs an exit's segments in order; no tensor is copied on the way."""
+    """Runs an exit's segments in order; no tensor is copied on the way.
+
+    Batches of the sizes that the engine set has further blobs for run on models of that size
+    alone, which are opened when the first such batch comes.
+    """
 
     def __init__(self, folder: Path, manifest: EngineManifest, threads: int) -> None:
         runtime = import_openvino()
@@ -68,6 +73,21 @@ class OpenvinoEngine(Handle):
             _model(runtime, core, folder, segment, files, options, built)
             for segment in self._segments
         ]
+        self._fixed: dict[tuple[int, int], Any] = {}
+        self._lock = threading.Lock()
+
+        def fixed(index: int, batch: int) -> Any:
+            blob = blob_name(runtime, core, self._segments[index].file, batch)
+            return _imported(core, folder / blob, options) if blob in files else None
+
+        self._open_fixed = fixed
+
+    def model(self, index: int, batch: int) -> Any:
+        """A segment's model for a batch of that size, or else for all sizes."""
+        with self._lock:
+            if (index, batch) not in self._fixed:
+                self._fixed[index, batch] = self._open_fixed(index, batch)
+            return self._fixed[index, batch] or self._models[index]
 
     def evaluate(
         self, depth: int, x: Array, t: Array, conditions: Mapping[str, NDArray[np.generic]]
@@ -91,6 +111,7 @@ class OpenvinoEngine(Handle):
     def close(self) -> None:
         """Release the models."""
         self._models.clear()
+        self._fixed.clear()
 
 
 class _Bound:
@@ -102,7 +123,7 @@ class _Bound:
         inputs: Mapping[str, NDArray[np.generic]],
         outputs: Sequence[Array],
     ) -> None:
-        self._engine = engine
+        self._engine, self._batch = engine, len(inputs["x"])
         # A request knows where arrays are, but does not keep them: this does.
         self._arrays = dict(inputs)
         self._outputs = outputs
@@ -118,7 +139,8 @@ class _Bound:
         for index in plan.segments:
             segment = engine._segments[index]
             if index not in self._requests:
-                self._requests[index] = engine._models[index].create_infer_request()
+                model = engine.model(index, self._batch)
+                self._requests[index] = model.create_infer_request()
             request = self._requests[index]
             for name in segment.inputs:
                 request.set_tensor(name, self._tensors[name])
@@ -209,19 +231,28 @@ def blob_options(folder: Path) -> dict[str, object]:
     return {"CACHE_MODE": "OPTIMIZE_SIZE", "ENABLE_WEIGHTLESS": True, "WEIGHTS_PATH": weights}
 
 
-def blob_name(runtime: Any, core: Any, segment: str) -> str:
+def blob_name(runtime: Any, core: Any, segment: str, batch: int = 0) -> str:
     """File name of a segment's blob for this OpenVINO and this processor.
 
     Args:
         runtime: the package openvino.
         core: an ``openvino.Core``.
         segment: file name of the segment.
+        batch: the only batch size that it takes; 0 for all.
     """
     properties = ("FULL_DEVICE_NAME", "DEVICE_ARCHITECTURE")
     facts = [runtime.get_version(), *(core.get_property("CPU", name) for name in properties)]
     facts += sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-    return f"{Path(segment).stem}.{key[:12]}.blob"
+    stem = f"{Path(segment).stem}.batch-{batch}" if batch else Path(segment).stem
+    return f"{stem}.{key[:12]}.blob"
+
+
+def _imported(core: Any, blob: Path, options: dict[str, object]) -> Any | None:
+    """The compiled model in a blob; None where this OpenVINO does not take it."""
+    with suppress(RuntimeError):
+        return core.import_model(blob.read_bytes(), "CPU", options | blob_options(blob.parent))
+    return None
 
 
 def _model(
@@ -238,10 +269,8 @@ def _model(
     ``built`` is the version of OpenVINO that the segment was built with.
     """
     blob = blob_name(runtime, core, segment.file)
-    if blob in files:
-        with suppress(RuntimeError):
-            content = (folder / blob).read_bytes()
-            return core.import_model(content, "CPU", options | blob_options(folder))
+    if blob in files and (model := _imported(core, folder / blob, options)):
+        return model
     try:
         graph = core.read_model(folder / segment.file, folder / WEIGHTS)
         return core.compile_model(graph, "CPU", options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,16 +13,23 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 from polygraphy.comparator import RunResults
+from rich.console import Console
+from safetensors.numpy import save_file
 
 from eecompile.bundle import open_engine_set, records, write_manifest
-from eecompile.compare import runners
+from eecompile.compare import checks, runners
 from eecompile.compare.accuracy import accuracy, outputs_of
 from eecompile.compare.candidates import Spec, opened
+from eecompile.compare.child import Answer, Job, in_child
 from eecompile.compare.comparison import PAGE, REPORT, Comparison, check_output, compare, write
-from eecompile.compare.measure import Answer, Job, in_child, interleaved, points, quiet
-from eecompile.compare.report import read_report
+from eecompile.compare.gate import regressions
+from eecompile.compare.measure import interleaved, points, quiet
+from eecompile.compare.report import read_report, write_report
+from eecompile.compare.tables import comparison_tables
+from eecompile.compiler.build import engine_set_from_bundle
+from eecompile.compiler.export import bundle_from_recipe
 from eecompile.errors import BackendError, NonFiniteError, OutputExistsError, UsageError
-from eecompile.recipe import Tolerance
+from eecompile.recipe import DEFAULT_TARGET, Tolerance
 from tests.conftest import RECIPE
 
 Copied = Callable[[Path], Path]
@@ -112,10 +121,15 @@ def test_a_report_is_written_and_read_again(comparison: Comparison, tmp_path: Pa
     assert PAGE == "report.html"
 
 
-def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("below", ["", "deeper/still"])
+def test_an_output_that_is_a_file_is_refused(tmp_path: Path, below: str) -> None:
     (tmp_path / "report").touch()
-    with pytest.raises(OutputExistsError, match="report"):
-        check_output(tmp_path / "report")
+    with pytest.raises(OutputExistsError, match="report, which is no folder"):
+        check_output(tmp_path / "report" / below)
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    with pytest.raises(OutputExistsError, match="nowhere, which is no folder"):
+        check_output(tmp_path / "nowhere")
+    check_output(tmp_path / "new" / "folder")
 
 
 def perturbed(folder: Path, factor: float) -> Path:
@@ -138,14 +152,39 @@ def open_manifest(folder: Path) -> Any:
 
 
 def test_a_perturbed_engine_set_is_caught(
-    bundle: Path, engine_sets: dict[str, Path], copied: Copied
+    bundle: Path, engine_sets: dict[str, Path], copied: Copied, tmp_path: Path
 ) -> None:
     bad = perturbed(copied(engine_sets["per_exit"]), 1.01)
     assert open_engine_set(bad)
-    report = compare(bundle, [bad, engine_sets["chained"]], **FAST).report
+    broken = perturbed(copied(engine_sets["chained"]).rename(bad.parent / "broken"), np.nan)
+    good = engine_sets["chained"]
+    report = compare(bundle, [bad, good, broken], **FAST).report
     assert report.reference == "onnxruntime"
     verdicts = {each.name: [exit_.passed for exit_ in each.exits] for each in report.candidates}
-    assert verdicts == {"onnxruntime": [True] * 4, "cpu": [False] * 4, "cpu-chained": [True] * 4}
+    assert verdicts == {
+        "onnxruntime": [True] * 4,
+        "cpu": [False] * 4,
+        "cpu-chained (chained)": [True] * 4,
+        "cpu-chained (broken)": [False] * 4,
+    }
+    _, right, nan, reference = report.candidates
+    assert "NaN" in nan.skipped  # in the first step of a trajectory
+    for exit_ in nan.exits:  # speed is measured all the same
+        assert len(exit_.latencies) == 2
+        assert {point.relative for point in exit_.errors} == {None}
+    path = tmp_path / REPORT
+    write_report(report, path)
+    assert read_report(path) == report
+    shown = Console(width=200, file=io.StringIO(), record=True)
+    shown.print(comparison_tables(report))
+    assert shown.export_text().count("not finite") == 8
+    healthy = replace(nan, exits=right.exits, skipped="")
+    baseline = replace(report, candidates=(healthy, reference))
+    found = regressions(report, baseline, max_slowdown=1e9)
+    assert len(found) == 1 + 4
+    assert found[1].startswith("cpu-chained (broken), exit 3: outputs are no longer finite")
+    now = replace(report, candidates=(nan, reference))
+    assert not regressions(baseline, now, max_slowdown=1e9)
 
 
 def test_what_fails_half_way_keeps_the_others_results(
@@ -171,9 +210,9 @@ def test_what_fails_half_way_keeps_the_others_results(
 def test_a_missing_peer_is_left_out_with_its_reason_or_refused_by_name(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = runners.find_spec
+    known = checks.find_spec
     monkeypatch.setattr(
-        runners, "find_spec", lambda name: None if name == "openvino" else known(name)
+        checks, "find_spec", lambda name: None if name == "openvino" else known(name)
     )
     with pytest.raises(BackendError, match=r"pip install 'eecompile\[openvino\]'"):
         compare(bundle, named=["openvino"], **FAST)
@@ -197,6 +236,11 @@ def test_a_missing_peer_is_left_out_with_its_reason_or_refused_by_name(
         ({"steps": 0}, "0 steps"),
         ({"schedules": ["fastest"]}, "'fastest'"),
         ({"schedules": ["5"]}, "depth 5"),
+        ({"schedules": ["12@cpu,6"]}, "chooses among engine sets"),
+        ({"solver": "rk45"}, "rk45"),
+        ({"seed": -1}, "seed -1"),
+        ({"seed": 2**64}, "seed"),
+        ({"guidance": float("nan")}, "guidance"),
         ({"named": ["tvm"]}, "peer 'tvm'"),
     ],
 )
@@ -205,6 +249,61 @@ def test_bad_arguments_are_refused_before_anything_is_measured(
 ) -> None:
     with pytest.raises(UsageError, match=words):
         compare(bundle, **FAST | arguments)
+
+
+SERIES = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, exits):
+        super().__init__()
+        self.exits = exits
+        self.mix = nn.Conv1d(2, 2, 3, padding=1)
+
+    def forward(self, x, t, mood):
+        found = torch.tanh(self.mix(x)) + mood.sum(1)[:, None, None] + t[:, None, None] / 1000
+        return (found,)
+"""
+
+
+def test_one_exit_of_a_series_with_a_condition_without_default(
+    tmp_path: Path, beside: Callable[[str], str]
+) -> None:
+    module = beside(SERIES)
+    weights = {"mix.weight": np.ones((2, 2, 3), np.float32), "mix.bias": np.zeros(2, np.float32)}
+    save_file(weights, tmp_path / "series.safetensors")
+    recipe = tmp_path / "series.toml"
+    recipe.write_text(
+        f'name = "series"\n[network]\nfactory = "{module}:Net"\nexits = [1]\n'
+        'checkpoint = "series.safetensors"\n[state]\nshape = [2, 16]\n'
+        '[conditions.mood]\ndtype = "float32"\nshape = [5]\n'
+    )
+    folders = [tmp_path / "[red]one", tmp_path / "<b>two"]
+    bundle_from_recipe(recipe, tmp_path / "bundle")
+    for folder in folders:
+        engine_set_from_bundle(tmp_path / "bundle", DEFAULT_TARGET, folder)
+    made = compare(tmp_path / "bundle", folders, guidance=2.0, seed=5, solver="dpmpp-2m", **FAST)
+    report = made.report
+    assert (report.settings.guidance, report.settings.seed) == (2, 5)
+    assert report.settings.solver == "dpmpp-2m"
+    assert {each.schedule for each in report.trajectories} == {"full"}
+    assert not any(each.skipped for each in report.candidates)
+    assert made.images == {}
+    shown = Console(width=200, file=io.StringIO(), record=True)
+    shown.print(comparison_tables(report))
+    words = shown.export_text()
+    page = write(made, tmp_path / "report")[1].read_text()
+    for folder in folders:
+        assert f"({folder.name})" in words
+        assert f"({html.escape(folder.name)})" in page
+
+
+def test_a_batch_that_an_engine_set_does_not_take_is_refused(
+    bundle: Path, engine_sets: dict[str, Path]
+) -> None:
+    with pytest.raises(UsageError, match="batch size 65, and engines of cpu-chained for at most"):
+        compare(bundle, [engine_sets["chained"]], **FAST | {"batches": (1, 65)})
 
 
 def test_one_engine_set_twice_is_refused(bundle: Path, engine_sets: dict[str, Path]) -> None:
@@ -235,15 +334,34 @@ def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
     assert "no manifest.json" in answer.error
 
 
-def test_outputs_that_are_not_finite_are_an_error(bundle: Path) -> None:
+def test_outputs_that_are_not_finite_have_not_passed(bundle: Path) -> None:
     spec = Spec(name="one", source="onnxruntime", bundle=str(bundle))
     with quiet(), opened(spec) as here:
         inputs = points(here.interface, [2])
         right = outputs_of(here.runners[3], inputs)
         broken = outputs_of(here.runners[3], inputs)
         broken[0][1][2]["prediction_003"][0, 0, 0, 0] = np.nan
-        with pytest.raises(NonFiniteError, match="t = 333"):
-            accuracy(right, broken, inputs, Tolerance())
+        found = accuracy(right, broken, inputs, Tolerance())
+        assert not found.passed
+        assert [each.timestep for each in found.errors if each.relative is None] == [333]
+        assert [each.worst for each in found.errors if each.worst] == []
+        assert found.metrics == {"l2": 0, "cosine": pytest.approx(1)}  # of the others
+
+
+def test_a_reference_that_is_not_finite_is_an_error(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    infer = runners.OnnxRuntimeRunner.infer_impl
+
+    def broken(self: Any, feed_dict: Any) -> Any:
+        outputs = infer(self, feed_dict)
+        if self.depth == 6 and feed_dict["t"][0] == 666:
+            next(iter(outputs.values()))[0] = np.inf
+        return outputs
+
+    monkeypatch.setattr(runners.OnnxRuntimeRunner, "infer_impl", broken)
+    with pytest.raises(NonFiniteError, match=r"reference .onnxruntime. at exit 6, t = 666"):
+        compare(bundle, named=["onnxruntime"], **FAST)
 
 
 def test_actions_take_turns_and_a_failing_one_leaves_the_others() -> None:

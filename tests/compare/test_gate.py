@@ -10,11 +10,17 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from eecompile.bundle import PointError
 from eecompile.compare.candidates import Opened
-from eecompile.compare.gate import fraction, regressions
+from eecompile.compare.gate import fraction, regressions, unjudged
 from eecompile.compare.measure import latencies, latency
-from eecompile.compare.report import Candidate, ExitFigures, Report, Settings, Trajectory
+from eecompile.compare.report import (
+    Candidate,
+    ExitFigures,
+    PointError,
+    Report,
+    Settings,
+    Trajectory,
+)
 from eecompile.compare.runners import Evaluate, ExitRunner
 from eecompile.errors import UsageError
 from eecompile.runtime.interface import Interface, State
@@ -153,6 +159,43 @@ def test_errors_may_grow_by_so_much() -> None:
     assert "no longer within the tolerance" in found
     rough = changed(baseline, exits=exit_with(1.5e-2))
     assert not regressions(rough, rough)
+
+
+def broken(report: Report) -> Report:
+    none = PointError(timestep=0.0, batch=1, worst=None, mean=None, relative=None)
+    return changed(report, exits=(ExitFigures(depth=4, errors=(none,), passed=False),))
+
+
+def test_outputs_that_are_no_longer_finite_are_a_regression() -> None:
+    baseline = made({"reference": 10, "ours": 5})
+    (found,) = regressions(broken(baseline), baseline, max_error=1e9)
+    assert found.startswith("ours, exit 4: outputs are no longer finite")
+    assert not regressions(broken(baseline), broken(baseline))
+    assert not regressions(baseline, broken(baseline))
+
+
+@pytest.mark.parametrize("limit", [float("nan"), float("inf"), -1e-3])
+def test_limits_that_nothing_exceeds_are_refused(limit: float) -> None:
+    baseline = made({"reference": 10, "ours": 5})
+    with pytest.raises(UsageError, match="from 0 up"):
+        regressions(baseline, baseline, max_error=limit)
+    with pytest.raises(UsageError, match="from 0 up"):
+        regressions(baseline, baseline, max_slowdown=limit)
+
+
+def test_a_baseline_of_other_batch_sizes_is_refused() -> None:
+    baseline = made({"reference": 10, "ours": 5})
+    moved = replace(
+        baseline,
+        candidates=tuple(
+            replace(each, exits=(replace(each.exits[0], latencies=(latency(2, [1.0]),)),))
+            for each in baseline.candidates
+        ),
+    )
+    with pytest.raises(UsageError, match="no time in common"):
+        regressions(moved, baseline)
+    assert unjudged(moved, baseline) == 1
+    assert unjudged(baseline, baseline) == 0
 
 
 def test_what_was_there_must_still_be_there() -> None:

@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 from plotly.colors import sample_colorscale, unlabel_rgb
 
-from eecompile.bundle import PointError
 from eecompile.compare.heat_map import readable
 from eecompile.compare.page import LIMIT, write_page
 from eecompile.compare.report import (
     Candidate,
     ExitFigures,
     Latency,
+    PointError,
     Report,
     Settings,
     Trajectory,
@@ -169,7 +169,7 @@ def poor_reports() -> dict[str, Report]:
     """Reports in which something is missing."""
     whole = sample_report()
     torch, cpu, bf16, skipped = whole.candidates
-    broken = PointError(timestep=10.0, batch=1, worst=float("nan"), mean=0.0, relative=float("nan"))
+    broken = PointError(timestep=10.0, batch=1, worst=None, mean=None, relative=None)
     bare = msgspec.structs.replace(cpu, exits=tuple(ExitFigures(depth=depth) for depth in EXITS))
     some = [msgspec.structs.replace(exit_, latencies=()) for exit_ in cpu.exits[:2]]
     failed = msgspec.structs.replace(cpu, exits=tuple(some), skipped="the runner failed")
@@ -229,10 +229,19 @@ def test_it_says_what_was_compared_and_how_and_what_was_not(page: Path) -> None:
     for fact in ("fashion-dit", "AMD EPYC", "9f2c4e71a0b3d5", "ddim, 20 steps, seed 0"):
         assert fact in words
     assert "median of 60 rounds" in words
-    assert "absolute 0.001, relative 0.001" in words
+    assert "else absolute 0.001, relative 0.001" in words
     assert "found no NVIDIA GPU; expected one of compute capability 7.5 or later" in words
     assert "is cpu-bf16: 20.6 ms an evaluation, 2.56 times as fast as torch eager" in words
     assert "Outside the tolerance: cpu-bf16 at exit 12." in words
+
+
+def test_outputs_that_are_not_finite_are_shown_as_such(tmp_path: Path) -> None:
+    report = poor_reports()["not finite"]
+    write_page(report, {}, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert 'data-value="inf">not finite<' in page
+    assert "Not a finite number everywhere: outputs of cpu-bf16." in as_words(page)
+    assert '"text":"not finite"' in page  # in its cell of the heat map
 
 
 def test_pictures_that_would_make_it_too_large_are_named(tmp_path: Path) -> None:

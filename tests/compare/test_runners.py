@@ -33,8 +33,8 @@ from eecompile.compare.runners import (
     TrainedNetwork,
     check_belongs,
     checked_bundle,
-    predict_at,
 )
+from eecompile.compare.torch_runners import predict_at
 from eecompile.errors import BackendError, ScheduleError, UsageError
 from eecompile.networks.truncated import Renamed, Truncated
 from tests.conftest import RECIPE

@@ -39,6 +39,8 @@ __all__ = [
 
 SUFFIX = "xml"
 _ALIGNMENT = 64
+_BATCH = "batch"  # the axis, in exported graphs
+_FIXED = "fixed_batches"  # the option
 
 
 def runs(target: Target) -> bool:
@@ -73,14 +75,19 @@ def check(target: Target) -> None:
             precision, or the precision or an option is none of this backend's.
     """
     core = import_openvino().Core()
-    if target.precision not in ("fp32", "bf16") or target.options or target.keep_fp32:
-        options = {**target.options, **({"keep_fp32": ...} if target.keep_fp32 else {})}
+    wrong = [name for name, value in target.options.items() if not _is_option(name, value)]
+    wrong += ["keep_fp32"] if target.keep_fp32 else []
+    if target.precision not in ("fp32", "bf16") or wrong:
         raise BackendError(
-            found=f"precision {target.precision!r} and options {sorted(options)} for openvino",
-            expected="fp32 or bf16, and no options",
+            found=f"precision {target.precision!r} and options {sorted(wrong)} for openvino",
+            expected=f"fp32 or bf16, and no options but {_FIXED} (true or false)",
             remedy="choose another backend in the target, or remove them",
         )
     check_precision(core, target.precision)
+
+
+def _is_option(name: str, value: object) -> bool:
+    return name == _FIXED and isinstance(value, bool)
 
 
 def compile_segments(
@@ -89,7 +96,10 @@ def compile_segments(
     """Write each model as IR to ``folder``, their weights in one file, and their blobs.
 
     A blob is what OpenVINO makes of a graph for one version of itself and one kind of
-    processor. It opens faster; elsewhere the graph is opened instead.
+    processor. It opens faster; elsewhere the graph is opened instead. There is one for all
+    batch sizes, and, where every input has the batch first, one each for the profile's
+    smallest and best sizes, unless the option ``fixed_batches`` is false: with all shapes
+    known, OpenVINO fuses more, and the models take memory of their own.
 
     Raises:
         BackendError: OpenVINO refuses a model.
@@ -105,13 +115,38 @@ def compile_segments(
                 _write_graph(runtime, core, model, target, path)
                 weights.move(path, folder / name)
     options = model_options(target.precision, 0) | blob_options(folder)
-    for index, name in enumerate(models):
+    for index, (name, model) in enumerate(models.items()):
         report(f"compiling {name}", index, len(models))
-        blob = BytesIO()
-        with _blaming(name, runtime):
-            graph = core.read_model(folder / name, folder / WEIGHTS)
-            core.compile_model(graph, "CPU", options).export_model(blob)
-        (folder / blob_name(runtime, core, name)).write_bytes(blob.getvalue())
+        wanted = bool(target.options.get(_FIXED, True)) and _batch_first(model)
+        sizes = {target.batch.min, target.batch.opt} if wanted else ()
+        for batch in (0, *sorted(sizes)):
+            blob = BytesIO()
+            with _blaming(name, runtime):
+                graph = core.read_model(folder / name, folder / WEIGHTS)
+                if batch:
+                    graph.reshape(_with_batch(graph, batch))
+                core.compile_model(graph, "CPU", options).export_model(blob)
+            (folder / blob_name(runtime, core, name, batch)).write_bytes(blob.getvalue())
+
+
+def _batch_first(model: ir.Model) -> bool:
+    """Whether the first axis of every input is the batch, or has a length of its own."""
+    shapes = [value.shape for value in model.graph.inputs]
+    return all(
+        shape is not None and len(shape) and (isinstance(shape[0], int) or str(shape[0]) == _BATCH)
+        for shape in shapes
+    )
+
+
+def _with_batch(graph: Any, batch: int) -> dict[Any, Any]:
+    """Shapes of all inputs, with that batch size."""
+    shapes = {}
+    for place in graph.inputs:
+        shape = place.get_partial_shape()
+        if shape[0].is_dynamic:
+            shape[0] = batch
+        shapes[place] = shape
+    return shapes
 
 
 def _write_graph(runtime: Any, core: Any, model: ir.Model, target: Target, path: Path) -> None:

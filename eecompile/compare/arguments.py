@@ -1,0 +1,203 @@
+"""The arguments of a comparison, checked before anything is measured."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eecompile.compare.candidates import DEFAULT, PEERS, Source, Spec, max_batch, peer
+from eecompile.compare.measure import points
+from eecompile.compare.report import Candidate, Settings
+from eecompile.compiler.verify import random_inputs
+from eecompile.errors import EecompileError, ScheduleError, UsageError
+from eecompile.runtime.fake import FakeEngine
+from eecompile.runtime.interface import Interface
+from eecompile.runtime.sampler import Sampler
+from eecompile.runtime.schedule import ExitSchedule
+
+__all__ = [
+    "FULL",
+    "check_batches",
+    "found_peers",
+    "given_conditions",
+    "named_once",
+    "schedules_of",
+    "settings_of",
+]
+
+FULL = "full"
+"""The schedule that every comparison samples: the deepest exit at every timestep."""
+
+
+def schedules_of(interface: Interface, given: Sequence[str] | None) -> dict[str, ExitSchedule]:
+    """The exit schedules by name, full depth first.
+
+    Args:
+        interface: of the network.
+        given: names, files, or depths as the command line takes them; None takes the
+            recipe's.
+
+    Raises:
+        ScheduleError: one is unknown or malformed, or chooses among several engine sets.
+    """
+    chosen = {FULL: ExitSchedule.constant(interface.exits[-1])}
+    if given is None:
+        return chosen | dict(interface.schedules)
+    for text in given:
+        if text == FULL:
+            continue
+        found = interface.schedules.get(text) or ExitSchedule.parse(text)
+        if found.engines:
+            raise ScheduleError(
+                found=f"exit schedule {text}, which chooses among engine sets",
+                expected="depths alone: each candidate samples by itself",
+                remedy="leave out the names of engine sets",
+            )
+        name = Path(text).stem if text.endswith(".json") else text
+        chosen[text if name in chosen else name] = found.check(interface.exits)
+    return chosen
+
+
+def settings_of(
+    interface: Interface,
+    schedules: Mapping[str, ExitSchedule],
+    *,
+    batches: Sequence[int],
+    rounds: int,
+    solver: str | None,
+    steps: int | None,
+    seed: int,
+    guidance: float | None,
+) -> Settings:
+    """The settings, with the recipe's defaults for what is None.
+
+    Raises:
+        UsageError: an argument is out of range, or nothing can be sampled so.
+    """
+    numbers = [("batch size", batch, 1) for batch in batches]
+    for what, value, least in (*numbers, ("rounds", rounds, 0), ("seed", seed, 0)):
+        if value < least:
+            raise UsageError(found=f"{what} {value}", expected=f"{least} or more", remedy="mend it")
+    sizes = tuple(sorted(set(batches)))
+    if not sizes:
+        raise UsageError(
+            found="no batch sizes", expected="at least one", remedy="for example --batch 1,16"
+        )
+    defaults = interface.sampling
+    settings = Settings(
+        batches=sizes,
+        rounds=rounds,
+        solver=defaults.solver if solver is None else solver,
+        steps=defaults.steps if steps is None else steps,
+        seed=seed,
+        guidance=defaults.guidance if guidance is None else guidance,
+        timesteps=tuple(float(p["t"].flat[0]) for p in points(interface, sizes)[:-1]),
+        absolute=DEFAULT.absolute,
+        relative=DEFAULT.relative,
+    )
+    _rehearse(interface, schedules, settings)
+    return settings
+
+
+def _rehearse(
+    interface: Interface, schedules: Mapping[str, ExitSchedule], settings: Settings
+) -> None:
+    """Refuse what cannot be sampled: a sampler checks its arguments before its first step."""
+    planner = Sampler(FakeEngine(interface.exits, lambda depth, x, t, given: x), interface)
+    for schedule in schedules.values():
+        planner.steps(
+            1,
+            solver=planner.program(settings.solver, settings.steps, schedule),
+            seed=settings.seed,
+            guidance=settings.guidance,
+            **given_conditions(interface, 1, settings.seed),
+        )
+
+
+def given_conditions(interface: Interface, batch: int, seed: int) -> dict[str, Any]:
+    """Conditions that have no default, made up; and ``nulls`` for those without a null value."""
+    made, specs = random_inputs(interface, batch, 0, seed=seed), interface.conditions
+    found: dict[str, Any] = {k: made[k] for k, spec in specs.items() if spec.default is None}
+    nulls = {k: np.zeros(spec.shape, spec.dtype) for k, spec in specs.items() if spec.null is None}
+    return found | {"nulls": nulls}
+
+
+def check_batches(every: Sequence[Spec], batches: Sequence[int]) -> None:
+    """Pass when every engine set takes such batches.
+
+    Raises:
+        UsageError: one does not.
+    """
+    for spec in every:
+        most = max_batch(spec)
+        if max(batches) > most:
+            raise UsageError(
+                found=f"batch size {max(batches)}, and engines of {spec.name} for at most {most}",
+                expected=f"batch sizes up to {most}",
+                remedy="choose smaller ones with --batch, or build for a target with a "
+                "larger batch.max",
+            )
+
+
+def found_peers(
+    bundle: Path, recipe: Path | None, all_: bool, named: Sequence[str]
+) -> tuple[list[Spec], list[Candidate]]:
+    """Peers that run here; and the others, with the reason.
+
+    Args:
+        bundle: the bundle's folder.
+        recipe: the export recipe, or None.
+        all_: look for all of :data:`eecompile.compare.candidates.PEERS`.
+        named: those that must be there.
+
+    Raises:
+        UsageError: a name is none of theirs, or a named one needs the recipe.
+        BackendError: a named one cannot run here.
+    """
+    for name in named:
+        if name not in PEERS:
+            raise UsageError(
+                found=f"peer {name!r}",
+                expected=f"one of {', '.join(PEERS)}",
+                remedy="choose one of these",
+            )
+    found, skipped = [], []
+    for source in PEERS:
+        if not all_ and source not in named:
+            continue
+        try:
+            found.append(peer(source, bundle, recipe))
+        except EecompileError as error:
+            if source in named:
+                raise
+            skipped.append(_skipped(source, error))
+    return found, skipped
+
+
+def _skipped(source: Source, error: EecompileError) -> Candidate:
+    return Candidate(
+        name=source,
+        kind="peer",
+        backend="torch" if source == "torch.compile" else source,
+        precision="fp32",
+        skipped=f"{error.found}: {error.remedy}",
+    )
+
+
+def named_once(every: Sequence[Spec]) -> None:
+    """Pass when no two candidates have one name.
+
+    Raises:
+        UsageError: two have.
+    """
+    twice = [name for name, count in Counter(spec.name for spec in every).items() if count > 1]
+    if twice:
+        raise UsageError(
+            found=f"two candidates named {twice[0]}",
+            expected="a target with a name of its own",
+            remedy="rename the target, and build for it again",
+        )

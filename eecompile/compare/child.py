@@ -1,0 +1,212 @@
+"""What is done in a process of its own: memory, and what cannot run beside the others.
+
+``python -m eecompile.compare.child FOLDER`` does the :class:`Job` in the folder and leaves its
+:class:`Answer` there; what libraries print goes to ``log.txt``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import msgspec
+
+from eecompile.compare.candidates import Opened, Spec, described, opened
+from eecompile.compare.measure import latencies, latency, points, quiet, sentence
+from eecompile.compare.report import Latency
+from eecompile.compiler.verify import random_inputs
+from eecompile.probes import short
+
+__all__ = ["Answer", "Job", "in_child", "memory"]
+
+_TIMEOUT = 1800  # seconds that it may take
+_SWITCH = "POLYGRAPHY_USE_TENSORRT_RTX"  # of polygraphy, read when it is imported
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """What a child process does.
+
+    Attributes:
+        spec: the candidate.
+        batches: batch sizes; memory is measured at the largest.
+        largest: batch size of :func:`eecompile.compare.measure.points`.
+        rounds: see :func:`eecompile.compare.measure.interleaved`.
+        memory: measure memory only; otherwise also outputs, saved for polygraphy, and time.
+    """
+
+    spec: Spec
+    batches: tuple[int, ...]
+    largest: int = 1
+    rounds: int | None = None
+    memory: bool = False
+
+
+class Answer(msgspec.Struct, kw_only=True):
+    """What a child process found.
+
+    Attributes:
+        resident_mib: memory of the host that opening and running every exit added.
+        gpu_mib: memory of the GPUs, as their driver counts it; None without GPUs.
+        latencies: by depth.
+        error: what failed; "" where nothing did.
+    """
+
+    resident_mib: float | None = None
+    gpu_mib: float | None = None
+    latencies: dict[int, tuple[Latency, ...]] = {}
+    error: str = ""
+
+
+def memory(spec: Spec, batches: Sequence[int]) -> Answer:
+    """What opening a candidate and running every exit adds; nothing where that fails."""
+    with TemporaryDirectory() as folder:
+        job = Job(spec=spec, batches=tuple(batches), memory=True)
+        return in_child(job, Path(folder))
+
+
+def in_child(job: Job, folder: Path) -> Answer:
+    """Do a job in a process of its own, in which polygraphy works with the library it needs.
+
+    Args:
+        job: what to do.
+        folder: for the results: ``outputs-DEPTH.json`` by polygraphy's ``RunResults.save``.
+    """
+    (folder / "job.json").write_bytes(msgspec.json.encode(job))
+    switch = "1" if job.spec.source == "tensorrt-rtx" else "0"
+    path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+    with (folder / "log.txt").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", __name__, str(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=os.environ | {"PYTHONPATH": path, _SWITCH: switch},
+        )
+        try:
+            status = process.wait(_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            return Answer(error=f"it did not end within {_TIMEOUT} s")
+        finally:
+            process.kill()
+            process.wait()
+    try:
+        return msgspec.json.decode((folder / "answer.json").read_bytes(), type=Answer)
+    except (OSError, msgspec.DecodeError):
+        lines = (folder / "log.txt").read_text(errors="replace").strip().splitlines() or [""]
+        return Answer(error=f"its process ended with status {status} ({short(lines[-1])})")
+
+
+def _resident() -> float | None:
+    """MiB that the process has in memory; None where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def _on_gpus() -> float | None:
+    """MiB in use on all GPUs, by any process; None without a driver that says."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+        return float(sum(map(int, done.stdout.split())))
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+
+
+class _Added:
+    """What is added to the memory in use since this was made."""
+
+    def __init__(self) -> None:
+        self._before = _resident(), _on_gpus()
+
+    def to(self, answer: Answer) -> None:
+        """Note it."""
+        host, gpus = (
+            None if before is None or now is None else now - before
+            for before, now in zip(self._before, (_resident(), _on_gpus()), strict=True)
+        )
+        answer.resident_mib, answer.gpu_mib = host, gpus
+
+
+def _import_library(spec: Spec) -> None:
+    """Import what the candidate needs: only what opening it adds counts."""
+    backend = described(spec).backend
+    if backend == "openvino":
+        from eecompile.runtime.openvino import import_openvino
+
+        import_openvino()
+    else:
+        with suppress(ImportError):  # where another library takes its place, it is loaded later
+            importlib.import_module(backend.replace("-", "_"))
+
+
+def _run_all(candidate: Opened, batch: int, stack: ExitStack) -> None:
+    """Activate every exit, as long as the stack lasts, and run it once."""
+    interface, size = candidate.interface, min(batch, candidate.max_batch)
+    feed = random_inputs(interface, size, interface.process.timesteps // 2, seed=0)
+    for runner in candidate.runners.values():
+        stack.enter_context(runner).infer(feed, check_inputs=False)
+
+
+def _memory(job: Job) -> Answer:
+    _import_library(job.spec)
+    answer, added = Answer(), _Added()
+    with ExitStack() as stack:
+        _run_all(stack.enter_context(opened(job.spec)), max(job.batches), stack)
+        added.to(answer)
+    return answer
+
+
+def _outputs(job: Job, folder: Path, answer: Answer) -> None:
+    """Outputs, times and memory; what has been found when something fails is kept."""
+    from polygraphy.comparator import Comparator
+
+    spec = job.spec
+    with opened(spec) as candidate:
+        interface = candidate.interface
+        _import_library(spec)
+        added = _Added()
+        with ExitStack() as stack:
+            _run_all(candidate, max(job.batches), stack)
+            added.to(answer)
+        for depth, runner in candidate.runners.items():
+            results = Comparator.run([runner], data_loader=points(interface, [job.largest]))
+            results.save(str(folder / f"outputs-{depth}.json"))
+        for depth in candidate.runners:
+            for batch in job.batches:
+                only = {spec.name: candidate}
+                timings = latencies(only, interface, depth, batch, rounds=job.rounds)
+                for error in timings.failures.values():
+                    raise error
+                found = latency(batch, timings.seconds[spec.name])
+                answer.latencies[depth] = (*answer.latencies.get(depth, ()), found)
+
+
+def _main(folder: Path) -> None:
+    job = msgspec.json.decode((folder / "job.json").read_bytes(), type=Job)
+    answer = Answer()
+    try:
+        with quiet():
+            if job.memory:
+                answer = _memory(job)
+            else:
+                _outputs(job, folder, answer)
+    except Exception as error:  # a library's errors share no base class
+        answer.error = sentence(error)
+    (folder / "answer.json").write_bytes(msgspec.json.encode(answer))
+    os._exit(0)  # a library that crashes as it is unloaded has answered all the same
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]))

@@ -1,0 +1,135 @@
+"""The trained torch network, and its exits as runners."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from eecompile.compare.checks import Folder, check_recipe, checked_bundle, require
+from eecompile.compare.exit_runner import Array, Evaluate, ExitRunner, Feed
+from eecompile.recipe import load_recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from eecompile.networks.base import MultiExitNetwork
+
+__all__ = ["TorchRunner", "TrainedNetwork", "predict_at"]
+
+
+class TrainedNetwork:
+    """The torch network that a bundle was exported from, with its checkpoint.
+
+    Args:
+        bundle: what ``eecompile export`` wrote.
+        recipe: the export recipe that it was exported with.
+
+    Raises:
+        BundleError: there is no intact bundle.
+        BackendError: torch is missing.
+        RecipeError: the recipe is malformed, or its factory cannot make the network.
+        UsageError: the recipe's network or checkpoint is not the bundle's.
+    """
+
+    def __init__(self, bundle: Folder, recipe: Folder) -> None:
+        manifest, path = checked_bundle(bundle), Path(recipe)
+        self.interface = manifest.interface
+        self.checkpoint = check_recipe(manifest, path)
+        require("torch", "eecompile[export]")
+        from eecompile.networks.load import load_network
+
+        # The bundle may have been exported with other exits than the recipe's.
+        read = load_recipe(path, exits=self.interface.exits)
+        self.network = load_network(read.network, path.parent)
+        self._compiled: dict[int, Callable[..., Tensor]] = {}
+
+    def evaluate(self, depth: int, feed: Feed, *, compiled: bool = False) -> Sequence[Array]:
+        """The outputs of one exit; deeper blocks do not run where the network allows that."""
+        import torch
+
+        predict = self._compiled_at(depth) if compiled else predict_at(self.network, depth)
+        tensors = {name: torch.from_numpy(np.asarray(array)) for name, array in feed.items()}
+        with torch.inference_mode():
+            whole = predict(**tensors)
+            parts = whole.chunk(len(self.interface.outputs), dim=1)
+        return [part.numpy() for part in parts]
+
+    def _compiled_at(self, depth: int) -> Callable[..., Tensor]:
+        import torch
+
+        if depth not in self._compiled:
+            predict = predict_at(self.network, depth)
+            self._compiled[depth] = torch.compile(_own_code(predict, f"exit_{depth}"))
+        return self._compiled[depth]
+
+
+class TorchRunner(ExitRunner):
+    """One exit of the trained torch network.
+
+    Args:
+        network: the trained network, which several runners may share.
+        depth: the exit.
+        compiled: through ``torch.compile``.
+        name: of the runner.
+
+    Raises:
+        ScheduleError: the network has no such exit.
+    """
+
+    kind = "torch"
+
+    def __init__(
+        self,
+        network: TrainedNetwork,
+        depth: int,
+        *,
+        compiled: bool = False,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(network.interface, depth, name)
+        self._network, self._compiled = network, compiled
+
+    @contextmanager
+    def opened(self) -> Iterator[Evaluate]:
+        """See :class:`ExitRunner`."""
+        network, depth, compiled = self._network, self.depth, self._compiled
+        yield lambda feed: network.evaluate(depth, feed, compiled=compiled)
+
+
+def predict_at(network: MultiExitNetwork, depth: int) -> Callable[..., Tensor]:
+    """A function that predicts from one exit, as cheaply as the network allows."""
+    from eecompile.networks.truncated import Renamed, Truncated, named
+
+    if hasattr(network, "predict_at"):
+        direct = network.predict_at
+        return lambda **inputs: direct(depth, **inputs)
+    if isinstance(network, Truncated):
+        return lambda **inputs: _cut(network, depth, inputs)
+    if isinstance(network, Renamed):
+        inner = predict_at(network.network, depth)
+        return lambda **inputs: inner(**named(network.arguments, inputs))
+    index = network.exits.index(depth)
+    return lambda **inputs: network(**inputs)[index]
+
+
+def _cut(network: Any, depth: int, inputs: Mapping[str, Tensor]) -> Tensor:
+    """One exit of a network that is cut at a list of blocks: blocks beyond it do nothing."""
+    exits = network.exits
+    network.exits = (depth,)
+    try:
+        (prediction,) = network(**inputs)
+    finally:
+        network.exits = exits
+    made: Tensor = prediction
+    return made
+
+
+def _own_code(function: Any, name: str) -> Any:
+    """The same function with code of its own: torch.compile counts compilations by code."""
+    code = function.__code__.replace(co_name=name)
+    return FunctionType(code, function.__globals__, name, None, function.__closure__)

@@ -1,0 +1,255 @@
+"""Sets of samples to compare: folders of pictures, arrays, and IDX files."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eecompile.errors import UsageError
+
+__all__ = ["ArraySource", "Source", "Space", "chunks", "open_array", "open_source"]
+
+Array = NDArray[np.float32]
+_ENDINGS = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+_IDX_BYTES = 8  # the code of uint8 in an IDX file's header
+
+
+class Space(NamedTuple):
+    """What two sets are compared as.
+
+    Attributes:
+        shape: of one sample.
+        range: its smallest and largest value; None where it has no bounds.
+    """
+
+    shape: tuple[int, ...]
+    range: tuple[float, float] | None
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether samples can be shown: [1 or 3, H, W] between two bounds."""
+        return len(self.shape) == 3 and self.shape[0] in (1, 3) and self.range is not None
+
+
+class Source(Protocol):
+    """A set of samples, read in parts."""
+
+    name: str
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def read(self, low: int, high: int) -> Array:
+        """Samples ``low`` to ``high``, float32 [high - low, *shape]."""
+        ...
+
+
+def chunks(source: Source, size: int) -> Iterator[Array]:
+    """All samples, at most ``size`` at a time, float32 [size, *shape].
+
+    Raises:
+        UsageError: there is NaN or infinity among them.
+    """
+    for low in range(0, len(source), size):
+        part = source.read(low, min(low + size, len(source)))
+        if not np.isfinite(part).all():
+            raise UsageError(
+                found=f"NaN or infinity in {source.name}, samples {low} to {low + len(part) - 1}",
+                expected="finite numbers",
+                remedy="check where they come from",
+            )
+        yield part
+
+
+def open_source(path: Path, space: Space) -> Source:
+    """The samples in a folder of pictures, an .npy or .npz file, or an IDX file.
+
+    Bytes become numbers over the range of ``space``; others are taken as they are.
+
+    Args:
+        path: the folder (with its subfolders) or file; an IDX file may be gzipped.
+        space: that the samples must be of.
+
+    Raises:
+        UsageError: there are none, or they are not of that space.
+    """
+    if path.is_dir():
+        return _FolderSource(path, space)
+    return ArraySource(str(path), open_array(path), space)
+
+
+def open_array(path: Path) -> NDArray[np.generic]:
+    """What an .npy, .npz or IDX file holds; the first is mapped, not read.
+
+    Raises:
+        UsageError: the file is missing, or is none of these.
+    """
+    try:
+        if path.suffix == ".npy":
+            array: NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
+            return array
+        return _from_npz(path) if path.suffix == ".npz" else _from_idx(path)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UsageError(
+            found=f"{path}, which cannot be read ({error})",
+            expected="a folder of pictures, .npy, .npz, or an IDX file of pictures (.gz or not)",
+            remedy="check the path, or convert the data",
+        ) from error
+
+
+class ArraySource:
+    """Samples in an array.
+
+    Args:
+        name: of the set, for messages.
+        array: [N, *shape], of numbers in the space's range or of bytes; pictures may also
+            be [N, H, W] or [N, H, W, C].
+        space: that the samples must be of.
+
+    Raises:
+        UsageError: they are not.
+    """
+
+    def __init__(self, name: str, array: NDArray[np.generic], space: Space) -> None:
+        self.name, self.space = name, space
+        self._array = _arranged(array, space.shape)
+        if self._array is None or array.dtype.kind not in "fiu" or not len(array):
+            raise UsageError(
+                found=f"{name} of {array.dtype}, shape {list(array.shape)}",
+                expected=f"numbers of shape [N, {', '.join(map(str, space.shape))}]",
+                remedy="give samples of the shape that the network makes",
+            )
+        self.bytes = array.dtype == np.uint8
+        if self.bytes and space.range is None:
+            raise UsageError(
+                found=f"{name} of bytes, and samples without a range",
+                expected="float numbers as the network makes them",
+                remedy="give these, or pictures with --decoder",
+            )
+
+    def __len__(self) -> int:
+        return len(self._array) if self._array is not None else 0
+
+    def read(self, low: int, high: int) -> Array:
+        """See :class:`Source`."""
+        assert self._array is not None
+        part = self._array[low:high]
+        if self.bytes and self.space.range:
+            return _from_bytes(part, self.space.range)
+        made = np.array(part, np.float32, order="C")  # a copy: a mapped file is read-only
+        _check_range(self.name, made, self.space.range)
+        return made
+
+
+class _FolderSource:
+    """The pictures under a folder, by name."""
+
+    def __init__(self, folder: Path, space: Space) -> None:
+        self.name, self.space = str(folder), space
+        self._files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _ENDINGS)
+        if not self._files:
+            raise UsageError(
+                found=f"no pictures in {folder}",
+                expected=f"files that end in {', '.join(sorted(_ENDINGS))}",
+                remedy="check the path, or convert them",
+            )
+        if not space.is_picture:
+            raise UsageError(
+                found=f"pictures in {folder}, and samples of shape {list(space.shape)}"
+                + ("" if space.range else " without a range"),
+                expected="samples that are pictures: [1 or 3, H, W] in a range",
+                remedy="give the reference as .npy, or a --decoder that makes pictures of samples",
+            )
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def read(self, low: int, high: int) -> Array:
+        assert self.space.range
+        return _from_bytes(
+            np.stack([self._one(p) for p in self._files[low:high]]), self.space.range
+        )
+
+    def _one(self, path: Path) -> NDArray[np.uint8]:
+        from PIL import Image, UnidentifiedImageError
+
+        channels, height, width = self.space.shape
+        try:
+            with Image.open(path) as image:
+                pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+        except (OSError, UnidentifiedImageError) as error:
+            raise UsageError(
+                found=f"{path}, which is no picture ({error})",
+                expected="pictures only",
+                remedy="remove or mend it",
+            ) from error
+        if pixels.shape[:2] != (height, width):
+            raise UsageError(
+                found=f"{path} of {pixels.shape[1]}x{pixels.shape[0]} pixels",
+                expected=f"{width}x{height}, as the samples",
+                remedy="resize the pictures as those that the network was trained on",
+            )
+        return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def _arranged(array: NDArray[np.generic], shape: tuple[int, ...]) -> NDArray[np.generic] | None:
+    """As [N, *shape], or None; pictures may come without a channel, or with it last."""
+    if array.shape[1:] == shape:
+        return array
+    if len(shape) == 3 and array.ndim == 4 and array.shape[1:] == (*shape[1:], shape[0]):
+        return array.transpose(0, 3, 1, 2)
+    if shape[:1] == (1,) and array.shape[1:] == shape[1:]:
+        return array[:, None]
+    return None
+
+
+def _from_bytes(pixels: NDArray[np.generic], bounds: tuple[float, float]) -> Array:
+    low, high = bounds
+    scaled = pixels.astype(np.float32) / np.float32(255 / (high - low))
+    return np.ascontiguousarray(scaled + np.float32(low))
+
+
+def _check_range(name: str, part: Array, bounds: tuple[float, float] | None) -> None:
+    """Pass unless the numbers are clearly on another scale."""
+    if bounds is None or not np.isfinite(part).all():
+        return
+    span = bounds[1] - bounds[0]
+    if part.min() < bounds[0] - span or part.max() > bounds[1] + span:
+        raise UsageError(
+            found=f"numbers from {part.min():g} to {part.max():g} in {name}",
+            expected=f"numbers from {bounds[0]:g} to {bounds[1]:g}, or bytes (uint8)",
+            remedy="scale them",
+        )
+
+
+def _from_npz(path: Path) -> NDArray[np.generic]:
+    with np.load(path, allow_pickle=False) as archive:
+        names = archive.files
+        if len(names) != 1 and "arr_0" not in names:
+            raise ValueError(f"it holds the arrays {names}, not one")
+        array: NDArray[np.generic] = archive["arr_0" if "arr_0" in names else names[0]]
+        return array
+
+
+def _from_idx(path: Path) -> NDArray[np.uint8]:
+    """The array in an IDX file of bytes, as MNIST's pictures are stored."""
+    content = path.read_bytes()
+    if content[:2] == b"\x1f\x8b":
+        content = gzip.decompress(content)
+    if len(content) < 4 or content[:3] != bytes((0, 0, _IDX_BYTES)):
+        raise ValueError("it does not begin as an IDX file of bytes does")
+    axes = content[3]
+    shape = tuple(np.frombuffer(content, ">u4", axes, offset=4).tolist())
+    data = np.frombuffer(content, np.uint8, offset=4 + 4 * axes)
+    if data.size != math.prod(shape):
+        raise ValueError(f"it holds {data.size} bytes where {list(shape)} were to be")
+    return data.reshape(shape)

@@ -1,0 +1,213 @@
+"""Samples beside real data: the figures, the floor, and what limits them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+import eecompile
+from eecompile.bundle import EngineManifest, open_engine_set
+from eecompile.errors import UsageError
+from eecompile.evaluate.bench import FEWEST, Bench, space_of
+from eecompile.evaluate.data import Source, Space
+from eecompile.evaluate.metrics import Frechet
+from eecompile.evaluate.report import Evaluation, Figures, Settings
+from eecompile.evaluate.samples import Draw, sample_all
+from eecompile.runtime.program import Program
+from eecompile.runtime.sampler import Sampler
+from eecompile.runtime.schedule import ExitSchedule
+
+__all__ = ["Options", "evaluate"]
+
+Array = NDArray[np.float32]
+Report = Callable[[str, int, int], None]
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What an evaluation compares, and on what.
+
+    Attributes:
+        reference: real data: a folder of pictures, .npy, .npz or an IDX file.
+        draw: which samples are made.
+        work: folder that keeps samples and features, for an evaluation that goes on.
+        features: an ONNX feature network; None takes EfficientNet-Lite0.
+        decoder: an ONNX graph that makes pictures of samples.
+        floor: more real data, compared with the reference; None compares its two halves.
+        samples: files of ready samples.
+        solver: a name; None takes the network's own, as for ``steps``.
+        steps: of the solver.
+        threads: of one evaluation, as for a sampler.
+    """
+
+    reference: Path
+    draw: Draw
+    work: Path
+    features: Path | None = None
+    decoder: Path | None = None
+    floor: Path | None = None
+    samples: tuple[Path, ...] = ()
+    solver: str | None = None
+    steps: int | None = None
+    threads: int | None = None
+
+
+def evaluate(
+    engines: Sequence[Path],
+    schedules: Sequence[tuple[str, ExitSchedule | str]],
+    options: Options,
+    report: Report,
+) -> Evaluation:
+    """Compare samples of engine sets, and ready ones, with real data.
+
+    Args:
+        engines: engine sets of one network; may be empty where there are ready samples.
+        schedules: names for the table, and what they stand for.
+        options: what is compared, and on what.
+        report: told of the progress.
+
+    Raises:
+        UsageError: there is nothing to evaluate, too few samples, or data of other shapes.
+        BundleError: a folder is no intact engine set.
+        NonFiniteError: the network returned NaN or infinity.
+    """
+    _check(engines, options)
+    manifests = [open_engine_set(folder) for folder in engines]
+    with ExitStack() as stack:
+        made = None
+        if engines:
+            sampler = stack.enter_context(Sampler.open(*engines, threads=options.threads))
+            made = _Made(sampler, manifests, schedules, options)
+        space = made.space if made else space_of(options.samples[0])
+        bench = Bench(space, options.features, options.decoder, options.work, report)
+        real, ready = bench.real(options.reference), [bench.ready(p) for p in options.samples]
+        more = bench.real(options.floor) if options.floor else None
+        reference = bench.of_real(real)
+        floor = _floor(bench, reference, more)
+        rows = list(made.rows(bench, reference)) if made else []
+        rows += [
+            bench.compare(path.name, bench.of_made(source), reference)[0]
+            for path, source in zip(options.samples, ready, strict=True)
+        ]
+    return Evaluation(
+        eecompile=eecompile.__version__,
+        network=manifests[0].interface.name if manifests else "",
+        engines=tuple(manifest.target.name for manifest in manifests),
+        bundle_digest=manifests[0].bundle_digest if manifests else "",
+        features=bench.name,
+        dimensions=reference.shape[1],
+        reference=options.reference.name,
+        reference_samples=len(reference),
+        floor=floor,
+        floor_kind="data" if more else "halves",
+        rows=tuple(rows),
+        settings=made.settings if made else None,
+        warnings=tuple(_warnings(reference, None if more else floor, rows)),
+    )
+
+
+class _Made:
+    """Samples that are made here: a program for each schedule."""
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        manifests: Sequence[EngineManifest],
+        schedules: Sequence[tuple[str, ExitSchedule | str]],
+        options: Options,
+    ) -> None:
+        self._sampler, self._options = sampler, options
+        self._fingerprints = [manifest.fingerprint for manifest in manifests]
+        state = sampler.interface.state
+        self.space = Space(tuple(state.shape), state.range)
+        options.draw.check(sampler.interface)
+        self._programs: list[tuple[str, Program]] = [
+            (name, sampler.program(options.solver, options.steps, schedule))
+            for name, schedule in schedules
+        ]
+
+    @property
+    def settings(self) -> Settings:
+        """How samples are made."""
+        draw, program = self._options.draw, self._programs[0][1]
+        own = self._sampler.interface.sampling.guidance
+        return Settings(
+            solver=program.solver,
+            steps=len(program.steps),
+            guidance=own if draw.guidance is None else draw.guidance,
+            seed=draw.seed,
+            conditions=tuple(draw.conditions),
+        )
+
+    def rows(self, bench: Bench, reference: Array) -> Iterator[Figures]:
+        """The figures of each schedule."""
+        interface, work = self._sampler.interface, self._options.work
+        first: Frechet | None = None
+        for name, program in self._programs:
+            source: Source = sample_all(
+                self._sampler,
+                self._fingerprints,
+                program,
+                self._options.draw,
+                name=name,
+                work=work,
+                report=bench.report,
+            )
+            made = bench.of_made(source)
+            in_turns = not self._options.draw.orders
+            figures, found = bench.compare(name, made, reference, in_turns=in_turns)
+            cost = sum(map(interface.cost, program.depths)) / len(program.depths)
+            more = {"depths": program.depths, "cost": round(cost, 5)}
+            if first:
+                beyond, error = found.beyond(first)
+                more |= {"beyond": round(beyond, 4), "beyond_error": round(error, 4)}
+            first = first or found
+            yield msgspec.structs.replace(figures, **more)
+
+
+def _floor(bench: Bench, reference: Array, more: Source | None) -> Figures:
+    """Real data against real data: against other data, or one half against the other."""
+    if more:
+        name, real = Path(more.name).name, bench.of_real(more, len(reference))
+        return bench.compare(name, real, reference)[0]
+    order = np.random.default_rng(0).permutation(len(reference))
+    one, other = order[: len(order) // 2], order[len(order) // 2 :]
+    return bench.compare("one half", reference[one], reference[other])[0]
+
+
+def _warnings(reference: Array, halves: Figures | None, rows: Sequence[Figures]) -> list[str]:
+    features, told = reference.shape[1], []
+    sizes = {"the reference": len(reference)} | {row.name: row.samples for row in rows}
+    for name, count in sizes.items():
+        if count <= features:
+            told.append(
+                f"{name} has {count} samples, fewer than {features} features need "
+                f"({features + 1}): the Frechet distance is far too large, and good for a rough "
+                "order only"
+            )
+    if halves:
+        told.append(
+            f"the floor is of {halves.samples} against {len(reference) - halves.samples} samples, "
+            "and so higher than one of full size: give more real data with --floor"
+        )
+    return told
+
+
+def _check(engines: Sequence[Path], options: Options) -> None:
+    """Pass when there is something to evaluate, and enough of it."""
+    if not engines and not options.samples:
+        raise UsageError(
+            found="no engine set and no --samples",
+            expected="something to evaluate",
+            remedy="name an engine set, or a file of samples",
+        )
+    if options.draw.count < FEWEST or options.draw.batch < 1:
+        raise UsageError(
+            found=f"-n {options.draw.count}, --batch {options.draw.batch}",
+            expected=f"{FEWEST} samples or more (10,000 are usual), and a batch of 1 or more",
+            remedy="ask for more",
+        )

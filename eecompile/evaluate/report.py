@@ -1,0 +1,95 @@
+"""What an evaluation says."""
+
+from __future__ import annotations
+
+import msgspec
+
+__all__ = ["FORMAT", "Evaluation", "Figures", "Settings"]
+
+FORMAT = 1
+
+
+class Figures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One set of samples against the reference.
+
+    Attributes:
+        name: the exit schedule, the file, or what the floor is made of.
+        samples: how many.
+        distance: Frechet distance on the features.
+        error: its standard error from which samples were drawn.
+        beyond: by how much the distance exceeds the first schedule's.
+        beyond_error: standard error of that; less than of either, where seeds are the same.
+        precision: share of the samples that lie in the reference's manifold.
+        recall: share of the reference that lies in the samples' manifold.
+        depths: of each step, where the samples were made here.
+        cost: mean over the steps, of what full depth costs; by the recipe's costs or blocks.
+    """
+
+    name: str
+    samples: int
+    distance: float
+    error: float
+    precision: float
+    recall: float
+    beyond: float | None = None
+    beyond_error: float | None = None
+    depths: tuple[int, ...] = ()
+    cost: float | None = None
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How samples were made.
+
+    Attributes:
+        solver: and its options.
+        steps: of it.
+        guidance: scale.
+        seed: of the noise.
+        conditions: those that were given; others took the recipe's default.
+    """
+
+    solver: str
+    steps: int
+    guidance: float
+    seed: int
+    conditions: tuple[str, ...] = ()
+
+
+class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``eecompile evaluate`` writes.
+
+    Attributes:
+        format: of this form.
+        eecompile: version that wrote it.
+        network: name; "" for ready samples alone.
+        engines: the engine sets' targets.
+        bundle_digest: of the network.
+        features: the feature network.
+        dimensions: of its features.
+        reference: what samples are compared with.
+        reference_samples: how many these are.
+        floor: real data against real data.
+        floor_kind: ``halves`` of the reference, or ``data`` of its own against it.
+        rows: a row each schedule, then each file of ready samples.
+        settings: of sampling.
+        warnings: what limits the figures.
+    """
+
+    format: int = FORMAT
+    eecompile: str = ""
+    network: str = ""
+    engines: tuple[str, ...] = ()
+    bundle_digest: str = ""
+    features: str
+    dimensions: int
+    reference: str
+    reference_samples: int
+    floor: Figures
+    floor_kind: str
+    rows: tuple[Figures, ...]
+    settings: Settings | None = None
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> bytes:
+        """As a file's content."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"

@@ -1,0 +1,60 @@
+"""An evaluation as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from eecompile.evaluate.report import Evaluation, Figures
+
+__all__ = ["evaluation_tables"]
+
+
+def evaluation_tables(evaluation: Evaluation) -> RenderableType:
+    """A row each set of samples, the floor last, and what to know of the figures."""
+    table = Table(title=escape(_title(evaluation)), title_justify="left")
+    table.add_column("samples")
+    for name in ("cost", "n", "Frechet distance", "to the first", "precision", "recall"):
+        table.add_column(name, justify="right")
+    for row in evaluation.rows:
+        table.add_row(*_cells(row))
+    table.add_section()
+    table.add_row(*_cells(evaluation.floor, "real: "))
+    return Group(table, *_notes(evaluation))
+
+
+def _title(evaluation: Evaluation) -> str:
+    made = evaluation.settings
+    what = evaluation.network or "samples"
+    if made is None:
+        return f"{what} beside {evaluation.reference}"
+    return (
+        f"{what}, {made.solver}, {made.steps} steps, guidance {made.guidance:g}, seed {made.seed}, "
+        f"beside {evaluation.reference}"
+    )
+
+
+def _cells(row: Figures, kind: str = "") -> list[RenderableType]:
+    return [
+        Text(kind + row.name),
+        "" if row.cost is None else f"{row.cost:.0%}",
+        f"{row.samples:,}",
+        f"{row.distance:.2f} ± {row.error:.2f}",
+        "" if row.beyond is None else f"{row.beyond:+.2f} ± {row.beyond_error or 0:.2f}",
+        f"{row.precision:.3f}",
+        f"{row.recall:.3f}",
+    ]
+
+
+def _notes(evaluation: Evaluation) -> Iterator[RenderableType]:
+    yield Text(
+        f"On {evaluation.dimensions} features of {evaluation.features}, to "
+        f"{evaluation.reference_samples:,} real samples: comparable with the same features, "
+        "reference and number of samples only, and no FID. ± is one standard error."
+    )
+    for warning in evaluation.warnings:
+        yield Text(f"warning: {warning}", style="yellow")

@@ -1,0 +1,128 @@
+"""What a tuned schedule must beat: schedules that need no tuning, and fewer steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from eecompile.errors import EecompileError
+from eecompile.runtime.interface import Interface
+from eecompile.runtime.program import Program
+from eecompile.runtime.sampler import Sampler
+from eecompile.runtime.schedule import ExitSchedule
+from eecompile.tune.choices import Choice
+from eecompile.tune.report import Kind
+
+__all__ = ["ASE", "Baseline", "baseline_schedules", "fewer_steps"]
+
+ASE = tuple(depth / 28 for depth in (28, 28, 24, 24, 20, 20, 16, 16, 12, 12))
+"""Shares of depth over ten equal slices of time, t = 0 first: 28.6 % of the blocks left out.
+
+The schedule in the public code of ASE (arXiv 2408.05927): ``exit_nums`` of 28 blocks in
+DiT/drop_scheduler.py, https://github.com/taehong-moon/ee-diffusion, revision dbe38d3.
+"""
+_SLICES = 10
+_EVEN = 0.005  # budgets that differ by less are one
+
+
+class Baseline(NamedTuple):
+    """A schedule that needs no tuning.
+
+    Attributes:
+        name: for tables.
+        kind: ``exit``, ``linear``, ``ase`` or ``recipe``.
+        schedule: of the program.
+    """
+
+    name: str
+    kind: Kind
+    schedule: ExitSchedule
+
+
+def baseline_schedules(interface: Interface, choices: Sequence[Choice]) -> list[Baseline]:
+    """The schedules that a tuned one is compared with, each once.
+
+    Args:
+        interface: of the network.
+        choices: of which the first is full depth; those that cannot be used left out.
+    """
+    found: dict[ExitSchedule, Baseline] = {}
+    for baseline in _every(interface, choices):
+        usable = all(
+            Choice(engine, depth) in choices
+            for engine, depth in zip(
+                baseline.schedule.engines or ("",) * len(baseline.schedule.depths),
+                baseline.schedule.depths,
+                strict=True,
+            )
+        )
+        if usable:
+            found.setdefault(baseline.schedule, baseline)
+    return list(found.values())
+
+
+def _every(interface: Interface, choices: Sequence[Choice]) -> Iterator[Baseline]:
+    for choice in choices[1:]:
+        alone = ExitSchedule((choice.depth,), (), (choice.engine,) if choice.engine else ())
+        yield Baseline(f"exit {choice.label}", "exit", alone)
+    exits = interface.exits
+    yield Baseline("ASE", "ase", _slices(exits, ASE))
+    for last in reversed(exits[:-1]):
+        low = last / exits[-1]
+        shares = [1 - (1 - low) * place / (_SLICES - 1) for place in range(_SLICES)]
+        yield Baseline(f"linear to {last}", "linear", _slices(exits, shares))
+    full = ExitSchedule.constant(exits[-1])
+    for name, schedule in interface.schedules.items():
+        if _merged(schedule) != full:
+            yield Baseline(name, "recipe", _merged(schedule))
+
+
+def _slices(exits: Sequence[int], shares: Sequence[float]) -> ExitSchedule:
+    """The exits nearest to shares of the full depth; of two as near, the deeper."""
+    depths = [min(exits, key=lambda depth: (abs(depth - s * exits[-1]), -depth)) for s in shares]
+    return _merged(ExitSchedule.from_slices(depths))
+
+
+def _merged(schedule: ExitSchedule) -> ExitSchedule:
+    """The same schedule with one slice for neighbours that are equal."""
+    engines = schedule.engines or ("",) * len(schedule.depths)
+    depths, names, ends = [schedule.depths[0]], [engines[0]], []
+    for depth, name, end in zip(schedule.depths[1:], engines[1:], schedule.thresholds, strict=True):
+        if (depth, name) != (depths[-1], names[-1]):
+            depths.append(depth)
+            names.append(name)
+            ends.append(end)
+    return ExitSchedule(tuple(depths), tuple(ends), tuple(names))
+
+
+def fewer_steps(
+    sampler: Sampler,
+    solver: str,
+    steps: int,
+    budgets: Sequence[float],
+    cost: Callable[[Program], float],
+) -> Mapping[int, Program]:
+    """Full-depth programs of fewer steps, by their number.
+
+    For each budget the fewest that take as long, or longer: where the steps do not come out
+    even, the advantage is theirs.
+
+    Args:
+        sampler: compiles.
+        solver: its name and options.
+        steps: of the schedule that is tuned.
+        budgets: shares of its time.
+        cost: share of its time that a full-depth program takes.
+    """
+    programs: dict[int, Program] = {}
+    for count in range(steps - 1, 0, -1):
+        try:
+            programs[count] = sampler.program(solver, count, sampler.interface.exits[-1])
+        except EecompileError:  # a number of steps that this solver cannot take
+            continue
+    found: dict[int, Program] = {}
+    for budget in sorted(budgets, reverse=True):
+        fitting = [n for n, made in programs.items() if cost(made) >= budget * (1 - _EVEN)]
+        if fitting:
+            found[min(fitting)] = programs[min(fitting)]
+    return found

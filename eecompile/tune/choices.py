@@ -1,0 +1,133 @@
+"""What a schedule chooses from, and when: choices, slots of time, and the schedules they make."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from eecompile.runtime.program import REUSE, Program
+from eecompile.runtime.schedule import ExitSchedule
+from eecompile.tune.optimise import AGAIN
+
+__all__ = ["Choice", "Slots", "choices_of", "schedule_from_picks", "slots_of"]
+
+_MOST = 100  # slots; more evaluations than that share one with their neighbours
+
+
+class Choice(NamedTuple):
+    """An exit of an engine set.
+
+    Attributes:
+        engine: the engine set's target; "" for the first that is open.
+        depth: the exit; 0 for the previous output once more.
+    """
+
+    engine: str
+    depth: int
+
+    @property
+    def label(self) -> str:
+        """As in the text of a schedule: ``12``, ``12@cpu-bf16``, ``reuse``."""
+        if self.depth == REUSE:
+            return "reuse"
+        return f"{self.depth}@{self.engine}" if self.engine else str(self.depth)
+
+
+def choices_of(exits: Sequence[int], engines: Sequence[str]) -> tuple[Choice, ...]:
+    """Every exit of every engine set, the first set's deepest exit first.
+
+    Args:
+        exits: of the network, ascending.
+        engines: names of the engine sets, the first one first; none for a single one.
+    """
+    names = ["", *engines[1:]]
+    return tuple(Choice(name, depth) for name in names for depth in reversed(exits))
+
+
+class Slots(NamedTuple):
+    """The evaluations of a program, grouped by what a schedule can tell apart.
+
+    Attributes:
+        steps: of each slot, the program's steps in it; slots in the order of evaluation.
+        bounds: between neighbouring slots by ascending time, as fractions of T.
+        order: the slots by ascending time.
+    """
+
+    steps: tuple[tuple[int, ...], ...]
+    bounds: tuple[float, ...]
+    order: tuple[int, ...]
+
+    @property
+    def falls(self) -> bool:
+        """Whether time falls from slot to slot, and each slot's steps follow one another."""
+        ordered = self.order == tuple(reversed(range(len(self.steps))))
+        return ordered and all(
+            later == earlier + 1 for steps in self.steps for earlier, later in pairwise(steps)
+        )
+
+
+def slots_of(program: Program, timesteps: int, most: int = _MOST) -> Slots:
+    """The slots of a program: evaluations at the same moment share one.
+
+    Args:
+        program: any schedule's; only the moments count.
+        timesteps: T of the process.
+        most: the largest number of slots; beyond it neighbours in time share one.
+    """
+    moments = [step.moment for step in program.steps]
+    distinct = sorted(set(moments))
+    count = min(len(distinct), most)
+    groups = [
+        distinct[index * len(distinct) // count : (index + 1) * len(distinct) // count]
+        for index in range(count)
+    ]
+    of_moment = {moment: index for index, group in enumerate(groups) for moment in group}
+    steps: dict[int, list[int]] = {}
+    for index, moment in enumerate(moments):
+        steps.setdefault(of_moment[moment], []).append(index)
+    seen = list(steps)  # groups in the order of evaluation
+    bounds = (_between(low[-1], high[0], timesteps) for low, high in pairwise(groups))
+    return Slots(
+        tuple(tuple(found) for found in steps.values()),
+        tuple(bounds),
+        tuple(seen.index(group) for group in range(count)),
+    )
+
+
+def _between(low: float, high: float, timesteps: int) -> float:
+    """A short fraction of T that lies well between two moments."""
+    middle, margin = (low + high) / 2 / timesteps, (high - low) / 4 / timesteps
+    for digits in range(1, 12):
+        short = round(middle, digits)
+        if abs(short - middle) <= margin:
+            return short
+    return middle
+
+
+def schedule_from_picks(
+    picks: Sequence[int], choices: Sequence[Choice], slots: Slots
+) -> ExitSchedule:
+    """The exit schedule that makes these choices.
+
+    Args:
+        picks: of each slot, the index of a choice, or
+            :data:`eecompile.tune.optimise.AGAIN`.
+        choices: of which the first is full depth.
+        slots: of the program.
+    """
+    chosen = [
+        Choice("", REUSE) if picks[slot] == AGAIN else choices[picks[slot]] for slot in slots.order
+    ]
+    return _merged(chosen, slots.bounds)
+
+
+def _merged(chosen: Sequence[Choice], bounds: Iterable[float]) -> ExitSchedule:
+    """One slice for neighbours that choose the same."""
+    kept, ends = [chosen[0]], []
+    for choice, bound in zip(chosen[1:], bounds, strict=True):
+        if choice != kept[-1]:
+            kept.append(choice)
+            ends.append(bound)
+    engines = tuple(choice.engine for choice in kept)
+    return ExitSchedule(tuple(choice.depth for choice in kept), tuple(ends), engines)

@@ -1,0 +1,202 @@
+"""What the held-out samples say of each program, and of found schedules beside baselines."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from eecompile.probes import cpu, gpus
+from eecompile.runtime.interface import Interface
+from eecompile.runtime.program import REUSE
+from eecompile.tune.choices import Choice
+from eecompile.tune.held_out import FULL, Measured, intervals
+from eecompile.tune.report import Comparison, Point, Settings
+
+if TYPE_CHECKING:
+    from eecompile.tune.tuning import Entry
+
+__all__ = ["comparisons", "findings", "machine", "points", "warnings"]
+
+_ROOM = 1.005  # predicted times that differ by less are equal
+_APART = 0.05  # of predicted and measured time, that a busy machine explains
+_SURE = 0.1  # half an interval, as a share of the distance, that a front can be read with
+
+
+def points(
+    entries: Sequence[Entry],
+    results: Mapping[str, Measured],
+    scale: float,
+    interface: Interface,
+    settings: Settings,
+) -> list[Point]:
+    """A point for each program that gave finite samples, full depth first."""
+    kept = [entry for entry in entries if entry.name in results]
+    spans = intervals([results[entry.name].squares for entry in kept], seed=settings.seed)
+    full = len(entries[0].program.steps)
+    made = []
+    for entry, span in zip(kept, spans, strict=True):
+        result = results[entry.name]
+        distance = math.sqrt(float(result.squares.mean())) / scale
+        steps = entry.program.steps
+        engines = tuple(step.engine for step in steps)
+        spent = [interface.cost(step.depth) if step.depth != REUSE else 0.0 for step in steps]
+        bounded = interface.state.range is not None and distance > 0
+        made.append(
+            Point(
+                name=entry.name,
+                kind=entry.kind,
+                steps=entry.steps,
+                schedule=entry.schedule,
+                depths=entry.program.depths,
+                engines=engines if any(engines) else (),
+                budget=entry.budget,
+                predicted=entry.predicted,
+                time=float(np.median(result.times)),
+                spread=(float(result.times.min()), float(result.times.max())),
+                ideal=sum(spent) / full,
+                seconds_per_sample=float(np.median(result.seconds)) / settings.batch,
+                distance=distance,
+                interval=(span[0] / scale, span[1] / scale),
+                psnr=-20 * math.log10(distance) if bounded else None,
+                chosen_by=entry.chosen_by,
+            )
+        )
+    return made
+
+
+def comparisons(
+    made: Sequence[Point], results: Mapping[str, Measured], seed: int
+) -> list[Comparison]:
+    """Every baseline beside the found schedule that takes as long as it, or a little less."""
+    found = sorted((p for p in made if p.kind == "found"), key=lambda point: point.predicted)
+    pairs = []
+    for baseline in (p for p in made if p.kind not in ("found", "full") and p.distance > 0):
+        within = [p for p in found if p.predicted <= baseline.predicted * _ROOM]
+        if within:
+            pairs.append((baseline, within[-1]))
+    if not pairs:
+        return []
+    spans = intervals(
+        [results[best.name].squares for _, best in pairs],
+        over=[results[baseline.name].squares for baseline, _ in pairs],
+        seed=seed,
+    )
+    return [
+        Comparison(
+            baseline=baseline.name,
+            found=best.name,
+            time=best.time / baseline.time,
+            distance=best.distance / baseline.distance,
+            interval=span,
+            time_at_distance=_time_at(found, baseline, made[0]),
+        )
+        for (baseline, best), span in zip(pairs, spans, strict=True)
+    ]
+
+
+def _time_at(found: Sequence[Point], baseline: Point, full: Point) -> float | None:
+    """Time over the baseline's at which a found schedule is as near to full depth as it."""
+    if full.name != FULL or not found:
+        return None
+    if found[0].distance <= baseline.distance:
+        return found[0].time / baseline.time
+    times = [
+        fast.time + (slow.time - fast.time) * share
+        for fast, slow in pairwise([*found, full])
+        if slow.distance <= baseline.distance < fast.distance
+        for share in [(fast.distance - baseline.distance) / (fast.distance - slow.distance)]
+    ]
+    return min(times) / baseline.time if times else None
+
+
+def warnings(
+    made: Sequence[Point],
+    entries: Sequence[Entry],
+    broken: Mapping[int, int],
+    choices: Sequence[Choice],
+    settings: Settings,
+) -> Iterator[str]:
+    """What a reader must know before believing the figures."""
+    moments = entries[0].program.steps
+    for index, step in broken.items():
+        yield (
+            f"exit {choices[index].label} gives NaN or infinity at t = "
+            f"{moments[step].moment:g}: no schedule uses it"
+        )
+    for entry in entries:
+        if entry.name not in {point.name for point in made}:
+            yield f"{entry.name} gives NaN or infinity on the held-out samples: it is left out"
+    wide = [p for p in made if p.distance > 0 and _half(p) > _SURE]
+    if wide:
+        worst = max(wide, key=_half)
+        yield (
+            f"{settings.held_out} held-out samples tell distances to within "
+            f"{100 * _half(worst):.0f} % ({worst.name}): more of them (--held-out) tell closer "
+            "schedules apart"
+        )
+
+    apart = float(np.median([abs(point.time / point.predicted - 1) for point in made]))
+    if apart > _APART:
+        yield (
+            f"whole samplings took {100 * apart:.0f} % more or less than their steps did alone: the "
+            "machine was busy with something else, and times are no better than that"
+        )
+
+
+def _half(point: Point) -> float:
+    return (point.interval[1] - point.interval[0]) / 2 / point.distance
+
+
+def findings(made: Sequence[Point], compared: Sequence[Comparison]) -> Iterator[str]:
+    """What came out, in a few sentences."""
+    named = {point.name: point for point in made}
+    compared = [each for each in compared if each.baseline in named]
+    for kind, what in (("ase", "the authors' schedule"), ("linear", "a linear schedule")):
+        own = [each for each in compared if named[each.baseline].kind == kind]
+        if own:
+            best = min(own, key=lambda each: abs(1 - each.time))
+            yield _sentence(best, f"{what} ({best.baseline})")
+    steps = [each for each in compared if named[each.baseline].kind == "steps"]
+    if steps:
+        better = [each for each in steps if each.interval[1] < 1]
+        worse = [each for each in steps if each.interval[0] > 1]
+        names = ", ".join(each.found for each in better)
+        lost = ", ".join(f"{each.baseline} beat {each.found}" for each in worse)
+        if better:
+            yield f"Nearer to full depth than fewer steps in the same time: {names}."
+        if worse:
+            yield f"Fewer steps at full depth come nearer in the same time: {lost}."
+        if not better and not worse:
+            yield "No schedule can be told from fewer steps at full depth in the same time."
+
+
+def _sentence(each: Comparison, what: str) -> str:
+    said = "less" if each.distance < 1 else "more"
+    sentence = (
+        f"In {each.time:.2f} of the time of {what}, {each.found} has "
+        f"{100 * abs(1 - each.distance):.0f} % {said} distance to full depth "
+        f"(95 %: {each.interval[0]:.2f} to {each.interval[1]:.2f} of its)"
+    )
+    if each.time_at_distance is not None:
+        sentence += f"; as near as it, found schedules take {each.time_at_distance:.2f} of its time"
+    return f"{sentence}."
+
+
+def machine() -> dict[str, str]:
+    """Public facts of this machine."""
+    facts = {"cpu": cpu().model, "cores": str(cpu().cores)}
+    with suppress(AttributeError, OSError, ValueError):  # not on every system
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        facts["memory"] = f"{memory / 2**30:.0f} GiB"
+    facts["system"] = f"{platform.system()} {platform.machine()}"
+    facts["python"] = platform.python_version()
+    if names := [gpu.name for gpu in gpus()]:
+        facts["gpus"] = ", ".join(names)
+    return facts

@@ -1,0 +1,215 @@
+"""What each choice costs: whole steps of a sampler, measured in turns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from eecompile.interrupt import check
+from eecompile.runtime.interface import Interface
+from eecompile.runtime.program import REUSE, Program, Step
+from eecompile.runtime.sampler import Sampler
+from eecompile.tune.choices import Choice
+from eecompile.tune.model import Costs
+from eecompile.tune.probe import Samples
+from eecompile.tune.work import Work
+
+__all__ = ["Latency", "in_turns", "measured_costs"]
+
+Progress = Callable[[str, int, int], Any]
+_STEPS = 6  # of a sampling that is timed
+_LEAST, _MOST = 5, 25  # rounds
+
+
+class Latency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Milliseconds that a step takes with a choice, the solver's arithmetic included.
+
+    Attributes:
+        engine: the engine set; "" for the first.
+        depth: the exit; 0 for the previous output once more.
+        guided: whether guidance doubles the batch.
+        median: of all rounds.
+        p10: a tenth of the rounds took no longer.
+        p90: nine tenths of the rounds took no longer.
+        rounds: how often it was measured.
+    """
+
+    engine: str
+    depth: int
+    guided: bool
+    median: float
+    p10: float
+    p90: float
+    rounds: int
+
+
+def in_turns(
+    actions: Mapping[str, Callable[[], object]], seconds: float, report: Callable[[int, int], Any]
+) -> dict[str, list[float]]:
+    """Seconds of each action, one a round; every round begins with another one.
+
+    Each is done twice a turn, and the second time counts: its weights are then in the
+    caches, and its buffers made.
+
+    Args:
+        actions: by name.
+        seconds: after which no round is begun, once there are enough.
+        report: told of rounds.
+    """
+    found: dict[str, list[float]] = {name: [] for name in actions}
+    started, names = time.perf_counter(), list(actions)
+    for round_ in range(_MOST):
+        over = time.perf_counter() - started > seconds
+        if over and round_ >= _LEAST:
+            break
+        report(round_, _MOST)
+        for name in names[round_ % len(names) :] + names[: round_ % len(names)]:
+            check()
+            actions[name]()
+            before = time.perf_counter()
+            actions[name]()
+            found[name].append(time.perf_counter() - before)
+    return found
+
+
+def measured_costs(
+    sampler: Sampler,
+    program: Program,
+    choices: Sequence[Choice],
+    samples: Samples,
+    *,
+    reuse: bool,
+    skip: Sequence[int] = (),
+    seconds: float,
+    work: Work,
+    report: Progress,
+) -> tuple[Costs, list[Latency]]:
+    """The costs of every choice at every step.
+
+    Args:
+        sampler: to be measured.
+        program: at full depth.
+        choices: of which the first is full depth.
+        samples: of one batch.
+        reuse: also of steps that evaluate nothing.
+        skip: choices that cannot be used.
+        seconds: for all rounds, after the least number of them.
+        work: keeps what has been measured.
+        report: told of each round.
+
+    Returns:
+        The costs, and what was measured.
+    """
+    wanted = [c for index, c in enumerate(choices) if index not in skip]
+    cheap = min(wanted, key=lambda choice: choice.depth)
+    wanted += [Choice("", REUSE)] if reuse else []
+    acting = [acts(step, sampler.interface, samples) for step in program.steps]
+    jobs = {f"{kind:d} {choice.label}": (kind, choice) for kind in set(acting) for choice in wanted}
+    timed = work.get("seconds")
+    if timed is None:
+        programs = {
+            name: _repeated(program, acting.index(kind), choice, first=cheap)
+            for name, (kind, choice) in jobs.items()
+        }
+        programs["start"] = _repeated(program, 0, choices[0], steps=1)
+        timed = in_turns(
+            {name: _drawing(sampler, made, samples) for name, made in programs.items()},
+            seconds,
+            lambda done, total: report("measuring what every choice costs", done, total),
+        )
+        work.put("seconds", timed)
+    count = min(_STEPS, len(program.steps))
+    start, each = _split(timed, jobs, choices[0], cheap, acting[0], count)
+    full = start + sum(each[acting[index], choices[0]] for index in range(len(acting)))
+    steps = np.array([[each.get((kind, c), np.inf) for c in choices] for kind in acting])
+    again = np.array([each.get((kind, Choice("", REUSE)), 0.0) for kind in acting])
+    found = [
+        _latency(choice, kind, each[kind, choice], timed[name], count)
+        for name, (kind, choice) in jobs.items()
+    ]
+    return Costs(start / full, steps / full, again / full), found
+
+
+def acts(step: Step, interface: Interface, samples: Samples) -> bool:
+    """Whether guidance acts in a step."""
+    interval = interface.sampling.guidance_interval
+    if samples.guidance == 1:
+        return False
+    return interval is None or interval[0] <= step.moment <= interval[1]
+
+
+def _drawing(sampler: Sampler, program: Program, samples: Samples) -> Callable[[], object]:
+    return lambda: samples.draw(sampler, program)
+
+
+def _repeated(
+    program: Program,
+    moment: int,
+    choice: Choice,
+    *,
+    steps: int = _STEPS,
+    first: Choice | None = None,
+) -> Program:
+    """The program's first steps, all with one choice, and at one moment.
+
+    Where the choice evaluates nothing, the first step takes ``first``.
+    """
+    like = program.steps[moment]
+    made = [
+        msgspec.structs.replace(
+            step, depth=choice.depth, engine=choice.engine, timestep=like.timestep, time=like.moment
+        )
+        for step in program.steps[:steps]
+    ]
+    if choice.depth == REUSE:
+        begin = first or Choice("", program.steps[0].depth)
+        made[0] = msgspec.structs.replace(made[0], depth=begin.depth, engine=begin.engine)
+    return msgspec.structs.replace(program, steps=tuple(made))
+
+
+def _split(
+    seconds: Mapping[str, Sequence[float]],
+    jobs: Mapping[str, tuple[bool, Choice]],
+    full: Choice,
+    cheap: Choice,
+    acting: bool,
+    count: int,
+) -> tuple[float, dict[tuple[bool, Choice], float]]:
+    """Seconds once a sampling, and a step of each choice."""
+    median = {name: float(np.median(found)) for name, found in seconds.items()}
+    whole = {job: median[name] for name, job in jobs.items()}
+    once = whole[acting, full]
+    start = 0.0
+    if count > 1:
+        start = max(0.0, median["start"] - (once - median["start"]) / (count - 1))
+    each = {
+        job: max(0.0, found - start) / count
+        for job, found in whole.items()
+        if job[1].depth != REUSE
+    }
+    for (kind, choice), found in whole.items():
+        if choice.depth == REUSE:
+            rest = found - start - each[kind, cheap]
+            each[kind, choice] = max(0.0, rest) / max(1, count - 1)
+    return start, each
+
+
+def _latency(
+    choice: Choice, kind: bool, median: float, seconds: Sequence[float], count: int
+) -> Latency:
+    """A step's figures; the spread is that of the samplings that were timed."""
+    middle = float(np.median(seconds))
+    low, high = (float(np.quantile(seconds, share)) / middle for share in (0.1, 0.9))
+    return Latency(
+        engine=choice.engine,
+        depth=choice.depth,
+        guided=kind,
+        median=1e3 * median,
+        p10=1e3 * median * low,
+        p90=1e3 * median * high,
+        rounds=len(seconds),
+    )

@@ -1,0 +1,158 @@
+"""What schedules are chosen from: settings checked, choices measured, the model made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from eecompile.errors import UsageError
+from eecompile.runtime.program import Program
+from eecompile.runtime.sampler import Sampler
+from eecompile.runtime.schedule import ExitSchedule
+from eecompile.tune.choices import (
+    Choice,
+    Slots,
+    choices_of,
+    schedule_from_picks,
+    slots_of,
+)
+from eecompile.tune.influence import local_errors, measured_influence
+from eecompile.tune.latency import Latency, measured_costs
+from eecompile.tune.model import Model
+from eecompile.tune.probe import Prober, Samples
+from eecompile.tune.report import Settings
+from eecompile.tune.work import Work
+
+__all__ = ["Problem", "checked", "posed"]
+
+Progress = Callable[[str, int, int], Any]
+_TIMING = 15.0  # seconds for what choices cost, a minute of refinement
+
+
+class Problem(NamedTuple):
+    """What is chosen from, and what it costs and loses.
+
+    Attributes:
+        sampler: the engines.
+        settings: how to look.
+        samples: that schedules are chosen by.
+        program: at full depth.
+        choices: full depth first.
+        usable: those that give finite outputs.
+        broken: the others, by index, and the step where each was not finite.
+        slots: of the program.
+        model: predicts cost and distance.
+        latencies: of every choice.
+    """
+
+    sampler: Sampler
+    settings: Settings
+    samples: Samples
+    program: Program
+    choices: tuple[Choice, ...]
+    usable: tuple[Choice, ...]
+    broken: dict[int, int]
+    slots: Slots
+    model: Model
+    latencies: list[Latency]
+
+    def schedule(self, picks: Sequence[int]) -> ExitSchedule:
+        """The exit schedule that makes these picks."""
+        return schedule_from_picks(picks, self.choices, self.slots)
+
+    def compiled(self, schedule: ExitSchedule) -> Program:
+        """The program of a schedule."""
+        settings = self.settings
+        return self.sampler.program(settings.solver, settings.steps, schedule)
+
+    def picks(self, program: Program) -> tuple[int, ...]:
+        """The choices that such a program makes, where every slot evaluates."""
+        places = {choice: index for index, choice in enumerate(self.choices)}
+        found = [places[Choice(step.engine, step.depth)] for step in program.steps]
+        return tuple(found[steps[0]] for steps in self.slots.steps)
+
+    def predicted(self, program: Program) -> float:
+        """Time of such a program, as a share of full depth's."""
+        return self.model.cost(self.picks(program))
+
+
+def checked(sampler: Sampler, settings: Settings) -> None:
+    """Pass when schedules can be looked for.
+
+    Raises:
+        UsageError: a setting is out of range, or there is nothing to choose from.
+    """
+    largest = sampler.engine.max_batch
+    ranges: tuple[tuple[str, float, float, float], ...] = (
+        ("samples to choose by (--seeds)", settings.seeds, 2, 100_000),
+        ("held-out samples (--held-out)", settings.held_out, 2, 100_000),
+        ("batch size", settings.batch, 1, largest),
+        ("minutes for refinement", settings.minutes, 0, 10_000),
+        *(("budget", budget, 1e-6, 1) for budget in settings.budgets),
+    )
+    for what, value, low, high in ranges:
+        if not low <= value <= high:
+            raise UsageError(
+                found=f"{what} {value:g}",
+                expected=f"{0 if low < 1 else low:g} to {high:g}"
+                + (", as a share of full depth's time" if what == "budget" else ""),
+                remedy="choose another",
+            )
+    exits = sampler.interface.exits
+    if len(exits) * max(1, len(sampler.engines)) < 2 and not settings.reuse:
+        raise UsageError(
+            found=f"a network with one exit ({exits[0]}), in one engine set",
+            expected="something to choose from",
+            remedy="export it with more exits, add another engine set (--engines), or allow "
+            "the previous output (--reuse)",
+        )
+
+
+def posed(
+    sampler: Sampler, settings: Settings, samples: Samples, work: Work, report: Progress
+) -> Problem:
+    """Measure what every choice costs and loses.
+
+    Raises:
+        UsageError: the solver's evaluations cannot be used again, and are to be.
+        NonFiniteError: full depth gives NaN or infinity.
+    """
+    interface, reuse = sampler.interface, settings.reuse
+    program = sampler.program(settings.solver, settings.steps, interface.exits[-1])
+    choices = choices_of(interface.exits, sampler.engines)
+    slots = slots_of(program, interface.process.timesteps)
+    apart = len(slots.steps) == len({step.moment for step in program.steps})
+    if reuse and not (slots.falls and apart):
+        raise UsageError(
+            found=f"--reuse with {settings.solver}, {settings.steps} steps",
+            expected="at most 100 evaluations, at times that fall from one to the next",
+            remedy="take fewer steps, another solver, or leave --reuse out",
+        )
+    prober = Prober(sampler)
+    errors = local_errors(prober, program, choices, samples, reuse=reuse, work=work, report=report)
+    influence = measured_influence(
+        prober, program, choices, errors, samples, reuse=reuse, work=work, report=report
+    )
+    costs, latencies = measured_costs(
+        sampler,
+        program,
+        choices,
+        samples.part(0, settings.batch),
+        reuse=reuse,
+        skip=list(errors.broken),
+        seconds=_TIMING * settings.minutes,
+        work=work,
+        report=report,
+    )
+    return Problem(
+        sampler=sampler,
+        settings=settings,
+        samples=samples,
+        program=program,
+        choices=choices,
+        usable=tuple(c for index, c in enumerate(choices) if index not in errors.broken),
+        broken=errors.broken,
+        slots=slots,
+        model=Model(slots, costs, errors, influence, [c.depth for c in choices], reuse=reuse),
+        latencies=latencies,
+    )

@@ -1,0 +1,190 @@
+"""What a tuning found: the documented form of ``front.json``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from eecompile.errors import FormatError, UsageError
+from eecompile.runtime.schedule import ExitSchedule
+from eecompile.tune.latency import Latency
+
+__all__ = ["FORMAT", "Comparison", "Front", "Kind", "Point", "Settings", "read_front"]
+
+FORMAT = 1
+Kind = Literal["full", "found", "exit", "linear", "ase", "recipe", "steps"]
+
+
+class _Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Part of a front."""
+
+
+class Settings(_Frozen, frozen=True, kw_only=True):
+    """How schedules are looked for.
+
+    Attributes:
+        solver: its name and options.
+        steps: as the solver counts them.
+        budgets: shares of full depth's time; empty for the whole front.
+        batch: samples at once, where time is measured.
+        guidance: scale; 1 is none.
+        seeds: samples by which schedules are chosen.
+        held_out: further samples, by which they are reported.
+        seed: of the noise.
+        reuse: whether the previous output may be used again.
+        monotone: whether the depth must not fall as t goes to 0.
+        minutes: for trying changes on real distances, over all budgets; times are measured
+            more often the more there are.
+    """
+
+    solver: str
+    steps: int
+    budgets: tuple[float, ...] = ()
+    batch: int = 16
+    guidance: float = 1.0
+    seeds: int = 16
+    held_out: int = 48
+    seed: int = 0
+    reuse: bool = False
+    monotone: bool = False
+    minutes: float = 2.0
+
+
+class Point(_Frozen, frozen=True, kw_only=True):
+    """A program, measured on the held-out samples.
+
+    Attributes:
+        name: the schedule's file without ``.json``, or what a baseline is called.
+        kind: ``full`` depth, ``found`` by tuning, one ``exit`` throughout, ``linear``,
+            ``ase`` (the authors' shares of depth), of the ``recipe``, or fewer ``steps``.
+        steps: as the solver counts them.
+        schedule: of exits.
+        depths: of each step; 0 where the previous output is used again.
+        engines: of each step; "" for the first set; empty where only that runs.
+        budget: for which it was looked for; None where for none.
+        predicted: time over full depth's, by the measured cost of each step.
+        time: the same, of whole samplings: the median of the rounds.
+        spread: smallest and largest of the rounds.
+        ideal: what the depths promise, by the network's costs or else by blocks.
+        seconds_per_sample: median.
+        distance: root of the mean squared difference to full depth at the same seeds, in
+            units of the data's range, or of full depth's standard deviation where the
+            data has none.
+        interval: 95 % interval of the distance, by bootstrap over samples.
+        psnr: in dB; None where the data has no range, and for full depth.
+        chosen_by: distance at the samples that it was chosen by; None for baselines.
+    """
+
+    name: str
+    kind: Kind
+    steps: int
+    schedule: ExitSchedule
+    depths: tuple[int, ...]
+    engines: tuple[str, ...] = ()
+    budget: float | None = None
+    predicted: float
+    time: float
+    spread: tuple[float, float]
+    ideal: float
+    seconds_per_sample: float
+    distance: float
+    interval: tuple[float, float]
+    psnr: float | None = None
+    chosen_by: float | None = None
+
+
+class Comparison(_Frozen, frozen=True, kw_only=True):
+    """A baseline beside what tuning found.
+
+    Attributes:
+        baseline: its name.
+        found: the found schedule that takes no more time, as predicted.
+        time: of the found one over the baseline's, measured.
+        distance: of the found one over the baseline's.
+        interval: 95 % interval of that ratio, by bootstrap over the samples of both.
+        time_at_distance: time over the baseline's that a distance as small as its takes,
+            interpolated between the found schedules; None where none is as near.
+    """
+
+    baseline: str
+    found: str
+    time: float
+    distance: float
+    interval: tuple[float, float]
+    time_at_distance: float | None = None
+
+
+class Front(_Frozen, frozen=True, kw_only=True):
+    """A tuning.
+
+    Attributes:
+        format: version of this form.
+        eecompile: version that wrote it.
+        network: name.
+        engines: names of the engine sets, the first one first.
+        identity: digest of what was measured: settings and engine sets.
+        machine: its public facts.
+        settings: how schedules were looked for.
+        unit: what distances are in units of.
+        seconds: that the tuning took, interruptions left out.
+        latencies: of every choice.
+        moments: t of each step.
+        errors: by choice, in the order of ``ways``, distance that it leads to where it is
+            taken at one step alone, by step.
+        ways: names of the choices in ``errors``.
+        points: full depth, what was found, and baselines.
+        comparisons: with every baseline.
+        warnings: what a reader must know.
+    """
+
+    format: int = FORMAT
+    eecompile: str
+    network: str
+    engines: tuple[str, ...]
+    identity: str
+    machine: dict[str, str] = {}
+    settings: Settings
+    unit: Literal["range", "deviation"]
+    seconds: float
+    latencies: tuple[Latency, ...]
+    moments: tuple[float, ...]
+    ways: tuple[str, ...]
+    errors: tuple[tuple[float, ...], ...]
+    points: tuple[Point, ...]
+    comparisons: tuple[Comparison, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> bytes:
+        """As ``front.json``."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"
+
+
+class _Header(msgspec.Struct):
+    format: int
+
+
+def read_front(path: Path) -> Front:
+    """The front in a file.
+
+    Raises:
+        UsageError: there is none.
+        FormatError: it is of another format.
+    """
+    try:
+        data = path.read_bytes()
+        found = msgspec.json.decode(data, type=_Header).format
+        if found != FORMAT:
+            raise FormatError(
+                found=f"a front of format {found} at {path}",
+                expected=f"format {FORMAT}",
+                remedy="tune again with this version",
+            )
+        return msgspec.json.decode(data, type=Front)
+    except (OSError, msgspec.DecodeError) as error:
+        raise UsageError(
+            found=f"no front at {path} ({error})",
+            expected="a front.json that 'eecompile tune' wrote",
+            remedy="check the path",
+        ) from error

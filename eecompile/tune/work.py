@@ -1,0 +1,124 @@
+"""What has been measured so far, in a file: an interrupted run goes on where it stopped."""
+
+from __future__ import annotations
+
+import os
+import struct
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from eecompile.errors import BusyError
+from eecompile.runtime.handle import Handle
+
+__all__ = ["Work"]
+
+_LENGTH = struct.Struct("<Q")
+_FORMAT = "eecompile tune 1"
+
+
+class Work(Handle):
+    """Results by key, each written as soon as it is there.
+
+    The file is a list of records, so that adding one costs no more than its size; what an
+    interruption left of the last one is dropped. A file of other settings is begun anew.
+
+    Args:
+        path: the file; None keeps everything in memory.
+        identity: digest of all that the results depend on.
+
+    Raises:
+        BusyError: another process is writing it.
+    """
+
+    def __init__(self, path: Path | None, identity: str = "") -> None:
+        self.path = path
+        self.kept: dict[str, Any] = {}
+        self._file: BinaryIO | None = None
+        if path is None:
+            return
+        self._file = path.open("a+b")
+        _lock(self._file, path)
+        self._file.seek(0)
+        end = self._read(f"{_FORMAT} {identity}")
+        self._file.seek(end)
+        self._file.truncate()
+        if not end:
+            self._write(f"{_FORMAT} {identity}", None)
+
+    def get(self, key: str) -> Any:
+        """What was put there, None without any; an array for an array."""
+        found = self.kept.get(key)
+        if isinstance(found, dict) and "array" in found:
+            return np.frombuffer(found["array"], found["dtype"]).reshape(found["shape"]).copy()
+        return found
+
+    def put(self, key: str, value: Any) -> None:
+        """Keep a value: an array, or what JSON can hold."""
+        if isinstance(value, np.ndarray):
+            value = _packed(value)
+        self.kept[key] = value
+        self._write(key, value)
+
+    def remove(self) -> None:
+        """Delete the file: the results are written elsewhere."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+        self.close()
+
+    def close(self) -> None:
+        """Close the file, and so give up the lock."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _write(self, key: str, value: Any) -> None:
+        if self._file is not None:
+            record = msgspec.msgpack.encode((key, value))
+            self._file.write(_LENGTH.pack(len(record)) + record)
+            self._file.flush()
+
+    def _read(self, header: str) -> int:
+        """Take in the records; where the last whole one ends, 0 for a file of other settings."""
+        assert self._file is not None
+        end, size = 0, os.fstat(self._file.fileno()).st_size
+        while len(head := self._file.read(_LENGTH.size)) == _LENGTH.size:
+            (length,) = _LENGTH.unpack(head)
+            if length > size - self._file.tell():
+                break
+            record = self._file.read(length)
+            try:
+                key, value = msgspec.msgpack.decode(record, type=tuple[str, Any])
+            except (msgspec.DecodeError, msgspec.ValidationError):
+                break
+            if not end and key != header:
+                return 0
+            if end:
+                self.kept[key] = value
+            end = self._file.tell()
+        return end
+
+
+def _packed(array: NDArray[Any]) -> dict[str, Any]:
+    kept = np.ascontiguousarray(array)
+    return {"array": kept.tobytes(), "dtype": kept.dtype.str, "shape": list(kept.shape)}
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    """Keep a second writer out, until the file is closed or the process ends."""
+    with suppress(ImportError):  # not on Windows
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            raise BusyError(
+                found=f"another process that is tuning into {path.parent}",
+                expected="one at a time",
+                remedy="wait for it, or choose another output folder",
+            ) from error

@@ -1,0 +1,213 @@
+"""Exit schedules by measurement, beside those that need no tuning.
+
+python scripts/bench_schedules.py            DDIM 50 and DPM-Solver++ 20 on the default CPU target,
+                                             with and without reuse; schedules-cpu.json
+python scripts/bench_schedules.py --small    a small case, to see that it works
+    --evaluate DATA [-n 10000]               also 'eecompile evaluate' with the chosen schedules
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import machine
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from eecompile.compiler.build import engine_set_from_bundle
+from eecompile.compiler.export import bundle_from_recipe
+from eecompile.tune.report import Comparison, Front, Point, read_front
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPE = ROOT / "export" / "fashion-dit.toml"
+TARGET = ROOT / "engines" / "cpu.toml"
+OUT = ROOT / "out" / "fashion-dit"
+Row = dict[str, Any]
+SOLVERS = (("ddim", 50), ("dpmpp-2m", 20))
+SMALL = ("--seeds", "2", "--held-out", "4", "--batch", "2", "--minutes", "0.1")
+# The goals: at equal time, distance over the baseline's; at equal distance, time over its.
+DISTANCE, TIME, SECONDS = 0.8, 0.9, 600
+
+
+def tuned(engines: Path, solver: str, steps: int, reuse: bool, small: bool) -> tuple[Front, Path]:
+    """A front, by the command as a user gives it; and its folder."""
+    folder = OUT / f"schedules-{solver}-{steps}{'-reuse' if reuse else ''}"
+    command = [sys.executable, "-m", "eecompile", "tune", str(engines), "-o", str(folder)]
+    command += ["--solver", solver, "--steps", str(steps), "--force"]
+    command += ["--reuse"] if reuse else []
+    started = time.perf_counter()
+    subprocess.run([*command, *(SMALL if small else ())], check=True, cwd=ROOT)
+    front = read_front(folder / "front.json")
+    print(f"{folder.name}: {time.perf_counter() - started:.0f} s in all")
+    return front, folder
+
+
+def front_rows(front: Front) -> list[Row]:
+    """Every program, dearest first within its kind."""
+    return [
+        {
+            "name": point.name,
+            "kind": point.kind,
+            "time": point.time,
+            "predicted time": point.predicted,
+            "ideal time": point.ideal,
+            "distance": point.distance,
+            "interval": point.interval,
+            "psnr": point.psnr,
+        }
+        for point in sorted(front.points, key=lambda point: (point.kind, -point.predicted))
+    ]
+
+
+def comparison_rows(front: Front) -> Iterator[Row]:
+    """At equal time, the found schedule's distance over each baseline's; and the other way."""
+    points = {point.name: point for point in front.points}
+    for each in front.comparisons:
+        yield {
+            "baseline": each.baseline,
+            "kind": points[each.baseline].kind,
+            "baseline time": points[each.baseline].time,
+            "found": each.found,
+            "time over its": each.time,
+            "distance over its": each.distance,
+            "interval": each.interval,
+            "time over its at its distance": each.time_at_distance,
+        }
+
+
+def goals(front: Front) -> Row:
+    """Whether the found schedules are as much better as they are to be."""
+    points = {point.name: point for point in front.points}
+    found: Row = {"seconds": front.seconds, "tuning under ten minutes": front.seconds < SECONDS}
+    for name, picked in (
+        ("ASE", _of_kind(front, points, "ase")),
+        ("linear", _of_kind(front, points, "linear")),
+        ("best uniform exit", _of_kind(front, points, "exit")),
+        ("fewer steps", _of_kind(front, points, "steps")),
+    ):
+        if picked:
+            found[f"{name}: distance over its, median"] = statistics.median(
+                each.distance for each in picked
+            )
+            near = [e.time_at_distance for e in picked if e.time_at_distance is not None]
+            if near:
+                found[f"{name}: time over its at its distance, median"] = statistics.median(near)
+            if name in ("ASE", "linear"):
+                best = min(picked, key=lambda each: abs(1 - each.time))
+                found[f"{name}: 20 % less distance"] = best.distance <= DISTANCE
+                found[f"{name}: 10 % less time"] = (best.time_at_distance or 9) <= TIME
+    return found
+
+
+def _of_kind(front: Front, points: dict[str, Point], kind: str) -> list[Comparison]:
+    return [each for each in front.comparisons if points[each.baseline].kind == kind]
+
+
+def evaluated(
+    engines: Path, front: Front, folder: Path, reference: Path, count: int
+) -> dict[str, Any]:
+    """Quality by 'eecompile evaluate' of full depth, found schedules, ASE and fewer steps."""
+    settings = front.settings
+    by_steps: dict[int, list[str]] = {settings.steps: ["full"]}
+    for point in front.points:
+        if point.kind == "found" and point.name.startswith("budget"):
+            by_steps[settings.steps].append(str(folder / f"{point.name}.json"))
+        elif point.kind == "ase":
+            path = folder.with_name(f"{folder.name}-ase.json")
+            path.write_bytes(point.schedule.to_json(name=point.name))
+            by_steps[settings.steps].append(str(path))
+        elif point.kind == "steps":
+            by_steps.setdefault(point.steps, []).append("full")
+    results = {}
+    for steps, schedules in by_steps.items():
+        output = folder.with_name(f"{folder.name}-quality-{steps}.json")
+        command = [sys.executable, "-m", "eecompile", "evaluate", str(engines)]
+        command += ["--reference", str(reference), "-n", str(count), "-o", str(output)]
+        command += ["--solver", settings.solver, "--steps", str(steps)]
+        for schedule in schedules:
+            command += ["--schedule", schedule]
+        subprocess.run(command, check=True, cwd=ROOT)
+        results[str(steps)] = json.loads(output.read_text())
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--small", action="store_true", help="few steps and samples")
+    parser.add_argument("--evaluate", type=Path, metavar="DATA", help="real data")
+    parser.add_argument("-n", type=int, default=10_000, help="samples for --evaluate")
+    parser.add_argument("--output", type=Path, help="JSON; default under docs/benchmarks")
+    args = parser.parse_args()
+    output = args.output or ROOT / "docs" / "benchmarks" / "schedules-cpu.json"
+    bundle_from_recipe(RECIPE, OUT / "bundle")
+    engine_set_from_bundle(OUT / "bundle", TARGET, OUT / "cpu")
+    result: Row = {"machine": machine.facts("numpy", "onnxruntime", "eecompile"), "cases": {}}
+    for solver, count in SOLVERS:
+        for reuse in (False, True):
+            steps = 4 if args.small else count
+            front, folder = tuned(OUT / "cpu", solver, steps, reuse, args.small)
+            case: Row = {
+                "settings": front.settings,
+                "goals": goals(front),
+                "against baselines at no more time": list(comparison_rows(front)),
+                "programs on the held-out samples": front_rows(front),
+                "warnings": front.warnings,
+            }
+            if args.evaluate is not None:
+                case["quality"] = evaluated(
+                    OUT / "cpu", front, folder, args.evaluate.resolve(), args.n
+                )
+            result["cases"][folder.name.removeprefix("schedules-")] = case
+            write(output, result)
+    for name, case in result["cases"].items():
+        show(name, case)
+    print(f"written: {output}")
+
+
+def write(output: Path, result: Row) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    plain = msgspec.to_builtins(result)
+    output.write_text(json.dumps(rounded(plain), indent=1) + "\n")
+
+
+def rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {name: rounded(item) for name, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def show(name: str, case: Row) -> None:
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    rows: Sequence[Row] = case["against baselines at no more time"]
+    if rows:
+        table = Table(title=name, title_justify="left")
+        for heading in rows[0]:
+            table.add_column(heading, justify="right")
+        for row in rows:
+            table.add_row(*map(_cell, row.values()))
+        console.print(table)
+    for goal, value in case["goals"].items():
+        console.print(f"  {goal}: {_cell(value)}", highlight=False)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"{value[0]:.2f} to {value[1]:.2f}"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    main()

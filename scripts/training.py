@@ -1,0 +1,237 @@
+"""What the training scripts share: data, optimisers, averaged weights, a loop that resumes.
+
+Every batch is a function of the seed and the step, and a checkpoint holds all else that the
+next step reads, so a run that was stopped and resumed ends where one that was not does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import machine
+import numpy as np
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from eecompile.errors import UsageError
+
+DATA = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
+
+
+def load_images(data: Path, part: str) -> tuple[Tensor, Tensor]:
+    """Images float32 [N, 1, 28, 28] in [-1, 1] and labels int64 [N] of ``train`` or ``t10k``."""
+    raw = gzip.decompress((data / f"{part}-images-idx3-ubyte.gz").read_bytes())
+    labels = gzip.decompress((data / f"{part}-labels-idx1-ubyte.gz").read_bytes())
+    pixels = np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 1, 28, 28)
+    images = torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1)
+    return images, torch.from_numpy(np.frombuffer(labels, np.uint8, offset=8).astype(np.int64))
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int = 200) -> float:
+    """Trapezoid: linear warm-up, constant, linear fall over the last quarter."""
+    return peak * min(1.0, (step + 1) / warmup, (steps - step) / (0.25 * steps))
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention as two products: on CPUs its bfloat16 gradient is far faster than the fused."""
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    return scores.float().softmax(-1).to(value.dtype) @ value
+
+
+def epoch_rows(count: int, size: int, seed: int, step: int) -> Tensor:
+    """The images of a step's batch, int64 [size]: each image once an epoch, in random order."""
+    epoch, index = divmod(step, count // size)
+    order = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(count, generator=order)[index * size : (index + 1) * size]
+
+
+def step_draws(seed: int, step: int) -> torch.Generator:
+    """The random numbers of one step."""
+    return torch.Generator().manual_seed((seed << 32) + step)
+
+
+def optimizers_of(network: nn.Module, kind: str, rate: float) -> list[torch.optim.Optimizer]:
+    """AdamW; with ``muon``, the matrices inside the blocks are stepped by Muon instead."""
+    matrices, others = [], []
+    for name, value in network.named_parameters():
+        if value.requires_grad:
+            inner = name.startswith("blocks.") and value.ndim == 2
+            (matrices if inner and "adaLN" not in name else others).append(value)
+    adamw = torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.99), weight_decay=0.0)
+    if kind == "muon":
+        muon = torch.optim.Muon(
+            matrices, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+        )
+        return [adamw, muon]
+    adamw.add_param_group({"params": matrices})
+    return [adamw]
+
+
+class Run:
+    """A network in training: its averaged weights, and everything that a checkpoint must hold.
+
+    Attributes:
+        network: what is trained.
+        average: exponential moving averages of its parameters, by name.
+        step: optimiser steps done.
+        seconds: time that they took, over all sittings.
+        warmup: steps until the learning rate is at its peak.
+        identity: settings with which alone the run may be resumed.
+    """
+
+    warmup = 200
+
+    def __init__(self, network: nn.Module, args: argparse.Namespace) -> None:
+        self.network, self.args, self.step, self.seconds = network, args, 0, 0.0
+        self.average = {name: value.detach().clone() for name, value in network.named_parameters()}
+        self.optimizers = optimizers_of(network, args.optimizer, args.lr)
+        self.identity: dict[str, str] = {}
+
+    def losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """What this step minimises, and the figures that the log shows."""
+        raise NotImplementedError
+
+    def train_step(self, images: Tensor, labels: Tensor) -> dict[str, float]:
+        """One optimiser step; returns the losses for the log."""
+        started = time.perf_counter()
+        total, shown = self.losses(images, labels)
+        total.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        rate = learning_rate(self.step, self.args.steps, self.args.lr, self.warmup)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        decay = min(self.args.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            averages, values = zip(
+                *((self.average[n], v) for n, v in self.network.named_parameters()), strict=True
+            )
+            torch._foreach_lerp_(list(averages), list(values), 1 - decay)
+        self.step += 1
+        figures = {name: float(value) for name, value in shown.items()}
+        self.seconds += time.perf_counter() - started
+        return figures
+
+    def headline(self, losses: Mapping[str, float]) -> str:
+        """The losses as the progress bar shows them."""
+        return "  ".join(f"{name}: {value:.4f}" for name, value in losses.items())
+
+    def save(self, path: Path) -> None:
+        state = {
+            "network": self.network.state_dict(),
+            "average": self.average,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "step": self.step,
+            "seconds": self.seconds,
+            "identity": self.identity,
+        }
+        torch.save(state, path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
+
+    def resume(self, path: Path) -> None:
+        state = torch.load(path, map_location=self.args.device, weights_only=True)
+        before, now = state.get("identity", self.identity), self.identity
+        if other := [name for name in now if before.get(name) != now[name]]:
+            raise UsageError(
+                found=f"a run in {path.parent} with another {' and '.join(other)}",
+                expected="the settings that it was begun with",
+                remedy="choose another --run, or remove that folder",
+            )
+        self.network.load_state_dict(state["network"])
+        self.average = state["average"]
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def export(self, path: Path, facts: Mapping[str, str]) -> None:
+        """Write the averaged weights as float16 safetensors."""
+        halves = {name: value.half().contiguous().cpu() for name, value in self.average.items()}
+        save_file(halves, path.with_suffix(".part"), metadata=dict(facts))
+        path.with_suffix(".part").replace(path)
+
+
+def train(run: Run, what: str, facts: Mapping[str, str]) -> bool:
+    """Train to the last step, or to ``--pause-at``; resumes what ``--run`` holds.
+
+    Writes ``state.pt``, ``log.jsonl`` and, at the end, ``weights.safetensors`` with ``facts``.
+
+    Returns:
+        Whether the run is finished.
+    """
+    args = run.args
+    args.run.mkdir(parents=True, exist_ok=True)
+    state, log = args.run / "state.pt", args.run / "log.jsonl"
+    if state.exists():
+        run.resume(state)
+        print(f"resumed at step {run.step}")
+    images, labels = load_images(args.data, "train")
+    end = min(args.steps, args.pause_at or args.steps)
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    ) as progress:
+        task = progress.add_task(what, total=args.steps, completed=run.step)
+        recent: list[dict[str, float]] = []
+        while run.step < end:
+            recent = [*recent[-49:], run.train_step(images, labels)]
+            means = _means(recent)
+            progress.update(task, completed=run.step, description=run.headline(means))
+            if run.step % args.save_every == 0 or run.step == end:
+                run.save(state)
+                row = {"step": run.step, "seconds": round(run.seconds, 1)}
+                row |= {name: round(value, 5) for name, value in means.items()}
+                with log.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+    if run.step < args.steps:
+        print(f"paused at step {run.step}")
+        return False
+    run.export(args.run / "weights.safetensors", {**_metadata(run), **facts})
+    print(f"wrote {args.run / 'weights.safetensors'}")
+    return True
+
+
+def add_options(
+    parser: argparse.ArgumentParser, *, run: str, steps: int, lr: float, compiled: bool = True
+) -> None:
+    """The options that every training script has, with its own defaults."""
+    parser.add_argument("--run", type=Path, default=Path(run), help="folder of the run")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of the IDX files")
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--pause-at", type=int, help="stop after this step, to be resumed")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--lr", type=float, default=lr, help="peak learning rate")
+    parser.add_argument("--ema", type=float, default=0.999, help="decay of the averaged weights")
+    parser.add_argument("--label-dropout", type=float, default=0.1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--save-every", type=int, default=100)
+    parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=compiled)
+
+
+def _means(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    columns: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.items():
+            columns.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in columns.items()}
+
+
+def _metadata(run: Run) -> dict[str, str]:
+    facts = machine.facts()
+    return {
+        "steps": str(run.step),
+        "seed": str(run.args.seed),
+        "seconds": f"{run.seconds:.0f}",
+        "machine": f"{facts['cpu']}, {facts['cores']} cores, trained on {run.args.device}",
+        "torch": torch.__version__,
+    }
