@@ -145,8 +145,8 @@ def warnings(
     apart = float(np.median([abs(point.time / point.predicted - 1) for point in made]))
     if apart > _APART:
         yield (
-            f"whole samplings took {100 * apart:.0f} % more or less than their steps did alone: the "
-            "machine was busy with something else, and times are no better than that"
+            f"whole samplings took {100 * apart:.0f} % more or less than their steps did alone: "
+            "the machine was busy with something else, and times are no better than that"
         )
 
 
