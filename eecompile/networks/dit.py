@@ -277,7 +277,9 @@ class DiT(nn.Module):
         Args:
             counts: rows that leave at each exit: the first ``counts[0]`` at the shallowest, the
                 next ``counts[1]`` at the second, ...; what is left goes through all exits.
-            x: as in :meth:`forward`, rows in this order; ``t`` and ``label`` likewise.
+            x: as in :meth:`forward`, rows in this order.
+            t: as in :meth:`forward`, likewise.
+            label: as in :meth:`forward`, likewise.
 
         Returns:
             One prediction an exit, shallowest first: of the rows that leave there, then of those

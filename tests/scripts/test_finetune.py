@@ -1,4 +1,4 @@
-"""The fine-tuning script, on data made here: what it trains, what it leaves alone, what it writes."""
+"""The fine-tuning script, on data made here: what it trains, leaves alone and writes."""
 
 from __future__ import annotations
 
