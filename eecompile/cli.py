@@ -671,7 +671,7 @@ def main() -> NoReturn:
     if status == _INTERRUPTED:
         err.print(
             "interrupted: nothing that existed is lost, and nothing half-written is left; "
-            "engines that were finished are kept for the next build.",
+            "engines and measurements that were finished are kept for the next time.",
             soft_wrap=True,
         )
         sys.exit(1)

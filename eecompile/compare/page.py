@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import base64
-import gzip
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
-
-import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
 
 from eecompile.compare import heat_map, plots
 from eecompile.compare.findings import findings
 from eecompile.compare.markup import Html, element
+from eecompile.compare.page_frame import POLICY, Figures, document, library
 from eecompile.compare.page_tables import (
     candidates_table,
     exits_table,
@@ -29,8 +25,6 @@ __all__ = ["LIMIT", "write_page"]
 
 LIMIT = 6_000_000  # bytes of a page; pictures beyond that are left out, and named
 _HERE = Path(__file__).parent
-# The page may run its own scripts and show its own pictures. It may load nothing.
-_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
 
 
 def write_page(report: Report, images: Mapping[str, bytes], path: Path) -> None:
@@ -56,7 +50,7 @@ def write_page(report: Report, images: Mapping[str, bytes], path: Path) -> None:
 
 def _page(report: Report, images: Mapping[str, bytes]) -> str:
     looks = plots.marks(report)
-    figures = _Figures()
+    figures = Figures()
     sections = [
         _section("Latency", _latency(report, looks, figures)),
         _section("Error", _errors(report, looks, figures)),
@@ -69,63 +63,19 @@ def _page(report: Report, images: Mapping[str, bytes]) -> str:
     around = [_head(report), *_opening(report, looks), *sections, *tables, _closing(report)]
     scripts = [
         element("script", Html(figures.json()), type="application/json", id="figures"),
-        element("script", _library(), type="text/plain", id="plotly"),
+        element("script", library(), type="text/plain", id="plotly"),
         element("script", Html((_HERE / "page.js").read_text("utf-8"))),
     ]
-    size = len(_document(around + scripts).encode())
+    size = len(document(around + scripts).encode())
     around.insert(-3, _section("Samples", _pictures(images, LIMIT - size)))  # before the tables
-    return _document(around + scripts)
-
-
-def _document(parts: Sequence[Html]) -> str:
-    head, *body = parts
-    content = element("main", *body)
-    return f'<!DOCTYPE html>\n<html lang="en">\n{head}\n<body>\n{content}\n</body>\n</html>\n'
-
-
-@lru_cache(maxsize=1)
-def _library() -> Html:
-    """plotly.js, compressed: a third of its size, so that the page can hold pictures."""
-    return Html(base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode())
-
-
-class _Figures:
-    """The page's plots, and the elements that they are drawn into."""
-
-    def __init__(self) -> None:
-        self._specifications: list[str] = []
-
-    def place(
-        self, figure: go.Figure, caption: str, *, candidate: int | None = None, wide: bool = False
-    ) -> Html:
-        """Where a figure goes; hidden with its ``candidate`` if it shows one only."""
-        plot = element(
-            "div",
-            class_="plot",
-            role="img",
-            aria_label=caption,
-            data_figure=len(self._specifications),
-            style=f"height: {figure.layout.height}px",
-        )
-        self._specifications.append(figure.to_json())
-        return element(
-            "figure",
-            element("figcaption", caption),
-            plot,
-            data_candidate=candidate,
-            class_="wide" if wide else None,
-        )
-
-    def json(self) -> str:
-        """All figures as a list that may stand in a script element."""
-        return f"[{','.join(self._specifications)}]".replace("<", "\\u003c")
+    return document(around + scripts)
 
 
 def _head(report: Report) -> Html:
     return element(
         "head",
         element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
         element("meta", name="viewport", content="width=device-width"),
         element("meta", name="color-scheme", content="light dark"),
         element("title", f"{report.network}: comparison by eecompile"),
@@ -208,7 +158,7 @@ def _listed(items: Sequence[object]) -> str:
     return ", ".join(map(str, items)) or "none"
 
 
-def _latency(report: Report, looks: Mapping[str, Mark], figures: _Figures) -> list[Html]:
+def _latency(report: Report, looks: Mapping[str, Mark], figures: Figures) -> list[Html]:
     batches = sorted(
         {row.batch for one in report.candidates for exit_ in one.exits for row in exit_.latencies}
     )
@@ -225,7 +175,7 @@ def _latency(report: Report, looks: Mapping[str, Mark], figures: _Figures) -> li
     )
 
 
-def _errors(report: Report, looks: Mapping[str, Mark], figures: _Figures) -> list[Html]:
+def _errors(report: Report, looks: Mapping[str, Mark], figures: Figures) -> list[Html]:
     placed = []
     for candidate in report.candidates:
         mark = looks[candidate.name]
@@ -241,7 +191,7 @@ def _errors(report: Report, looks: Mapping[str, Mark], figures: _Figures) -> lis
     )
 
 
-def _schedules(report: Report, looks: Mapping[str, Mark], figures: _Figures) -> list[Html]:
+def _schedules(report: Report, looks: Mapping[str, Mark], figures: Figures) -> list[Html]:
     depths = plots.depths(report)
     placed = []
     if depths is not None:

@@ -18,8 +18,8 @@ def evaluation_tables(evaluation: Evaluation) -> RenderableType:
     """A row each set of samples, the floor last, and what to know of the figures."""
     table = Table(title=escape(_title(evaluation)), title_justify="left")
     table.add_column("samples")
-    for name in ("cost", "n", "Frechet distance", "to the first", "precision", "recall"):
-        table.add_column(name, justify="right")
+    for name in ("cost", "n", "distance", "±", "to first", "±", "precision", "recall"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in evaluation.rows:
         table.add_row(*_cells(row))
     table.add_section()
@@ -43,8 +43,10 @@ def _cells(row: Figures, kind: str = "") -> list[RenderableType]:
         Text(kind + row.name),
         "" if row.cost is None else f"{row.cost:.0%}",
         f"{row.samples:,}",
-        f"{row.distance:.2f} ± {row.error:.2f}",
-        "" if row.beyond is None else f"{row.beyond:+.2f} ± {row.beyond_error or 0:.2f}",
+        f"{row.distance:.2f}",
+        f"{row.error:.2f}",
+        "" if row.beyond is None else f"{row.beyond:+.2f}",
+        "" if row.beyond_error is None else f"{row.beyond_error:.2f}",
         f"{row.precision:.3f}",
         f"{row.recall:.3f}",
     ]
@@ -52,7 +54,7 @@ def _cells(row: Figures, kind: str = "") -> list[RenderableType]:
 
 def _notes(evaluation: Evaluation) -> Iterator[RenderableType]:
     yield Text(
-        f"On {evaluation.dimensions} features of {evaluation.features}, to "
+        f"Frechet distance on {evaluation.dimensions} features of {evaluation.features}, to "
         f"{evaluation.reference_samples:,} real samples: comparable with the same features, "
         "reference and number of samples only, and no FID. ± is one standard error."
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
-from eecompile.compare import page as comparison
+from eecompile.compare import page_frame
 from eecompile.compare.markup import Column, Html, Row, element, table, whole
 from eecompile.tune import plots
 from eecompile.tune.findings import findings
@@ -15,13 +15,13 @@ from eecompile.tune.report import Front, Kind, Point
 
 __all__ = ["page_of"]
 
-_HERE = Path(comparison.__file__).parent  # of the style and the script that all pages share
+_HERE = Path(page_frame.__file__).parent  # of the style and the script that all pages share
 _ORDER: tuple[Kind, ...] = ("full", "found", "ase", "linear", "recipe", "exit", "steps")
 
 
 def page_of(front: Front) -> str:
     """``report.html``."""
-    figures = comparison._Figures()
+    figures = page_frame.Figures()
     used = {point.kind for point in front.points}
     keys = [_key(index, kind) for index, kind in enumerate(plots.KINDS) if kind in used]
     body = [
@@ -34,10 +34,10 @@ def page_of(front: Front) -> str:
         _section("What a step takes", [_latencies(front)]),
         _closing(front),
         element("script", Html(figures.json()), type="application/json", id="figures"),
-        element("script", comparison._library(), type="text/plain", id="plotly"),
+        element("script", page_frame.library(), type="text/plain", id="plotly"),
         element("script", Html((_HERE / "page.js").read_text("utf-8"))),
     ]
-    return comparison._document([_head(front), *_opening(front), *body])
+    return page_frame.document([_head(front), *_opening(front), *body])
 
 
 def _section(heading: str, content: Sequence[Html]) -> Html:
@@ -48,7 +48,7 @@ def _head(front: Front) -> Html:
     return element(
         "head",
         element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=comparison._POLICY),
+        element("meta", http_equiv="Content-Security-Policy", content=page_frame.POLICY),
         element("meta", name="viewport", content="width=device-width"),
         element("meta", name="color-scheme", content="light dark"),
         element("title", f"{front.network}: exit schedules by eecompile"),
@@ -109,7 +109,7 @@ def _key(index: int, kind: Kind) -> Html:
     )
 
 
-def _front(front: Front, figures: comparison._Figures) -> Html:
+def _front(front: Front, figures: page_frame.Figures) -> Html:
     words = (
         "Lower and further left is better. Time is of whole samplings; distance is that of the "
         "samples to those at full depth from the same seeds, on samples that no schedule was "
@@ -119,7 +119,7 @@ def _front(front: Front, figures: comparison._Figures) -> Html:
     return _plots("The front", words, [plot])
 
 
-def _schedules(front: Front, figures: comparison._Figures) -> Html:
+def _schedules(front: Front, figures: page_frame.Figures) -> Html:
     words = (
         "A bar a step, as high as the exit that runs; no bar where the previous output is used "
         "again. Colours tell engine sets apart."
@@ -132,7 +132,7 @@ def _schedules(front: Front, figures: comparison._Figures) -> Html:
     return _plots("Found schedules", words, [placed])
 
 
-def _measured(front: Front, figures: comparison._Figures) -> Html:
+def _measured(front: Front, figures: page_frame.Figures) -> Html:
     words = (
         "Left: what taking a choice at one step alone does to the samples, measured at some steps "
         "and interpolated. Right: the sum of the steps' measured times against whole samplings; "
