@@ -853,12 +853,8 @@ def _schedules(
 ) -> list[tuple[str, ExitSchedule | str]]:
     """Exit schedules with their names in tables."""
     given = list(dict.fromkeys(texts or [interface.sampling.schedule]))
-    return [
-        (Path(text).stem, ExitSchedule.read(text))
-        if text.endswith(".json")
-        else (text, _schedule(text, interface) or text)
-        for text in given
-    ]
+    names = [Path(text).stem if text.endswith(".json") else text for text in given]
+    return [(n, _schedule(t, interface) or t) for n, t in zip(names, given, strict=True)]
 
 
 def _conditions(option: str, settings: list[str]) -> dict[str, Any]:

@@ -39,6 +39,9 @@
     for (const trace of data) trace.visible = !hidden.has(String(trace.meta));
     layout.width = element.clientWidth;
     if (layout.width < 480) sparse(data);
+    // Figures that would touch their neighbours in a heat map: touching a cell shows them too.
+    const cells = data[0]?.type === "heatmap" ? data[0].z[0].length : 0;
+    if (0.7 * layout.width < 40 * cells) layout.annotations = [];
     return Plotly.react(element, data, layout, {
       displayModeBar: false,
     });

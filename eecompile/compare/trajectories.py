@@ -39,7 +39,7 @@ class _Run(NamedTuple):
     """One candidate with one schedule."""
 
     depths: tuple[int, ...]
-    sample: Callable[[], Array]
+    sample: Callable[[], None]
 
 
 def trajectories(
@@ -67,20 +67,22 @@ def trajectories(
     samplers: list[Sampler] = []
     try:
         for index, (name, candidate) in enumerate(candidates.items()):
-            report("sampling with each schedule", index, len(candidates))
+            report("preparing trajectories", index, len(candidates))
             try:
                 engine = candidate.engine or RunnersEngine(candidate.runners)
                 sampler = Sampler(engine, interface)
                 if candidate.engine is None:  # an engine set's is closed by its owner
                     samplers.append(sampler)
-                made = {key: _run(sampler, schedules[key], settings) for key in schedules}
-                states |= {(name, key): run.sample() for key, run in made.items()}
+                made = {
+                    (name, key): _run(sampler, schedule, settings, states, (name, key))
+                    for key, schedule in schedules.items()
+                }
             except Exception as error:  # a library's errors share no base class
                 check()
                 failures[name] = error
             else:
-                runs |= {(name, key): run for key, run in made.items()}
-        report("timing trajectories", 0, 0)
+                runs |= made
+        report("sampling with each schedule", 0, 0)
         timings = interleaved(
             {key: run.sample for key, run in runs.items()},
             rounds=settings.rounds or None,
@@ -102,14 +104,23 @@ def trajectories(
     return Sampled(found, states, failures)
 
 
-def _run(sampler: Sampler, schedule: ExitSchedule, settings: Settings) -> _Run:
+def _run(
+    sampler: Sampler,
+    schedule: ExitSchedule,
+    settings: Settings,
+    states: dict[tuple[str, str], Array],
+    key: tuple[str, str],
+) -> _Run:
+    """Ready to sample: warmed up. What was sampled is put under the key among the states."""
     batch, seed, guidance = max(settings.batches), settings.seed, settings.guidance
     program = sampler.program(settings.solver, settings.steps, schedule)
     given = given_conditions(sampler.interface, batch, seed)
-    return _Run(
-        program.depths,
-        lambda: sampler.sample(batch, solver=program, seed=seed, guidance=guidance, **given),
-    )
+    sampler.warmup(batch, solver=program, guidance=guidance)
+
+    def sample() -> None:
+        states[key] = sampler.sample(batch, solver=program, seed=seed, guidance=guidance, **given)
+
+    return _Run(program.depths, sample)
 
 
 def _figures(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -16,7 +17,13 @@ __all__ = ["evaluation_tables"]
 
 def evaluation_tables(evaluation: Evaluation) -> RenderableType:
     """A row each set of samples, the floor last, and what to know of the figures."""
-    table = Table(title=escape(_title(evaluation)), title_justify="left")
+    table = Table(
+        title=escape(_title(evaluation)),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
     table.add_column("samples")
     for name in ("cost", "n", "distance", "±", "to first", "±", "precision", "recall"):
         table.add_column(name, justify="right", no_wrap=True)
