@@ -14,7 +14,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from eecompile.bundle import open_bundle
 from eecompile.compiler.scheduler import program_from_scheduler
 from eecompile.report import program_report
-from eecompile.runtime.program import Program, Step, Term, Update
+from eecompile.runtime.program import OPEN, Program, Step, Term, Update
 from eecompile.runtime.sampler import Sampler
 from tests import test_cli
 from tests.test_cli import Run, fails
@@ -47,7 +47,7 @@ def test_a_config_becomes_a_program_with_open_depths(run: Run, tmp_path: Path) -
     assert str(output) in "".join(out.split())
     program = read(output)
     assert program == program_from_scheduler(DPMSolverMultistepScheduler(**NETWORK), 8)
-    assert set(program.depths) == {0}
+    assert set(program.depths) == {OPEN}
     assert {p.name for p in tmp_path.iterdir()} == {"program.json", "scheduler_config.json"}
 
 

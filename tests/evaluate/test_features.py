@@ -117,6 +117,7 @@ def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         store.features(ArraySource("garments", garments(20, 0), GREY))
 
 
+@pytest.mark.slow
 def test_the_default_network_tells_garments_from_noise() -> None:
     network = default_features(GREY)
     one, other, wrong = (

@@ -239,6 +239,7 @@ def test_the_loss_is_the_mean_over_the_schedules_time(
     assert total.item() == pytest.approx(float(0.75 * own + 0.25 * rest), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_losses_fall(finetune: Any, recipe: Path, full: Path, tmp_path: Path) -> None:
     run = tuner(finetune, recipe, "fast", tmp_path / "run", others=0.25)
     first = run.train_step(*pictures())
