@@ -34,6 +34,7 @@ from rich.table import Table
 from eecompile.bundle import open_bundle
 from eecompile.compiler.build import engine_set_from_bundle
 from eecompile.compiler.export import bundle_from_recipe
+from eecompile.errors import BackendError
 from eecompile.networks.load import load_network
 from eecompile.recipe import load_recipe
 from eecompile.runtime.handle import Handle
@@ -372,7 +373,14 @@ def runtime(args: argparse.Namespace) -> None:
     _report(result, output)
 
 
-PEERS_TARGETS = {"onnxruntime": "cpu", "openvino bf16": "cpu-bf16"}
+PEERS_TARGETS = {
+    "cpu": {"onnxruntime": "cpu", "openvino bf16": "cpu-bf16"},
+    "cuda": {
+        "onnxruntime cuda fp16": "cuda-fp16",
+        "tensorrt-rtx fp16": "rtx-fp16",
+        "tensorrt fp16": "tensorrt-fp16",
+    },
+}
 
 
 def peers(args: argparse.Namespace) -> None:
@@ -382,9 +390,12 @@ def peers(args: argparse.Namespace) -> None:
     import bench_build
     import bench_peers
 
-    output = args.output or BENCHMARKS / "peers-cpu.json"
+    device = args.device
+    output = args.output or BENCHMARKS / f"peers-{device}.json"
     packages = ("onnxruntime", "openvino", "torch", "diffusers", "eecompile")
     result: Row = {"machine": machine.facts(*packages), "batch": 16}
+    if device == "cuda":
+        result["machine"]["gpu"] = torch.cuda.get_device_name()
     torch.set_num_threads(os.cpu_count() or 1)
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
@@ -395,23 +406,46 @@ def peers(args: argparse.Namespace) -> None:
         recipe = next((work / "small").glob("*.toml"))
         cases["DiT-S/2"] = (recipe, small, "ase", 4)
         for network, (path, bundle, schedule, steps) in cases.items():
-            engines = {
-                name: work / f"{bundle.name}-{target}" for name, target in PEERS_TARGETS.items()
-            }
-            for name, target in PEERS_TARGETS.items():
-                engine_set_from_bundle(bundle, ROOT / "engines" / f"{target}.toml", engines[name])
-            with Sampler.open(engines["onnxruntime"]) as sampler:
+            engines, skipped = _peers_engines(bundle, work, device)
+            with Sampler.open(next(iter(engines.values()))) as sampler:
                 saved = bench_peers.ideal_saving(sampler, schedule, steps)
             rows = bench_peers.peer_rows(
-                path, bundle, engines, schedule, batch=16, steps=steps, rounds=args.rounds
+                path,
+                bundle,
+                engines,
+                schedule,
+                batch=16,
+                steps=steps,
+                rounds=args.rounds,
+                device=device,
             )
             result[network] = {"schedule": schedule, "blocks left out": saved, "rows": list(rows)}
+            result[network] |= {"skipped": skipped} if skipped else {}
             output.write_text(json.dumps(_rounded(result), indent=1) + "\n")
     for network in cases:
         Console(width=200).print(_table(network, result[network]["rows"]))
     print(f"written: {output}")
     if output.resolve() in bench_tables.peers_files():
         tables()
+
+
+def _peers_engines(bundle: Path, work: Path, device: str) -> tuple[dict[str, Path], dict[str, str]]:
+    """Engine sets of a bundle by name; on a GPU, of what is installed, and why not of the rest."""
+    engines, skipped = {}, {}
+    for name, target in PEERS_TARGETS[device].items():
+        folder = work / f"{bundle.name}-{target}"
+        try:
+            engine_set_from_bundle(bundle, ROOT / "engines" / f"{target}.toml", folder)
+            Sampler.open(folder).close()
+        except BackendError as error:
+            if device == "cpu":
+                raise
+            skipped[name] = str(error)
+        else:
+            engines[name] = folder
+    if not engines:
+        raise SystemExit(f"error: no engines for {device}: {skipped}")
+    return engines, skipped
 
 
 def tables() -> None:
@@ -482,6 +516,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="measurements of each action; default 9")
     parser.add_argument(
         "--tables", action="store_true", help="peers: only write the documents' tables anew"
+    )
+    parser.add_argument(
+        "--device", choices=tuple(PEERS_TARGETS), default="cpu", help="peers: where they run"
     )
     parser.add_argument("--output", type=Path, help="JSON; default under docs/benchmarks")
     args = parser.parse_args()

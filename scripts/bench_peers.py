@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,12 @@ def peer_rows(
     batch: int,
     steps: int,
     rounds: int,
+    device: str = "cpu",
 ) -> Iterator[Row]:
     """Seconds of sampling with a schedule and at full depth, by every peer and engine set.
+
+    On a GPU PyTorch computes in FP16 (autocast), and torch.compile in its mode max-autotune,
+    which records CUDA graphs; ONNX Runtime runs the bundle's own graphs by its CUDA provider.
 
     Args:
         recipe: of the network.
@@ -46,8 +51,9 @@ def peer_rows(
         batch: samples at once.
         steps: of DDIM.
         rounds: in each, everything runs once, in turn, and each begins with another.
+        device: ``cpu``, or ``cuda``.
     """
-    network = load_network(load_recipe(recipe).network, recipe.parent).eval()
+    network = load_network(load_recipe(recipe).network, recipe.parent).eval().to(device)
     samplers = {name: Sampler.open(folder) for name, folder in engines.items()}
     planner = next(iter(samplers.values()))
     interface = planner.interface
@@ -56,18 +62,20 @@ def peer_rows(
         name: spec.values(name, None, range(batch)) for name, spec in interface.conditions.items()
     }
     noise = normal_noise(0, range(batch), 0, interface.state.shape)
-    compiled = torch.compile(network.predict_at)
+    mode = None if device == "cpu" else "max-autotune"
+    compiled = torch.compile(network.predict_at, mode=mode)
+    by_compiler = f"torch.compile, {mode}" if mode else "torch.compile"
+    torch_given = (interface, noise, conditions, steps, device)
     loops: dict[str, Callable[[Sequence[int]], object]] = {
-        "PyTorch eager": _torch_loop(network.predict_at, interface, noise, conditions, steps),
-        "torch.compile": _torch_loop(compiled, interface, noise, conditions, steps),
-        "diffusers' loop": _diffusers_loop(network, interface, noise, conditions, steps),
-        "onnxruntime, a session an exit": _numpy_loop(
-            _onnxruntime(bundle, interface.exits), planner, noise, conditions, steps
-        ),
-        "OpenVINO, a model an exit": _numpy_loop(
-            _openvino(bundle, interface.exits), planner, noise, conditions, steps
-        ),
+        "PyTorch eager": _torch_loop(network.predict_at, *torch_given),
+        by_compiler: _torch_loop(compiled, *torch_given),
+        "diffusers' loop": _diffusers_loop(network, *torch_given),
     }
+    plain = {"onnxruntime, a session an exit": _onnxruntime(bundle, interface.exits, device)}
+    if device == "cpu":
+        plain["OpenVINO, a model an exit"] = _openvino(bundle, interface.exits)
+    for name, predict in plain.items():
+        loops[name] = _numpy_loop(predict, planner, noise, conditions, steps)
     actions: dict[tuple[str, str], Callable[[], object]] = {}
     for which, chosen in depths.items():
         for name, loop in loops.items():
@@ -118,25 +126,36 @@ def _tables(interface: Any, steps: int) -> list[tuple[int, float, float]]:
 
 
 def _torch_loop(
-    predict: Any, interface: Any, noise: Array, conditions: Mapping[str, Array], steps: int
+    predict: Any,
+    interface: Any,
+    noise: Array,
+    conditions: Mapping[str, Array],
+    steps: int,
+    device: str,
 ) -> Callable[[Sequence[int]], object]:
     """The eager loop of the paper's code: the depth is chosen at every timestep."""
-    given = {name: torch.from_numpy(array) for name, array in conditions.items()}
+    given = {name: torch.from_numpy(array).to(device) for name, array in conditions.items()}
     kind, bounds = interface.process.prediction, interface.state.range
 
     def loop(depths: Sequence[int]) -> object:
-        with torch.inference_mode():
-            x = torch.from_numpy(noise).clone()
+        with torch.inference_mode(), _half(device):
+            x = torch.from_numpy(noise).clone().to(device)
             for (t, bar, after), depth in zip(_tables(interface, steps), depths, strict=True):
-                output = predict(depth, x, torch.full((len(x),), float(t)), **given)
-                output = output[:, : x.shape[1]]  # without a learned variance
+                torch.compiler.cudagraph_mark_step_begin()
+                output = predict(depth, x, torch.full((len(x),), float(t), device=device), **given)
+                output = output[:, : x.shape[1]].float()  # without a learned variance
                 data, _ = _data(kind, x, output, bar)
                 data = data.clamp(*bounds) if bounds else data
                 direction = (x - bar**0.5 * data) / (1 - bar) ** 0.5
                 x = after**0.5 * data + (1 - after) ** 0.5 * direction
-            return x.numpy()
+            return x.cpu().numpy()
 
     return loop
+
+
+def _half(device: str) -> Any:
+    """FP16 where it is on a GPU."""
+    return torch.autocast(device, torch.float16) if device != "cpu" else nullcontext()
 
 
 def _data(kind: str, x: Any, output: Any, bar: float) -> tuple[Any, float]:
@@ -149,7 +168,12 @@ def _data(kind: str, x: Any, output: Any, bar: float) -> tuple[Any, float]:
 
 
 def _diffusers_loop(
-    network: Any, interface: Any, noise: Array, conditions: Mapping[str, Array], steps: int
+    network: Any,
+    interface: Any,
+    noise: Array,
+    conditions: Mapping[str, Array],
+    steps: int,
+    device: str,
 ) -> Callable[[Sequence[int]], object]:
     """What a diffusers pipeline does around a module."""
     process = interface.process
@@ -162,18 +186,18 @@ def _diffusers_loop(
         timestep_spacing="trailing",
         clip_sample=interface.state.range is not None,
     )
-    given = {name: torch.from_numpy(array) for name, array in conditions.items()}
+    given = {name: torch.from_numpy(array).to(device) for name, array in conditions.items()}
 
     def loop(depths: Sequence[int]) -> object:
-        scheduler.set_timesteps(steps)
-        with torch.inference_mode():
-            x = torch.from_numpy(noise).clone()
+        scheduler.set_timesteps(steps, device=device)
+        with torch.inference_mode(), _half(device):
+            x = torch.from_numpy(noise).clone().to(device)
             for t, depth in zip(scheduler.timesteps, depths, strict=True):
                 model_input = scheduler.scale_model_input(x, t)
                 output = network.predict_at(depth, model_input, t.float().expand(len(x)), **given)
-                output = output[:, : x.shape[1]]
+                output = output[:, : x.shape[1]].float()
                 x = scheduler.step(output, t, x, use_clipped_model_output=True).prev_sample
-            return x.numpy()
+            return x.cpu().numpy()
 
     return loop
 
@@ -198,10 +222,14 @@ def _numpy_loop(
     return loop
 
 
-def _onnxruntime(bundle: Path, exits: Sequence[int]) -> Predict:
+def _onnxruntime(bundle: Path, exits: Sequence[int], device: str) -> Predict:
+    providers = ["CPUExecutionProvider"]
+    if device != "cpu":
+        onnxruntime.preload_dlls()
+        providers.insert(0, "CUDAExecutionProvider")
     sessions = {
         depth: onnxruntime.InferenceSession(
-            str(bundle / exit_graph_name(depth)), providers=["CPUExecutionProvider"]
+            str(bundle / exit_graph_name(depth)), providers=providers
         )
         for depth in exits
     }
