@@ -145,6 +145,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--small", action="store_true", help="few steps and samples")
+    parser.add_argument("--only", nargs="*", help="cases, such as ddim and dpmpp-2m-reuse")
     parser.add_argument("--evaluate", type=Path, metavar="DATA", help="real data")
     parser.add_argument("-n", type=int, default=10_000, help="samples for --evaluate")
     parser.add_argument("--output", type=Path, help="JSON; default under docs/benchmarks")
@@ -155,6 +156,8 @@ def main() -> None:
     result: Row = {"machine": machine.facts("numpy", "onnxruntime", "eecompile"), "cases": {}}
     for solver, count in SOLVERS:
         for reuse in (False, True):
+            if args.only and f"{solver}{'-reuse' if reuse else ''}" not in args.only:
+                continue
             steps = 4 if args.small else count
             front, folder = tuned(OUT / "cpu", solver, steps, reuse, args.small)
             case: Row = {
