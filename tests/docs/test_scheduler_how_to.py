@@ -59,7 +59,7 @@ def test_the_program_for_the_network_has_depths_and_noise(
     folder: Path, printed: dict[str, str]
 ) -> None:
     made = program(folder, "sde")
-    assert 0 not in made.depths
+    assert OPEN not in made.depths
     assert sum(step.reads_noise for step in made.steps) > 20
     assert made.process is not None
     shown = printed["eecompile inspect sde.json"]
@@ -71,7 +71,7 @@ def test_the_program_for_the_network_has_depths_and_noise(
 
 @pytest.mark.slow
 def test_the_programs_from_python_leave_the_depths_open(folder: Path) -> None:
-    assert set(program(folder, "ddim").depths) == {0}
+    assert set(program(folder, "ddim").depths) == {OPEN}
     assert "eta=0.5" in program(folder, "ddim").solver
     assert 0.3 < np.abs(samples(folder, "ddim")).mean() < 1.1
 
