@@ -38,6 +38,7 @@ __all__ = [
     "cpu",
     "gpus",
     "gpus_from_csv",
+    "machine_facts",
     "short",
 ]
 
@@ -238,6 +239,19 @@ def _gpus_from_libcuda() -> tuple[Gpu, ...]:
         capability, cuda = f"{major.value}.{minor.value}", _cuda_version(version.value)
         gpus.append(Gpu(name.value.decode(), capability, memory.value, _driver(), cuda))
     return tuple(gpus)
+
+
+def machine_facts() -> dict[str, str]:
+    """Public facts of this machine, for reports: processor, memory, system, GPUs."""
+    facts = {"cpu": cpu().model, "cores": str(cpu().cores)}
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # not on every system
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        facts["memory"] = f"{memory / 2**30:.0f} GiB"
+    facts["system"] = f"{platform.system()} {platform.machine()}"
+    facts["python"] = platform.python_version()
+    if names := [gpu.name for gpu in gpus()]:
+        facts["gpus"] = ", ".join(names)
+    return facts
 
 
 def _driver() -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -43,7 +41,7 @@ from eecompile.compiler.progress import Report as Progress
 from eecompile.compiler.progress import silent
 from eecompile.errors import BackendError, EecompileError, NonFiniteError
 from eecompile.interrupt import check
-from eecompile.probes import cpu, gpus
+from eecompile.probes import machine_facts
 from eecompile.runtime.interface import Interface
 from eecompile.runtime.schedule import ExitSchedule
 
@@ -181,7 +179,7 @@ def compare(
         eecompile=eecompile.__version__,
         network=interface.name,
         bundle_digest=checked_bundle(bundle).digest,
-        machine=_machine(),
+        machine=machine_facts(),
         reference=reference.name,
         settings=settings,
         candidates=(*candidates, *skipped),
@@ -348,16 +346,3 @@ def _measure_memory(entries: dict[str, _Entry], settings: Settings, report: Prog
         # To compile in one more process would take minutes, and add nothing to torch's own.
         if entry.spec.source != "torch.compile" and not entry.spec.apart and not entry.failed:
             entry.memory = memory(entry.spec, settings.batches)
-
-
-def _machine() -> dict[str, str]:
-    """Public facts of this machine."""
-    facts = {"cpu": cpu().model, "cores": str(cpu().cores)}
-    with suppress(AttributeError, OSError, ValueError):  # not on every system
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        facts["memory"] = f"{memory / 2**30:.0f} GiB"
-    facts["system"] = f"{platform.system()} {platform.machine()}"
-    facts["python"] = platform.python_version()
-    if names := [gpu.name for gpu in gpus()]:
-        facts["gpus"] = ", ".join(names)
-    return facts

@@ -87,6 +87,7 @@ class DeviceGroup(EngineGroup):
 
         Raises:
             BackendError: there is not enough GPU memory.
+            UsageError: the plan's shape has no elements.
         """
         return DeviceTrajectory(self, plan)
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
-import platform
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eecompile.probes import cpu, gpus
 from eecompile.runtime.interface import Interface
 from eecompile.runtime.program import REUSE
 from eecompile.tune.choices import Choice
@@ -22,7 +18,7 @@ from eecompile.tune.report import Comparison, Point, Settings
 if TYPE_CHECKING:
     from eecompile.tune.tuning import Entry
 
-__all__ = ["comparisons", "findings", "machine", "points", "warnings"]
+__all__ = ["comparisons", "findings", "points", "warnings"]
 
 _ROOM = 1.005  # predicted times that differ by less are equal
 _APART = 0.05  # of predicted and measured time, that a busy machine explains
@@ -187,16 +183,3 @@ def _sentence(each: Comparison, what: str) -> str:
     if each.time_at_distance is not None:
         sentence += f"; as near as it, found schedules take {each.time_at_distance:.2f} of its time"
     return f"{sentence}."
-
-
-def machine() -> dict[str, str]:
-    """Public facts of this machine."""
-    facts = {"cpu": cpu().model, "cores": str(cpu().cores)}
-    with suppress(AttributeError, OSError, ValueError):  # not on every system
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        facts["memory"] = f"{memory / 2**30:.0f} GiB"
-    facts["system"] = f"{platform.system()} {platform.machine()}"
-    facts["python"] = platform.python_version()
-    if names := [gpu.name for gpu in gpus()]:
-        facts["gpus"] = ", ".join(names)
-    return facts

@@ -10,11 +10,12 @@ import numpy as np
 
 import eecompile
 from eecompile.errors import UsageError
+from eecompile.probes import machine_facts
 from eecompile.runtime.program import Program
 from eecompile.runtime.sampler import Sampler
 from eecompile.runtime.schedule import ExitSchedule
 from eecompile.tune.baselines import Baseline, baseline_schedules, fewer_steps
-from eecompile.tune.findings import comparisons, machine, points, warnings
+from eecompile.tune.findings import comparisons, points, warnings
 from eecompile.tune.held_out import FULL, measured
 from eecompile.tune.influence import STALE
 from eecompile.tune.optimise import front, objective
@@ -125,7 +126,7 @@ def _front(problem: Problem, scale: float, *, points: tuple[Point, ...], **more:
         eecompile=eecompile.__version__,
         network=sampler.interface.name,
         engines=sampler.engines or (sampler.name,),
-        machine=machine(),
+        machine=machine_facts(),
         settings=settings,
         unit="range" if sampler.interface.state.range else "deviation",
         latencies=tuple(problem.latencies),

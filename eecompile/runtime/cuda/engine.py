@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from eecompile.errors import BackendError, UsageError
+from eecompile.errors import BackendError
 from eecompile.runtime.cuda.device import CudaDevice, Device, open_device
 from eecompile.runtime.cuda.trajectory import DeviceTrajectory, arena_of
 from eecompile.runtime.handle import Handle
@@ -141,12 +140,6 @@ class DeviceEngine(Handle):
             BackendError: there is not enough GPU memory.
             UsageError: the plan's shape has no elements.
         """
-        if not math.prod(plan.shape):
-            raise UsageError(
-                found=f"samples of shape {list(plan.shape)}",
-                expected="at least one element",
-                remedy="choose another shape",
-            )
         return DeviceTrajectory(self, plan)
 
     def close(self) -> None:

@@ -74,9 +74,16 @@ class DeviceTrajectory(Handle):
 
     Raises:
         BackendError: there is not enough GPU memory.
+        UsageError: the plan's shape has no elements.
     """
 
     def __init__(self, engine: Evaluator, plan: Plan) -> None:
+        if not math.prod(plan.shape):
+            raise UsageError(
+                found=f"samples of shape {list(plan.shape)}",
+                expected="at least one element",
+                remedy="choose another shape",
+            )
         self.plan = plan
         self._engine, self._device = engine, engine.device
         self._row = math.prod(plan.shape)
