@@ -15,11 +15,11 @@ import openvino
 import torch
 
 from eecompile.bundle import exit_graph_name
-from eecompile.compare.measure import interleaved
 from eecompile.networks.load import load_network
 from eecompile.recipe import load_recipe
 from eecompile.runtime.noise import normal_noise
 from eecompile.runtime.sampler import Sampler
+from eecompile.timing import interleaved
 
 Row = dict[str, Any]
 Array = np.ndarray[Any, Any]

@@ -37,7 +37,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         spec: the candidate.
         batches: batch sizes; memory is measured at the largest.
         largest: batch size of :func:`eecompile.compare.measure.points`.
-        rounds: see :func:`eecompile.compare.measure.interleaved`.
+        rounds: see :func:`eecompile.timing.interleaved`.
         memory: measure memory only; otherwise also outputs, saved for polygraphy, and time.
     """
 

@@ -1,11 +1,10 @@
-"""Measuring time in turns, and the inputs at which outputs are compared."""
+"""Latencies of runners, and the inputs at which outputs are compared."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +16,9 @@ from eecompile.errors import EecompileError
 from eecompile.interrupt import check
 from eecompile.probes import short
 from eecompile.runtime.interface import Interface
+from eecompile.timing import Timings, interleaved
 
 __all__ = [
-    "Timings",
-    "interleaved",
     "latencies",
     "latency",
     "points",
@@ -28,76 +26,7 @@ __all__ = [
     "sentence",
 ]
 
-Key = TypeVar("Key", bound=Hashable)
 Point = dict[str, NDArray[np.generic]]
-_LEAST, _MOST = 7, 50  # rounds where their number is not given
-
-
-class Timings(NamedTuple, Generic[Key]):
-    """Seconds by what was timed, one a round; and what failed, with its error."""
-
-    seconds: dict[Key, list[float]]
-    failures: dict[Key, Exception]
-
-
-def interleaved(
-    actions: Mapping[Key, Callable[[], object]],
-    *,
-    rounds: int | None = None,
-    seconds: float = 2.0,
-    least: int = _LEAST,
-    twice: bool = False,
-    warm: bool = False,
-) -> Timings[Key]:
-    """Time actions in turns, so that a machine that slows down slows all of them.
-
-    Each is done once before it counts, unless that has been. Every round begins with
-    another action.
-
-    Args:
-        actions: by name.
-        rounds: how often each is timed; None for at least ``least`` and at most 50 rounds,
-            until ``seconds`` are over.
-        seconds: for all rounds together, where ``rounds`` is None.
-        least: smallest number of rounds, where ``rounds`` is None.
-        twice: do each action twice a turn, and time the second time: its weights are then
-            in the caches, as they are while one engine samples.
-        warm: they have been done once already.
-    """
-    timings: Timings[Key] = Timings({name: [] for name in actions}, {})
-    for name in () if warm else actions:
-        _turn(name, actions[name], timings, counts=False)
-    started, done = time.perf_counter(), 0
-    while len(timings.failures) < len(actions):
-        over = time.perf_counter() - started > seconds
-        if done >= (_MOST if rounds is None else rounds):
-            break
-        if rounds is None and over and done >= least:
-            break
-        names = list(actions)
-        for name in names[done % len(names) :] + names[: done % len(names)]:
-            if twice:
-                _turn(name, actions[name], timings, counts=False)
-            _turn(name, actions[name], timings)
-        done += 1
-    return timings
-
-
-def _turn(
-    name: Key, action: Callable[[], object], timings: Timings[Key], *, counts: bool = True
-) -> None:
-    check()
-    if name in timings.failures:
-        return
-    started = time.perf_counter()
-    try:
-        action()
-    except Exception as error:  # a library's errors share no base class
-        check()
-        timings.failures[name] = error
-        return
-    if counts:
-        timings.seconds[name].append(time.perf_counter() - started)
 
 
 def latency(batch: int, seconds: Sequence[float]) -> Latency:

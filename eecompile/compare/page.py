@@ -20,6 +20,7 @@ from eecompile.compare.page_tables import (
 from eecompile.compare.plots import Mark
 from eecompile.compare.report import Candidate, Report
 from eecompile.errors import UsageError
+from eecompile.files import written
 
 __all__ = ["LIMIT", "write_page"]
 
@@ -40,12 +41,8 @@ def write_page(report: Report, images: Mapping[str, bytes], path: Path) -> None:
         UsageError: an image is no PNG file.
     """
     page = _page(report, images)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with written(path) as partial:
         partial.write_text(page, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _page(report: Report, images: Mapping[str, bytes]) -> str:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from eecompile.errors import FormatError, UsageError
+from eecompile.files import read_form, written
 
 __all__ = [
     "FORMAT",
@@ -210,18 +210,10 @@ class Report(_Frozen, frozen=True, kw_only=True):
     trajectories: tuple[Trajectory, ...] = ()
 
 
-class _Header(msgspec.Struct):
-    format: int
-
-
 def write_report(report: Report, path: Path) -> None:
     """Write ``report.json``, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with written(path) as partial:
         partial.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_report(path: Path) -> Report:
@@ -231,19 +223,4 @@ def read_report(path: Path) -> Report:
         UsageError: there is none.
         FormatError: it is of another format.
     """
-    try:
-        data = path.read_bytes()
-        found = msgspec.json.decode(data, type=_Header).format
-        if found != FORMAT:
-            raise FormatError(
-                found=f"a report of format {found} at {path}",
-                expected=f"format {FORMAT}",
-                remedy="compare again with this version",
-            )
-        return msgspec.json.decode(data, type=Report)
-    except (OSError, msgspec.DecodeError, RecursionError) as error:
-        raise UsageError(
-            found=f"no report at {path} ({error})",
-            expected="a report.json that 'eecompile compare' wrote",
-            remedy="check the path",
-        ) from error
+    return read_form(path, Report, FORMAT, what="report", command="compare")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from eecompile.compare.checks import checked_bundle
 from eecompile.errors import UsageError
+from eecompile.files import written
 
 __all__ = ["check_script", "write_script"]
 
@@ -102,9 +103,5 @@ def write_script(
     if recipe:
         head += f"NETWORK = TrainedNetwork(BUNDLE, {str(recipe)!r})\n"
     reference = "[TorchRunner(NETWORK, depth)]" if recipe else "[OnnxRuntimeRunner(BUNDLE, depth)]"
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with written(path) as partial:
         partial.write_text(head + _BODY.format(reference=reference))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

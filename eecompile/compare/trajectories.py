@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from eecompile.compare.arguments import FULL, given_conditions
 from eecompile.compare.candidates import Opened, RunnersEngine
-from eecompile.compare.measure import interleaved
 from eecompile.compare.report import Settings, Trajectory
 from eecompile.interrupt import check
 from eecompile.runtime.interface import Interface
 from eecompile.runtime.sampler import Sampler
 from eecompile.runtime.schedule import ExitSchedule
+from eecompile.timing import interleaved
 
 __all__ = ["Sampled", "pictures", "trajectories"]
 

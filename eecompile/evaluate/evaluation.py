@@ -122,8 +122,8 @@ class _Made:
     ) -> None:
         self._sampler, self._options = sampler, options
         self._fingerprints = [manifest.fingerprint for manifest in manifests]
-        state = sampler.interface.state
-        self.space = Space(tuple(state.shape), state.range)
+        state, shape = sampler.interface.state, options.draw.shape
+        self.space = Space(state.check_shape(shape or state.shape), state.range)
         options.draw.check(sampler.interface)
         self._programs: list[tuple[str, Program]] = [
             (name, sampler.program(options.solver, options.steps, schedule))
@@ -140,7 +140,10 @@ class _Made:
             steps=len(program.steps),
             guidance=own if draw.guidance is None else draw.guidance,
             seed=draw.seed,
+            guidance_interval=draw.guidance_interval,
+            shape=draw.shape,
             conditions=tuple(draw.conditions),
+            nulls=tuple(draw.nulls),
         )
 
     def rows(self, bench: Bench, reference: Array) -> Iterator[Figures]:

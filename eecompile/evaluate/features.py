@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from eecompile.errors import BackendError, UsageError
 from eecompile.evaluate.data import Source, Space, chunks
+from eecompile.files import written
 
 __all__ = [
     "Decoder",
@@ -201,13 +201,8 @@ class FeatureStore:
 def save_whole(path: Path, array: Array) -> None:
     """Write an array whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            np.save(file, array)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written(path) as partial, partial.open("wb") as file:
+        np.save(file, array)
 
 
 def _check_picture(space: Space) -> None:

@@ -45,14 +45,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         steps: of it.
         guidance: scale.
         seed: of the noise.
+        guidance_interval: times t between which it acts, where they were given.
+        shape: of a sample, where it was given.
         conditions: those that were given; others took the recipe's default.
+        nulls: the same, of what stands for "no condition".
     """
 
     solver: str
     steps: int
     guidance: float
     seed: int
+    guidance_interval: tuple[float, float] | None = None
+    shape: tuple[int, ...] | None = None
     conditions: tuple[str, ...] = ()
+    nulls: tuple[str, ...] = ()
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):

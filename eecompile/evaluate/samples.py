@@ -29,6 +29,9 @@ class Draw(msgspec.Struct, frozen=True, kw_only=True):
         count: how many.
         seed: same seed, same samples.
         guidance: scale; None takes the network's own.
+        guidance_interval: times t between which it acts; None takes the network's own.
+        nulls: by condition, what stands for "no condition" in guidance.
+        shape: of a sample; None takes the network's own.
         conditions: by name; one value for all samples, or one for each of ``count``.
         batch: samples made, and kept, at a time.
     """
@@ -36,6 +39,9 @@ class Draw(msgspec.Struct, frozen=True, kw_only=True):
     count: int
     seed: int = 0
     guidance: float | None = None
+    guidance_interval: tuple[float, float] | None = None
+    nulls: Mapping[str, ArrayLike] = {}
+    shape: tuple[int, ...] | None = None
     conditions: Mapping[str, ArrayLike] = {}
     batch: int = 256
 
@@ -66,10 +72,13 @@ class Draw(msgspec.Struct, frozen=True, kw_only=True):
     def digest(self, fingerprints: list[str], program: Program) -> str:
         """Of all that decides the samples, but for how many there are."""
         told = hashlib.sha256(program.to_json())
-        told.update(repr((fingerprints, self.seed, self.guidance)).encode())
-        for name in sorted(self.conditions):
-            array = np.asarray(self.conditions[name])
-            told.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+        sampling = (self.seed, self.guidance, self.guidance_interval, self.shape)
+        told.update(repr((fingerprints, *sampling)).encode())
+        for what, values in (("", self.conditions), ("null ", self.nulls)):
+            for name in sorted(values):
+                array = np.asarray(values[name])
+                told.update(f"{what}{name} {array.dtype} {array.shape}".encode())
+                told.update(array.tobytes())
         return told.hexdigest()
 
 
@@ -130,6 +139,9 @@ def sample_all(
             solver=program,
             seed=draw.seed,
             guidance=draw.guidance,
+            guidance_interval=draw.guidance_interval,
+            nulls=draw.nulls,
+            shape=draw.shape,
             first=first,
             **cast("dict[str, Any]", draw.part(first, last)),
         )

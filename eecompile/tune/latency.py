@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from eecompile.interrupt import check
 from eecompile.runtime.interface import Interface
 from eecompile.runtime.program import REUSE, Program, Step
 from eecompile.runtime.sampler import Sampler
+from eecompile.timing import interleaved
 from eecompile.tune.choices import Choice
 from eecompile.tune.model import Costs
 from eecompile.tune.probe import Samples
 from eecompile.tune.work import Work
 
-__all__ = ["Latency", "in_turns", "measured_costs"]
+__all__ = ["Latency", "measured_costs"]
 
 Progress = Callable[[str, int, int], Any]
 _STEPS = 6  # of a sampling that is timed
@@ -45,35 +44,6 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     p10: float
     p90: float
     rounds: int
-
-
-def in_turns(
-    actions: Mapping[str, Callable[[], object]], seconds: float, report: Callable[[int, int], Any]
-) -> dict[str, list[float]]:
-    """Seconds of each action, one a round; every round begins with another one.
-
-    Each is done twice a turn, and the second time counts: its weights are then in the
-    caches, and its buffers made.
-
-    Args:
-        actions: by name.
-        seconds: after which no round is begun, once there are enough.
-        report: told of rounds.
-    """
-    found: dict[str, list[float]] = {name: [] for name in actions}
-    started, names = time.perf_counter(), list(actions)
-    for round_ in range(_MOST):
-        over = time.perf_counter() - started > seconds
-        if over and round_ >= _LEAST:
-            break
-        report(round_, _MOST)
-        for name in names[round_ % len(names) :] + names[: round_ % len(names)]:
-            check()
-            actions[name]()
-            before = time.perf_counter()
-            actions[name]()
-            found[name].append(time.perf_counter() - before)
-    return found
 
 
 def measured_costs(
@@ -116,11 +86,18 @@ def measured_costs(
             for name, (kind, choice) in jobs.items()
         }
         programs["start"] = _repeated(program, 0, choices[0], steps=1)
-        timed = in_turns(
+        timings = interleaved(
             {name: _drawing(sampler, made, samples) for name, made in programs.items()},
-            seconds,
-            lambda done, total: report("measuring what every choice costs", done, total),
+            seconds=seconds,
+            least=_LEAST,
+            most=_MOST,
+            twice=True,
+            warm=True,
+            report=lambda done, total: report("measuring what every choice costs", done, total),
         )
+        for error in timings.failures.values():
+            raise error
+        timed = timings.seconds
         work.put("seconds", timed)
     count = min(_STEPS, len(program.steps))
     start, each = _split(timed, jobs, choices[0], cheap, acting[0], count)
@@ -136,7 +113,7 @@ def measured_costs(
 
 def acts(step: Step, interface: Interface, samples: Samples) -> bool:
     """Whether guidance acts in a step."""
-    interval = interface.sampling.guidance_interval
+    interval = samples.guidance_interval or interface.sampling.guidance_interval
     if samples.guidance == 1:
         return False
     return interval is None or interval[0] <= step.moment <= interval[1]

@@ -13,6 +13,7 @@ import numpy as np
 
 import eecompile
 from eecompile.errors import OutputExistsError
+from eecompile.files import written
 from eecompile.tune.report import Front, Point, Settings, read_front
 from eecompile.tune.work import Work
 
@@ -115,16 +116,16 @@ def write(front: Front, folder: Path) -> list[Path]:
     (folder / FRONT).unlink(missing_ok=True)
     for name in former | {PAGE}:
         (folder / name).unlink(missing_ok=True)
-    written = []
+    made = []
     for point in front.points:
         if point.kind == "found":
             _whole(folder / f"{point.name}.json", point.schedule.to_json(**_about(point, front)))
-            written.append(folder / f"{point.name}.json")
+            made.append(folder / f"{point.name}.json")
     if page := _page(front):
         _whole(folder / PAGE, page.encode())
-        written.insert(0, folder / PAGE)
+        made.insert(0, folder / PAGE)
     _whole(folder / FRONT, front.to_json())
-    return [folder / FRONT, *written]
+    return [folder / FRONT, *made]
 
 
 def _page(front: Front) -> str:
@@ -146,6 +147,8 @@ def _about(point: Point, front: Front) -> dict[str, object]:
         "solver": front.settings.solver,
         "steps": point.steps,
         "guidance": front.settings.guidance,
+        "guidance_interval": front.settings.guidance_interval,
+        "shape": front.settings.shape,
         "budget": point.budget,
         "time": round(point.time, 4),
         "ideal": round(point.ideal, 4),
@@ -158,9 +161,5 @@ def _about(point: Point, front: Front) -> dict[str, object]:
 
 
 def _whole(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with written(path) as partial:
         partial.write_bytes(data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -84,8 +84,14 @@ def _settings(front: Front) -> Html:
         *(["the previous output"] if settings.reuse else []),
         *(["depth never falling as t goes to 0"] if settings.monotone else []),
     ]
+    sampling = f"{settings.solver}, {settings.steps} steps, guidance {settings.guidance:g}"
+    if settings.guidance != 1 and settings.guidance_interval:
+        low, high = settings.guidance_interval
+        sampling += f" between t = {low:g} and {high:g}"
+    if settings.shape:
+        sampling += ", samples of " + "x".join(map(str, settings.shape))
     facts = {
-        "sampling": f"{settings.solver}, {settings.steps} steps, guidance {settings.guidance:g}",
+        "sampling": sampling,
         "choices": "; ".join(allowed),
         "chosen by": f"{settings.seeds} samples of seed {settings.seed}",
         "reported on": f"{settings.held_out} further samples, in batches of {settings.batch}",

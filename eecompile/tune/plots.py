@@ -46,20 +46,30 @@ def _points(points: Sequence[Point], colour: str, symbol: str) -> go.Scatter:
     return go.Scatter(
         x=[point.time for point in points],
         y=[point.distance or None for point in points],
-        error_y={
-            "type": "data",
-            "symmetric": False,
-            "array": [point.interval[1] - point.distance for point in points],
-            "arrayminus": [point.distance - point.interval[0] for point in points],
-            "color": colour,
-            "thickness": 1,
-            "width": 2,
-        },
+        error_y=_whiskers(
+            [point.distance for point in points], [point.interval for point in points], colour
+        ),
         marker={"color": colour, "symbol": symbol, "size": 9},
         hovertext=[_words(point) for point in points],
         hoverinfo="text",
         name=KINDS[points[0].kind][0],
     )
+
+
+def _whiskers(
+    values: Sequence[float], bounds: Sequence[tuple[float, float]], colour: str
+) -> dict[str, object]:
+    """Error bars from each value to its lower and upper bound."""
+    pairs = list(zip(values, bounds, strict=True))
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [high - value for value, (_, high) in pairs],
+        "arrayminus": [value - low for value, (low, _) in pairs],
+        "color": colour,
+        "thickness": 1,
+        "width": 2,
+    }
 
 
 def _words(point: Point) -> str:
@@ -170,15 +180,9 @@ def predictions(front: Front) -> go.Figure:
                 go.Scatter(
                     x=[point.predicted for point in points],
                     y=[point.time for point in points],
-                    error_y={
-                        "type": "data",
-                        "symmetric": False,
-                        "array": [point.spread[1] - point.time for point in points],
-                        "arrayminus": [point.time - point.spread[0] for point in points],
-                        "color": colour,
-                        "thickness": 1,
-                        "width": 2,
-                    },
+                    error_y=_whiskers(
+                        [point.time for point in points], [p.spread for p in points], colour
+                    ),
                     mode="markers",
                     marker={"color": colour, "symbol": symbol, "size": 8},
                     meta=index,

@@ -37,6 +37,8 @@ class Samples(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         first: index of the first.
         seed: of the noise.
         guidance: scale of classifier-free guidance; 1 is none.
+        guidance_interval: times t between which it acts; None takes the network's own.
+        shape: of a sample; None takes the network's own.
         conditions: by name, a value for all samples, or values that the samples take in
             turn, by their index.
         nulls: by condition, what stands for "no condition".
@@ -46,6 +48,8 @@ class Samples(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     first: int = 0
     seed: int = 0
     guidance: float = 1.0
+    guidance_interval: tuple[float, float] | None = None
+    shape: tuple[int, ...] | None = None
     conditions: Mapping[str, Any] = {}
     nulls: Mapping[str, Any] = {}
 
@@ -61,6 +65,8 @@ class Samples(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             seed=self.seed,
             first=self.first,
             guidance=self.guidance,
+            guidance_interval=self.guidance_interval,
+            shape=self.shape,
             nulls=self.nulls,
             **self._values(sampler.interface),
         )

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from eecompile.errors import FormatError, UsageError
+from eecompile.files import read_form
 from eecompile.runtime.schedule import ExitSchedule
 from eecompile.tune.latency import Latency
 
@@ -30,6 +30,8 @@ class Settings(_Frozen, frozen=True, kw_only=True):
         budgets: shares of full depth's time; empty for the whole front.
         batch: samples at once, where time is measured.
         guidance: scale; 1 is none.
+        guidance_interval: times t between which it acts; None for all of them.
+        shape: of a sample; None for the network's own.
         seeds: samples by which schedules are chosen.
         held_out: further samples, by which they are reported.
         seed: of the noise.
@@ -44,6 +46,8 @@ class Settings(_Frozen, frozen=True, kw_only=True):
     budgets: tuple[float, ...] = ()
     batch: int = 16
     guidance: float = 1.0
+    guidance_interval: tuple[float, float] | None = None
+    shape: tuple[int, ...] | None = None
     seeds: int = 16
     held_out: int = 48
     seed: int = 0
@@ -161,10 +165,6 @@ class Front(_Frozen, frozen=True, kw_only=True):
         return msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"
 
 
-class _Header(msgspec.Struct):
-    format: int
-
-
 def read_front(path: Path) -> Front:
     """The front in a file.
 
@@ -172,19 +172,4 @@ def read_front(path: Path) -> Front:
         UsageError: there is none.
         FormatError: it is of another format.
     """
-    try:
-        data = path.read_bytes()
-        found = msgspec.json.decode(data, type=_Header).format
-        if found != FORMAT:
-            raise FormatError(
-                found=f"a front of format {found} at {path}",
-                expected=f"format {FORMAT}",
-                remedy="tune again with this version",
-            )
-        return msgspec.json.decode(data, type=Front)
-    except (OSError, msgspec.DecodeError) as error:
-        raise UsageError(
-            found=f"no front at {path} ({error})",
-            expected="a front.json that 'eecompile tune' wrote",
-            remedy="check the path",
-        ) from error
+    return read_form(path, Front, FORMAT, what="front", command="tune")

@@ -87,6 +87,8 @@ def tune(
         n=settings.seeds,
         seed=settings.seed,
         guidance=settings.guidance,
+        guidance_interval=settings.guidance_interval,
+        shape=settings.shape,
         conditions=dict(conditions or {}),
         nulls=dict(nulls or {}),
     )

@@ -23,13 +23,14 @@ from eecompile.compare.candidates import Spec, opened
 from eecompile.compare.child import Answer, Job, in_child
 from eecompile.compare.comparison import PAGE, REPORT, Comparison, check_output, compare, write
 from eecompile.compare.gate import regressions
-from eecompile.compare.measure import interleaved, points, quiet
+from eecompile.compare.measure import points, quiet
 from eecompile.compare.report import read_report, write_report
 from eecompile.compare.tables import comparison_tables
 from eecompile.compiler.build import engine_set_from_bundle
 from eecompile.compiler.export import bundle_from_recipe
 from eecompile.errors import BackendError, NonFiniteError, OutputExistsError, UsageError
 from eecompile.recipe import DEFAULT_TARGET, Tolerance
+from eecompile.timing import interleaved
 from tests.conftest import RECIPE
 
 Copied = Callable[[Path], Path]

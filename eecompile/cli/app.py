@@ -1,0 +1,99 @@
+"""The commands together, and what becomes of their errors."""
+
+from __future__ import annotations
+
+import errno
+import io
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+import eecompile
+from eecompile.cli.comparing import compare
+from eecompile.cli.compiling import build, export
+from eecompile.cli.console import as_it_is, err, out
+from eecompile.cli.evaluating import evaluate
+from eecompile.cli.inspecting import doctor, inspect
+from eecompile.cli.sampling import program, sample
+from eecompile.cli.tuning import tune
+from eecompile.errors import EecompileError
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    help="Compile multi-exit diffusion networks to engines, and sample with an exit schedule.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+for _command in (export, build, sample, compare, tune, program, inspect, evaluate, doctor):
+    app.command()(_command)
+_INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"eecompile {eecompile.__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> NoReturn:
+    """Run the command line; errors are printed as a sentence, with exit status 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # terminals that lack a character show "?"
+            stream.reconfigure(errors="replace")
+    try:
+        status = app(standalone_mode=False)
+    except EecompileError as error:
+        _fail(error)
+    except (KeyboardInterrupt, typer.Abort):
+        status = _INTERRUPTED
+    except (OSError, MemoryError) as error:
+        _fail(_of_the_system(error))
+    except Exception as error:
+        if not hasattr(error, "show"):  # not one of the option parser's own
+            raise
+        error.show()
+        sys.exit(getattr(error, "exit_code", 2))
+    if status == _INTERRUPTED:
+        err.print(
+            "interrupted: nothing that existed is lost, and nothing half-written is left; "
+            "engines and measurements that were finished are kept for the next time.",
+            soft_wrap=True,
+        )
+        sys.exit(1)
+    sys.exit(status or 0)
+
+
+def _fail(error: EecompileError) -> NoReturn:
+    err.print("[bold red]error:[/]", as_it_is(str(error)), highlight=False, soft_wrap=True)
+    sys.exit(1)
+
+
+def _of_the_system(error: OSError | MemoryError) -> EecompileError:
+    """What the operating system refused, as a sentence."""
+    if isinstance(error, MemoryError):
+        return EecompileError(
+            found="too little memory" + (f" ({error})" if str(error) else ""),
+            expected="room for the network and its batch",
+            remedy="ask for fewer samples at a time, or use a larger machine",
+        )
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    where = f" at {error.filename}" if error.filename else ""
+    return EecompileError(
+        found=f"{(error.strerror or str(error)).lower()}{where}",
+        expected="room for what is written" if full else "a place that can be read and written",
+        remedy="free some space, or choose another place"
+        if full
+        else "check the path and its permissions",
+    )

@@ -1,0 +1,89 @@
+"""The commands that compile: ``export`` and ``build``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eecompile.bundle import open_bundle
+from eecompile.cli.console import extra, out, phases, say
+from eecompile.cli.options import Bundle, Force
+from eecompile.cli.values import numbers_of
+
+__all__ = ["build", "export"]
+
+
+def export(
+    recipe: Annotated[Path, typer.Argument(help="Export recipe, such as export/fashion-dit.toml.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Bundle; default out/NETWORK/bundle.")
+    ] = None,
+    exits: Annotated[
+        str | None, typer.Option(help="Depths to export instead of the recipe's, such as 3,6,12.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Checkpoint to load instead of the recipe's.")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Export a trained network: one ONNX graph per exit, every weight stored once."""
+    from eecompile.recipe import load_recipe
+    from eecompile.report import exits_table
+
+    folder = output or Path("out") / load_recipe(recipe).name / "bundle"
+    with phases() as report:
+        report("importing torch")
+        with extra("export"):
+            from eecompile.compiler.export import bundle_from_recipe
+        manifest = bundle_from_recipe(
+            recipe,
+            folder,
+            exits=None if exits is None else numbers_of("--exits", exits),
+            checkpoint=checkpoint,
+            force=force,
+            report=report,
+        )
+    out.print(exits_table(manifest))
+    left_out = set(load_recipe(recipe).exit_schedules()) - set(manifest.interface.schedules)
+    if left_out:
+        say(f"schedules left out, which need other exits: {', '.join(sorted(left_out))}")
+    say(f"bundle: {folder}")
+
+
+def build(
+    bundle: Bundle,
+    target: Annotated[
+        Path | None,
+        typer.Option(
+            "--target", help="Target, such as engines/cpu.toml; default ONNX Runtime on the CPU."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Engine set; default out/NETWORK/TARGET.")
+    ] = None,
+    force: Force = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be built and why; write nothing.")
+    ] = False,
+) -> None:
+    """Build the engines of a bundle for a target, and verify them."""
+    from eecompile.recipe import DEFAULT_TARGET, load_target
+    from eecompile.report import engine_report, planned_report
+
+    chosen = DEFAULT_TARGET if target is None else load_target(target)
+    folder = output or Path("out") / open_bundle(bundle).interface.name / chosen.name
+    with phases() as report:
+        with extra("build"):
+            from eecompile.compiler.build import engine_set_from_bundle, planned_build
+        if dry_run:
+            planned = planned_build(bundle, chosen, folder, force=force, report=report)
+        else:
+            built = engine_set_from_bundle(bundle, chosen, folder, force=force, report=report)
+    if dry_run:
+        out.print(planned_report(planned.reasons, planned.segments))
+        return
+    if not built.up_to_date:
+        out.print(engine_report(built.manifest))
+    say(f"engine set{', up to date' if built.up_to_date else ''}: {folder}")

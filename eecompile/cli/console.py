@@ -1,0 +1,90 @@
+"""The terminal: what is printed, and how far a command has got."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from eecompile.errors import BackendError
+from eecompile.interrupt import check
+from eecompile.runtime.sampler import StepResult
+
+__all__ = ["as_it_is", "err", "extra", "last_state", "out", "phases", "say"]
+
+out = Console()
+err = Console(stderr=True)
+
+
+def say(text: str) -> None:
+    """Print a line as it is."""
+    out.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def as_it_is(text: str) -> Text:
+    """For texts with names and paths, which may hold what rich takes for markup."""
+    return Text(text)
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Turns a missing package into a sentence that names the extra to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        wanted = "cpu" if error.name == "onnxruntime" else name
+        raise BackendError(
+            found=f"no package {error.name}",
+            expected=f"the packages of eecompile's extra {wanted!r}",
+            remedy=f"pip install 'eecompile[{wanted}]'",
+        ) from error
+
+
+@contextmanager
+def phases() -> Iterator[Any]:
+    """A bar that names the phase and its steps; off a terminal, a line a phase."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    shown = ""
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+        task = progress.add_task("")
+
+        def report(phase: str, done: int = 0, total: int = 0) -> None:
+            nonlocal shown
+            check()
+            if phase != shown and not err.is_terminal:
+                err.print(phase, highlight=False, markup=False, soft_wrap=True)
+            shown = phase
+            progress.update(task, description=escape(phase), completed=done, total=total or None)
+
+        yield report
+
+
+def last_state(results: Iterator[StepResult], total: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """The state after the last step; a bar shows the depth in use."""
+    with _steps() as progress:
+        task = progress.add_task("", total=total)
+        for result in results:
+            check()
+            label = f"t = {result.timestep:g}, depth {result.depth}"
+            progress.update(task, advance=1, description=label)
+    return result.state
+
+
+def _steps() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    last, quiet = TimeRemainingColumn(), not err.is_terminal
+    return Progress(*columns, last, console=err, transient=True, disable=quiet)

@@ -1,0 +1,114 @@
+"""The command ``evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eecompile.bundle import open_engine_set
+from eecompile.cli.console import extra, out, phases, say
+from eecompile.cli.files import check_json
+from eecompile.cli.options import (
+    Conditions,
+    Guidance,
+    GuidanceInterval,
+    MoreEngines,
+    Nulls,
+    Seed,
+    Shape,
+    Solver,
+    Steps,
+    Threads,
+)
+from eecompile.cli.values import conditions_of, interval_of, schedules_of, shape_of
+from eecompile.files import written
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    reference: Annotated[
+        Path,
+        typer.Option(help="Real data: a folder of pictures, .npy, .npz, or an IDX file (.gz)."),
+    ],
+    engines: Annotated[
+        Path | None, typer.Argument(help="Engine set; none where there are --samples.")
+    ] = None,
+    schedule: Annotated[
+        list[str] | None,
+        typer.Option(help="An exit schedule, as for sample; one a row; default the recipe's."),
+    ] = None,
+    n: Annotated[int, typer.Option("-n", help="Number of samples a row.")] = 10_000,
+    samples: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Ready samples, .npy or .npz; a further row."),
+    ] = None,
+    floor: Annotated[
+        Path | None,
+        typer.Option(help="More real data, for the floor; default two halves of the reference."),
+    ] = None,
+    solver: Solver = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    guidance_interval: GuidanceInterval = None,
+    set_: Conditions = None,
+    null: Nulls = None,
+    shape: Shape = None,
+    seed: Seed = 0,
+    batch: Annotated[int, typer.Option(help="Samples made, and kept, at a time.")] = 256,
+    features: Annotated[
+        Path | None,
+        typer.Option(metavar="NET.onnx", help="Feature network; default EfficientNet-Lite0."),
+    ] = None,
+    decoder: Annotated[
+        Path | None,
+        typer.Option(metavar="NET.onnx", help="Makes pictures of samples, such as latents."),
+    ] = None,
+    more: MoreEngines = None,
+    threads: Threads = None,
+    work: Annotated[
+        Path, typer.Option(help="Folder that keeps samples and features, to go on with.")
+    ] = Path("out/evaluate"),
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Also write JSON.")] = None,
+) -> None:
+    """Quality of samples beside real data: Frechet distance, precision and recall."""
+    if output is not None:
+        check_json(output)
+    conditions, nulls = conditions_of("--set", set_), conditions_of("--null", null)
+    with extra("evaluate"):
+        from eecompile.evaluate import evaluation
+        from eecompile.evaluate.samples import Draw
+        from eecompile.evaluate.tables import evaluation_tables
+    sets = [*([] if engines is None else [engines]), *(more or [])]
+    draw = Draw(
+        count=n,
+        seed=seed,
+        guidance=guidance,
+        guidance_interval=interval_of(guidance_interval),
+        conditions=conditions,
+        nulls=nulls,
+        shape=shape_of(shape),
+        batch=batch,
+    )
+    options = evaluation.Options(
+        reference=reference,
+        draw=draw,
+        work=work,
+        features=features,
+        decoder=decoder,
+        floor=floor,
+        samples=tuple(samples or ()),
+        solver=solver,
+        steps=steps,
+        threads=threads,
+    )
+    with phases() as report, extra("evaluate"):
+        named = schedules_of(schedule, open_engine_set(sets[0]).interface) if sets else []
+        made = evaluation.evaluate(sets, named, options, report)
+    out.print(evaluation_tables(made))
+    if output is not None:
+        with written(output) as partial:
+            partial.write_bytes(made.to_json())
+        say(f"figures: {output}")

@@ -1,0 +1,83 @@
+"""Files that commands write: checked before the work, written whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eecompile.errors import UsageError
+from eecompile.files import written
+from eecompile.runtime.interface import Interface
+
+__all__ = ["check_json", "check_samples", "write_samples"]
+
+
+def check_json(output: Path) -> None:
+    """Pass when a JSON file can be written there.
+
+    Raises:
+        UsageError: the name or the folder is wrong.
+    """
+    if output.suffix != ".json" or not output.parent.is_dir() or output.is_dir():
+        raise UsageError(
+            found=f"output {output}",
+            expected="a name that ends in .json, in a folder that exists",
+            remedy="rename it, create the folder, or choose another place",
+        )
+
+
+def check_samples(output: Path) -> None:
+    """Pass when samples can be written there.
+
+    Raises:
+        UsageError: the name or the folder is wrong.
+    """
+    if output.suffix not in (".png", ".npy"):
+        raise UsageError(
+            found=f"output {output}",
+            expected="a name that ends in .png or .npy",
+            remedy="rename it",
+        )
+    if not output.parent.is_dir() or output.is_dir():
+        raise UsageError(
+            found=f"output {output}",
+            expected="a file in a folder that exists",
+            remedy="create the folder, or choose another place",
+        )
+
+
+def write_samples(
+    output: Path,
+    states: np.ndarray[Any, np.dtype[np.float32]],
+    interface: Interface,
+    conditions: Mapping[str, Any],
+    title: str,
+) -> None:
+    """Write samples [n, *shape] as an array, or as a labelled grid."""
+    with written(output) as partial:
+        if output.suffix == ".npy":
+            with partial.open("wb") as file:
+                np.save(file, states)
+            return
+        from eecompile.pictures import save_grid
+
+        labels, columns = _labels(interface, conditions, len(states))
+        bounds = interface.state.range or (float(states.min()), float(states.max()) + 1e-6)
+        save_grid(states, bounds, partial, title=title, labels=labels, columns=columns)
+
+
+def _labels(
+    interface: Interface, conditions: Mapping[str, Any], count: int
+) -> tuple[list[str], int]:
+    """A name for each sample, from the first condition that has names; and the columns."""
+    for name, spec in interface.conditions.items():
+        if spec.names and spec.range and not spec.shape:
+            values = spec.values(name, conditions.get(name), range(count))
+            low = int(spec.range[0])
+            words = [spec.names[int(value) - low] for value in values.tolist()]
+            cycles = spec.default == "cycle" and name not in conditions
+            return words, len(spec.names) if cycles and count >= len(spec.names) else 0
+    return [], 0

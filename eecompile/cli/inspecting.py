@@ -1,0 +1,102 @@
+"""The commands that only look: ``inspect`` and ``doctor``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from eecompile.bundle import BundleManifest, EngineManifest, open_bundle, open_engine_set, peek
+from eecompile.cli.console import out, phases
+from eecompile.cli.values import program_of, schedule_of
+from eecompile.errors import BackendError, UsageError
+from eecompile.runtime.fake import FakeEngine
+from eecompile.runtime.sampler import Sampler
+
+__all__ = ["doctor", "inspect", "planner_of"]
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A bundle, an engine set, or a program's JSON.")],
+    json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    program: Annotated[
+        bool, typer.Option("--program", help="Show the program that sampling would run.")
+    ] = False,
+    solver: Annotated[str | None, typer.Option(help="With --program: the solver.")] = None,
+    steps: Annotated[int | None, typer.Option(help="With --program: number of steps.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="With --program: the exit schedule.")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Show every step of a program.")] = False,
+) -> None:
+    """Show a bundle, an engine set (exits, sizes, sharing, schedules, errors) or a program."""
+    from eecompile.report import bundle_report, engine_report, program_report
+
+    if not program and (solver is not None or steps is not None or schedule is not None):
+        raise UsageError(
+            found="--solver, --steps or --schedule without --program",
+            expected="them only for the program that sampling would run",
+            remedy="add --program, or drop them",
+        )
+    if program and path.is_file():
+        raise UsageError(
+            found=f"--program beside {path}, which is a file",
+            expected="a bundle or an engine set beside --program, or a program's file alone",
+            remedy="drop --program",
+        )
+    if program or path.is_file():
+        planner = planner_of(path) if program else None
+        interface = None if planner is None else planner.interface
+        if planner is None:
+            shown = program_of(path, None)
+        else:
+            shown = planner.program(solver, steps, schedule_of(schedule, planner.interface))
+        if json:
+            sys.stdout.buffer.write(shown.to_json() + b"\n")
+        else:
+            out.print(program_report(shown, interface, whole=all_))
+        return
+    manifest = _manifest(path)
+    if json:
+        _print_json(manifest)
+    elif isinstance(manifest, BundleManifest):
+        out.print(bundle_report(manifest))
+    else:
+        out.print(engine_report(manifest))
+
+
+def doctor(
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Show what can build and run on this machine, why the rest cannot, and what to install."""
+    from eecompile.doctor import examine
+    from eecompile.report import doctor_report
+
+    with phases() as progress:
+        progress("asking every backend")
+        report = examine()
+    if json:
+        _print_json(report)
+    else:
+        out.print(doctor_report(report))
+    if not report.usable:
+        raise BackendError(
+            found="no backend that can run here",
+            expected="at least one",
+            remedy=report.backends[0].runs.remedy,
+        )
+
+
+def planner_of(path: Path) -> Sampler:
+    """Makes programs for the network of a bundle or an engine set; it cannot evaluate it."""
+    interface = _manifest(path).interface
+    return Sampler(FakeEngine(interface.exits, lambda depth, x, t, conditions: x), interface)
+
+
+def _manifest(path: Path) -> BundleManifest | EngineManifest:
+    return open_bundle(path) if peek(path) == "bundle" else open_engine_set(path)
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")

@@ -1,0 +1,158 @@
+"""The commands ``sample`` and ``program``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eecompile.cli.console import extra, last_state, out, say
+from eecompile.cli.files import check_json, check_samples, write_samples
+from eecompile.cli.inspecting import planner_of
+from eecompile.cli.options import (
+    Conditions,
+    Engines,
+    Guidance,
+    GuidanceInterval,
+    MoreEngines,
+    Nulls,
+    Schedule,
+    Seed,
+    Shape,
+    Solver,
+    Steps,
+    Threads,
+)
+from eecompile.cli.values import conditions_of, interval_of, program_of, schedule_of, shape_of
+from eecompile.errors import UsageError
+from eecompile.files import written
+from eecompile.runtime.interface import Interface
+from eecompile.runtime.program import Program
+from eecompile.runtime.sampler import Sampler
+from eecompile.runtime.solvers import SOLVERS
+
+__all__ = ["program", "sample"]
+
+
+def sample(
+    engines: Engines,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="A labelled grid (.png) or the array (.npy).")
+    ],
+    n: Annotated[int, typer.Option("-n", help="Number of samples.")] = 16,
+    solver: Solver = None,
+    program: Annotated[
+        Path | None,
+        typer.Option(help="A program's JSON, as of 'eecompile program', instead of a solver."),
+    ] = None,
+    steps: Steps = None,
+    schedule: Schedule = None,
+    seed: Seed = 0,
+    guidance: Guidance = None,
+    guidance_interval: GuidanceInterval = None,
+    set_: Conditions = None,
+    null: Nulls = None,
+    shape: Shape = None,
+    more: MoreEngines = None,
+    threads: Threads = None,
+) -> None:
+    """Sample with the built engines; what is left out takes the recipe's default."""
+    conditions, nulls = conditions_of("--set", set_), conditions_of("--null", null)
+    check_samples(output)
+    with Sampler.open(engines, *(more or []), threads=threads) as sampler:
+        interface = sampler.interface
+        if output.suffix == ".png":
+            from eecompile.pictures import check_pictures
+
+            check_pictures(interface.state.shape)
+        interface.check_conditions(conditions)
+        given = solver if program is None else program_of(program, solver)
+        chosen = sampler.program(given, steps, schedule_of(schedule, interface))
+        results = sampler.steps(
+            n,
+            solver=chosen,
+            seed=seed,
+            guidance=guidance,
+            guidance_interval=interval_of(guidance_interval),
+            nulls=nulls,
+            shape=shape_of(shape),
+            **conditions,
+        )
+        state = last_state(results, len(chosen.steps))
+    name = program.name if program else schedule or interface.sampling.schedule
+    title = f"{interface.name}, {chosen.solver}, {len(chosen.steps)} steps, {name}, seed {seed}"
+    write_samples(output, state, interface, conditions, title)
+    say(f"{n} samples: {output}")
+
+
+def program(
+    scheduler: Annotated[
+        str,
+        typer.Argument(help="A scheduler_config.json of diffusers; with --for also a solver."),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The program, a .json file.")],
+    steps: Annotated[
+        int | None, typer.Option(help="Number of steps; with --for by default the recipe's.")
+    ] = None,
+    for_: Annotated[
+        Path | None,
+        typer.Option(
+            "--for", metavar="PATH", help="Bundle or engine set of the network that it is for."
+        ),
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(help="With --for: the exit schedule; without, sampling chooses the depths."),
+    ] = None,
+) -> None:
+    """Compile a diffusers scheduler, or a solver, to a program that any engine set can run."""
+    from eecompile.report import program_facts
+
+    check_json(output)
+    native = _is_solver(scheduler)
+    if for_ is None:
+        if native or schedule is not None or steps is None:
+            given = f"solver {scheduler}" if native else f"--schedule {schedule}"
+            raise UsageError(
+                found="no --steps and no --for" if steps is None else f"{given} without --for",
+                expected="the bundle or engine set of the network that the program is for",
+                remedy="add --for PATH, or give a scheduler_config.json and --steps",
+            )
+        interface, made = None, _compiled(Path(scheduler), steps, None)
+    else:
+        planner = planner_of(for_)
+        interface = planner.interface
+        open_ = scheduler if native else _compiled(Path(scheduler), steps, interface)
+        count = steps if native else None
+        made = planner.program(open_, count, schedule_of(schedule, interface))
+    with written(output) as partial:
+        partial.write_bytes(made.to_json())
+    out.print(program_facts(made, interface))
+    say(f"program: {output}")
+
+
+def _is_solver(text: str) -> bool:
+    """Whether it names a solver, and not the file of a scheduler."""
+    if Path(text).exists():
+        return False
+    if text.partition(":")[0] not in SOLVERS:
+        raise UsageError(
+            found=f"no file {text}, and no solver of that name",
+            expected=f"a scheduler_config.json, or one of {', '.join(SOLVERS)}",
+            remedy="check the path or the name",
+        )
+    return True
+
+
+def _compiled(config: Path, steps: int | None, interface: Interface | None) -> Program:
+    """The program of a scheduler that a file describes; its depths are open."""
+    with extra("schedulers"):
+        from eecompile.compiler.scheduler import program_from_scheduler
+        from eecompile.compiler.scheduler_config import scheduler_from_config
+
+        scheduler = scheduler_from_config(config)
+    if interface is None:
+        return program_from_scheduler(scheduler, steps)
+    count = interface.sampling.steps if steps is None else steps
+    return program_from_scheduler(scheduler, count, process=interface.process)

@@ -1,0 +1,118 @@
+"""The command ``tune``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eecompile.cli.console import out, phases, say
+from eecompile.cli.options import (
+    Conditions,
+    Engines,
+    Guidance,
+    GuidanceInterval,
+    MoreEngines,
+    Nulls,
+    Seed,
+    Shape,
+    Solver,
+    Steps,
+    Threads,
+)
+from eecompile.cli.values import conditions_of, interval_of, shape_of
+from eecompile.runtime.sampler import Sampler
+
+__all__ = ["tune"]
+
+_BATCH = 16  # where the engines take as many
+
+
+def tune(
+    engines: Engines,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the schedules.")],
+    more: MoreEngines = None,
+    solver: Solver = None,
+    steps: Steps = None,
+    budget: Annotated[
+        list[float] | None,
+        typer.Option(help="Share of full depth's time, such as 0.7; default several."),
+    ] = None,
+    reuse: Annotated[
+        bool, typer.Option("--reuse", help="May also use the previous output again.")
+    ] = False,
+    monotone: Annotated[
+        bool, typer.Option("--monotone", help="The depth must not fall as t goes to 0.")
+    ] = False,
+    batch: Annotated[
+        int | None, typer.Option(help="Samples at once, where time is measured; default 16.")
+    ] = None,
+    guidance: Guidance = None,
+    guidance_interval: GuidanceInterval = None,
+    set_: Conditions = None,
+    null: Nulls = None,
+    shape: Shape = None,
+    seeds: Annotated[int, typer.Option(help="Samples that schedules are chosen by.")] = 16,
+    held_out: Annotated[int, typer.Option(help="Further samples, for the figures.")] = 48,
+    seed: Seed = 0,
+    minutes: Annotated[
+        float, typer.Option(help="For trying changes on real samples, in all; more steadies times.")
+    ] = 2.0,
+    threads: Threads = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace schedules in the output folder.")
+    ] = False,
+) -> None:
+    """Find the exit schedules that lose least in a share of full depth's time, by measurement.
+
+    Samples take the values of a list in --set in turn.
+    """
+    from eecompile.tune.output import check_output, identity_of, opened_work, write
+    from eecompile.tune.problem import checked
+    from eecompile.tune.report import Settings
+    from eecompile.tune.tables import front_tables
+    from eecompile.tune.tuning import tune as tuned
+
+    conditions, nulls = conditions_of("--set", set_), conditions_of("--null", null)
+    interval, given_shape = interval_of(guidance_interval), shape_of(shape)
+    check_output(output, force=force)
+    folders = [engines, *(more or [])]
+    with Sampler.open(*folders, threads=threads) as sampler:
+        defaults = sampler.interface.sampling
+        sampler.interface.check_conditions(conditions)
+        settings = Settings(
+            solver=solver or defaults.solver,
+            steps=defaults.steps if steps is None else steps,
+            budgets=tuple(budget or ()),
+            batch=min(_BATCH, sampler.engine.max_batch) if batch is None else batch,
+            guidance=defaults.guidance if guidance is None else guidance,
+            guidance_interval=defaults.guidance_interval if interval is None else interval,
+            shape=given_shape,
+            seeds=seeds,
+            held_out=held_out,
+            seed=seed,
+            reuse=reuse,
+            monotone=monotone,
+            minutes=minutes,
+        )
+        checked(sampler, settings)
+        identity = identity_of(settings, folders, conditions, nulls, threads=threads)
+        try:
+            with opened_work(output, identity) as work, phases() as report:
+                made = tuned(
+                    sampler,
+                    settings,
+                    conditions=conditions,
+                    nulls=nulls,
+                    work=work,
+                    identity=identity,
+                    report=report,
+                )
+                files = write(made, output)
+        except KeyboardInterrupt:
+            say(f"what was measured is kept in {output}: the same command goes on from there")
+            raise
+    out.print(front_tables(made))
+    for path in files:
+        say(f"written: {path}")

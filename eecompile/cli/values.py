@@ -1,0 +1,112 @@
+"""What the texts of options stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from eecompile.errors import UsageError
+from eecompile.runtime.interface import Interface
+from eecompile.runtime.program import Program
+from eecompile.runtime.schedule import ExitSchedule
+
+__all__ = [
+    "conditions_of",
+    "interval_of",
+    "numbers_of",
+    "program_of",
+    "schedule_of",
+    "schedules_of",
+    "shape_of",
+]
+
+
+def numbers_of(option: str, text: str) -> tuple[int, ...]:
+    """Whole numbers, of ``3,6,12``."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(
+            found=f"{option} {text}",
+            expected="whole numbers separated by commas",
+            remedy=f"for example {option} 3,6,12",
+        ) from error
+
+
+def shape_of(text: str | None) -> tuple[int, ...] | None:
+    """The shape of a sample, of ``--shape``."""
+    return None if text is None else numbers_of("--shape", text)
+
+
+def interval_of(text: str | None) -> tuple[float, float] | None:
+    """Two times, of ``--guidance-interval``."""
+    if text is None:
+        return None
+    low, _, high = text.partition(",")
+    try:
+        return float(low), float(high)
+    except ValueError as error:
+        raise UsageError(
+            found=f"--guidance-interval {text}",
+            expected="two times, LOW,HIGH",
+            remedy="for example --guidance-interval 100,800",
+        ) from error
+
+
+def program_of(path: Path, solver: str | None) -> Program:
+    """The program in a file, which leaves nothing for ``--solver`` to choose."""
+    if solver is not None:
+        raise UsageError(
+            found=f"--solver {solver} beside --program",
+            expected="one of them: a program is a solver and its steps",
+            remedy="drop either",
+        )
+    return Program.from_json(path.read_bytes())
+
+
+def schedule_of(text: str | None, interface: Interface) -> ExitSchedule | str | None:
+    """An exit schedule of ``--schedule``: a name, depths, or a file."""
+    if text is None or text in interface.schedules:
+        return text
+    if text.replace("_", "").replace("-", "").isalpha():
+        return text  # a name, and unknown: the sampler says which are known
+    return ExitSchedule.parse(text)
+
+
+def schedules_of(
+    texts: Sequence[str] | None, interface: Interface
+) -> list[tuple[str, ExitSchedule | str]]:
+    """Exit schedules with their names in tables."""
+    given = list(dict.fromkeys(texts or [interface.sampling.schedule]))
+    names = [Path(text).stem if text.endswith(".json") else text for text in given]
+    return [(n, schedule_of(t, interface) or t) for n, t in zip(names, given, strict=True)]
+
+
+def conditions_of(option: str, settings: Sequence[str] | None) -> dict[str, Any]:
+    """Values by name, of ``--set`` or ``--null``."""
+    conditions: dict[str, Any] = {}
+    for setting in settings or ():
+        name, _, text = setting.partition("=")
+        if name in conditions:
+            raise UsageError(
+                found=f"{option} {name}=... twice",
+                expected="one value a condition",
+                remedy="give a list for values that differ by sample",
+            )
+        try:
+            if text.startswith("@"):
+                conditions[name] = np.load(text[1:], allow_pickle=False)
+            else:
+                conditions[name] = msgspec.json.decode(text, type=float | int | list[Any])
+        except (msgspec.DecodeError, OSError, ValueError, EOFError, RecursionError) as error:
+            raise UsageError(
+                found=f"{option} {setting}",
+                expected="NAME=VALUE, where VALUE is a number, a JSON list of numbers, or "
+                "@FILE.npy",
+                remedy=f"for example {option} label=3",
+            ) from error
+    return conditions

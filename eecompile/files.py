@@ -1,0 +1,64 @@
+"""Single files: written whole or not at all, and read back with their format checked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from eecompile.errors import FormatError, UsageError
+
+__all__ = ["read_form", "written"]
+
+Form = TypeVar("Form")
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """A name beside ``path``, to be written; it takes the path's place if all goes well."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class _Header(msgspec.Struct):
+    format: int
+
+
+def read_form(path: Path, kind: type[Form], known: int, *, what: str, command: str) -> Form:
+    """What a command wrote as JSON.
+
+    Args:
+        path: of the file.
+        kind: its type, which has a field ``format``.
+        known: the format of that type.
+        what: what it is called.
+        command: that wrote it, a verb.
+
+    Raises:
+        UsageError: it is not there, or something else.
+        FormatError: it is of another format.
+    """
+    try:
+        data = path.read_bytes()
+        found = msgspec.json.decode(data, type=_Header).format
+        if found != known:
+            raise FormatError(
+                found=f"a {what} of format {found} at {path}",
+                expected=f"format {known}",
+                remedy=f"{command} again with this version",
+            )
+        return msgspec.json.decode(data, type=kind)
+    except (OSError, msgspec.DecodeError, RecursionError) as error:
+        raise UsageError(
+            found=f"no {what} at {path} ({error})",
+            expected=f"a {what}.json that 'eecompile {command}' wrote",
+            remedy="check the path",
+        ) from error
