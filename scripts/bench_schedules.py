@@ -3,7 +3,10 @@
 python scripts/bench_schedules.py            DDIM 50 and DPM-Solver++ 20 on the default CPU target,
                                              with and without reuse; schedules-cpu.json
 python scripts/bench_schedules.py --small    a small case, to see that it works
-    --evaluate DATA [-n 10000]               also 'eecompile evaluate' with the chosen schedules
+    --only CASE ...                          these, such as ddim and dpmpp-2m-reuse; what the
+                                             JSON holds of the others stays
+    --evaluate DATA [CASE ...] [-n 10000]    also 'eecompile evaluate': full depth, the schedules
+                                             found for --budgets, the authors', fewer steps
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from rich.table import Table
 
 from eecompile.compiler.build import engine_set_from_bundle
 from eecompile.compiler.export import bundle_from_recipe
+from eecompile.runtime.sampler import Sampler
 from eecompile.tune.report import Comparison, Front, Point, read_front
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,6 +37,7 @@ TARGET = ROOT / "engines" / "cpu.toml"
 OUT = ROOT / "out" / "fashion-dit"
 Row = dict[str, Any]
 SOLVERS = (("ddim", 50), ("dpmpp-2m", 20))
+CASES = [f"{solver}{end}" for solver, _ in SOLVERS for end in ("", "-reuse")]
 SMALL = ("--seeds", "2", "--held-out", "4", "--batch", "2", "--minutes", "0.1")
 # The goals: at equal time, distance over the baseline's; at equal distance, time over its.
 DISTANCE, TIME, SECONDS = 0.8, 0.9, 600
@@ -113,31 +118,55 @@ def _of_kind(front: Front, points: dict[str, Point], kind: str) -> list[Comparis
 
 
 def evaluated(
-    engines: Path, front: Front, folder: Path, reference: Path, count: int
-) -> dict[str, Any]:
-    """Quality by 'eecompile evaluate' of full depth, found schedules, ASE and fewer steps."""
-    settings = front.settings
-    by_steps: dict[int, list[str]] = {settings.steps: ["full"]}
-    for point in front.points:
-        if point.kind == "found" and point.name.startswith("budget"):
-            by_steps[settings.steps].append(str(folder / f"{point.name}.json"))
-        elif point.kind == "ase":
-            path = folder.with_name(f"{folder.name}-ase.json")
-            path.write_bytes(point.schedule.to_json(name=point.name))
-            by_steps[settings.steps].append(str(path))
-        elif point.kind == "steps":
-            by_steps.setdefault(point.steps, []).append("full")
-    results = {}
-    for steps, schedules in by_steps.items():
-        output = folder.with_name(f"{folder.name}-quality-{steps}.json")
-        command = [sys.executable, "-m", "eecompile", "evaluate", str(engines)]
-        command += ["--reference", str(reference), "-n", str(count), "-o", str(output)]
-        command += ["--solver", settings.solver, "--steps", str(steps)]
-        for schedule in schedules:
-            command += ["--schedule", schedule]
-        subprocess.run(command, check=True, cwd=ROOT)
-        results[str(steps)] = json.loads(output.read_text())
-    return results
+    engines: Path, front: Front, folder: Path, reference: Path, count: int, budgets: Sequence[float]
+) -> Row:
+    """Quality by 'eecompile evaluate': full depth, some found schedules, ASE and fewer steps.
+
+    All of them share seeds, so that their differences are surer than they are.
+    """
+    settings, named = front.settings, [f"budget-{100 * budget:.4g}" for budget in budgets]
+    found = {point.name: point for point in front.points if point.name in named}
+    spent = [point.predicted for point in found.values()]
+    ase = [point for point in front.points if point.kind == "ase"]
+    fewer = [point for point in front.points if point.kind == "steps"]
+    beside = {min(fewer, key=lambda p: abs(p.predicted - time)).name for time in spent if fewer}
+    rows = [*found.values(), *ase, *(point for point in fewer if point.name in beside)]
+    output = folder.with_name(f"{folder.name}-quality.json")
+    command = [sys.executable, "-m", "eecompile", "evaluate", str(engines), "-o", str(output)]
+    command += ["--reference", str(reference), "-n", str(count), "--schedule", "full"]
+    command += ["--solver", settings.solver, "--steps", str(settings.steps)]
+    with Sampler.open(engines) as sampler:
+        for point in rows:
+            program = sampler.program(settings.solver, point.steps, point.schedule)
+            path = folder.with_name(f"{folder.name}-{point.name.replace(' ', '-')}.json")
+            path.write_bytes(program.to_json())
+            command += ["--program", str(path)]
+    subprocess.run(command, check=True, cwd=ROOT)
+    made = json.loads(output.read_text())
+    full = made["rows"][0]["distance"]
+    return {
+        "settings": made["settings"],
+        "floor": made["floor"]["distance"],
+        "rows": [
+            {
+                "name": name,
+                "steps": len(row["depths"]),
+                "time": time,
+                "Frechet distance": row["distance"],
+                "error": row["error"],
+                "beyond full depth, %": 100 * row.get("beyond", 0.0) / full,
+                "error of that, %": 100 * row.get("beyond_error", 0.0) / full,
+                "precision": row["precision"],
+                "recall": row["recall"],
+            }
+            for name, time, row in zip(
+                ["full", *(point.name for point in rows)],
+                [1.0, *(point.time for point in rows)],
+                made["rows"],
+                strict=True,
+            )
+        ],
+    }
 
 
 def main() -> None:
@@ -145,42 +174,54 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--small", action="store_true", help="few steps and samples")
-    parser.add_argument("--only", nargs="*", help="cases, such as ddim and dpmpp-2m-reuse")
-    parser.add_argument("--evaluate", type=Path, metavar="DATA", help="real data")
+    parser.add_argument("--only", nargs="+", choices=CASES, default=CASES, metavar="CASE")
+    parser.add_argument("--evaluate", nargs="+", default=[], metavar=("DATA", "CASE"))
+    parser.add_argument("--budgets", type=float, nargs="*", default=[0.7, 0.5], metavar="SHARE")
     parser.add_argument("-n", type=int, default=10_000, help="samples for --evaluate")
     parser.add_argument("--output", type=Path, help="JSON; default under docs/benchmarks")
     args = parser.parse_args()
     output = args.output or ROOT / "docs" / "benchmarks" / "schedules-cpu.json"
     bundle_from_recipe(RECIPE, OUT / "bundle")
     engine_set_from_bundle(OUT / "bundle", TARGET, OUT / "cpu")
-    result: Row = {"machine": machine.facts("numpy", "onnxruntime", "eecompile"), "cases": {}}
-    for solver, count in SOLVERS:
-        for reuse in (False, True):
-            if args.only and f"{solver}{'-reuse' if reuse else ''}" not in args.only:
-                continue
-            steps = 4 if args.small else count
-            front, folder = tuned(OUT / "cpu", solver, steps, reuse, args.small)
-            case: Row = {
-                "settings": front.settings,
-                "goals": goals(front),
-                "against baselines at no more time": list(comparison_rows(front)),
-                "programs on the held-out samples": front_rows(front),
-                "warnings": front.warnings,
-            }
-            if args.evaluate is not None:
-                case["quality"] = evaluated(
-                    OUT / "cpu", front, folder, args.evaluate.resolve(), args.n
-                )
-            result["cases"][folder.name.removeprefix("schedules-")] = case
-            write(output, result)
-    for name, case in result["cases"].items():
+    facts = machine.facts("numpy", "onnxruntime", "eecompile")
+    result = {"machine": facts, "cases": kept(output, facts, args.only)}
+    for name in args.only:
+        reuse = name.endswith("-reuse")
+        solver = name.removesuffix("-reuse")
+        steps = 4 if args.small else dict(SOLVERS)[solver]
+        front, folder = tuned(OUT / "cpu", solver, steps, reuse, args.small)
+        case: Row = {
+            "command": facts["command"],
+            "settings": front.settings,
+            "goals": goals(front),
+            "against baselines at no more time": list(comparison_rows(front)),
+            "programs on the held-out samples": front_rows(front),
+            "warnings": front.warnings,
+        }
+        if args.evaluate and name in (args.evaluate[1:] or CASES):
+            data = Path(args.evaluate[0]).resolve()
+            case["quality"] = evaluated(OUT / "cpu", front, folder, data, args.n, args.budgets)
+        result["cases"][name] = case
+        write(output, result)
         show(name, case)
     print(f"written: {output}")
 
 
+def kept(output: Path, facts: Row, only: Sequence[str]) -> Row:
+    """Cases of an earlier run on this machine that are not measured again, in their order."""
+    cases: Row = dict.fromkeys(CASES)
+    if set(only) != set(CASES) and output.exists():
+        earlier = json.loads(output.read_text())
+        if {**earlier["machine"], "command": ""} != {**facts, "command": ""}:
+            sys.exit(f"error: {output} is of another machine; give another --output")
+        cases |= {name: case for name, case in earlier["cases"].items() if name in cases}
+    return {name: case for name, case in cases.items() if case or name in only}
+
+
 def write(output: Path, result: Row) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
-    plain = msgspec.to_builtins(result)
+    cases = {name: case for name, case in result["cases"].items() if case}
+    plain = msgspec.to_builtins({**result, "cases": cases})
     output.write_text(json.dumps(rounded(plain), indent=1) + "\n")
 
 
@@ -194,14 +235,17 @@ def rounded(value: Any) -> Any:
 
 def show(name: str, case: Row) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=160)
-    rows: Sequence[Row] = case["against baselines at no more time"]
-    if rows:
-        table = Table(title=name, title_justify="left")
-        for heading in rows[0]:
-            table.add_column(heading, justify="right")
-        for row in rows:
-            table.add_row(*map(_cell, row.values()))
-        console.print(table)
+    tables = {name: case["against baselines at no more time"]}
+    if "quality" in case:
+        tables[f"{name}: quality"] = case["quality"]["rows"]
+    for title, rows in tables.items():
+        if rows:
+            table = Table(title=title, title_justify="left")
+            for heading in rows[0]:
+                table.add_column(heading, justify="right")
+            for row in rows:
+                table.add_row(*map(_cell, row.values()))
+            console.print(table)
     for goal, value in case["goals"].items():
         console.print(f"  {goal}: {_cell(value)}", highlight=False)
 

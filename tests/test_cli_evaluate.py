@@ -74,16 +74,62 @@ def test_what_is_evaluated_is_what_the_sampler_makes(
     evaluated: Evaluate, engine_sets: dict[str, Path], tmp_path: Path
 ) -> None:
     with Sampler.open(engine_sets["chained"]) as sampler:
-        made = sampler.sample(24, steps=2, schedule="fast", seed=5, guidance=2.0, label=7)
+        made = sampler.sample(
+            24, steps=2, schedule="fast", seed=5, label=7,
+            guidance=2.0, guidance_interval=(0, 600), nulls={"label": 3},
+        )  # fmt: skip
     np.save(tmp_path / "ready.npy", made.astype(np.float16))
     settings = ("--seed", 5, "--guidance", 2, "--set", "label=7", "--schedule", "fast")
+    settings += ("--guidance-interval", "0,600", "--null", "label=3", "--shape", "1,28,28")
     assert evaluated(*settings, "--samples", tmp_path / "ready.npy")[0] == 0
     found = rows(tmp_path)
     for figure in ("distance", "precision", "recall"):
         assert found["fast"][figure] == pytest.approx(found["ready.npy"][figure], rel=1e-3)
+    told = json.loads((tmp_path / "out.json").read_text())["settings"]
+    assert (told["guidance_interval"], told["shape"]) == ([0.0, 600.0], [1, 28, 28])
+    assert (told["conditions"], told["nulls"]) == (["label"], ["label"])
+    for other in ("--guidance-interval", "0,900"), ("--null", "label=4"):  # not kept samples
+        assert evaluated(*settings, *other)[0] == 0
+        assert rows(tmp_path)["fast"]["distance"] != found["fast"]["distance"]
     labels = ",".join(str(index % 3) for index in range(24))
     assert evaluated("--set", f"label=[{labels}]", "--schedule", "fast")[0] == 0
     assert rows(tmp_path)["fast"]["distance"] != found["fast"]["distance"]
+
+
+def test_programs_are_further_rows(
+    evaluated: Evaluate, engine_sets: dict[str, Path], run: Run, tmp_path: Path
+) -> None:
+    engines = engine_sets["chained"]
+    for solver, steps in (("ddim", 3), ("dpmpp-2m", 3), ("ddim", 2)):
+        path = tmp_path / f"{solver}-{steps}.json"
+        command = ("program", solver, "--steps", steps, "--for", engines, "--schedule", "full")
+        assert run(*command, "-o", path)[0] == 0
+    with Sampler.open(engines) as sampler:
+        made = sampler.sample(24, solver="dpmpp-2m", steps=3, schedule="full")
+    np.save(tmp_path / "ready.npy", made.astype(np.float16))
+    status, out, _ = evaluated(
+        "--schedule", "full", "--program", tmp_path / "ddim-3.json",
+        "--program", tmp_path / "dpmpp-2m-3.json", "--samples", tmp_path / "ready.npy",
+    )  # fmt: skip
+    assert status == 0
+    assert "3, 2 steps" in " ".join(out.split())
+    assert "dpmpp-2m-3 (dpmpp-2m" in out
+    found = rows(tmp_path)
+    assert list(found) == ["full", "ddim-3", "dpmpp-2m-3", "ready.npy"]
+    assert [len(row.get("depths", ())) for row in found.values()] == [2, 3, 3, 0]
+    assert "solver" not in found["ddim-3"]
+    assert found["dpmpp-2m-3"]["solver"].startswith("dpmpp-2m")
+    assert found["dpmpp-2m-3"]["beyond"] is not None
+    assert found["dpmpp-2m-3"]["distance"] == pytest.approx(
+        found["ready.npy"]["distance"], rel=1e-3
+    )
+    assert evaluated("--program", tmp_path / "ddim-2.json")[0] == 0  # without a schedule: alone
+    assert list(rows(tmp_path)) == ["ddim-2"]
+    assert rows(tmp_path)["ddim-2"]["distance"] == found["full"]["distance"]
+    fails(evaluated("--program", tmp_path / "none.json"), "none.json")
+    ready = ("--samples", tmp_path / "ready.npy", "--reference", tmp_path / "real.npy")
+    given = ("--program", tmp_path / "ddim-2.json")
+    fails(run("evaluate", *ready, *given), "without an engine set")
 
 
 def test_an_interrupted_evaluation_goes_on(
@@ -136,6 +182,10 @@ def test_wrong_input_is_a_sentence(evaluated: Evaluate, run: Run, tmp_path: Path
     fails(evaluated("--batch", 0), "--batch 0")
     fails(evaluated("--set", "colour=3"), "'colour'", "['label']")
     fails(evaluated("--set", "label=[1,2]"), "label", "[24]")
+    fails(evaluated("--shape", "1,14,14"), "[1, 14, 14]", "[1, 28, 28]")
+    fails(evaluated("--guidance-interval", "5"), "--guidance-interval 5", "LOW,HIGH")
+    fails(evaluated("--guidance-interval", "9,5"), "9", "5")
+    fails(evaluated("--null", "colour=1"), "'colour'", "['label']")
     fails(evaluated("--floor", tmp_path / "out.json"), "out.json", "IDX")
     fails(evaluated("-o", tmp_path / "out.txt"), "out.txt", ".json")
     np.save(tmp_path / "large.npy", garments(40, 0).repeat(2, 3))

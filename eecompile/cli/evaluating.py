@@ -22,10 +22,21 @@ from eecompile.cli.options import (
     Steps,
     Threads,
 )
-from eecompile.cli.values import conditions_of, interval_of, schedules_of, shape_of
+from eecompile.cli.values import (
+    conditions_of,
+    interval_of,
+    program_of,
+    schedules_of,
+    shape_of,
+)
+from eecompile.errors import UsageError
 from eecompile.files import written
+from eecompile.runtime.program import Program
+from eecompile.runtime.schedule import ExitSchedule
 
 __all__ = ["evaluate"]
+
+Named = list[tuple[str, ExitSchedule | str | Program]]
 
 
 def evaluate(
@@ -39,6 +50,10 @@ def evaluate(
     schedule: Annotated[
         list[str] | None,
         typer.Option(help="An exit schedule, as for sample; one a row; default the recipe's."),
+    ] = None,
+    program: Annotated[
+        list[Path] | None,
+        typer.Option(help="A program's JSON, as of 'eecompile program'; a further row."),
     ] = None,
     n: Annotated[int, typer.Option("-n", help="Number of samples a row.")] = 10_000,
     samples: Annotated[
@@ -105,10 +120,24 @@ def evaluate(
         threads=threads,
     )
     with phases() as report, extra("evaluate"):
-        named = schedules_of(schedule, open_engine_set(sets[0]).interface) if sets else []
+        named = _named(schedule, program, sets)
         made = evaluation.evaluate(sets, named, options, report)
     out.print(evaluation_tables(made))
     if output is not None:
         with written(output) as partial:
             partial.write_bytes(made.to_json())
         say(f"figures: {output}")
+
+
+def _named(schedules: list[str] | None, programs: list[Path] | None, sets: list[Path]) -> Named:
+    """Rows of samples that are made, with their names; the recipe's schedule if none is given."""
+    if not sets and (schedules or programs):
+        raise UsageError(
+            found="--schedule or --program without an engine set",
+            expected="them only for samples that are made here",
+            remedy="name an engine set, or drop them",
+        )
+    named: Named = []
+    if sets and (schedules or not programs):
+        named += schedules_of(schedules, open_engine_set(sets[0]).interface)
+    return named + [(path.stem, program_of(path, None)) for path in programs or []]

@@ -58,7 +58,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 def evaluate(
     engines: Sequence[Path],
-    schedules: Sequence[tuple[str, ExitSchedule | str]],
+    schedules: Sequence[tuple[str, ExitSchedule | str | Program]],
     options: Options,
     report: Report,
 ) -> Evaluation:
@@ -66,7 +66,8 @@ def evaluate(
 
     Args:
         engines: engine sets of one network; may be empty where there are ready samples.
-        schedules: names for the table, and what they stand for.
+        schedules: names for the table, and what they stand for; a program has a solver
+            and steps of its own.
         options: what is compared, and on what.
         report: told of the progress.
 
@@ -117,17 +118,22 @@ class _Made:
         self,
         sampler: Sampler,
         manifests: Sequence[EngineManifest],
-        schedules: Sequence[tuple[str, ExitSchedule | str]],
+        schedules: Sequence[tuple[str, ExitSchedule | str | Program]],
         options: Options,
     ) -> None:
         self._sampler, self._options = sampler, options
         self._fingerprints = [manifest.fingerprint for manifest in manifests]
         state, shape = sampler.interface.state, options.draw.shape
         self.space = Space(state.check_shape(shape or state.shape), state.range)
-        options.draw.check(sampler.interface)
+        options.draw.check(sampler)
         self._programs: list[tuple[str, Program]] = [
-            (name, sampler.program(options.solver, options.steps, schedule))
-            for name, schedule in schedules
+            (
+                name,
+                sampler.program(given)
+                if isinstance(given, Program)
+                else sampler.program(options.solver, options.steps, given),
+            )
+            for name, given in schedules
         ]
 
     @property
@@ -165,6 +171,8 @@ class _Made:
             figures, found = bench.compare(name, made, reference, in_turns=in_turns)
             cost = sum(map(interface.cost, program.depths)) / len(program.depths)
             more = {"depths": program.depths, "cost": round(cost, 5)}
+            if program.solver != self.settings.solver:
+                more["solver"] = program.solver
             if first:
                 beyond, error = found.beyond(first)
                 more |= {"beyond": round(beyond, 4), "beyond_error": round(error, 4)}

@@ -23,6 +23,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         recall: share of the reference that lies in the samples' manifold.
         depths: of each step, where the samples were made here.
         cost: mean over the steps, of what full depth costs; by the recipe's costs or blocks.
+        solver: where it is another than in the settings: a program's.
     """
 
     name: str
@@ -35,14 +36,15 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     beyond_error: float | None = None
     depths: tuple[int, ...] = ()
     cost: float | None = None
+    solver: str | None = None
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How samples were made.
 
     Attributes:
-        solver: and its options.
-        steps: of it.
+        solver: and its options, of the first row that was made here.
+        steps: of it; a row of other steps has other ``depths``.
         guidance: scale.
         seed: of the noise.
         guidance_interval: times t between which it acts, where they were given.

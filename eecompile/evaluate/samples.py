@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from eecompile.evaluate.features import save_whole
-from eecompile.runtime.interface import Interface
 from eecompile.runtime.program import Program
 from eecompile.runtime.sampler import Sampler
 
@@ -59,15 +58,34 @@ class Draw(msgspec.Struct, frozen=True, kw_only=True):
             made[name] = array[low:high] if each else array
         return made
 
-    def check(self, interface: Interface) -> None:
-        """Pass when a network takes the conditions.
+    def check(self, sampler: Sampler) -> None:
+        """Pass when a network takes all this.
 
         Raises:
-            ConditionError: one is unknown, missing, wrongly shaped, or out of range.
+            UsageError: a condition is unknown, missing, wrongly shaped, or out of range,
+                or another argument is.
         """
+        interface = sampler.interface
         interface.check_conditions(self.conditions)
         for name, condition in interface.conditions.items():
             condition.values(name, self.conditions.get(name), range(self.count))
+        sampler.steps(1, **self._arguments(0, 1))  # which are checked before the first step
+
+    def sample(self, sampler: Sampler, program: Program, low: int, high: int) -> Array:
+        """Samples ``low`` to ``high``, float32 [high - low, *shape]."""
+        return sampler.sample(high - low, solver=program, **self._arguments(low, high))
+
+    def _arguments(self, low: int, high: int) -> dict[str, Any]:
+        """Of a sampler, but for their number and the program."""
+        return {
+            "seed": self.seed,
+            "guidance": self.guidance,
+            "guidance_interval": self.guidance_interval,
+            "nulls": self.nulls,
+            "shape": self.shape,
+            "first": low,
+            **self.part(low, high),
+        }
 
     def digest(self, fingerprints: list[str], program: Program) -> str:
         """Of all that decides the samples, but for how many there are."""
@@ -134,17 +152,7 @@ def sample_all(
         path, last = _portion(folder, first, draw), min(first + draw.batch, draw.count)
         if path.exists():
             continue
-        made = sampler.sample(
-            last - first,
-            solver=program,
-            seed=draw.seed,
-            guidance=draw.guidance,
-            guidance_interval=draw.guidance_interval,
-            nulls=draw.nulls,
-            shape=draw.shape,
-            first=first,
-            **cast("dict[str, Any]", draw.part(first, last)),
-        )
+        made = draw.sample(sampler, program, first, last)
         # Half precision tells more shades than eight bits; unbounded samples may not fit.
         save_whole(path, made.astype(np.float16) if bounded else made)
     report(f"sampling at {name}", draw.count, draw.count)

@@ -25,12 +25,15 @@ def evaluation_tables(evaluation: Evaluation) -> RenderableType:
         pad_edge=False,
     )
     table.add_column("samples")
-    for name in ("cost", "n", "distance", "±", "to first", "±", "precision", "recall"):
+    steps = len({len(row.depths) for row in evaluation.rows if row.depths}) > 1
+    names = ["steps"] if steps else []
+    names += ["cost", "n", "distance", "±", "to first", "±", "precision", "recall"]
+    for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     for row in evaluation.rows:
-        table.add_row(*_cells(row))
+        table.add_row(*_cells(row, steps=steps))
     table.add_section()
-    table.add_row(*_cells(evaluation.floor, "real: "))
+    table.add_row(*_cells(evaluation.floor, "real: ", steps=steps))
     return Group(table, *_notes(evaluation))
 
 
@@ -39,15 +42,18 @@ def _title(evaluation: Evaluation) -> str:
     what = evaluation.network or "samples"
     if made is None:
         return f"{what} beside {evaluation.reference}"
+    counts = sorted({len(row.depths) for row in evaluation.rows if row.depths}, reverse=True)
     return (
-        f"{what}, {made.solver}, {made.steps} steps, guidance {made.guidance:g}, seed {made.seed}, "
-        f"beside {evaluation.reference}"
+        f"{what}, {made.solver}, {', '.join(map(str, counts))} steps, guidance "
+        f"{made.guidance:g}, seed {made.seed}, beside {evaluation.reference}"
     )
 
 
-def _cells(row: Figures, kind: str = "") -> list[RenderableType]:
+def _cells(row: Figures, kind: str = "", *, steps: bool = False) -> list[RenderableType]:
+    solver = f" ({row.solver})" if row.solver else ""
     return [
-        Text(kind + row.name),
+        Text(kind + row.name + solver),
+        *([str(len(row.depths) or "")] if steps else []),
         "" if row.cost is None else f"{row.cost:.0%}",
         f"{row.samples:,}",
         f"{row.distance:.2f}",

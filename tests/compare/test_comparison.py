@@ -30,7 +30,6 @@ from eecompile.compiler.build import engine_set_from_bundle
 from eecompile.compiler.export import bundle_from_recipe
 from eecompile.errors import BackendError, NonFiniteError, OutputExistsError, UsageError
 from eecompile.recipe import DEFAULT_TARGET, Tolerance
-from eecompile.timing import interleaved
 from tests.conftest import RECIPE
 
 Copied = Callable[[Path], Path]
@@ -363,23 +362,3 @@ def test_a_reference_that_is_not_finite_is_an_error(
     monkeypatch.setattr(runners.OnnxRuntimeRunner, "infer_impl", broken)
     with pytest.raises(NonFiniteError, match=r"reference .onnxruntime. at exit 6, t = 666"):
         compare(bundle, named=["onnxruntime"], **FAST)
-
-
-def test_actions_take_turns_and_a_failing_one_leaves_the_others() -> None:
-    order: list[str] = []
-
-    def fail() -> None:
-        order.append("c")
-        if order.count("c") == 3:
-            raise ValueError("enough")
-
-    timings = interleaved(
-        {"a": lambda: order.append("a"), "b": lambda: order.append("b"), "c": fail}, rounds=4
-    )
-    assert order == ["a", "b", "c", "a", "b", "c", "b", "c", "a", "a", "b", "a", "b"]
-    assert {name: len(seconds) for name, seconds in timings.seconds.items()} == {
-        "a": 4,
-        "b": 4,
-        "c": 1,
-    }
-    assert str(timings.failures["c"]) == "enough"

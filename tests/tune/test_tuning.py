@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from eecompile.errors import FormatError, NonFiniteError, OutputExistsError, UsageError
+from eecompile.runtime.fake import FakeEngine
+from eecompile.runtime.interface import Resizable, State
 from eecompile.runtime.program import REUSE
 from eecompile.runtime.sampler import Sampler
 from eecompile.runtime.schedule import ExitSchedule
@@ -24,7 +26,7 @@ from eecompile.tune.output import check_output, identity_of, opened_work, write
 from eecompile.tune.report import Front, read_front
 from eecompile.tune.tuning import Entry, tune
 from eecompile.tune.work import Work
-from tests.tune.planted import BLOCK, interface, planted, sampler_of, settings
+from tests.tune.planted import BLOCK, EXITS, SHAPE, interface, planted, sampler_of, settings
 
 
 def late(depth: int, t: float) -> float:
@@ -141,6 +143,34 @@ def test_guidance_is_part_of_it() -> None:
     front = tune(sampler_of(planted(late, BLOCK)), settings(budgets=(0.75,), guidance=2.0))
     assert {each.guided for each in front.latencies} == {True}
     assert point(front, "budget-75").distance < 1e-5
+
+
+def test_guidance_acts_within_its_interval() -> None:
+    chosen = settings(budgets=(0.75,), guidance=2.0, guidance_interval=(500.0, 999.0))
+    front = tune(sampler_of(planted(late, BLOCK)), chosen)
+    costs = {each.guided: each.median for each in front.latencies if each.depth == 4}
+    assert set(costs) == {False, True}
+    everywhere = tune(sampler_of(planted(late, BLOCK)), settings(budgets=(0.75,), guidance=2.0))
+    assert point(front, "exit 1").distance != point(everywhere, "exit 1").distance
+    assert msgspec.json.decode(front.to_json(), type=Front).settings == chosen
+
+
+def test_samples_may_have_another_shape() -> None:
+    free = State(shape=SHAPE, resizable=Resizable(axes=(0,), min=2, max=12, multiple=2))
+
+    def halves(depth: int, x: Any, t: Any, given: Any) -> Any:
+        assert x.shape[1:] == (12,)
+        return np.float32(0.3 if depth == 4 else 0.2) * x
+
+    sampler = Sampler(FakeEngine(EXITS, halves), msgspec.structs.replace(interface(), state=free))
+    front = tune(sampler, settings(budgets=(1.0,), shape=(12,)))
+    given = {"steps": 10, "seed": 0, "first": 4, "solver": "ddim", "shape": (12,)}
+    samples = [sampler.sample(6, schedule=depth, **given) for depth in (4, 1)]
+    scale = sampler.sample(4, schedule=4, **{**given, "first": 0}).std()
+    expected = float(np.sqrt(np.square(samples[1] - samples[0]).mean())) / scale
+    assert point(front, "exit 1").distance == pytest.approx(expected, rel=1e-4)
+    with pytest.raises(UsageError, match="7"):
+        tune(sampler, settings(shape=(7,)))
 
 
 def test_an_exit_with_nan_is_left_out_with_a_warning() -> None:
