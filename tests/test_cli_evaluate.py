@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from eecompile.bundle import open_engine_set
 from eecompile.runtime.sampler import Sampler
 from eecompile.runtime.schedule import ExitSchedule
 from tests.conftest import ROOT
@@ -130,6 +131,24 @@ def test_programs_are_further_rows(
     ready = ("--samples", tmp_path / "ready.npy", "--reference", tmp_path / "real.npy")
     given = ("--program", tmp_path / "ddim-2.json")
     fails(run("evaluate", *ready, *given), "without an engine set")
+
+
+def test_schedules_may_name_engine_sets(
+    evaluated: Evaluate, engine_sets: dict[str, Path], tmp_path: Path
+) -> None:
+    sets = [engine_sets["chained"], engine_sets["per_exit"]]
+    first, second = (open_engine_set(folder).target.name for folder in sets)
+    with Sampler.open(*sets) as sampler:
+        named = ExitSchedule.parse(f"12,3@{second}")
+        made = sampler.sample(24, steps=2, schedule=named)
+    np.save(tmp_path / "ready.npy", made.astype(np.float16))
+    (tmp_path / "both.json").write_bytes(named.to_json())
+    given = ("--engines", sets[1], "--schedule", tmp_path / "both.json")
+    assert evaluated(*given, "--samples", tmp_path / "ready.npy")[0] == 0
+    found = rows(tmp_path)
+    assert found["both"]["distance"] == pytest.approx(found["ready.npy"]["distance"], rel=1e-3)
+    assert json.loads((tmp_path / "out.json").read_text())["engines"] == [first, second]
+    fails(evaluated("--schedule", tmp_path / "both.json"), second)  # without the second set
 
 
 def test_an_interrupted_evaluation_goes_on(
