@@ -333,7 +333,7 @@ def main() -> None:
         "checkpoint_digest": checkpoint_digest(source(recipe, args.recipe.parent, args)),
     }
     run = FineTuner(network, recipe, plan, args)
-    run.identity = facts
+    run.identity |= facts
     print(f"each step runs {share(plan, exits):.0%} of what one at full depth would")
     train(run, "fine-tuning", facts)
 

@@ -74,6 +74,9 @@ def optimizers_of(network: nn.Module, kind: str, rate: float) -> list[torch.opti
     return [adamw]
 
 
+_FIXED = ("batch", "seed", "lr", "ema", "label_dropout", "optimizer", "bfloat16")
+
+
 class Run:
     """A network in training: its averaged weights, and everything that a checkpoint must hold.
 
@@ -92,7 +95,7 @@ class Run:
         self.network, self.args, self.step, self.seconds = network, args, 0, 0.0
         self.average = {name: value.detach().clone() for name, value in network.named_parameters()}
         self.optimizers = optimizers_of(network, args.optimizer, args.lr)
-        self.identity: dict[str, str] = {}
+        self.identity = {name: str(getattr(args, name)) for name in _FIXED}
 
     def losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """What this step minimises, and the figures that the log shows."""

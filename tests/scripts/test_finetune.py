@@ -277,10 +277,10 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
     assert first.returncode == 0, first.stderr
     assert "each step runs 62% of what one at full depth would" in first.stdout
     assert "paused" in script(recipe, parts, data, "--pause-at", "4").stdout
-    other = script(recipe, parts, data, "--others", "0.5")
+    other = script(recipe, parts, data, "--others", "0.5", "--lr", "0.1")
     assert other.returncode == 1
     assert "error: found a run in" in other.stderr
-    assert "another others" in other.stderr
+    assert "another lr and others" in other.stderr
     assert "Traceback" not in other.stderr
     assert "resumed at step 4" in script(recipe, parts, data).stdout
     expected, found = (load_file(run / "weights.safetensors") for run in (whole, parts))
