@@ -103,7 +103,7 @@ def test_what_is_there_is_replaced_only_when_asked(
     ("arguments", "words"),
     [
         (("--budget", 0.05), ("budget of 0.05", "at least 0.")),
-        (("--budget", 2), ("budget 2", "0 to 1")),
+        (("--budget", 2), ("budget 2", "above 0, and at most 1")),
         (("--seeds", 1), ("--seeds",)),
         (("--batch", 100000), ("batch size",)),
         (("--solver", "nonsense"), ("nonsense",)),

@@ -92,10 +92,10 @@ def checked(sampler: Sampler, settings: Settings) -> None:
     )
     for what, value, low, high in ranges:
         if not low <= value <= high:
+            share = "above 0, and at most 1: a share of full depth's time"
             raise UsageError(
                 found=f"{what} {value:g}",
-                expected=f"{0 if low < 1 else low:g} to {high:g}"
-                + (", as a share of full depth's time" if what == "budget" else ""),
+                expected=share if what == "budget" else f"{low:g} to {high:g}",
                 remedy="choose another",
             )
     exits = sampler.interface.exits

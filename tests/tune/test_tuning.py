@@ -195,7 +195,7 @@ def test_full_depth_with_nan_is_an_error() -> None:
     ("changed", "words"),
     [
         ({"budgets": (0.1,)}, "a budget of 0.1 of full depth's time; expected at least 0."),
-        ({"budgets": (1.5,)}, "budget 1.5; expected 0 to 1"),
+        ({"budgets": (1.5,)}, "budget 1.5; expected above 0, and at most 1"),
         ({"budgets": (math.nan,)}, "budget nan"),
         ({"seeds": 1}, "--seeds"),
         ({"held_out": 0}, "--held-out"),
