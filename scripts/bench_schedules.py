@@ -5,6 +5,7 @@ python scripts/bench_schedules.py            DDIM 50 and DPM-Solver++ 20 on the 
 python scripts/bench_schedules.py --small    a small case, to see that it works
     --only CASE ...                          these, such as ddim and dpmpp-2m-reuse; what the
                                              JSON holds of the others stays
+    --keep                                   fronts that are there are not tuned again
     --evaluate DATA [CASE ...] [-n 10000]    also 'eecompile evaluate': full depth, the schedules
                                              found for --budgets, the authors', fewer steps
 """
@@ -43,9 +44,17 @@ SMALL = ("--seeds", "2", "--held-out", "4", "--batch", "2", "--minutes", "0.1")
 DISTANCE, TIME, SECONDS = 0.8, 0.9, 600
 
 
-def tuned(engines: Path, solver: str, steps: int, reuse: bool, small: bool) -> tuple[Front, Path]:
-    """A front, by the command as a user gives it; and its folder."""
+def tuned(
+    engines: Path, solver: str, steps: int, reuse: bool, small: bool, keep: bool
+) -> tuple[Front, Path]:
+    """A front, by the command as a user gives it; and its folder.
+
+    With ``keep``, the front of an earlier run, if there is one.
+    """
     folder = OUT / f"schedules-{solver}-{steps}{'-reuse' if reuse else ''}"
+    if keep and (folder / "front.json").exists():
+        print(f"{folder.name}: kept")
+        return read_front(folder / "front.json"), folder
     command = [sys.executable, "-m", "eecompile", "tune", str(engines), "-o", str(folder)]
     command += ["--solver", solver, "--steps", str(steps), "--force"]
     command += ["--reuse"] if reuse else []
@@ -176,6 +185,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="few steps and samples")
     parser.add_argument("--only", nargs="+", choices=CASES, default=CASES, metavar="CASE")
     parser.add_argument("--evaluate", nargs="+", default=[], metavar=("DATA", "CASE"))
+    parser.add_argument("--keep", action="store_true", help="do not tune again what is there")
     parser.add_argument("--budgets", type=float, nargs="*", default=[0.7, 0.5], metavar="SHARE")
     parser.add_argument("-n", type=int, default=10_000, help="samples for --evaluate")
     parser.add_argument("--output", type=Path, help="JSON; default under docs/benchmarks")
@@ -189,7 +199,7 @@ def main() -> None:
         reuse = name.endswith("-reuse")
         solver = name.removesuffix("-reuse")
         steps = 4 if args.small else dict(SOLVERS)[solver]
-        front, folder = tuned(OUT / "cpu", solver, steps, reuse, args.small)
+        front, folder = tuned(OUT / "cpu", solver, steps, reuse, args.small, args.keep)
         case: Row = {
             "command": facts["command"],
             "settings": front.settings,

@@ -52,6 +52,9 @@ def test_a_small_case_from_tuning_to_quality(
     assert list(both["cases"]) == ["ddim", "dpmpp-2m-reuse"]
     assert both["cases"]["dpmpp-2m-reuse"] == made["dpmpp-2m-reuse"]
     assert "--only ddim" in both["cases"]["ddim"]["command"]
+    run(bench, monkeypatch, *small, "dpmpp-2m-reuse", "--keep")  # tuned already
+    again = json.loads(output.read_text())["cases"]["dpmpp-2m-reuse"]
+    assert again["goals"] == made["dpmpp-2m-reuse"]["goals"]
 
 
 def test_figures_of_two_machines_do_not_share_a_file(bench: Any, tmp_path: Path) -> None:
