@@ -147,7 +147,8 @@ def evaluated(
     with Sampler.open(engines) as sampler:
         for point in rows:
             program = sampler.program(settings.solver, point.steps, point.schedule)
-            path = folder.with_name(f"{folder.name}-{point.name.replace(' ', '-')}.json")
+            path = folder.with_name(f"{folder.name}-programs") / f"{point.name}.json"
+            path.parent.mkdir(exist_ok=True)
             path.write_bytes(program.to_json())
             command += ["--program", str(path)]
     subprocess.run(command, check=True, cwd=ROOT)
