@@ -140,8 +140,16 @@ def test_engine_sets_of_other_networks_are_refused(
 def test_an_interrupted_command_goes_on(engine_sets: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     whole = command(engine_sets["chained"], *FAST, "--budget", 0.7, "-o", out)
-    process = subprocess.Popen(whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               cwd=ROOT, env=os.environ | {"PYTHONUNBUFFERED": "1"})  # fmt: skip
+    # The test run itself may be a background job, in which shells have SIGINT ignored.
+    process = subprocess.Popen(
+        whole,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
+    )
     assert process.stderr is not None
     for line in process.stderr:
         if "what every choice costs" in line:
