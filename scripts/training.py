@@ -74,6 +74,7 @@ def optimizers_of(network: nn.Module, kind: str, rate: float) -> list[torch.opti
     return [adamw]
 
 
+# With another value of these, a resumed run would not be the one that was begun.
 _FIXED = ("batch", "seed", "lr", "ema", "label_dropout", "optimizer", "bfloat16")
 
 
