@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from eecompile.errors import BackendError, EecompileError, NonFiniteError, UsageError
-    from eecompile.runtime.fake import FakeEngine
-    from eecompile.runtime.interface import Condition, Interface, Sampling, State
-    from eecompile.runtime.process import Process
-    from eecompile.runtime.program import Program
+    from eecompile.programs.interface import Condition, Interface, Sampling, State
+    from eecompile.programs.process import Process
+    from eecompile.programs.program import Program
+    from eecompile.programs.schedule import ExitSchedule
+    from eecompile.programs.solvers.ddim import ddim
+    from eecompile.programs.solvers.ddpm import ddpm
+    from eecompile.runtime.engines.fake import FakeEngine
     from eecompile.runtime.request import SampleRequest
     from eecompile.runtime.sampler import Sampler, StepMetrics, StepResult
-    from eecompile.runtime.schedule import ExitSchedule
-    from eecompile.runtime.solvers.ddim import ddim
-    from eecompile.runtime.solvers.ddpm import ddpm
 
 __version__ = "0.1.0"
 
@@ -47,24 +47,24 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Condition": "eecompile.runtime.interface",
+    "Condition": "eecompile.programs.interface",
     "BackendError": "eecompile.errors",
     "EecompileError": "eecompile.errors",
-    "ExitSchedule": "eecompile.runtime.schedule",
-    "FakeEngine": "eecompile.runtime.fake",
-    "Interface": "eecompile.runtime.interface",
+    "ExitSchedule": "eecompile.programs.schedule",
+    "FakeEngine": "eecompile.runtime.engines.fake",
+    "Interface": "eecompile.programs.interface",
     "NonFiniteError": "eecompile.errors",
-    "Process": "eecompile.runtime.process",
-    "Program": "eecompile.runtime.program",
+    "Process": "eecompile.programs.process",
+    "Program": "eecompile.programs.program",
     "SampleRequest": "eecompile.runtime.request",
     "Sampler": "eecompile.runtime.sampler",
-    "Sampling": "eecompile.runtime.interface",
-    "State": "eecompile.runtime.interface",
+    "Sampling": "eecompile.programs.interface",
+    "State": "eecompile.programs.interface",
     "StepMetrics": "eecompile.runtime.sampler",
     "StepResult": "eecompile.runtime.sampler",
     "UsageError": "eecompile.errors",
-    "ddim": "eecompile.runtime.solvers",
-    "ddpm": "eecompile.runtime.solvers",
+    "ddim": "eecompile.programs.solvers",
+    "ddpm": "eecompile.programs.solvers",
 }
 
 

@@ -5,39 +5,32 @@ Unknown keys are errors; nothing is inherited, registered or executed here.
 
 from __future__ import annotations
 
-import difflib
 import keyword
 import math
 import re
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct
 
 from eecompile.errors import RecipeError, UsageError
-from eecompile.runtime.interface import Condition, Sampling, State
-from eecompile.runtime.process import Process
-from eecompile.runtime.schedule import ExitSchedule
-from eecompile.runtime.solvers import solver_named
+from eecompile.programs.interface import Condition, Sampling, State
+from eecompile.programs.process import Process
+from eecompile.programs.schedule import ExitSchedule
+from eecompile.programs.solvers import solver_named
+from eecompile.store.target import Name, Tolerance
+from eecompile.store.toml import read_toml
 
 __all__ = [
-    "DEFAULT_TARGET",
-    "BatchProfile",
     "ExportRecipe",
     "NetworkRecipe",
-    "Target",
-    "Tolerance",
     "load_recipe",
-    "load_target",
     "schedule_from_toml",
 ]
 
-Recipe = TypeVar("Recipe", bound=Struct)
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z", max_length=100)]
 Word = Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9._-]*\Z", max_length=100)]
 
 # Names that no condition can have: the graphs' inputs and outputs, Sampler.steps' arguments.
@@ -51,11 +44,7 @@ _DEEPEST = 10_000
 _LARGEST = 2**31 - 1  # numbers in one sample: what ONNX runtimes can index
 
 
-class _Strict(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A table whose unknown keys are errors."""
-
-
-class NetworkRecipe(_Strict, frozen=True, kw_only=True):
+class NetworkRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where the network comes from: a factory and a checkpoint, or ONNX files.
 
     Attributes:
@@ -115,30 +104,14 @@ class NetworkRecipe(_Strict, frozen=True, kw_only=True):
         return [name for name in names if getattr(self, name)]
 
 
-class Tolerance(_Strict, frozen=True, kw_only=True):
-    """Largest |difference| allowed against the reference: absolute + relative * |reference|."""
-
-    absolute: float = 1e-4
-    relative: float = 1e-3
-
-    def __post_init__(self) -> None:
-        # A bound that is not a number would let everything pass.
-        if not all(0 <= bound < math.inf for bound in (self.absolute, self.relative)):
-            raise RecipeError(
-                found=f"tolerance of {self.absolute} and {self.relative}",
-                expected="finite numbers, 0 or more",
-                remedy="mend [tolerance]",
-            )
-
-
-class ScheduleTable(_Strict, frozen=True, kw_only=True):
+class ScheduleTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """An exit schedule with explicit thresholds, as fractions of T."""
 
     depths: tuple[int, ...]
     thresholds: tuple[float, ...]
 
 
-class ExportRecipe(_Strict, frozen=True, kw_only=True):
+class ExportRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What is deployed.
 
     Attributes:
@@ -173,57 +146,6 @@ class ExportRecipe(_Strict, frozen=True, kw_only=True):
         return {name: schedule.check(exits) for name, schedule in made.items()}
 
 
-class BatchProfile(_Strict, frozen=True, kw_only=True):
-    """Batch sizes that the engines accept. Guidance doubles the batch."""
-
-    min: Annotated[int, Meta(ge=1)] = 1
-    opt: Annotated[int, Meta(ge=1)] = 16
-    max: Annotated[int, Meta(ge=1)] = 64
-
-    def __post_init__(self) -> None:
-        if not self.min <= self.opt <= self.max:
-            raise RecipeError(
-                found=f"batch sizes min {self.min}, opt {self.opt}, max {self.max}",
-                expected="min <= opt <= max",
-                remedy="reorder them in the target's [batch]",
-            )
-
-
-class Target(_Strict, frozen=True, kw_only=True):
-    """Where a bundle runs, and how its engines are built.
-
-    Attributes:
-        name: of the target; names the default output folder.
-        backend: the library that runs the engines.
-        precision: of weights and activations inside the engines.
-        layout: ``chained`` (trunk segments that exits share, and a head an exit) or
-            ``per_exit`` (one engine an exit).
-        batch: batch sizes that the engines accept.
-        tolerance: of the engines against the bundle's graphs.
-        threads: threads of one evaluation; 0 takes the physical cores.
-        options: of the backend, under its own names.
-        keep_fp32: regular expressions; nodes whose operator or weights match one keep
-            FP32 where the precision is lower.
-        workspace_mib: memory that a TensorRT engine may use beside its weights; None
-            leaves it to the library.
-    """
-
-    name: Name
-    backend: Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
-    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
-    layout: Literal["chained", "per_exit"] = "per_exit"
-    batch: BatchProfile = BatchProfile()
-    tolerance: Tolerance = Tolerance()
-    threads: Annotated[int, Meta(ge=0)] = 0
-    options: dict[str, str | int | float | bool] = {}
-    keep_fp32: tuple[str, ...] = ()
-    workspace_mib: Annotated[int, Meta(ge=1)] | None = None
-
-
-DEFAULT_TARGET = Target(name="cpu", backend="onnxruntime", layout="per_exit")
-"""What engines are built for unless told otherwise; ``engines/cpu.toml`` says the same."""
-
-
 def load_recipe(
     path: Path, *, exits: Sequence[int] | None = None, checkpoint: Path | None = None
 ) -> ExportRecipe:
@@ -238,7 +160,9 @@ def load_recipe(
     Raises:
         RecipeError: the file is missing, is no TOML, or is malformed.
     """
-    recipe = _overridden(_load(path, ExportRecipe), exits, checkpoint)
+    recipe = _overridden(
+        read_toml(path, ExportRecipe, example="export/fashion-dit.toml"), exits, checkpoint
+    )
     exits = recipe.network.exits
     ascending = list(exits) == sorted(set(exits))
     if not exits or not ascending or exits[0] < 1 or exits[-1] > _DEEPEST:
@@ -312,15 +236,6 @@ def _overridden(
     return msgspec.structs.replace(recipe, network=network, schedules=schedules, sampling=sampling)
 
 
-def load_target(path: Path) -> Target:
-    """Read a target.
-
-    Raises:
-        RecipeError: the file is missing, is no TOML, or is malformed.
-    """
-    return _load(path, Target)
-
-
 def schedule_from_toml(table: tuple[int, ...] | ScheduleTable) -> ExitSchedule:
     """The exit schedule that a recipe's entry describes."""
     if isinstance(table, ScheduleTable):
@@ -385,90 +300,3 @@ def _check_fit(recipe: ExportRecipe, path: Path) -> None:
             expected="distinct names of arguments, or entries such as added.size",
             remedy="name the arguments of the network's forward",
         )
-
-
-def _load(path: Path, kind: type[Recipe]) -> Recipe:
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(
-            found=f"no readable file at {path} ({type(error).__name__})",
-            expected="a TOML recipe",
-            remedy="give the path of a file such as "
-            + ("engines/cpu.toml" if kind is Target else "export/fashion-dit.toml"),
-        ) from error
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(
-            found=f"{path}, which is not TOML ({error})",
-            expected="a TOML recipe",
-            remedy="mend that line",
-        ) from error
-    for key, value in _numbers(data):
-        if not math.isfinite(value):
-            raise RecipeError(
-                found=f"{key} = {value} in {path}",
-                expected="a finite number",
-                remedy="mend it, or leave the key out",
-            )
-    for key, known in _unknown_keys(data, msgspec.inspect.type_info(kind)):
-        near = difflib.get_close_matches(key.rpartition(".")[2], known, n=1, cutoff=0.0)
-        raise RecipeError(
-            found=f"unknown key {key!r} in {path}",
-            expected=f"one of {sorted(known)}",
-            remedy=f"did you mean {near[0]!r}? Rename or remove it" if near else "remove it",
-        )
-    try:
-        return msgspec.convert(data, kind, strict=True)
-    except msgspec.ValidationError as error:
-        raise RecipeError(
-            found=f"a wrong value in {path}: {error}",
-            expected=_expected(str(error), msgspec.inspect.type_info(kind)),
-            remedy="mend that key",
-        ) from error
-
-
-def _expected(message: str, kind: msgspec.inspect.Type) -> str:
-    """What belongs at the place that msgspec names; the words where only some are allowed."""
-    place = re.search(r"`\$\.([\w.]+)`$", message)
-    found: msgspec.inspect.Type | None = kind
-    for key in place[1].split(".") if place else ():
-        if not isinstance(found, msgspec.inspect.StructType):
-            break
-        fields = {field.encode_name: field.type for field in found.fields}
-        found = fields.get(key)
-    if isinstance(found, msgspec.inspect.LiteralType):
-        return f"one of {list(found.values)}"
-    return "the type that the message names"
-
-
-def _numbers(data: object, place: str = "") -> Iterator[tuple[str, float]]:
-    """Every floating point number in ``data``, with its place."""
-    if isinstance(data, float):
-        yield place, data
-    elif isinstance(data, Mapping):
-        for key, value in data.items():
-            yield from _numbers(value, f"{place}.{key}" if place else str(key))
-    elif isinstance(data, list):
-        for index, value in enumerate(data):
-            yield from _numbers(value, f"{place}[{index}]")
-
-
-def _unknown_keys(
-    data: Mapping[str, Any], kind: msgspec.inspect.Type, prefix: str = ""
-) -> Iterator[tuple[str, list[str]]]:
-    """Every key of ``data`` that ``kind`` does not have, with the keys that it has."""
-    if isinstance(kind, msgspec.inspect.StructType):
-        fields = {field.encode_name: field.type for field in kind.fields}
-        for key, value in data.items():
-            if key not in fields:
-                yield f"{prefix}{key}", list(fields)
-            elif isinstance(value, Mapping):
-                yield from _unknown_keys(value, fields[key], f"{prefix}{key}.")
-    elif isinstance(kind, msgspec.inspect.DictType):
-        for key, value in data.items():
-            if isinstance(value, Mapping):
-                yield from _unknown_keys(value, kind.value_type, f"{prefix}{key}.")
-    elif isinstance(kind, msgspec.inspect.UnionType):
-        for member in kind.types:
-            if isinstance(member, msgspec.inspect.StructType):
-                yield from _unknown_keys(data, member, prefix)

@@ -9,13 +9,14 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from eecompile.bundle import WEIGHTS, BundleManifest, EngineManifest
-from eecompile.doctor import Report
-from eecompile.probes import Answer, Gpu
-from eecompile.runtime.interface import Condition, Interface
-from eecompile.runtime.process import Process
-from eecompile.runtime.program import OPEN, REUSE, Program, Step, Term, Update
-from eecompile.runtime.schedule import ExitSchedule
+from eecompile.doctor.examine import Report
+from eecompile.doctor.probes import Answer
+from eecompile.measure.machine import Gpu
+from eecompile.programs.interface import Condition, Interface
+from eecompile.programs.process import Process
+from eecompile.programs.program import OPEN, REUSE, Program, Step, Term, Update
+from eecompile.programs.schedule import ExitSchedule
+from eecompile.store.bundle import WEIGHTS, BundleManifest, EngineManifest
 
 __all__ = [
     "bundle_report",

@@ -31,14 +31,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from eecompile.bundle import open_bundle
 from eecompile.compiler.build import engine_set_from_bundle
 from eecompile.compiler.export import bundle_from_recipe
 from eecompile.errors import BackendError
+from eecompile.handle import Handle
 from eecompile.networks.load import load_network
 from eecompile.recipe import load_recipe
-from eecompile.runtime.handle import Handle
 from eecompile.runtime.sampler import Sampler
+from eecompile.store.bundle import open_bundle
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "export" / "fashion-dit.toml"

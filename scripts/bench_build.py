@@ -16,14 +16,14 @@ import bench_export
 import msgspec
 import numpy as np
 
-from eecompile.bundle import open_engine_set, write_manifest
 from eecompile.compiler.build import engine_set_from_bundle, planned_build
 from eecompile.compiler.export import bundle_from_recipe
 from eecompile.compiler.verify import random_inputs
-from eecompile.recipe import load_target
+from eecompile.programs.interface import Interface
 from eecompile.runtime.engine import Engine, engine_from_manifest, open_engine
-from eecompile.runtime.interface import Interface
 from eecompile.runtime.sampler import Sampler
+from eecompile.store.bundle import open_engine_set, write_manifest
+from eecompile.store.target import load_target
 
 ROOT = Path(__file__).resolve().parent.parent
 Row = dict[str, Any]
@@ -274,7 +274,7 @@ def _opening(folder: Path) -> tuple[float, float]:
     """Seconds and MiB in a fresh process that has openvino imported, exits all run once."""
     code = (
         "import resource, sys, time; from pathlib import Path\n"
-        "from eecompile.runtime.openvino import import_openvino\n"
+        "from eecompile.runtime.engines.openvino import import_openvino\n"
         "from eecompile.runtime.sampler import Sampler\n"
         "import_openvino().Core().get_property('CPU', 'FULL_DEVICE_NAME')\n"
         "page = resource.getpagesize()\n"

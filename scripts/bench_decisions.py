@@ -14,9 +14,9 @@ import numpy as np
 import onnxruntime
 
 import eecompile.compiler.trace as trace
-from eecompile.bundle import open_bundle, open_engine_set
 from eecompile.compiler.export import bundle_from_recipe
-from eecompile.compiler.merge import merged_exits
+from eecompile.compiler.graph.merge import merged_exits
+from eecompile.store.bundle import open_bundle, open_engine_set
 
 Row = dict[str, Any]
 SideBySide = Callable[[dict[str, Callable[[], object]], int], dict[str, float]]

@@ -14,12 +14,12 @@ import onnxruntime
 import openvino
 import torch
 
-from eecompile.bundle import exit_graph_name
+from eecompile.measure.timing import interleaved
 from eecompile.networks.load import load_network
 from eecompile.recipe import load_recipe
-from eecompile.runtime.noise import normal_noise
 from eecompile.runtime.sampler import Sampler
-from eecompile.timing import interleaved
+from eecompile.runtime.trajectory.noise import normal_noise
+from eecompile.store.bundle import exit_graph_name
 
 Row = dict[str, Any]
 Array = np.ndarray[Any, Any]

@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from eecompile.runtime.handle import Handle
-from eecompile.runtime.interface import Interface
+from eecompile.handle import Handle
+from eecompile.programs.interface import Interface
 from eecompile.runtime.sampler import Sampler
 
 Row = dict[str, Any]

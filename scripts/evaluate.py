@@ -17,7 +17,7 @@ from typing import Any
 import machine
 from training import DATA
 
-from eecompile.bundle import open_engine_set
+from eecompile.store.bundle import open_engine_set
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "docs" / "benchmarks"

@@ -30,9 +30,9 @@ from eecompile.errors import EecompileError, UsageError
 from eecompile.networks.base import MultiExitNetwork
 from eecompile.networks.checkpoint import checkpoint_digest, state_from_file
 from eecompile.networks.load import load_network
+from eecompile.programs.process import Process
+from eecompile.programs.schedule import ExitSchedule
 from eecompile.recipe import ExportRecipe, load_recipe
-from eecompile.runtime.process import Process
-from eecompile.runtime.schedule import ExitSchedule
 
 HEAD, HEADS = "final_layer.", "final_layers."
 

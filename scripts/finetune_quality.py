@@ -21,8 +21,9 @@ from safetensors import safe_open
 from eecompile.compiler.build import engine_set_from_bundle
 from eecompile.compiler.export import bundle_from_recipe
 from eecompile.errors import EecompileError
-from eecompile.recipe import load_recipe, load_target
-from eecompile.runtime.schedule import ExitSchedule
+from eecompile.programs.schedule import ExitSchedule
+from eecompile.recipe import load_recipe
+from eecompile.store.target import load_target
 
 WEIGHTS = {"before": "start.safetensors", "after": "weights.safetensors"}
 TARGET = ROOT / "engines" / "cpu.toml"

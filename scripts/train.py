@@ -21,8 +21,8 @@ from torch import Tensor
 from training import Run, add_options, attend, epoch_rows, step_draws, train
 
 from eecompile.networks.dit import DiT
+from eecompile.programs.process import Process
 from eecompile.recipe import load_recipe
-from eecompile.runtime.process import Process
 
 
 class Trainer(Run):

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from eecompile.errors import RecipeError, ScheduleError
-from eecompile.recipe import DEFAULT_TARGET, load_recipe, load_target
+from eecompile.recipe import load_recipe
 from eecompile.runtime.sampler import Sampler
+from eecompile.store.target import DEFAULT_TARGET, load_target
 from tests.conftest import RECIPE, ROOT
 
 

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from eecompile.bundle import open_bundle
 from eecompile.cli.console import extra, out, phases, say
 from eecompile.cli.options import Bundle, Force
 from eecompile.cli.values import numbers_of
+from eecompile.store.bundle import open_bundle
 
 __all__ = ["build", "export"]
 
@@ -69,8 +69,8 @@ def build(
     ] = False,
 ) -> None:
     """Build the engines of a bundle for a target, and verify them."""
-    from eecompile.recipe import DEFAULT_TARGET, load_target
     from eecompile.report import engine_report, planned_report
+    from eecompile.store.target import DEFAULT_TARGET, load_target
 
     chosen = DEFAULT_TARGET if target is None else load_target(target)
     folder = output or Path("out") / open_bundle(bundle).interface.name / chosen.name

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from eecompile.bundle import open_engine_set
 from eecompile.cli.console import extra, out, phases, say
 from eecompile.cli.files import check_json
 from eecompile.cli.options import (
@@ -30,9 +29,10 @@ from eecompile.cli.values import (
     shape_of,
 )
 from eecompile.errors import UsageError
-from eecompile.files import written
-from eecompile.runtime.program import Program
-from eecompile.runtime.schedule import ExitSchedule
+from eecompile.programs.program import Program
+from eecompile.programs.schedule import ExitSchedule
+from eecompile.store.bundle import open_engine_set
+from eecompile.store.files import written
 
 __all__ = ["evaluate"]
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from eecompile.errors import UsageError
-from eecompile.files import written
-from eecompile.runtime.interface import Interface
+from eecompile.programs.interface import Interface
+from eecompile.store.files import written
 
 __all__ = ["check_json", "check_samples", "write_samples"]
 
@@ -62,7 +62,7 @@ def write_samples(
             with partial.open("wb") as file:
                 np.save(file, states)
             return
-        from eecompile.pictures import save_grid
+        from eecompile.show.pictures import save_grid
 
         labels, columns = _labels(interface, conditions, len(states))
         bounds = interface.state.range or (float(states.min()), float(states.max()) + 1e-6)

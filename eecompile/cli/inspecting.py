@@ -9,12 +9,18 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from eecompile.bundle import BundleManifest, EngineManifest, open_bundle, open_engine_set, peek
 from eecompile.cli.console import out, phases
 from eecompile.cli.values import program_of, schedule_of
 from eecompile.errors import BackendError, UsageError
-from eecompile.runtime.fake import FakeEngine
+from eecompile.runtime.engines.fake import FakeEngine
 from eecompile.runtime.sampler import Sampler
+from eecompile.store.bundle import (
+    BundleManifest,
+    EngineManifest,
+    open_bundle,
+    open_engine_set,
+    peek,
+)
 
 __all__ = ["doctor", "inspect", "planner_of"]
 
@@ -70,7 +76,7 @@ def doctor(
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Show what can build and run on this machine, why the rest cannot, and what to install."""
-    from eecompile.doctor import examine
+    from eecompile.doctor.examine import examine
     from eecompile.report import doctor_report
 
     with phases() as progress:

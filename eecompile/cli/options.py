@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from eecompile.runtime.solvers import SOLVERS
+from eecompile.programs.solvers import SOLVERS
 
 __all__ = [
     "Bundle",

@@ -26,11 +26,11 @@ from eecompile.cli.options import (
 )
 from eecompile.cli.values import conditions_of, interval_of, program_of, schedule_of, shape_of
 from eecompile.errors import UsageError
-from eecompile.files import written
-from eecompile.runtime.interface import Interface
-from eecompile.runtime.program import Program
+from eecompile.programs.interface import Interface
+from eecompile.programs.program import Program
+from eecompile.programs.solvers import SOLVERS
 from eecompile.runtime.sampler import Sampler
-from eecompile.runtime.solvers import SOLVERS
+from eecompile.store.files import written
 
 __all__ = ["program", "sample"]
 
@@ -63,7 +63,7 @@ def sample(
     with Sampler.open(engines, *(more or []), threads=threads) as sampler:
         interface = sampler.interface
         if output.suffix == ".png":
-            from eecompile.pictures import check_pictures
+            from eecompile.show.pictures import check_pictures
 
             check_pictures(interface.state.shape)
         interface.check_conditions(conditions)
@@ -148,8 +148,8 @@ def _is_solver(text: str) -> bool:
 def _compiled(config: Path, steps: int | None, interface: Interface | None) -> Program:
     """The program of a scheduler that a file describes; its depths are open."""
     with extra("schedulers"):
-        from eecompile.compiler.scheduler import program_from_scheduler
-        from eecompile.compiler.scheduler_config import scheduler_from_config
+        from eecompile.compiler.schedulers.config import scheduler_from_config
+        from eecompile.compiler.schedulers.program import program_from_scheduler
 
         scheduler = scheduler_from_config(config)
     if interface is None:

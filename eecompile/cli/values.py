@@ -10,9 +10,9 @@ import msgspec
 import numpy as np
 
 from eecompile.errors import UsageError
-from eecompile.runtime.interface import Interface
-from eecompile.runtime.program import Program
-from eecompile.runtime.schedule import ExitSchedule
+from eecompile.programs.interface import Interface
+from eecompile.programs.program import Program
+from eecompile.programs.schedule import ExitSchedule
 
 __all__ = [
     "conditions_of",

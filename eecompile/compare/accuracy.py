@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 from polygraphy.comparator import (
     Comparator,
     CosineSimilarityCompareFunc,
@@ -17,14 +16,13 @@ from polygraphy.comparator import (
     SimpleCompareFunc,
 )
 
+from eecompile.arrays import Array
 from eecompile.compare.measure import Point
 from eecompile.compare.report import PointError
 from eecompile.errors import VerificationError
-from eecompile.recipe import Tolerance
+from eecompile.store.target import Tolerance
 
 __all__ = ["Accuracy", "accuracy", "outputs_of"]
-
-Array = NDArray[np.float32]
 
 
 class Accuracy(msgspec.Struct, frozen=True):

@@ -14,10 +14,10 @@ from eecompile.compare.measure import points
 from eecompile.compare.report import Candidate, Settings
 from eecompile.compiler.verify import random_inputs
 from eecompile.errors import EecompileError, ScheduleError, UsageError
-from eecompile.runtime.fake import FakeEngine
-from eecompile.runtime.interface import Interface
+from eecompile.programs.interface import Interface
+from eecompile.programs.schedule import ExitSchedule
+from eecompile.runtime.engines.fake import FakeEngine
 from eecompile.runtime.sampler import Sampler
-from eecompile.runtime.schedule import ExitSchedule
 
 __all__ = [
     "FULL",

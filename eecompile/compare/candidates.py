@@ -11,10 +11,8 @@ from tempfile import TemporaryDirectory
 from typing import Literal, cast
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
-from eecompile.bundle import WEIGHTS, exit_graph_name
+from eecompile.arrays import Array, Inputs
 from eecompile.compare.checks import (
     check_belongs,
     check_recipe,
@@ -34,11 +32,12 @@ from eecompile.compare.runners import (
     TrainedNetwork,
 )
 from eecompile.errors import UsageError
-from eecompile.probes import gpus
-from eecompile.recipe import Target, Tolerance
+from eecompile.handle import Handle
+from eecompile.measure.machine import gpus
+from eecompile.programs.interface import Interface
 from eecompile.runtime.engine import Engine, open_engine
-from eecompile.runtime.handle import Handle
-from eecompile.runtime.interface import Interface
+from eecompile.store.bundle import WEIGHTS, exit_graph_name
+from eecompile.store.target import Target, Tolerance
 
 __all__ = [
     "DEFAULT",
@@ -59,7 +58,6 @@ __all__ = [
 Source = Literal[
     "engines", "torch", "torch.compile", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"
 ]
-Array = NDArray[np.float32]
 PEERS: tuple[Source, ...] = (
     "onnxruntime",
     "openvino",
@@ -140,9 +138,7 @@ class RunnersEngine(Handle):
                 stack.enter_context(runner)
             self._stack = stack.pop_all()
 
-    def evaluate(
-        self, depth: int, x: Array, t: Array, conditions: Mapping[str, NDArray[np.generic]]
-    ) -> Sequence[Array]:
+    def evaluate(self, depth: int, x: Array, t: Array, conditions: Inputs) -> Sequence[Array]:
         """See :meth:`eecompile.runtime.engine.Engine.evaluate`."""
         feed = {"x": x, "t": t, **conditions}
         return list(self._runners[depth].infer(feed, check_inputs=False).values())

@@ -7,7 +7,9 @@ from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 
-from eecompile.bundle import (
+from eecompile.errors import BackendError, UsageError
+from eecompile.recipe import load_recipe
+from eecompile.store.bundle import (
     MANIFEST,
     BundleManifest,
     EngineManifest,
@@ -15,8 +17,6 @@ from eecompile.bundle import (
     open_engine_set,
     sha256,
 )
-from eecompile.errors import BackendError, UsageError
-from eecompile.recipe import load_recipe
 
 __all__ = [
     "Folder",

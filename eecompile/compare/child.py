@@ -22,7 +22,7 @@ from eecompile.compare.candidates import Opened, Spec, described, opened
 from eecompile.compare.measure import latencies, latency, points, quiet, sentence
 from eecompile.compare.report import Latency
 from eecompile.compiler.verify import random_inputs
-from eecompile.probes import short
+from eecompile.measure.machine import short
 
 __all__ = ["Answer", "Job", "in_child", "memory"]
 
@@ -37,7 +37,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         spec: the candidate.
         batches: batch sizes; memory is measured at the largest.
         largest: batch size of :func:`eecompile.compare.measure.points`.
-        rounds: see :func:`eecompile.timing.interleaved`.
+        rounds: see :func:`eecompile.measure.timing.interleaved`.
         memory: measure memory only; otherwise also outputs, saved for polygraphy, and time.
     """
 
@@ -143,7 +143,7 @@ def _import_library(spec: Spec) -> None:
     """Import what the candidate needs: only what opening it adds counts."""
     backend = described(spec).backend
     if backend == "openvino":
-        from eecompile.runtime.openvino import import_openvino
+        from eecompile.runtime.engines.openvino import import_openvino
 
         import_openvino()
     else:

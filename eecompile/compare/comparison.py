@@ -41,9 +41,9 @@ from eecompile.compiler.progress import Report as Progress
 from eecompile.compiler.progress import silent
 from eecompile.errors import BackendError, EecompileError, NonFiniteError
 from eecompile.interrupt import check
-from eecompile.probes import machine_facts
-from eecompile.runtime.interface import Interface
-from eecompile.runtime.schedule import ExitSchedule
+from eecompile.measure.machine import machine_facts
+from eecompile.programs.interface import Interface
+from eecompile.programs.schedule import ExitSchedule
 
 __all__ = ["PAGE", "REPORT", "Comparison", "check_output", "compare", "write"]
 

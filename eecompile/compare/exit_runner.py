@@ -5,23 +5,22 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 
-from eecompile.compiler.names import output_names
-from eecompile.runtime.interface import Interface
-from eecompile.runtime.schedule import ExitSchedule
+from eecompile.arrays import Array, Inputs
+from eecompile.compiler.graph.names import output_names
+from eecompile.programs.interface import Interface
+from eecompile.programs.schedule import ExitSchedule
 
 __all__ = ["Array", "Evaluate", "ExitRunner", "Feed"]
 
-Array = NDArray[np.float32]
-Feed = Mapping[str, NDArray[np.generic]]
+Feed = Inputs
 Evaluate = Callable[[Feed], Sequence[Array]]
 
 

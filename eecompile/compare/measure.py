@@ -14,9 +14,9 @@ from eecompile.compare.report import Latency
 from eecompile.compiler.verify import random_inputs
 from eecompile.errors import EecompileError
 from eecompile.interrupt import check
-from eecompile.probes import short
-from eecompile.runtime.interface import Interface
-from eecompile.timing import Timings, interleaved
+from eecompile.measure.machine import short
+from eecompile.measure.timing import Timings, interleaved
+from eecompile.programs.interface import Interface
 
 __all__ = [
     "latencies",

@@ -20,7 +20,7 @@ from eecompile.compare.page_tables import (
 from eecompile.compare.plots import Mark
 from eecompile.compare.report import Candidate, Report
 from eecompile.errors import UsageError
-from eecompile.files import written
+from eecompile.store.files import written
 
 __all__ = ["LIMIT", "write_page"]
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from eecompile.files import read_form, written
+from eecompile.store.files import read_form, written
 
 __all__ = [
     "FORMAT",

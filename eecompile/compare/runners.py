@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 from polygraphy import config
 
-from eecompile.bundle import exit_graph_name
 from eecompile.compare.checks import (
     Folder,
     check_belongs,
@@ -33,9 +32,10 @@ from eecompile.compare.checks import (
 from eecompile.compare.exit_runner import Array, Evaluate, ExitRunner, Feed
 from eecompile.compare.torch_runners import TorchRunner, TrainedNetwork
 from eecompile.errors import BackendError
-from eecompile.probes import gpus
+from eecompile.measure.machine import gpus
 from eecompile.runtime.engine import Engine, engine_from_manifest
-from eecompile.runtime.openvino import import_openvino, model_options
+from eecompile.runtime.engines.openvino import import_openvino, model_options
+from eecompile.store.bundle import exit_graph_name
 
 __all__ = [
     "EngineRunner",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from eecompile.compare.checks import checked_bundle
 from eecompile.errors import UsageError
-from eecompile.files import written
+from eecompile.store.files import written
 
 __all__ = ["check_script", "write_script"]
 

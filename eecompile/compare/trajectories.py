@@ -9,20 +9,19 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from eecompile.arrays import Array
 from eecompile.compare.arguments import FULL, given_conditions
 from eecompile.compare.candidates import Opened, RunnersEngine
 from eecompile.compare.report import Settings, Trajectory
 from eecompile.interrupt import check
-from eecompile.runtime.interface import Interface
+from eecompile.measure.timing import interleaved
+from eecompile.programs.interface import Interface
+from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.sampler import Sampler
-from eecompile.runtime.schedule import ExitSchedule
-from eecompile.timing import interleaved
 
 __all__ = ["Sampled", "pictures", "trajectories"]
 
-Array = NDArray[np.float32]
 _SHOWN = 8  # pictures a strip
 _LEAST = 3  # rounds
 
@@ -165,7 +164,7 @@ def pictures(
     from eecompile.errors import UsageError
 
     try:
-        from eecompile.pictures import check_pictures, save_grid
+        from eecompile.show.pictures import check_pictures, save_grid
 
         check_pictures(interface.state.shape)
     except (ImportError, UsageError):

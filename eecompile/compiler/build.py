@@ -14,29 +14,17 @@ import numpy as np
 import onnx_ir as ir
 
 import eecompile
-from eecompile.bundle import (
-    CALIBRATION,
-    BundleManifest,
-    EngineManifest,
-    ExitPlan,
-    Segment,
-    older_identity,
-    open_bundle,
-    open_engine_set,
-    records,
-    write_manifest,
-)
-from eecompile.compiler.emulation import emulate_bfloat16
-from eecompile.compiler.identity import name_by_content
-from eecompile.compiler.merge import exit_outputs, merged_exits
-from eecompile.compiler.names import output_names
-from eecompile.compiler.partition import (
+from eecompile.compiler.graph.emulation import emulate_bfloat16
+from eecompile.compiler.graph.identity import name_by_content
+from eecompile.compiler.graph.merge import exit_outputs, merged_exits
+from eecompile.compiler.graph.names import output_names
+from eecompile.compiler.graph.partition import (
     Part,
     chained_parts,
     check_parts,
     per_exit_parts,
 )
-from eecompile.compiler.precision import first_non_finite, lowered
+from eecompile.compiler.graph.precision import first_non_finite, lowered
 from eecompile.compiler.progress import Report, silent
 from eecompile.compiler.segments import (
     LOG,
@@ -64,10 +52,22 @@ from eecompile.errors import (
     OutputExistsError,
     VerificationError,
 )
-from eecompile.folders import check_replaceable, new_folder
-from eecompile.recipe import Target, load_target
+from eecompile.programs.interface import Interface
 from eecompile.runtime.engine import Engine, engine_from_manifest
-from eecompile.runtime.interface import Interface
+from eecompile.store.bundle import (
+    CALIBRATION,
+    BundleManifest,
+    EngineManifest,
+    ExitPlan,
+    Segment,
+    older_identity,
+    open_bundle,
+    open_engine_set,
+    records,
+    write_manifest,
+)
+from eecompile.store.folders import check_replaceable, new_folder
+from eecompile.store.target import Target, load_target
 
 __all__ = ["Built", "PlannedBuild", "PlannedSegment", "engine_set_from_bundle", "planned_build"]
 

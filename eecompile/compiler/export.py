@@ -16,24 +16,13 @@ import onnxruntime
 import torch
 
 import eecompile
-from eecompile.bundle import (
-    CALIBRATION,
-    BundleManifest,
-    ExitGraph,
-    exit_graph_name,
-    older_identity,
-    open_bundle,
-    records,
-    sha256,
-    write_manifest,
-)
 from eecompile.compiler.files import evaluate_files, external_files, graph_from_files
-from eecompile.compiler.merge import exit_outputs, merged_graphs
-from eecompile.compiler.names import output_names
-from eecompile.compiler.partition import check_nested, extract, per_exit_parts
+from eecompile.compiler.graph.merge import exit_outputs, merged_graphs
+from eecompile.compiler.graph.names import output_names
+from eecompile.compiler.graph.partition import check_nested, extract, per_exit_parts
+from eecompile.compiler.graph.sharing import exit_weights, sharing
 from eecompile.compiler.progress import Report, silent
 from eecompile.compiler.sessions import evaluate_joined, run_session, session_from_graph
-from eecompile.compiler.sharing import exit_weights, sharing
 from eecompile.compiler.trace import graph_from_network
 from eecompile.compiler.verify import (
     Error,
@@ -50,12 +39,24 @@ from eecompile.compiler.verify import (
 )
 from eecompile.compiler.weights import WeightStore, load_graph
 from eecompile.errors import BundleError, RecipeError
-from eecompile.folders import new_folder
 from eecompile.networks.base import MultiExitNetwork
 from eecompile.networks.load import importable, load_network
 from eecompile.networks.truncated import Truncated
-from eecompile.recipe import ExportRecipe, Tolerance, load_recipe
-from eecompile.runtime.interface import Interface
+from eecompile.programs.interface import Interface
+from eecompile.recipe import ExportRecipe, load_recipe
+from eecompile.store.bundle import (
+    CALIBRATION,
+    BundleManifest,
+    ExitGraph,
+    exit_graph_name,
+    older_identity,
+    open_bundle,
+    records,
+    sha256,
+    write_manifest,
+)
+from eecompile.store.folders import new_folder
+from eecompile.store.target import Tolerance
 
 __all__ = ["bundle_from_recipe", "interface_from_recipe"]
 

@@ -12,16 +12,16 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
-from eecompile.compiler.clean import clean
-from eecompile.compiler.merge import joined
-from eecompile.compiler.names import output_names
-from eecompile.compiler.numbering import NumberValues
-from eecompile.compiler.operators import check_operators
+from eecompile.compiler.graph.clean import clean
+from eecompile.compiler.graph.merge import joined
+from eecompile.compiler.graph.names import output_names
+from eecompile.compiler.graph.numbering import NumberValues
+from eecompile.compiler.graph.operators import check_operators
 from eecompile.compiler.sessions import session_from_graph
 from eecompile.compiler.verify import Evaluate, Inputs, Outputs
 from eecompile.errors import EecompileError, TraceError
+from eecompile.programs.interface import Interface
 from eecompile.recipe import NetworkRecipe
-from eecompile.runtime.interface import Interface
 
 __all__ = ["evaluate_files", "external_files", "graph_from_files"]
 

@@ -14,11 +14,11 @@ from typing import Protocol, runtime_checkable
 import msgspec
 import onnx_ir as ir
 
-from eecompile.bundle import EngineManifest, Segment, segment_name
-from eecompile.compiler.identity import computation
-from eecompile.compiler.partition import Part, extract
+from eecompile.compiler.graph.identity import computation
+from eecompile.compiler.graph.partition import Part, extract
 from eecompile.compiler.progress import Report
-from eecompile.recipe import Target
+from eecompile.store.bundle import EngineManifest, Segment, segment_name
+from eecompile.store.target import Target
 
 CACHE = "timing.cache"  # of an engine set: what its backend keeps for the next build
 LOG = "build.log"  # of an engine set: what its backend printed

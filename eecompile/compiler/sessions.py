@@ -9,10 +9,10 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from eecompile.compiler.names import output_names
+from eecompile.compiler.graph.names import output_names
 from eecompile.compiler.verify import Evaluate, Inputs, Outputs
 from eecompile.errors import BackendError
-from eecompile.runtime.interface import Interface
+from eecompile.programs.interface import Interface
 
 __all__ = ["evaluate_joined", "optimised_graph", "run_session", "session_from_graph"]
 

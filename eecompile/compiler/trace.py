@@ -21,17 +21,17 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from eecompile.compiler.clean import clean
-from eecompile.compiler.masks import ExpandMasks
-from eecompile.compiler.names import output_names
-from eecompile.compiler.numbering import NumberValues
-from eecompile.compiler.operators import check_operators, place_of
+from eecompile.compiler.graph.clean import clean
+from eecompile.compiler.graph.masks import ExpandMasks
+from eecompile.compiler.graph.names import output_names
+from eecompile.compiler.graph.numbering import NumberValues
+from eecompile.compiler.graph.operators import check_operators, place_of
 from eecompile.compiler.verify import random_inputs
 from eecompile.errors import EecompileError, TraceError
 from eecompile.interrupt import check
 from eecompile.networks import truncated
 from eecompile.networks.base import MultiExitNetwork
-from eecompile.runtime.interface import Interface
+from eecompile.programs.interface import Interface
 
 __all__ = ["OPSET", "Exits", "graph_from_network"]
 

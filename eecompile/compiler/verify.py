@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from eecompile.bundle import PointError
+from eecompile.arrays import AnyArray, Array, Inputs
 from eecompile.compiler.progress import Report, silent
 from eecompile.errors import EecompileError, NonFiniteError, VerificationError
 from eecompile.interrupt import check
-from eecompile.recipe import Tolerance
-from eecompile.runtime.interface import Interface
+from eecompile.programs.interface import Interface
+from eecompile.store.bundle import PointError
+from eecompile.store.target import Tolerance
 
 __all__ = [
     "Error",
@@ -30,8 +30,6 @@ __all__ = [
 ]
 
 _CALIBRATION_BATCH, _CALIBRATION_TIMES = 2, 5
-Array = NDArray[np.float32]
-Inputs = Mapping[str, NDArray[np.generic]]
 Outputs = Mapping[int, Sequence[Array]]  # by depth: the prediction, and a learned variance
 Evaluate = Callable[[Inputs], Outputs]
 
@@ -63,7 +61,7 @@ def random_inputs(
     time: float,
     seed: int,
     shape: Sequence[int] | None = None,
-) -> dict[str, NDArray[np.generic]]:
+) -> dict[str, AnyArray]:
     """Inputs for tracing and verification, by name: ``x``, ``t``, and the conditions.
 
     Args:
@@ -78,7 +76,7 @@ def random_inputs(
         uniform over their range, standard normal without one.
     """
     draws = np.random.default_rng(seed)
-    inputs: dict[str, NDArray[np.generic]] = {
+    inputs: dict[str, AnyArray] = {
         "x": draws.standard_normal((batch, *(shape or interface.state.shape)), np.float32),
         "t": np.full(batch, interface.process.at(time).timestep, np.float32),
     }
@@ -94,9 +92,7 @@ def random_inputs(
     return inputs
 
 
-def calibration_inputs(
-    interface: Interface, data: Array | None = None
-) -> dict[str, NDArray[np.generic]]:
+def calibration_inputs(interface: Interface, data: Array | None = None) -> dict[str, AnyArray]:
     """Inputs over all timesteps, stacked along the batch, from which value ranges are taken.
 
     Args:
@@ -143,7 +139,7 @@ def verification_points(interface: Interface) -> list[Inputs]:
     return points
 
 
-def _set_bounds(interface: Interface, point: Mapping[str, NDArray[np.generic]]) -> None:
+def _set_bounds(interface: Interface, point: Inputs) -> None:
     """In a batch of three: integers at their bounds, and what stands for "no condition"."""
     for name, spec in interface.conditions.items():
         if spec.dtype == "int64" and spec.range:

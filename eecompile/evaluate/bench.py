@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from eecompile.arrays import Array
 from eecompile.errors import UsageError
 from eecompile.evaluate.data import ArraySource, Source, Space, open_array, open_source
 from eecompile.evaluate.features import (
@@ -28,7 +28,6 @@ from eecompile.evaluate.report import Figures
 
 __all__ = ["FEWEST", "Bench", "space_of"]
 
-Array = NDArray[np.float32]
 Report = Callable[[str, int, int], None]
 FEWEST = 2 * GROUPS
 """Samples that every set must have."""

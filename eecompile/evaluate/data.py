@@ -13,11 +13,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from eecompile.arrays import AnyArray, Array
 from eecompile.errors import UsageError
 
 __all__ = ["ArraySource", "Source", "Space", "chunks", "open_array", "open_source"]
 
-Array = NDArray[np.float32]
 _ENDINGS = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _IDX_BYTES = 8  # the code of uint8 in an IDX file's header
 
@@ -87,7 +87,7 @@ def open_source(path: Path, space: Space) -> Source:
     return ArraySource(str(path), open_array(path), space)
 
 
-def open_array(path: Path) -> NDArray[np.generic]:
+def open_array(path: Path) -> AnyArray:
     """What an .npy, .npz or IDX file holds; the first is mapped, not read.
 
     Raises:
@@ -95,7 +95,7 @@ def open_array(path: Path) -> NDArray[np.generic]:
     """
     try:
         if path.suffix == ".npy":
-            array: NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
+            array: AnyArray = np.load(path, mmap_mode="r", allow_pickle=False)
             return array
         return _from_npz(path) if path.suffix == ".npz" else _from_idx(path)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
@@ -119,7 +119,7 @@ class ArraySource:
         UsageError: they are not.
     """
 
-    def __init__(self, name: str, array: NDArray[np.generic], space: Space) -> None:
+    def __init__(self, name: str, array: AnyArray, space: Space) -> None:
         self.name, self.space = name, space
         self._array = _arranged(array, space.shape)
         if self._array is None or array.dtype.kind not in "fiu" or not len(array):
@@ -201,7 +201,7 @@ class _FolderSource:
         return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
-def _arranged(array: NDArray[np.generic], shape: tuple[int, ...]) -> NDArray[np.generic] | None:
+def _arranged(array: AnyArray, shape: tuple[int, ...]) -> AnyArray | None:
     """As [N, *shape], or None; pictures may come without a channel, or with it last."""
     if array.shape[1:] == shape:
         return array
@@ -212,7 +212,7 @@ def _arranged(array: NDArray[np.generic], shape: tuple[int, ...]) -> NDArray[np.
     return None
 
 
-def _from_bytes(pixels: NDArray[np.generic], bounds: tuple[float, float]) -> Array:
+def _from_bytes(pixels: AnyArray, bounds: tuple[float, float]) -> Array:
     low, high = bounds
     scaled = pixels.astype(np.float32) / np.float32(255 / (high - low))
     return np.ascontiguousarray(scaled + np.float32(low))
@@ -231,12 +231,12 @@ def _check_range(name: str, part: Array, bounds: tuple[float, float] | None) -> 
         )
 
 
-def _from_npz(path: Path) -> NDArray[np.generic]:
+def _from_npz(path: Path) -> AnyArray:
     with np.load(path, allow_pickle=False) as archive:
         names = archive.files
         if len(names) != 1 and "arr_0" not in names:
             raise ValueError(f"it holds the arrays {names}, not one")
-        array: NDArray[np.generic] = archive["arr_0" if "arr_0" in names else names[0]]
+        array: AnyArray = archive["arr_0" if "arr_0" in names else names[0]]
         return array
 
 

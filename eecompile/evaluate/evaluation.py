@@ -8,23 +8,22 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 import eecompile
-from eecompile.bundle import EngineManifest, open_engine_set
+from eecompile.arrays import Array
 from eecompile.errors import UsageError
 from eecompile.evaluate.bench import FEWEST, Bench, space_of
 from eecompile.evaluate.data import Source, Space
 from eecompile.evaluate.metrics import Frechet
 from eecompile.evaluate.report import Evaluation, Figures, Settings
 from eecompile.evaluate.samples import Draw, sample_all
-from eecompile.runtime.program import Program
+from eecompile.programs.program import Program
+from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.sampler import Sampler
-from eecompile.runtime.schedule import ExitSchedule
+from eecompile.store.bundle import EngineManifest, open_engine_set
 
 __all__ = ["Options", "evaluate"]
 
-Array = NDArray[np.float32]
 Report = Callable[[str, int, int], None]
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
+from eecompile.arrays import Array
 from eecompile.errors import BackendError, UsageError
 from eecompile.evaluate.data import Source, Space, chunks
-from eecompile.files import written
+from eecompile.store.files import written
 
 __all__ = [
     "Decoder",
@@ -26,7 +26,6 @@ __all__ = [
     "save_whole",
 ]
 
-Array = NDArray[np.float32]
 Report = Callable[[str, int, int], None]
 _SIDE = 112  # pixels that EfficientNet-Lite0 sees of each side
 _BATCH = 20  # at a time: larger activations cost more in memory management than they save

@@ -9,15 +9,15 @@ from typing import Any, cast
 
 import msgspec
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from eecompile.arrays import Array
 from eecompile.evaluate.features import save_whole
-from eecompile.runtime.program import Program
+from eecompile.programs.program import Program
 from eecompile.runtime.sampler import Sampler
 
 __all__ = ["Draw", "SampleSource", "sample_all"]
 
-Array = NDArray[np.float32]
 Report = Callable[[str, int, int], None]
 
 

@@ -9,15 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
-from eecompile.bundle import EngineManifest, open_engine_set
+from eecompile.arrays import Array, Inputs
 from eecompile.errors import BackendError, UsageError
+from eecompile.store.bundle import EngineManifest, open_engine_set
 
 __all__ = ["Bindable", "Engine", "engine_from_manifest", "open_engine", "open_engines"]
-
-Array = NDArray[np.float32]
 
 
 class Engine(Protocol):
@@ -33,9 +29,7 @@ class Engine(Protocol):
     precision: str
     max_batch: int
 
-    def evaluate(
-        self, depth: int, x: Array, t: Array, conditions: Mapping[str, NDArray[np.generic]]
-    ) -> Sequence[Array]:
+    def evaluate(self, depth: int, x: Array, t: Array, conditions: Inputs) -> Sequence[Array]:
         """What the network gives at ``depth``.
 
         Args:
@@ -71,7 +65,7 @@ class Bindable(Protocol):
         self,
         x: Array,
         t: Array,
-        conditions: Mapping[str, NDArray[np.generic]],
+        conditions: Inputs,
         outputs: Sequence[Array],
     ) -> Callable[[int], None]:
         """A function of the depth, which evaluates on what the arrays hold when it is called.
@@ -88,10 +82,10 @@ class Bindable(Protocol):
 
 # One module a backend; each has open_backend(folder, manifest, threads, beside) -> Engine.
 _BACKENDS = {
-    "onnxruntime": "eecompile.runtime.onnxruntime",
-    "openvino": "eecompile.runtime.openvino",
-    "tensorrt": "eecompile.runtime.tensorrt",
-    "tensorrt-rtx": "eecompile.runtime.tensorrt",
+    "onnxruntime": "eecompile.runtime.engines.onnxruntime",
+    "openvino": "eecompile.runtime.engines.openvino",
+    "tensorrt": "eecompile.runtime.engines.tensorrt",
+    "tensorrt-rtx": "eecompile.runtime.engines.tensorrt",
 }
 
 
@@ -126,7 +120,7 @@ def open_engines(
 
     Returns:
         The engine, where there is one; otherwise an
-        :class:`eecompile.runtime.group.EngineGroup`.
+        :class:`eecompile.runtime.engines.group.EngineGroup`.
 
     Raises:
         BundleError: a folder is no intact engine set.
@@ -147,7 +141,7 @@ def open_engines(
             )
         if len(engines) == 1:
             return next(iter(engines.values())), manifests
-        from eecompile.runtime.group import grouped
+        from eecompile.runtime.engines.group import grouped
 
         return grouped(engines), manifests
     except BaseException:

@@ -10,13 +10,13 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from eecompile.arrays import Array
 from eecompile.errors import ConditionError, UsageError
-from eecompile.runtime.interface import Interface
-from eecompile.runtime.trajectory import Rows
+from eecompile.programs.interface import Interface
+from eecompile.runtime.trajectory.host import Rows
 
 __all__ = ["Batch", "SampleRequest", "batches", "checked", "whole"]
 
-Array = NDArray[np.float32]
 Inputs = dict[str, NDArray[np.generic]]
 
 

@@ -14,22 +14,22 @@ from typing import Any, Self
 
 import msgspec
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from eecompile.arrays import Array
 from eecompile.errors import BackendError, EecompileError, ScheduleError, UsageError
+from eecompile.handle import Handle
+from eecompile.programs.interface import Interface
+from eecompile.programs.process import Process
+from eecompile.programs.program import OPEN, REUSE, Program, Step
+from eecompile.programs.schedule import ExitSchedule
+from eecompile.programs.solvers import Solver, solver_named
 from eecompile.runtime.engine import Engine, open_engines
-from eecompile.runtime.handle import Handle
-from eecompile.runtime.interface import Interface
-from eecompile.runtime.process import Process
-from eecompile.runtime.program import OPEN, REUSE, Program, Step
 from eecompile.runtime.request import Batch, SampleRequest, batches, checked, whole
-from eecompile.runtime.schedule import ExitSchedule
-from eecompile.runtime.solvers import Solver, solver_named
-from eecompile.runtime.trajectory import HostTrajectory, Plan, Trajectory
+from eecompile.runtime.trajectory.host import HostTrajectory, Plan, Trajectory
 
 __all__ = ["Sampler", "StepMetrics", "StepResult"]
 
-Array = NDArray[np.float32]
 Schedule = str | int | Sequence[int] | ExitSchedule
 Interval = tuple[float, float]
 _IDLE = 8  # trajectories that wait for the next request of their kind

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from eecompile.errors import EecompileError
-from eecompile.runtime.interface import Interface
-from eecompile.runtime.program import Program
+from eecompile.programs.interface import Interface
+from eecompile.programs.program import Program
+from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.sampler import Sampler
-from eecompile.runtime.schedule import ExitSchedule
 from eecompile.tune.choices import Choice
 from eecompile.tune.report import Kind
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from eecompile.runtime.program import REUSE, Program
-from eecompile.runtime.schedule import ExitSchedule
+from eecompile.programs.program import REUSE, Program
+from eecompile.programs.schedule import ExitSchedule
 from eecompile.tune.optimise import AGAIN
 
 __all__ = ["Choice", "Slots", "choices_of", "schedule_from_picks", "slots_of"]

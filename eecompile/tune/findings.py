@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eecompile.runtime.interface import Interface
-from eecompile.runtime.program import REUSE
+from eecompile.programs.interface import Interface
+from eecompile.programs.program import REUSE
 from eecompile.tune.choices import Choice
 from eecompile.tune.held_out import FULL, Measured, intervals
 from eecompile.tune.report import Comparison, Point, Settings

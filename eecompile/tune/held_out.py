@@ -8,18 +8,17 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from eecompile.arrays import Array, Floats
 from eecompile.errors import NonFiniteError
 from eecompile.interrupt import check
-from eecompile.runtime.program import Program
+from eecompile.programs.program import Program
 from eecompile.runtime.sampler import Sampler
 from eecompile.tune.probe import Samples
 from eecompile.tune.work import Work
 
 __all__ = ["FULL", "Measured", "intervals", "measured", "steadied"]
 
-Floats = NDArray[np.float64]
 FULL = "full"
 _ROUNDS = 7  # that are timed, where time allows
 _RESAMPLES = 2000
@@ -141,9 +140,7 @@ def _round(
         rows[name].append((known[0], known[1]))
 
 
-def _timed(
-    sampler: Sampler, program: Program, part: Samples
-) -> tuple[float, NDArray[np.float32] | None]:
+def _timed(sampler: Sampler, program: Program, part: Samples) -> tuple[float, Array | None]:
     """Seconds, and the samples; None where they are not finite."""
     try:
         if hasattr(sampler.engine, "trajectory"):  # a device records it first

@@ -20,19 +20,17 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
+from eecompile.arrays import Array, Floats, Inputs
 from eecompile.interrupt import check
-from eecompile.runtime.interface import Interface
-from eecompile.runtime.program import REUSE, Program, Step
+from eecompile.programs.interface import Interface
+from eecompile.programs.program import REUSE, Program, Step
 from eecompile.tune.choices import Choice
-from eecompile.tune.probe import Inputs, Outputs, Prober, Samples
+from eecompile.tune.probe import Outputs, Prober, Samples
 from eecompile.tune.work import Work
 
 __all__ = ["STALE", "Errors", "Influence", "local_errors", "measured_influence", "movement"]
 
-Array = NDArray[np.float32]
-Floats = NDArray[np.float64]
 Progress = Callable[[str, int, int], Any]
 STALE = 3  # evaluations for which one output is used again at most
 _KEPT = 1 << 14  # elements of an error by which angles are measured

@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from eecompile.runtime.interface import Interface
-from eecompile.runtime.program import REUSE, Program, Step
+from eecompile.measure.timing import interleaved
+from eecompile.programs.interface import Interface
+from eecompile.programs.program import REUSE, Program, Step
 from eecompile.runtime.sampler import Sampler
-from eecompile.timing import interleaved
 from eecompile.tune.choices import Choice
 from eecompile.tune.model import Costs
 from eecompile.tune.probe import Samples

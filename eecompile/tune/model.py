@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from eecompile.arrays import Floats
 from eecompile.tune.choices import Slots
 from eecompile.tune.influence import STALE, Errors, Influence
 from eecompile.tune.optimise import AGAIN, Reuse, Table
 
 __all__ = ["Costs", "Model"]
-
-Floats = NDArray[np.float64]
 
 
 class Costs(NamedTuple):

@@ -16,9 +16,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from eecompile.arrays import Floats
+
 __all__ = ["AGAIN", "Front", "Reuse", "Table", "front", "objective"]
 
-Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
 AGAIN = -1
 """The pick that evaluates nothing: the previous output is used again."""

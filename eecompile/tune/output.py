@@ -13,7 +13,7 @@ import numpy as np
 
 import eecompile
 from eecompile.errors import OutputExistsError
-from eecompile.files import written
+from eecompile.store.files import written
 from eecompile.tune.report import Front, Point, Settings, read_front
 from eecompile.tune.work import Work
 

@@ -12,20 +12,18 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
+from eecompile.arrays import Array, Inputs
+from eecompile.handle import Handle
+from eecompile.programs.interface import Interface
+from eecompile.programs.program import Program
 from eecompile.runtime.engine import Engine
-from eecompile.runtime.handle import Handle
-from eecompile.runtime.interface import Interface
-from eecompile.runtime.program import Program
 from eecompile.runtime.sampler import Sampler
 from eecompile.tune.choices import Choice
 
 __all__ = ["Outputs", "Prober", "Samples", "engines_of"]
 
-Array = NDArray[np.float32]
 Outputs = list[Array]
-Inputs = Mapping[str, NDArray[np.generic]]
 _ANY = 1 << 30  # batch size of a prober, which divides what it is given
 
 

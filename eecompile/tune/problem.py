@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from eecompile.errors import UsageError
-from eecompile.runtime.program import Program
+from eecompile.programs.program import Program
+from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.sampler import Sampler
-from eecompile.runtime.schedule import ExitSchedule
 from eecompile.tune.choices import (
     Choice,
     Slots,

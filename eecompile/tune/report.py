@@ -7,8 +7,8 @@ from typing import Literal
 
 import msgspec
 
-from eecompile.files import read_form
-from eecompile.runtime.schedule import ExitSchedule
+from eecompile.programs.schedule import ExitSchedule
+from eecompile.store.files import read_form
 from eecompile.tune.latency import Latency
 
 __all__ = ["FORMAT", "Comparison", "Front", "Kind", "Point", "Settings", "read_front"]

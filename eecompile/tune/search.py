@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from eecompile.arrays import Array
 from eecompile.errors import NonFiniteError
 from eecompile.interrupt import check
-from eecompile.runtime.program import Program
+from eecompile.programs.program import Program
 from eecompile.tune.model import Model
 from eecompile.tune.optimise import AGAIN, objective
 from eecompile.tune.probe import Outputs, Prober, Samples
@@ -19,7 +19,6 @@ from eecompile.tune.work import Work
 
 __all__ = ["Picks", "Trials", "improved", "neighbours", "proposed", "refined"]
 
-Array = NDArray[np.float32]
 Picks = tuple[int, ...]
 _PATIENCE = 10  # trials without a better one
 _EXCHANGES = 24  # cheaper and dearer changes that are paired

@@ -10,10 +10,10 @@ import numpy as np
 
 import eecompile
 from eecompile.errors import UsageError
-from eecompile.probes import machine_facts
-from eecompile.runtime.program import Program
+from eecompile.measure.machine import machine_facts
+from eecompile.programs.program import Program
+from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.sampler import Sampler
-from eecompile.runtime.schedule import ExitSchedule
 from eecompile.tune.baselines import Baseline, baseline_schedules, fewer_steps
 from eecompile.tune.findings import comparisons, points, warnings
 from eecompile.tune.held_out import FULL, measured

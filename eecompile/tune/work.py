@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eecompile.errors import BusyError
-from eecompile.runtime.handle import Handle
+from eecompile.handle import Handle
 
 __all__ = ["Work"]
 

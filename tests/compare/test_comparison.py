@@ -16,7 +16,6 @@ from polygraphy.comparator import RunResults
 from rich.console import Console
 from safetensors.numpy import save_file
 
-from eecompile.bundle import open_engine_set, records, write_manifest
 from eecompile.compare import checks, runners
 from eecompile.compare.accuracy import accuracy, outputs_of
 from eecompile.compare.candidates import Spec, opened
@@ -29,7 +28,8 @@ from eecompile.compare.tables import comparison_tables
 from eecompile.compiler.build import engine_set_from_bundle
 from eecompile.compiler.export import bundle_from_recipe
 from eecompile.errors import BackendError, NonFiniteError, OutputExistsError, UsageError
-from eecompile.recipe import DEFAULT_TARGET, Tolerance
+from eecompile.store.bundle import open_engine_set, records, write_manifest
+from eecompile.store.target import DEFAULT_TARGET, Tolerance
 from tests.conftest import RECIPE
 
 Copied = Callable[[Path], Path]
@@ -146,7 +146,7 @@ def perturbed(folder: Path, factor: float) -> Path:
 def open_manifest(folder: Path) -> Any:
     import msgspec
 
-    from eecompile.bundle import MANIFEST, EngineManifest
+    from eecompile.store.bundle import MANIFEST, EngineManifest
 
     return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=EngineManifest)
 

@@ -23,7 +23,7 @@ from eecompile.compare.report import (
 )
 from eecompile.compare.runners import Evaluate, ExitRunner
 from eecompile.errors import UsageError
-from eecompile.runtime.interface import Interface, State
+from eecompile.programs.interface import Interface, State
 
 FACE = Interface(name="fake", exits=(4,), state=State(shape=(2,)))
 

@@ -21,7 +21,6 @@ from polygraphy.comparator import (
 )
 from torch import Tensor, nn
 
-from eecompile.bundle import exit_graph_name, open_bundle, write_manifest
 from eecompile.compare.measure import points, quiet
 from eecompile.compare.runners import (
     EngineRunner,
@@ -37,6 +36,7 @@ from eecompile.compare.runners import (
 from eecompile.compare.torch_runners import predict_at
 from eecompile.errors import BackendError, ScheduleError, UsageError
 from eecompile.networks.truncated import Renamed, Truncated
+from eecompile.store.bundle import exit_graph_name, open_bundle, write_manifest
 from tests.conftest import RECIPE
 
 Make = Callable[[Path, dict[str, Path], int], ExitRunner]

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from eecompile.bundle import open_engine_set
 from eecompile.compare import candidates
 from eecompile.compare.candidates import Spec
 from eecompile.compare.comparison import compare
 from eecompile.compare.runners import TensorrtRunner
 from eecompile.errors import BackendError
-from eecompile.probes import Gpu, gpus
+from eecompile.measure.machine import Gpu, gpus
+from eecompile.store.bundle import open_engine_set
 
 pytest.importorskip("tensorrt_rtx")
 pytestmark = [

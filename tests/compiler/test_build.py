@@ -11,15 +11,15 @@ import onnxruntime
 import pytest
 from safetensors import safe_open
 
-from eecompile.bundle import MANIFEST, WEIGHTS, EngineManifest, open_bundle, open_engine_set
 from eecompile.compiler import build as build_module
 from eecompile.compiler import segments as segments_module
 from eecompile.compiler.backends import onnxruntime as ort_backend
 from eecompile.compiler.build import engine_set_from_bundle, planned_build
 from eecompile.errors import BackendError, DigestError, OutputExistsError, VerificationError
-from eecompile.recipe import BatchProfile, Target, Tolerance, load_target
 from eecompile.runtime.engine import open_engine
 from eecompile.runtime.sampler import Sampler
+from eecompile.store.bundle import MANIFEST, WEIGHTS, EngineManifest, open_bundle, open_engine_set
+from eecompile.store.target import BatchProfile, Target, Tolerance, load_target
 from tests.conftest import ROOT, TARGETS
 
 

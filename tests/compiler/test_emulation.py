@@ -10,8 +10,8 @@ import onnx_ir as ir
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from eecompile.compiler.emulation import emulate_bfloat16
-from eecompile.compiler.precision import first_non_finite
+from eecompile.compiler.graph.emulation import emulate_bfloat16
+from eecompile.compiler.graph.precision import first_non_finite
 from eecompile.compiler.sessions import run_session, session_from_graph
 
 

@@ -11,7 +11,6 @@ import onnxruntime
 import pytest
 import torch
 
-from eecompile.bundle import WEIGHTS, exit_graph_name, open_bundle
 from eecompile.compiler import export as export_module
 from eecompile.compiler.export import bundle_from_recipe
 from eecompile.compiler.progress import silent
@@ -23,7 +22,9 @@ from eecompile.errors import (
     VerificationError,
 )
 from eecompile.networks.load import load_network
-from eecompile.recipe import Tolerance, load_recipe
+from eecompile.recipe import load_recipe
+from eecompile.store.bundle import WEIGHTS, exit_graph_name, open_bundle
+from eecompile.store.target import Tolerance
 from tests.compiler.test_trace import INTERFACE, Odd
 from tests.conftest import RECIPE, ROOT
 

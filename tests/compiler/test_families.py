@@ -15,9 +15,9 @@ from diffusers import EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 
 from eecompile.compiler.build import engine_set_from_bundle
 from eecompile.compiler.export import bundle_from_recipe
-from eecompile.runtime.noise import normal_noise
+from eecompile.programs.solvers import SOLVERS
 from eecompile.runtime.sampler import Sampler
-from eecompile.runtime.solvers import SOLVERS
+from eecompile.runtime.trajectory.noise import normal_noise
 from tests.conftest import TARGETS, Beside
 
 MODULE = """

@@ -12,11 +12,11 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from eecompile.bundle import open_bundle
 from eecompile.compiler.build import engine_set_from_bundle
 from eecompile.compiler.export import bundle_from_recipe
 from eecompile.errors import RecipeError, TraceError, VerificationError
 from eecompile.runtime.sampler import Sampler
+from eecompile.store.bundle import open_bundle
 from tests.conftest import TARGETS
 
 RECIPE = """

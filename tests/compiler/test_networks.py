@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from eecompile.bundle import BundleManifest, open_bundle, open_engine_set
 from eecompile.compiler.build import engine_set_from_bundle
 from eecompile.compiler.export import bundle_from_recipe
 from eecompile.compiler.verify import random_inputs
@@ -21,6 +20,7 @@ from eecompile.networks.load import load_network
 from eecompile.recipe import load_recipe
 from eecompile.runtime.engine import open_engine
 from eecompile.runtime.sampler import Sampler
+from eecompile.store.bundle import BundleManifest, open_bundle, open_engine_set
 from tests.conftest import ROOT, TARGETS
 from tests.networks import reference
 

@@ -5,7 +5,7 @@ import onnx_ir as ir
 import pytest
 from onnx_ir import passes
 
-from eecompile.compiler.numbering import NumberValues
+from eecompile.compiler.graph.numbering import NumberValues
 
 KIND = ir.TensorType(ir.DataType.FLOAT)
 

@@ -13,7 +13,16 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from eecompile.bundle import (
+from eecompile.compiler.backends import openvino as backend
+from eecompile.compiler.build import engine_set_from_bundle
+from eecompile.compiler.progress import silent
+from eecompile.errors import BackendError, DigestError
+from eecompile.networks.load import load_network
+from eecompile.recipe import load_recipe
+from eecompile.runtime.engine import Engine, open_engine
+from eecompile.runtime.engines import openvino as runtime
+from eecompile.runtime.sampler import Sampler
+from eecompile.store.bundle import (
     MANIFEST,
     EngineManifest,
     open_bundle,
@@ -21,15 +30,7 @@ from eecompile.bundle import (
     records,
     write_manifest,
 )
-from eecompile.compiler.backends import openvino as backend
-from eecompile.compiler.build import engine_set_from_bundle
-from eecompile.compiler.progress import silent
-from eecompile.errors import BackendError, DigestError
-from eecompile.networks.load import load_network
-from eecompile.recipe import BatchProfile, Target, load_recipe, load_target
-from eecompile.runtime import openvino as runtime
-from eecompile.runtime.engine import Engine, open_engine
-from eecompile.runtime.sampler import Sampler
+from eecompile.store.target import BatchProfile, Target, load_target
 from tests.conftest import RECIPE, ROOT
 from tests.test_import import COMMAND_LINE, COMPILE_TIME, run, without
 

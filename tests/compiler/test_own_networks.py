@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from eecompile.bundle import open_bundle
 from eecompile.compiler.build import engine_set_from_bundle
 from eecompile.compiler.export import bundle_from_recipe
 from eecompile.errors import EecompileError
 from eecompile.runtime.sampler import Sampler
+from eecompile.store.bundle import open_bundle
 from tests.conftest import TARGETS, Beside
 
 MODULE = """

@@ -14,9 +14,9 @@ import torch
 from hypothesis import given, settings
 from onnx_ir import passes
 
-from eecompile.compiler.merge import joined
-from eecompile.compiler.numbering import NumberValues
-from eecompile.compiler.partition import (
+from eecompile.compiler.graph.merge import joined
+from eecompile.compiler.graph.numbering import NumberValues
+from eecompile.compiler.graph.partition import (
     ExitOutputs,
     Part,
     chained_parts,
@@ -29,7 +29,7 @@ from eecompile.compiler.partition import (
 )
 from eecompile.compiler.trace import graph_from_network
 from eecompile.errors import BundleError, TraceError
-from eecompile.runtime.interface import Interface, State
+from eecompile.programs.interface import Interface, State
 
 WIDTH = 4
 Spec = list[tuple[str, tuple[int, ...]]]  # operator, and the earlier values that it reads

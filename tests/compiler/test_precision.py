@@ -10,15 +10,15 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from eecompile.bundle import CALIBRATION, open_bundle
 from eecompile.compiler.build import engine_set_from_bundle
 from eecompile.compiler.export import bundle_from_recipe
-from eecompile.compiler.merge import exit_outputs, merged_exits
-from eecompile.compiler.partition import chained_parts, extract
-from eecompile.compiler.precision import kept_nodes, lowered
+from eecompile.compiler.graph.merge import exit_outputs, merged_exits
+from eecompile.compiler.graph.partition import chained_parts, extract
+from eecompile.compiler.graph.precision import kept_nodes, lowered
 from eecompile.compiler.verify import calibration_inputs
 from eecompile.errors import RecipeError
-from eecompile.recipe import Target, load_target
+from eecompile.store.bundle import CALIBRATION, open_bundle
+from eecompile.store.target import Target, load_target
 from tests.conftest import RECIPE, ROOT
 
 autocast: Any = pytest.importorskip("modelopt.onnx.autocast")

@@ -23,19 +23,19 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from numpy.typing import NDArray
 
-from eecompile.compiler.scheduler import program_from_scheduler
-from eecompile.compiler.scheduler_config import (
+from eecompile.compiler.schedulers.config import (
     check_process,
     process_from_scheduler,
     scheduler_from_config,
 )
+from eecompile.compiler.schedulers.program import program_from_scheduler
 from eecompile.errors import UsageError
-from eecompile.runtime.fake import FakeEngine
-from eecompile.runtime.interface import Interface, State
-from eecompile.runtime.process import Process
-from eecompile.runtime.program import OPEN, Program
+from eecompile.programs.interface import Interface, State
+from eecompile.programs.process import Process
+from eecompile.programs.program import OPEN, Program
+from eecompile.runtime.engines.fake import FakeEngine
 from eecompile.runtime.sampler import Sampler
-from tests.runtime import interpreter
+from tests.programs import interpreter
 
 pytestmark = [  # diffusers' own
     pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning"),

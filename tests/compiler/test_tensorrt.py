@@ -13,8 +13,8 @@ import pytest
 from eecompile.compiler.backends import tensorrt as backend
 from eecompile.compiler.build import engine_set_from_bundle
 from eecompile.errors import BackendError
-from eecompile.probes import Gpu
-from eecompile.recipe import load_target
+from eecompile.measure.machine import Gpu
+from eecompile.store.target import load_target
 from tests.conftest import ROOT
 
 PLAN = ROOT / "eecompile" / "compiler" / "backends" / "_plan.py"

@@ -13,18 +13,18 @@ import msgspec
 import onnx_ir as ir
 import pytest
 
-from eecompile.bundle import open_bundle, open_engine_set
-from eecompile.compiler.attention import DecomposeAttention
 from eecompile.compiler.backends import tensorrt_rtx
 from eecompile.compiler.build import engine_set_from_bundle, planned_build
 from eecompile.compiler.export import bundle_from_recipe
-from eecompile.compiler.merge import merged_exits
+from eecompile.compiler.graph.attention import DecomposeAttention
+from eecompile.compiler.graph.merge import merged_exits
 from eecompile.compiler.progress import silent
 from eecompile.compiler.segments import warnings_in
 from eecompile.errors import BackendError, BusyError, VerificationError
-from eecompile.probes import gpus
-from eecompile.recipe import Target, load_target
+from eecompile.measure.machine import gpus
 from eecompile.runtime.sampler import Sampler
+from eecompile.store.bundle import open_bundle, open_engine_set
+from eecompile.store.target import Target, load_target
 from tests.compiler.test_networks import write
 from tests.conftest import RECIPE, ROOT, TARGETS, Beside
 

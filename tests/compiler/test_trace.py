@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from eecompile.compiler.trace import OPSET, graph_from_network
 from eecompile.errors import TraceError
-from eecompile.runtime.interface import Condition, Interface, Resizable, State
-from eecompile.runtime.process import Process
+from eecompile.programs.interface import Condition, Interface, Resizable, State
+from eecompile.programs.process import Process
 
 INTERFACE = Interface(name="odd", exits=(1, 2), state=State(shape=(3,)))
 HERE = Path(__file__).name

@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import eecompile
-from eecompile.bundle import open_bundle
 from eecompile.compiler.export import bundle_from_recipe
 from eecompile.errors import TraceError
+from eecompile.store.bundle import open_bundle
 from tests.conftest import ROOT
 
 HOW_TO = ROOT / "docs" / "how-to"

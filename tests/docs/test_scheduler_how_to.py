@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from eecompile import Program, Sampler, ddim
-from eecompile.runtime.program import OPEN
+from eecompile.programs.program import OPEN
 from tests.docs.test_how_to import HOW_TO, run
 
 DOCUMENT = HOW_TO / "diffusers-scheduler.md"

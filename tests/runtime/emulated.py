@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eecompile.programs.interface import Interface
 from eecompile.runtime.cuda import device as module
 from eecompile.runtime.cuda.device import KERNELS, out_of_memory
-from eecompile.runtime.cuda.engine import DeviceEngine
-from eecompile.runtime.interface import Interface
+from eecompile.runtime.engines.device import DeviceEngine
 
 Array = NDArray[np.float32]
 SOURCE = Path(module.__file__).with_name("kernels.cu")

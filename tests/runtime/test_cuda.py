@@ -19,17 +19,17 @@ import pytest
 from numpy.typing import NDArray
 
 from eecompile.errors import BackendError, NonFiniteError, UsageError
-from eecompile.probes import gpus
+from eecompile.measure.machine import gpus
+from eecompile.programs.interface import Condition, Interface, Sampling, State
+from eecompile.programs.process import Process
+from eecompile.programs.program import REUSE, Program, Step, Term, Update
 from eecompile.runtime.cuda import device as cuda_device
-from eecompile.runtime.cuda import trajectory as cuda_trajectory
 from eecompile.runtime.cuda.device import KERNELS, open_device
-from eecompile.runtime.cuda.trajectory import DeviceTrajectory
-from eecompile.runtime.group import DeviceGroup, EngineGroup, grouped
-from eecompile.runtime.interface import Condition, Interface, Sampling, State
-from eecompile.runtime.noise import normal_noise
-from eecompile.runtime.process import Process
-from eecompile.runtime.program import REUSE, Program, Step, Term, Update
-from eecompile.runtime.trajectory import HostTrajectory, Plan, Rows
+from eecompile.runtime.engines.group import DeviceGroup, EngineGroup, grouped
+from eecompile.runtime.trajectory import device as cuda_trajectory
+from eecompile.runtime.trajectory.device import DeviceTrajectory
+from eecompile.runtime.trajectory.host import HostTrajectory, Plan, Rows
+from eecompile.runtime.trajectory.noise import normal_noise
 from tests.conftest import ROOT
 from tests.runtime.emulated import (
     SOURCE,

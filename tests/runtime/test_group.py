@@ -10,13 +10,13 @@ import pytest
 
 from eecompile.compiler.build import engine_set_from_bundle
 from eecompile.errors import UsageError
-from eecompile.recipe import Target
-from eecompile.runtime.fake import FakeEngine
-from eecompile.runtime.group import EngineGroup, grouped
-from eecompile.runtime.interface import Interface, State
-from eecompile.runtime.program import REUSE, Program
+from eecompile.programs.interface import Interface, State
+from eecompile.programs.program import REUSE, Program
+from eecompile.programs.schedule import ExitSchedule
+from eecompile.runtime.engines.fake import FakeEngine
+from eecompile.runtime.engines.group import EngineGroup, grouped
 from eecompile.runtime.sampler import Sampler, StepMetrics
-from eecompile.runtime.schedule import ExitSchedule
+from eecompile.store.target import Target
 
 SETTINGS = {"solver": "ddim", "steps": 10, "seed": 3}
 

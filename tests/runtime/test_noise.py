@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from eecompile.runtime.noise import NoiseSource, normal_noise
+from eecompile.runtime.trajectory.noise import NoiseSource, normal_noise
 
 
 @given(seed=st.integers(0, 2**64 - 1), sample=st.integers(0, 2**63), draw=st.integers(0, 999))

@@ -18,16 +18,16 @@ import pytest
 from hypothesis import given
 
 from eecompile.errors import BackendError, ConditionError, NonFiniteError, UsageError
-from eecompile.runtime.fake import FakeEngine
-from eecompile.runtime.handle import Handle
-from eecompile.runtime.interface import Condition, Interface, Resizable, Sampling, State
-from eecompile.runtime.process import Process
-from eecompile.runtime.program import OPEN, Program, Step, Term, Update
+from eecompile.handle import Handle
+from eecompile.programs.interface import Condition, Interface, Resizable, Sampling, State
+from eecompile.programs.process import Process
+from eecompile.programs.program import OPEN, Program, Step, Term, Update
+from eecompile.programs.schedule import ExitSchedule
+from eecompile.programs.solvers import FACTS, ddim
+from eecompile.runtime.engines.fake import FakeEngine
 from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler, StepMetrics
-from eecompile.runtime.schedule import ExitSchedule
-from eecompile.runtime.solvers import FACTS, ddim
-from eecompile.runtime.trajectory import HostTrajectory, Plan, Rows
+from eecompile.runtime.trajectory.host import HostTrajectory, Plan, Rows
 
 LABEL = Condition(dtype="int64", range=(0, 9), default="cycle", null=10)
 QUICK: dict[str, Any] = {"steps": 4, "schedule": [12, 3]}

@@ -22,14 +22,14 @@ from eecompile.errors import (
     ScheduleError,
     UsageError,
 )
-from eecompile.runtime.fake import FakeEngine
-from eecompile.runtime.interface import Condition, Interface, Resizable, Sampling, State
-from eecompile.runtime.noise import normal_noise
-from eecompile.runtime.process import Process
-from eecompile.runtime.program import Program, Step, Term, Update
+from eecompile.programs.interface import Condition, Interface, Resizable, Sampling, State
+from eecompile.programs.process import Process
+from eecompile.programs.program import Program, Step, Term, Update
+from eecompile.programs.schedule import ExitSchedule
+from eecompile.programs.solvers import ddim
+from eecompile.runtime.engines.fake import FakeEngine
 from eecompile.runtime.sampler import Sampler
-from eecompile.runtime.schedule import ExitSchedule
-from eecompile.runtime.solvers import ddim
+from eecompile.runtime.trajectory.noise import normal_noise
 
 LABEL = Condition(dtype="int64", range=(0, 9), default="cycle", null=10)
 QUICK = {"steps": 4, "schedule": [12, 3]}

@@ -16,25 +16,31 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from eecompile.bundle import EngineManifest, ExitPlan, Segment, open_engine_set, write_manifest
 from eecompile.compiler.build import engine_set_from_bundle
 from eecompile.errors import BackendError
-from eecompile.probes import Gpu, gpus
-from eecompile.recipe import load_target
-from eecompile.runtime import onnxruntime_cuda, tensorrt
+from eecompile.measure.machine import Gpu, gpus
+from eecompile.programs.interface import Condition, Interface, State
+from eecompile.programs.program import Program, Step, Term, Update
 from eecompile.runtime.cuda.kernel_cache import KernelCache, cache_path
-from eecompile.runtime.interface import Condition, Interface, State
-from eecompile.runtime.program import Program, Step, Term, Update
-from eecompile.runtime.request import SampleRequest
-from eecompile.runtime.sampler import Sampler
-from eecompile.runtime.tensorrt import (
+from eecompile.runtime.engines import onnxruntime_cuda, tensorrt
+from eecompile.runtime.engines.tensorrt import (
     TensorrtEngine,
     check_gpu,
     check_validity,
     check_version,
     import_library,
 )
-from eecompile.runtime.trajectory import Plan, Rows
+from eecompile.runtime.request import SampleRequest
+from eecompile.runtime.sampler import Sampler
+from eecompile.runtime.trajectory.host import Plan, Rows
+from eecompile.store.bundle import (
+    EngineManifest,
+    ExitPlan,
+    Segment,
+    open_engine_set,
+    write_manifest,
+)
+from eecompile.store.target import load_target
 from tests.conftest import ROOT, TARGETS
 from tests.runtime.emulated import EmulatedDevice
 

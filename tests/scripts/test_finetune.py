@@ -21,8 +21,8 @@ from torch import Tensor
 from eecompile.errors import UsageError
 from eecompile.networks.dit import DiT
 from eecompile.networks.load import load_network
+from eecompile.programs.schedule import ExitSchedule
 from eecompile.recipe import ExportRecipe, load_recipe
-from eecompile.runtime.schedule import ExitSchedule
 from tests.conftest import RECIPE, ROOT
 from tests.scripts.test_train import data
 

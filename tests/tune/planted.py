@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from eecompile.runtime.fake import FakeEngine
-from eecompile.runtime.group import EngineGroup
-from eecompile.runtime.interface import Condition, Interface, State
+from eecompile.programs.interface import Condition, Interface, State
+from eecompile.runtime.engines.fake import FakeEngine
+from eecompile.runtime.engines.group import EngineGroup
 from eecompile.runtime.sampler import Sampler
 from eecompile.tune.report import Settings
 

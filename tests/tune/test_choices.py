@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eecompile.runtime.program import REUSE, Program
-from eecompile.runtime.schedule import ExitSchedule
+from eecompile.programs.program import REUSE, Program
+from eecompile.programs.schedule import ExitSchedule
 from eecompile.tune.choices import Choice, choices_of, schedule_from_picks, slots_of
 from eecompile.tune.optimise import AGAIN
 from tests.tune.planted import planted, sampler_of

@@ -134,7 +134,7 @@ def test_movement_is_what_a_unit_of_the_output_does_to_the_next_state() -> None:
             self.count += 1
             return 0.2 * x + (self.count == self.step + 1)
 
-    from eecompile.runtime.fake import FakeEngine
+    from eecompile.runtime.engines.fake import FakeEngine
     from tests.tune.planted import interface
 
     made = [Sampler(FakeEngine((4,), Shifted(at)), interface((4,))) for at in (2, 99)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from eecompile.runtime.schedule import ExitSchedule
+from eecompile.programs.schedule import ExitSchedule
 from eecompile.tune.latency import Latency
 from eecompile.tune.page import page_of
 from eecompile.tune.report import Comparison, Front, Kind, Point, Settings

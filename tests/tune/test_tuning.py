@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from eecompile.errors import FormatError, NonFiniteError, OutputExistsError, UsageError
-from eecompile.runtime.fake import FakeEngine
-from eecompile.runtime.interface import Resizable, State
-from eecompile.runtime.program import REUSE
+from eecompile.programs.interface import Resizable, State
+from eecompile.programs.program import REUSE
+from eecompile.programs.schedule import ExitSchedule
+from eecompile.runtime.engines.fake import FakeEngine
 from eecompile.runtime.sampler import Sampler
-from eecompile.runtime.schedule import ExitSchedule
 from eecompile.tune.baselines import ASE, baseline_schedules
 from eecompile.tune.choices import choices_of
 from eecompile.tune.findings import warnings

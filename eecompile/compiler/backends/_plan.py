@@ -24,8 +24,8 @@ from polygraphy.exception import PolygraphyException
 
 from eecompile.compiler.backends._tensorrt import SWITCH, PlanJob
 from eecompile.errors import BackendError
-from eecompile.probes import gpus
-from eecompile.recipe import Target
+from eecompile.measure.machine import gpus
+from eecompile.store.target import Target
 
 if TYPE_CHECKING:
     import tensorrt as trt

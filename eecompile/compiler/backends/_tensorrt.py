@@ -15,8 +15,8 @@ from typing import Literal
 import msgspec
 
 from eecompile.errors import BackendError
-from eecompile.probes import gpus
-from eecompile.recipe import Target
+from eecompile.measure.machine import gpus
+from eecompile.store.target import Target
 
 __all__ = [
     "SWITCH",

@@ -22,7 +22,7 @@ import onnx_ir as ir
 from eecompile.compiler.backends._tensorrt import SWITCH, Flavour, PlanJob
 from eecompile.compiler.progress import Report
 from eecompile.errors import BackendError
-from eecompile.recipe import Target
+from eecompile.store.target import Target
 
 __all__ = ["Worker"]
 

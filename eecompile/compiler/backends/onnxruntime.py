@@ -13,9 +13,9 @@ from eecompile.compiler.progress import Report
 from eecompile.compiler.sessions import optimised_graph
 from eecompile.compiler.weights import WeightStore
 from eecompile.errors import BackendError
-from eecompile.probes import gpus
-from eecompile.recipe import Target
-from eecompile.runtime.onnxruntime import PROVIDERS, provider
+from eecompile.measure.machine import gpus
+from eecompile.runtime.engines.onnxruntime import PROVIDERS, provider
+from eecompile.store.target import Target
 
 __all__ = [
     "SUFFIX",

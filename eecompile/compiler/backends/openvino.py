@@ -16,8 +16,7 @@ import onnx_ir as ir
 
 from eecompile.compiler.progress import Report
 from eecompile.errors import BackendError
-from eecompile.recipe import Target
-from eecompile.runtime.openvino import (
+from eecompile.runtime.engines.openvino import (
     WEIGHTS,
     blob_name,
     blob_options,
@@ -25,6 +24,7 @@ from eecompile.runtime.openvino import (
     import_openvino,
     model_options,
 )
+from eecompile.store.target import Target
 
 __all__ = [
     "SUFFIX",

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from eecompile.compiler.attention import DecomposeAttention
 from eecompile.compiler.backends._tensorrt import (
     check_installed,
     check_options,
@@ -18,9 +17,10 @@ from eecompile.compiler.backends._tensorrt import (
     runs,
 )
 from eecompile.compiler.backends._worker import Worker
+from eecompile.compiler.graph.attention import DecomposeAttention
 from eecompile.compiler.segments import LOG
 from eecompile.errors import BackendError
-from eecompile.recipe import Target
+from eecompile.store.target import Target
 
 __all__ = ["SUFFIX", "builder", "check", "lowers", "portable", "prepare", "runs", "versions"]
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eecompile.errors import BackendError
-from eecompile.runtime.handle import Handle
+from eecompile.handle import Handle
 
 __all__ = [
     "KERNELS",

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from eecompile.bundle import EngineManifest
+from eecompile.store.bundle import EngineManifest
 
 __all__ = ["KernelCache", "cache_path"]
 

@@ -1,0 +1,18 @@
+"""Aliases of numpy's array types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["AnyArray", "Array", "Floats", "Inputs"]
+
+Array = NDArray[np.float32]
+"""What networks read and write, and samples are."""
+Floats = NDArray[np.float64]
+"""What is computed before sampling: coefficients, errors, statistics."""
+AnyArray = NDArray[np.generic]
+Inputs = Mapping[str, AnyArray]
+"""Arrays by the name of the network's input."""

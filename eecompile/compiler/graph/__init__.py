@@ -1,0 +1,1 @@
+"""What is done to ONNX graphs, one pass a module."""

@@ -1,0 +1,1 @@
+"""Schedulers of diffusers, compiled to programs."""

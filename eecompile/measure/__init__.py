@@ -1,0 +1,1 @@
+"""Measuring: time in turns, and the public facts of the machine."""

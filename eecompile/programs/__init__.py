@@ -1,0 +1,1 @@
+"""What runs, as data: processes, schedules, solvers and the programs they compile to."""

@@ -1,0 +1,54 @@
+"""DDPM's ancestral sampling (Ho et al., arXiv 2006.11239, equations 6 and 7).
+
+With a learned variance as in Nichol and Dhariwal, arXiv 2102.09672, equation 15. For
+processes other than diffusion, the reverse step of arXiv 2107.00630, appendix A.2.
+"""
+
+from __future__ import annotations
+
+import math
+
+from eecompile.programs.grids import Grid, points
+from eecompile.programs.process import Process
+from eecompile.programs.program import Program
+from eecompile.programs.solvers._common import DepthAt, intervals, title
+from eecompile.programs.solvers.ddim import posterior
+from eecompile.programs.tape import Tape
+
+__all__ = ["ddpm"]
+
+
+def ddpm(
+    process: Process,
+    steps: int,
+    depth_at: DepthAt,
+    *,
+    grid: Grid = "trailing",
+    clip: tuple[float, float] | None = None,
+) -> Program:
+    """Stochastic; one evaluation a step; on fewer than T steps, the respaced process.
+
+    Args:
+        process: of any family; its ``variance`` chooses the reverse steps' variance.
+        steps: number of steps, 1 to T.
+        depth_at: the depth for a time.
+        grid: the moments to visit; see :func:`eecompile.programs.grids.points`.
+        clip: bounds of the predicted data, or None.
+
+    Raises:
+        UsageError: ``steps`` or ``grid`` is out of range.
+    """
+    visited = points(process, steps, grid)
+    tape = Tape(process, depth_at, visited[0], clip)
+    for now, after in intervals(visited):
+        data = tape.evaluate(tape.state, now).data
+        lower, upper = posterior(now, after)
+        kept = (now.alpha / after.alpha) * (after.sigma / now.sigma) ** 2
+        state = (after.alpha * upper / now.sigma**2) * data + kept * tape.state
+        if after.sigma:
+            learned = process.variance == "learned_range"
+            noise = tape.noise((math.log(lower), math.log(upper)) if learned else None)
+            scale = {"fixed_small": math.sqrt(lower), "fixed_large": math.sqrt(upper)}
+            state += scale.get(process.variance, 1.0) * noise
+        tape.advance(state)
+    return tape.finish(title("ddpm", grid, {"variance": process.variance}))

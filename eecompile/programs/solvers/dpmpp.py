@@ -1,0 +1,125 @@
+"""DPM-Solver++, multistep (Lu et al., arXiv 2211.01095, algorithm 2 and appendix B).
+
+Interpolates the predicted data over half the logarithm of the signal-to-noise ratio.
+"""
+
+from __future__ import annotations
+
+import math
+
+from eecompile.programs.grids import Grid, points
+from eecompile.programs.process import Point, Process
+from eecompile.programs.program import Program
+from eecompile.programs.solvers._common import (
+    DepthAt,
+    Past,
+    data_step,
+    intervals,
+    log_ratios,
+    order_at,
+    remember,
+    title,
+)
+from eecompile.programs.tape import Tape, Value
+
+__all__ = ["differences", "dpmpp_2m", "dpmpp_3m"]
+
+
+def dpmpp_2m(
+    process: Process,
+    steps: int,
+    depth_at: DepthAt,
+    *,
+    grid: Grid = "trailing",
+    clip: tuple[float, float] | None = None,
+) -> Program:
+    """Second order; one evaluation a step; deterministic. As diffusers' ``midpoint``.
+
+    Args:
+        process: of any family.
+        steps: number of steps, 1 to T; the first and the last are of first order.
+        depth_at: the depth for a time.
+        grid: the moments to visit; see :func:`eecompile.programs.grids.points`.
+        clip: bounds of the predicted data, or None.
+
+    Raises:
+        UsageError: ``steps`` or ``grid`` is out of range.
+    """
+    visited = points(process, steps, grid)
+    tape = Tape(process, depth_at, visited[0], clip)
+    _record(tape, visited, 2)
+    return tape.finish(title("dpmpp-2m", grid))
+
+
+def dpmpp_3m(
+    process: Process,
+    steps: int,
+    depth_at: DepthAt,
+    *,
+    halved: bool = True,
+    grid: Grid = "trailing",
+    clip: tuple[float, float] | None = None,
+) -> Program:
+    """One evaluation a step; deterministic; three predictions a step.
+
+    The first and last steps are of lower order, the last but one too where there are fewer
+    than 15.
+
+    Args:
+        process: of any family.
+        steps: number of steps, 1 to T.
+        depth_at: the depth for a time.
+        halved: take half the second derivative, as the authors' code and diffusers do,
+            which is of second order; False is of third.
+        grid: the moments to visit; see :func:`eecompile.programs.grids.points`.
+        clip: bounds of the predicted data, or None.
+
+    Raises:
+        UsageError: ``steps`` or ``grid`` is out of range.
+    """
+    visited = points(process, steps, grid)
+    tape = Tape(process, depth_at, visited[0], clip)
+    _record(tape, visited, 3, 0.5 if halved else 1.0)
+    return tape.finish(title("dpmpp-3m", grid, {"halved": halved}))
+
+
+def differences(data: Value, past: Past, places: list[float]) -> tuple[Value, Value | None]:
+    """The first and second derivative of the data over the step, where it starts.
+
+    Args:
+        data: predicted now.
+        past: one or two former predictions, newest first.
+        places: where those lie in the step, which goes from 0 to 1.
+
+    Returns:
+        Both as Newton's interpolation gives them; the second None from one alone.
+    """
+    slope = (past[0][1] - data) / places[0]
+    if len(past) == 1:
+        return slope, None
+    former = (past[1][1] - past[0][1]) / (places[1] - places[0])
+    bend = (former - slope) / places[1]
+    return slope - places[0] * bend, 2 * bend
+
+
+def _record(tape: Tape, visited: list[Point], order: int, share: float = 1.0) -> None:
+    past: Past = []
+    for index, (now, after) in enumerate(intervals(visited)):
+        data = tape.evaluate(tape.state, now).data
+        used = past[: order_at(index, len(visited), order) - 1]
+        state = data_step(tape.state, now, after, data)
+        if used:
+            state += _correction(now, after, data, used, share)
+        past = remember(tape, past, now, data, "data", order - 1)
+        tape.advance(state)
+
+
+def _correction(now: Point, after: Point, data: Value, past: Past, share: float) -> Value:
+    """What the predicted data's change over the step adds."""
+    h, places = log_ratios(now, after, [point for point, _ in past])
+    slope, bend = differences(data, past, places)
+    shrink = math.expm1(-h)
+    if bend is None:
+        return (-0.5 * after.alpha * shrink) * slope
+    first, second = shrink / h + 1, 0.5 - (shrink + h) / h**2
+    return after.alpha * (first * slope + (share * second) * bend)

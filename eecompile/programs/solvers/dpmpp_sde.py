@@ -1,0 +1,99 @@
+"""SDE-DPM-Solver++, multistep (Lu et al., arXiv 2211.01095, section 5 and appendix B).
+
+The same interpolation of the predicted data as in :mod:`.dpmpp`, in the reverse diffusion
+SDE: half of the noise comes anew in each step.
+"""
+
+from __future__ import annotations
+
+import math
+
+from eecompile.programs.grids import Grid, points
+from eecompile.programs.process import Point, Process
+from eecompile.programs.program import Program
+from eecompile.programs.solvers._common import (
+    DepthAt,
+    Past,
+    intervals,
+    log_ratios,
+    order_at,
+    remember,
+    title,
+)
+from eecompile.programs.solvers.dpmpp import differences
+from eecompile.programs.tape import Tape, Value
+
+__all__ = ["dpmpp_2m_sde", "dpmpp_3m_sde"]
+
+
+def dpmpp_2m_sde(
+    process: Process,
+    steps: int,
+    depth_at: DepthAt,
+    *,
+    grid: Grid = "trailing",
+    clip: tuple[float, float] | None = None,
+) -> Program:
+    """Stochastic; one evaluation a step; two predictions a step.
+
+    Args:
+        process: of any family.
+        steps: number of steps, 1 to T; the first and the last read one prediction.
+        depth_at: the depth for a time.
+        grid: the moments to visit; see :func:`eecompile.programs.grids.points`.
+        clip: bounds of the predicted data, or None.
+
+    Raises:
+        UsageError: ``steps`` or ``grid`` is out of range.
+    """
+    visited = points(process, steps, grid)
+    tape = Tape(process, depth_at, visited[0], clip)
+    _record(tape, visited, 2)
+    return tape.finish(title("dpmpp-2m-sde", grid))
+
+
+def dpmpp_3m_sde(
+    process: Process,
+    steps: int,
+    depth_at: DepthAt,
+    *,
+    grid: Grid = "trailing",
+    clip: tuple[float, float] | None = None,
+) -> Program:
+    """Stochastic; one evaluation a step; three predictions a step.
+
+    Arguments and errors are those of :func:`dpmpp_2m_sde`. As diffusers does, it takes
+    half the second derivative (see :func:`.dpmpp.dpmpp_3m`).
+    """
+    visited = points(process, steps, grid)
+    tape = Tape(process, depth_at, visited[0], clip)
+    _record(tape, visited, 3)
+    return tape.finish(title("dpmpp-3m-sde", grid))
+
+
+def _record(tape: Tape, visited: list[Point], order: int) -> None:
+    past: Past = []
+    for index, (now, after) in enumerate(intervals(visited)):
+        data = tape.evaluate(tape.state, now).data
+        used = past[: order_at(index, len(visited), order) - 1]
+        # exp(-h), finite where h is not
+        shrink = after.sigma * now.alpha / (after.alpha * now.sigma)
+        fresh = 1 - shrink**2
+        state = (after.sigma / now.sigma * shrink) * tape.state + (after.alpha * fresh) * data
+        if used:
+            state += _correction(now, after, data, used)
+        if after.sigma:
+            state += (after.sigma * math.sqrt(fresh)) * tape.noise()
+        past = remember(tape, past, now, data, "data", order - 1)
+        tape.advance(state)
+
+
+def _correction(now: Point, after: Point, data: Value, past: Past) -> Value:
+    """What the predicted data's change over the step adds."""
+    h, places = log_ratios(now, after, [point for point, _ in past])
+    slope, bend = differences(data, past, places)
+    fresh = -math.expm1(-2 * h)
+    if bend is None:
+        return (0.5 * after.alpha * fresh) * slope
+    first, second = 1 - fresh / (2 * h), 0.5 - (2 * h - fresh) / (2 * h) ** 2
+    return after.alpha * (first * slope + (0.5 * second) * bend)

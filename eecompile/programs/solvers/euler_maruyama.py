@@ -1,0 +1,56 @@
+"""Euler and Maruyama's method on the reverse diffusion SDE.
+
+Song et al., arXiv 2011.13456, equation 6 with the variance-preserving SDE of equation 11:
+the sampler of U-ViT (arXiv 2209.12152) and so of the ASE paper. One unit of time is one
+timestep. The rate beta(t) is the slope of ``-ln(alpha_bar)`` over the timesteps, by central
+differences of the process's table (one-sided at its ends), linear in between.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from eecompile.programs.grids import Grid, points
+from eecompile.programs.process import Process
+from eecompile.programs.program import Program
+from eecompile.programs.solvers._common import DepthAt, intervals, require, title
+from eecompile.programs.tape import Tape
+
+__all__ = ["euler_maruyama"]
+
+
+def euler_maruyama(
+    process: Process,
+    steps: int,
+    depth_at: DepthAt,
+    *,
+    grid: Grid = "linspace",
+    clip: tuple[float, float] | None = None,
+) -> Program:
+    """Stochastic; one evaluation a step; wants hundreds of steps.
+
+    Args:
+        process: of family diffusion.
+        steps: number of steps, 1 to T. The last one, which ends at the data one timestep
+            before t = 0, adds no noise.
+        depth_at: the depth for a time.
+        grid: the moments to visit; see :func:`eecompile.programs.grids.points`.
+        clip: bounds of the predicted data, or None.
+
+    Raises:
+        UsageError: ``steps`` or ``grid`` is out of range, or the family is another.
+    """
+    require(process, "euler-maruyama", ("diffusion",))
+    visited = points(process, steps, grid)
+    tape = Tape(process, depth_at, visited[0], clip)
+    table = -np.log(process.alpha_bar())
+    rates = np.gradient(table) if len(table) > 1 else table
+    for now, after in intervals(visited):
+        noise = tape.evaluate(tape.state, now).noise
+        beta = float(np.interp(now.time, np.arange(len(rates)), rates))
+        span = now.time - (after.time if after.sigma else -1.0)
+        state = (1 + beta * span / 2) * tape.state - (beta * span / now.sigma) * noise
+        tape.advance(state + math.sqrt(beta * span) * tape.noise() if after.sigma else state)
+    return tape.finish(title("euler-maruyama", grid))

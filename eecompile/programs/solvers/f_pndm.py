@@ -1,0 +1,65 @@
+"""F-PNDM, the pseudo linear multistep method of four predictions.
+
+Liu et al., arXiv 2202.09778, equations 11 to 13 and algorithm 2; its first three steps
+are the pseudo Runge-Kutta method's.
+"""
+
+from __future__ import annotations
+
+from eecompile.programs.grids import Grid, points
+from eecompile.programs.process import Point, Process
+from eecompile.programs.program import Program
+from eecompile.programs.solvers._common import DepthAt, intervals, require, title
+from eecompile.programs.solvers.pndm import FAMILIES, averaged, predicted, transfer
+from eecompile.programs.tape import Tape, Value
+
+__all__ = ["f_pndm"]
+
+
+def f_pndm(
+    process: Process,
+    steps: int,
+    depth_at: DepthAt,
+    *,
+    grid: Grid = "trailing",
+    clip: tuple[float, float] | None = None,
+) -> Program:
+    """Second order; one evaluation a step, four in the first three; deterministic.
+
+    As diffusers' PNDMScheduler with ``skip_prk_steps=False``. With three steps or fewer
+    the last, which ends at the data, is a multistep one of lower order.
+
+    Args:
+        process: of family diffusion or edm.
+        steps: number of steps, 1 to T.
+        depth_at: the depth for a time.
+        grid: the moments to visit; the method takes them for evenly spaced in time.
+        clip: bounds of the predicted data, or None.
+
+    Raises:
+        UsageError: ``steps`` or ``grid`` is out of range, or the family is another.
+    """
+    require(process, "f-pndm", FAMILIES)
+    visited = points(process, steps, grid)
+    tape = Tape(process, depth_at, visited[0], clip)
+    past: list[Value] = []
+    for index, (now, after) in enumerate(intervals(visited)):
+        slope = tape.keep(predicted(tape, tape.state, now), "slope")
+        past = [slope, *past][:4]
+        runge_kutta = index < 3 and after.sigma > 0
+        mean = _runge_kutta(tape, now, after, slope) if runge_kutta else averaged(past)
+        tape.advance(transfer(tape, tape.state, now, after, mean))
+    return tape.finish(title("f-pndm", grid))
+
+
+def _runge_kutta(tape: Tape, now: Point, after: Point, first: Value) -> Value:
+    """The mean prediction over the step, by the classical method's four evaluations."""
+    middle, start = tape.process.at((now.time + after.time) / 2), tape.state
+
+    def at(point: Point, slope: Value) -> Value:
+        return predicted(tape, transfer(tape, start, now, point, slope), point)
+
+    second = tape.keep(at(middle, first), "second")
+    third = tape.keep(at(middle, second), "third")
+    fourth = at(after, third)
+    return (first + 2 * second + 2 * third + fourth) / 6

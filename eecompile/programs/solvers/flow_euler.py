@@ -1,0 +1,43 @@
+"""Euler's method on a rectified flow (Liu et al., arXiv 2209.03003, section 2.1).
+
+A straight line along the velocity, noise minus data: on a flow, where alpha and sigma are
+linear in time, the line along which one prediction holds.
+"""
+
+from __future__ import annotations
+
+from eecompile.programs.grids import Grid, points
+from eecompile.programs.process import Process
+from eecompile.programs.program import Program
+from eecompile.programs.solvers._common import DepthAt, first_step, intervals, require, title
+from eecompile.programs.tape import Tape
+
+__all__ = ["flow_euler"]
+
+
+def flow_euler(
+    process: Process,
+    steps: int,
+    depth_at: DepthAt,
+    *,
+    grid: Grid = "trailing",
+    clip: tuple[float, float] | None = None,
+) -> Program:
+    """First order; one evaluation a step; deterministic.
+
+    Args:
+        process: of family flow.
+        steps: number of steps, 1 to T.
+        depth_at: the depth for a time.
+        grid: the moments to visit; see :func:`eecompile.programs.grids.points`.
+        clip: bounds of the predicted data, or None.
+
+    Raises:
+        UsageError: ``steps`` or ``grid`` is out of range, or the family is another.
+    """
+    require(process, "flow-euler", ("flow",))
+    visited = points(process, steps, grid)
+    tape = Tape(process, depth_at, visited[0], clip)
+    for now, after in intervals(visited):
+        tape.advance(first_step(tape.evaluate(tape.state, now), after))
+    return tape.finish(title("flow-euler", grid))

@@ -1,0 +1,106 @@
+"""PNDM with a linear multistep start (Liu et al., arXiv 2202.09778, equations 11 to 13).
+
+The variant without Runge-Kutta steps, called PLMS, which latent diffusion made common.
+"""
+
+from __future__ import annotations
+
+from eecompile.programs.grids import Grid, points
+from eecompile.programs.process import Family, Point, Process
+from eecompile.programs.program import Program
+from eecompile.programs.solvers._common import (
+    DepthAt,
+    data_step,
+    first_step,
+    intervals,
+    noise_step,
+    require,
+    title,
+)
+from eecompile.programs.tape import Prediction, Tape, Value
+
+__all__ = ["FAMILIES", "averaged", "pndm", "predicted", "record", "transfer"]
+
+FAMILIES: tuple[Family, ...] = ("diffusion", "edm")
+# Adams and Bashforth's weights, newest first.
+_WEIGHTS = (
+    (1.0,),
+    (3 / 2, -1 / 2),
+    (23 / 12, -16 / 12, 5 / 12),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)
+
+
+def pndm(
+    process: Process,
+    steps: int,
+    depth_at: DepthAt,
+    *,
+    grid: Grid = "trailing",
+    clip: tuple[float, float] | None = None,
+) -> Program:
+    """Second order; one evaluation a step, two in the first; deterministic.
+
+    Four predictions a step. As diffusers' PNDMScheduler with ``skip_prk_steps=True``.
+
+    Args:
+        process: of family diffusion or edm.
+        steps: number of steps, 1 to T.
+        depth_at: the depth for a time.
+        grid: the moments to visit; the method takes them for evenly spaced in time.
+        clip: bounds of the predicted data, or None.
+
+    Raises:
+        UsageError: ``steps`` or ``grid`` is out of range, or the family is another.
+    """
+    require(process, "pndm", FAMILIES)
+    visited = points(process, steps, grid)
+    tape = Tape(process, depth_at, visited[0], clip)
+    record(tape, visited, 4)
+    return tape.finish(title("pndm", grid))
+
+
+def record(tape: Tape, visited: list[Point], order: int) -> None:
+    """Record steps of the linear multistep method, the first by improved Euler."""
+    past: list[Value] = []
+    for index, (now, after) in enumerate(intervals(visited)):
+        slope = tape.keep(predicted(tape, tape.state, now), "slope")
+        past = [slope, *past][:order]
+        if index == 0 and after.sigma:
+            guess = transfer(tape, tape.state, now, after, slope)
+            mean = (slope + predicted(tape, guess, after)) / 2
+        else:
+            mean = averaged(past)
+        tape.advance(transfer(tape, tape.state, now, after, mean))
+
+
+def predicted(tape: Tape, state: Value, now: Point) -> Value:
+    """What the network predicts of ``state``, in its own terms, of which means are taken.
+
+    Means of the noise that a velocity stands for would be multiplied by sigma / alpha,
+    which is huge where there is hardly any data.
+    """
+    data, noise = tape.evaluate(state, now)
+    if tape.process.prediction == "sample":
+        return data
+    if tape.process.prediction == "v_prediction":
+        return now.alpha * noise - now.sigma * data
+    return noise
+
+
+def transfer(tape: Tape, state: Value, now: Point, after: Point, mean: Value) -> Value:
+    """The state at ``after``, if the network predicted ``mean`` at ``now``."""
+    if tape.process.prediction == "sample":
+        return data_step(state, now, after, mean)
+    if tape.process.prediction == "v_prediction":
+        data, noise = now.alpha * state - now.sigma * mean, now.sigma * state + now.alpha * mean
+        return first_step(Prediction(data, noise), after)
+    return noise_step(state, now, after, mean)
+
+
+def averaged(past: list[Value]) -> Value:
+    """The mean prediction over the next step, extrapolated from former ones, newest first."""
+    total = Value({})
+    for value, weight in zip(past, _WEIGHTS[len(past) - 1], strict=True):
+        total += weight * value
+    return total

@@ -1,0 +1,144 @@
+"""What engines on a GPU share: evaluating host arrays, and bringing trajectories."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from eecompile.arrays import Array, Inputs
+from eecompile.errors import BackendError
+from eecompile.handle import Handle
+from eecompile.programs.interface import Interface
+from eecompile.runtime.cuda.device import CudaDevice, Device, open_device
+from eecompile.runtime.trajectory.device import DeviceTrajectory, arena_of
+from eecompile.runtime.trajectory.host import Plan
+
+__all__ = ["DeviceEngine", "borrowed_device", "shares_device"]
+
+
+@contextmanager
+def borrowed_device(beside: object) -> Iterator[CudaDevice]:
+    """The GPU of the engine ``beside``, or a GPU newly opened if that has none.
+
+    It stays open, unless what is done within fails and it was opened for that.
+    """
+    if shares_device(beside):
+        yield beside.device  # type: ignore[attr-defined]
+        return
+    device = open_device()
+    try:
+        yield device
+    except BaseException:
+        device.close()
+        raise
+
+
+def shares_device(beside: object) -> bool:
+    """Whether an engine has a GPU that another can use too."""
+    return isinstance(beside, DeviceEngine)
+
+
+class DeviceEngine(Handle):
+    """An engine whose work is queued on a GPU; may be used from several threads.
+
+    Evaluations and trajectories of one engine are queued on one stream, so they may share
+    the memory for activations. Threads wait for one another while they queue, and while one
+    reads a result.
+
+    Args:
+        device: the GPU; the engine closes it, unless :attr:`owns_device` is set to false.
+        interface: what the network takes and gives.
+        precision: of weights and activations, for messages.
+        max_batch: largest batch that it takes.
+
+    Attributes:
+        exits: depths that it evaluates, ascending.
+        concurrent: false: one evaluation waits for the other.
+        owns_device: whether the GPU's memory goes when the engine is closed.
+    """
+
+    concurrent = False
+    owns_device = True
+
+    def __init__(
+        self, device: Device, interface: Interface, precision: str, max_batch: int
+    ) -> None:
+        self.device = device
+        self.interface = interface
+        self.exits = interface.exits
+        self.precision = precision
+        self.max_batch = max_batch
+
+    @abstractmethod
+    def enqueue(
+        self,
+        depth: int,
+        batch: tuple[int, ...],
+        inputs: Mapping[str, int],
+        outputs: Sequence[int],
+    ) -> None:
+        """Queue an evaluation.
+
+        Args:
+            depth: one of ``exits``.
+            batch: shape of ``x``: the number of rows, and a sample's.
+            inputs: address of ``x`` and ``t`` and of each condition.
+            outputs: addresses for the interface's outputs.
+
+        Raises:
+            BackendError: the library refuses.
+        """
+
+    def settle(self) -> bool:
+        """Do what is left to do once evaluations of every size have been queued.
+
+        Returns:
+            Whether such evaluations can now be recorded in a CUDA graph.
+        """
+        return False
+
+    def evaluate(self, depth: int, x: Array, t: Array, conditions: Inputs) -> Sequence[Array]:
+        """The outputs at ``depth``; see :meth:`eecompile.runtime.engine.Engine.evaluate`."""
+        if len(x) > self.max_batch:
+            raise BackendError(
+                found=f"a batch of {len(x)}",
+                expected=f"at most {self.max_batch}",
+                remedy="evaluate fewer at once, or build with a larger batch.max",
+            )
+        kinds = {name: spec.dtype for name, spec in self.interface.conditions.items()}
+        given = {"x": x, "t": t, **conditions}
+        given = {n: np.asarray(a, kinds.get(n, "float32")) for n, a in given.items()}
+        results = [np.empty(x.shape, np.float32) for _ in self.interface.outputs]
+        sizes = {name: array.nbytes for name, array in given.items()}
+        named = {f"output {index}": array for index, array in enumerate(results)}
+        offsets, total = arena_of(sizes | {name: array.nbytes for name, array in named.items()})
+        with self.device.using():
+            base = self.device.allocate(total)
+            try:
+                places = {name: base + offset for name, offset in offsets.items()}
+                for name, array in given.items():
+                    self.device.upload(places[name], array)
+                inputs = {name: places[name] for name in given}
+                self.enqueue(depth, x.shape, inputs, [places[name] for name in named])
+                for name, array in named.items():
+                    self.device.download(places[name], array)
+            finally:
+                self.device.release(base)
+        return results
+
+    def trajectory(self, plan: Plan) -> DeviceTrajectory:
+        """A trajectory whose buffers stay on the GPU.
+
+        Raises:
+            BackendError: there is not enough GPU memory.
+            UsageError: the plan's shape has no elements.
+        """
+        return DeviceTrajectory(self, plan)
+
+    def close(self) -> None:
+        """Release the engine's memory, and its trajectories' with it."""
+        if self.owns_device:
+            self.device.close()

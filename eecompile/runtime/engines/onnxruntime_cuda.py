@@ -1,0 +1,207 @@
+"""ONNX Runtime on NVIDIA GPUs, by its CUDA or TensorRT provider; tensors stay on the GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eecompile.errors import BackendError
+from eecompile.measure.machine import gpus
+from eecompile.runtime.cuda.device import CudaDevice
+from eecompile.runtime.engine import Engine
+from eecompile.runtime.engines.device import DeviceEngine, borrowed_device, shares_device
+from eecompile.runtime.engines.onnxruntime import PROVIDERS, _import_onnxruntime, provider
+from eecompile.store.bundle import EngineManifest, ExitPlan, Segment
+
+__all__ = ["OnnxRuntimeCudaEngine", "open_cuda"]
+
+
+def open_cuda(
+    folder: Path, manifest: EngineManifest, threads: int, beside: Engine | None = None
+) -> OnnxRuntimeCudaEngine:
+    """The engine of an engine set whose files have been checked.
+
+    Args:
+        folder: of the engine set.
+        manifest: of the engine set, whose provider is not ``cpu``.
+        threads: for operators that the provider leaves to the CPU.
+        beside: an engine whose stream is used too, if it has one.
+
+    Raises:
+        BackendError: onnxruntime, its provider or a GPU is missing, or it refuses a segment.
+    """
+    runtime = _import_onnxruntime()
+    wanted = PROVIDERS[provider(manifest.target)]
+    if wanted not in runtime.get_available_providers():
+        raise BackendError(
+            found=f"an onnxruntime {runtime.__version__} without {wanted}",
+            expected="that provider, for this engine set",
+            remedy="pip uninstall -y onnxruntime, then pip install 'eecompile[gpu]'",
+        )
+    if not gpus():
+        raise BackendError(
+            found="no NVIDIA GPU",
+            expected=f"one, for onnxruntime's {wanted}",
+            remedy="run the engines on a machine with a GPU and its driver, or build for the "
+            "CPU (engines/cpu.toml)",
+        )
+    with borrowed_device(beside) as device, device.using():
+        engine = OnnxRuntimeCudaEngine(folder, manifest, runtime, device, threads)
+    engine.owns_device = not shares_device(beside)
+    return engine
+
+
+class OnnxRuntimeCudaEngine(DeviceEngine):
+    """Runs an exit's segments in order, on the device's stream.
+
+    It records no CUDA graphs: ONNX Runtime allocates, and waits for the GPU, in every run.
+
+    Args:
+        folder: of the engine set.
+        manifest: of the engine set.
+        runtime: the package onnxruntime.
+        device: the GPU, in use by this thread; the engine closes it.
+        threads: for operators that the provider leaves to the CPU.
+    """
+
+    device: CudaDevice
+    place = "cuda"  # ONNX Runtime's name for where the memory is
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: EngineManifest,
+        runtime: Any,
+        device: CudaDevice,
+        threads: int,
+    ) -> None:
+        target, interface = manifest.target, manifest.interface
+        super().__init__(device, interface, target.precision, target.batch.max)
+        self._plans: dict[int, ExitPlan] = {plan.depth: plan for plan in manifest.exits}
+        self._segments = manifest.segments
+        if hasattr(runtime, "preload_dlls"):
+            runtime.preload_dlls()  # of the nvidia-* packages, which no search path names
+        options = _options(runtime, threads)
+        self._sessions = [
+            _session(runtime, folder, segment, options, _providers(manifest, segment, device))
+            for segment in self._segments
+        ]
+
+    def enqueue(
+        self,
+        depth: int,
+        batch: tuple[int, ...],
+        inputs: Mapping[str, int],
+        outputs: Sequence[int],
+    ) -> None:
+        """Evaluate; see :meth:`DeviceEngine.enqueue`."""
+        plan = self._plans[depth]
+        results = dict(zip(plan.outputs, outputs, strict=True))
+        made: dict[str, Any] = {}
+        for index in plan.segments:
+            session, segment = self._sessions[index], self._segments[index]
+            binding = session.io_binding()
+            for name in segment.inputs:
+                if name in made:
+                    binding.bind_ortvalue_input(name, made[name])
+                else:
+                    binding.bind_input(name, *self._array(name, batch), inputs[name])
+            for name in segment.outputs:
+                if name in results:
+                    binding.bind_output(name, *self._array("x", batch), results[name])
+                else:
+                    binding.bind_output(name, self.place, self.device.ordinal)
+            try:
+                session.run_with_iobinding(binding)
+            except Exception as error:  # onnxruntime's errors share no base class
+                raise BackendError(
+                    found=f"exit {depth} failing with a batch of {batch[0]} ({_line(error)})",
+                    expected="an evaluation",
+                    remedy="free GPU memory if that is what it lacks, or check the conditions' "
+                    "values",
+                ) from error
+            made |= dict(zip(segment.outputs, binding.get_outputs(), strict=True))
+
+    def _array(
+        self, name: str, batch: tuple[int, ...]
+    ) -> tuple[str, int, type[np.generic], tuple[int, ...]]:
+        """Device, its number, type and shape of an input; outputs are like ``x``."""
+        place = (self.place, self.device.ordinal)
+        if name in ("x", "t"):
+            return (*place, np.float32, batch if name == "x" else batch[:1])
+        spec = self.interface.conditions[name]
+        return (*place, np.dtype(spec.dtype).type, (*batch[:1], *spec.shape))
+
+    def close(self) -> None:
+        """Release the sessions and all memory."""
+        with self.device.using():
+            self._sessions.clear()
+        super().close()
+
+
+def _providers(manifest: EngineManifest, segment: Segment, device: CudaDevice) -> list[Any]:
+    """ONNX Runtime's providers for a segment, best first, all on the device's stream."""
+    common = {"device_id": str(device.ordinal), "user_compute_stream": str(device.handle)}
+    chain = [(PROVIDERS["cuda"], common), PROVIDERS["cpu"]]
+    if provider(manifest.target) != "tensorrt":
+        return chain
+    return [(PROVIDERS["tensorrt"], common | _of_tensorrt(manifest, segment)), *chain]
+
+
+def _of_tensorrt(manifest: EngineManifest, segment: Segment) -> dict[str, str]:
+    """What the TensorRT provider must know besides: the precision, and the batch sizes.
+
+    Without those sizes it builds again for every size that it meets; they are known where
+    a segment reads nothing but the network's inputs.
+    """
+    target, interface = manifest.target, manifest.interface
+    options = {"trt_fp16_enable": "True"} if target.precision == "fp16" else {}
+    shapes = {"x": interface.state.shape, "t": ()}
+    shapes |= {name: spec.shape for name, spec in interface.conditions.items()}
+    if interface.state.resizable is None and set(segment.inputs) <= set(shapes):
+        batch = target.batch
+        for name, size in (("min", batch.min), ("opt", batch.opt), ("max", batch.max)):
+            options[f"trt_profile_{name}_shapes"] = ",".join(
+                f"{each}:{'x'.join(map(str, (size, *shapes[each])))}" for each in segment.inputs
+            )
+    return options
+
+
+def _options(runtime: Any, threads: int) -> Any:
+    options = runtime.SessionOptions()
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # what fails is raised, not printed
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def _session(
+    runtime: Any, folder: Path, segment: Segment, options: Any, providers: Sequence[Any]
+) -> Any:
+    wanted = providers[0][0]
+    try:
+        path = str(folder / segment.file)
+        session = runtime.InferenceSession(path, options, providers=list(providers))
+    except Exception as error:  # onnxruntime's errors share no base class
+        raise BackendError(
+            found=f"{segment.file} refused by onnxruntime {runtime.__version__} ({_line(error)})",
+            expected=f"a segment that {wanted} can load",
+            remedy="free GPU memory if that is what it lacks, or build the engine set again on "
+            "this machine",
+        ) from error
+    if session.get_providers()[0] != wanted:  # it falls back to the CPU without an error
+        raise BackendError(
+            found=f"{wanted} that does not start on this machine",
+            expected="an NVIDIA GPU with a driver for that onnxruntime's CUDA",
+            remedy="run 'eecompile doctor', which says what is missing",
+        )
+    return session
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

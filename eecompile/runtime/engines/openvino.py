@@ -1,0 +1,281 @@
+"""The OpenVINO backend (CPU)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eecompile.arrays import AnyArray, Array, Inputs
+from eecompile.errors import BackendError
+from eecompile.handle import Handle
+from eecompile.runtime.engine import Engine
+from eecompile.store.bundle import EngineManifest, ExitPlan, Segment
+
+__all__ = [
+    "WEIGHTS",
+    "OpenvinoEngine",
+    "blob_name",
+    "blob_options",
+    "check_precision",
+    "import_openvino",
+    "model_options",
+    "open_backend",
+]
+
+WEIGHTS = "weights.bin"  # the weights of all segments, every tensor once
+_HINTS = {"fp32": "f32", "bf16": "bf16"}
+_TELEMETRY = "openvino_telemetry"
+
+
+def open_backend(
+    folder: Path, manifest: EngineManifest, threads: int, beside: Engine | None = None
+) -> OpenvinoEngine:
+    """The engine of an engine set whose files have been checked; it shares nothing.
+
+    Raises:
+        BackendError: openvino is missing, or refuses a segment, or the processor has no
+            instructions for the engine set's precision.
+    """
+    return OpenvinoEngine(folder, manifest, threads)
+
+
+class OpenvinoEngine(Handle):
+    """Runs an exit's segments in order; no tensor is copied on the way.
+
+    Batches of the sizes that the engine set has further blobs for run on models of that size
+    alone, which are opened when the first such batch comes.
+    """
+
+    def __init__(self, folder: Path, manifest: EngineManifest, threads: int) -> None:
+        runtime = import_openvino()
+        core = runtime.Core()
+        self.exits = manifest.interface.exits
+        self.precision = manifest.target.precision
+        self.max_batch = manifest.target.batch.max
+        check_precision(core, self.precision)
+        self._tensor = runtime.Tensor
+        self._plans: dict[int, ExitPlan] = {plan.depth: plan for plan in manifest.exits}
+        self._segments = manifest.segments
+        self._results = {name for plan in manifest.exits for name in plan.outputs}
+        options = model_options(self.precision, threads)
+        files = {record.name for record in manifest.files}
+        built = manifest.versions["openvino"]
+        self._models = [
+            _model(runtime, core, folder, segment, files, options, built)
+            for segment in self._segments
+        ]
+        self._fixed: dict[tuple[int, int], Any] = {}
+        self._lock = threading.Lock()
+
+        def fixed(index: int, batch: int) -> Any:
+            blob = blob_name(runtime, core, self._segments[index].file, batch)
+            return _imported(core, folder / blob, options) if blob in files else None
+
+        self._open_fixed = fixed
+
+    def model(self, index: int, batch: int) -> Any:
+        """A segment's model for a batch of that size, or else for all sizes."""
+        with self._lock:
+            if (index, batch) not in self._fixed:
+                self._fixed[index, batch] = self._open_fixed(index, batch)
+            return self._fixed[index, batch] or self._models[index]
+
+    def evaluate(self, depth: int, x: Array, t: Array, conditions: Inputs) -> Sequence[Array]:
+        """The outputs at ``depth``; see :meth:`eecompile.runtime.engine.Engine.evaluate`."""
+        outputs = [np.empty(x.shape, np.float32) for _ in self._plans[depth].outputs]
+        self.bind(x, t, conditions, outputs)(depth)
+        return outputs
+
+    def bind(
+        self,
+        x: Array,
+        t: Array,
+        conditions: Inputs,
+        outputs: Sequence[Array],
+    ) -> Callable[[int], None]:
+        """An evaluation on fixed arrays; see :class:`eecompile.runtime.engine.Bindable`."""
+        given = {"x": x, "t": t, **conditions}
+        return _Bound(self, {n: np.require(a, None, ("C", "W")) for n, a in given.items()}, outputs)
+
+    def close(self) -> None:
+        """Release the models."""
+        self._models.clear()
+        self._fixed.clear()
+
+
+class _Bound:
+    """Evaluations on fixed arrays, with a request for each segment that they have needed."""
+
+    def __init__(
+        self,
+        engine: OpenvinoEngine,
+        inputs: Inputs,
+        outputs: Sequence[Array],
+    ) -> None:
+        self._engine, self._batch = engine, len(inputs["x"])
+        # A request knows where arrays are, but does not keep them: this does.
+        self._arrays = dict(inputs)
+        self._outputs = outputs
+        self._results = [self._shared(array) for array in outputs]
+        self._rooms: dict[str, Any] = {}
+        self._tensors = {name: self._shared(array) for name, array in inputs.items()}
+        self._requests: dict[int, Any] = {}
+
+    def __call__(self, depth: int) -> None:
+        """Evaluate the network at ``depth``."""
+        engine, plan = self._engine, self._engine._plans[depth]
+        results = dict(zip(plan.outputs, self._results, strict=True))
+        for index in plan.segments:
+            segment = engine._segments[index]
+            if index not in self._requests:
+                model = engine.model(index, self._batch)
+                self._requests[index] = model.create_infer_request()
+            request = self._requests[index]
+            for name in segment.inputs:
+                request.set_tensor(name, self._tensors[name])
+            for name in segment.outputs:
+                if name in engine._results:
+                    request.set_tensor(name, results[name] if name in results else self._own(name))
+            request.infer(share_outputs=True)
+            for name in segment.outputs:
+                self._tensors[name] = request.get_tensor(name)
+
+    def _own(self, name: str) -> Any:
+        """Room for a tensor that is another exit's result, and in this one is not."""
+        if name not in self._arrays:
+            self._arrays[name] = np.empty(self._arrays["x"].shape, np.float32)
+            self._rooms[name] = self._shared(self._arrays[name])
+        return self._rooms[name]
+
+    def _shared(self, array: AnyArray) -> Any:
+        return self._engine._tensor(array, shared_memory=True)
+
+
+def import_openvino() -> Any:
+    """The package openvino, which then sends no telemetry.
+
+    Raises:
+        BackendError: it is missing.
+    """
+    try:
+        with _without_telemetry():
+            import openvino
+    except ImportError as error:
+        raise BackendError(
+            found=f"no usable package openvino ({error})",
+            expected="it, for targets whose backend is openvino",
+            remedy="pip install 'eecompile[openvino]'",
+        ) from error
+    return openvino
+
+
+@contextmanager
+def _without_telemetry() -> Iterator[None]:
+    """Where openvino is imported for the first time, it finds no telemetry package.
+
+    Importing it reports to its makers unless that package is missing. The host application
+    may still import the package for itself.
+    """
+    if "openvino" in sys.modules:
+        yield
+        return
+    found = sys.modules.get(_TELEMETRY)
+    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[_TELEMETRY]
+        if found is not None:
+            sys.modules[_TELEMETRY] = found
+
+
+def check_precision(core: Any, precision: str) -> None:
+    """Pass when the processor has instructions for a precision.
+
+    Raises:
+        BackendError: it has none; OpenVINO would emulate them, or compute in FP32.
+    """
+    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise BackendError(
+            found=f"a processor without BF16 ({core.get_property('CPU', 'FULL_DEVICE_NAME')})",
+            expected="AVX-512 BF16 or AMX, for precision bf16",
+            remedy="build for a target with precision fp32, such as engines/cpu-openvino.toml",
+        )
+
+
+def model_options(precision: str, threads: int) -> dict[str, object]:
+    """OpenVINO's properties of a compiled model; no threads takes all physical cores."""
+    options: dict[str, object] = {
+        "INFERENCE_PRECISION_HINT": _HINTS[precision],
+        "PERFORMANCE_HINT": "LATENCY",
+        # Processes that each use a few threads would pin them to the same few cores.
+        "ENABLE_CPU_PINNING": False,
+    }
+    return options | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
+
+
+def blob_options(folder: Path) -> dict[str, object]:
+    """Further properties where a blob is written or read: its weights are the folder's."""
+    weights = str(folder / WEIGHTS)
+    return {"CACHE_MODE": "OPTIMIZE_SIZE", "ENABLE_WEIGHTLESS": True, "WEIGHTS_PATH": weights}
+
+
+def blob_name(runtime: Any, core: Any, segment: str, batch: int = 0) -> str:
+    """File name of a segment's blob for this OpenVINO and this processor.
+
+    Args:
+        runtime: the package openvino.
+        core: an ``openvino.Core``.
+        segment: file name of the segment.
+        batch: the only batch size that it takes; 0 for all.
+    """
+    properties = ("FULL_DEVICE_NAME", "DEVICE_ARCHITECTURE")
+    facts = [runtime.get_version(), *(core.get_property("CPU", name) for name in properties)]
+    facts += sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    stem = f"{Path(segment).stem}.batch-{batch}" if batch else Path(segment).stem
+    return f"{stem}.{key[:12]}.blob"
+
+
+def _imported(core: Any, blob: Path, options: dict[str, object]) -> Any | None:
+    """The compiled model in a blob; None where this OpenVINO does not take it."""
+    with suppress(RuntimeError):
+        return core.import_model(blob.read_bytes(), "CPU", options | blob_options(blob.parent))
+    return None
+
+
+def _model(
+    runtime: Any,
+    core: Any,
+    folder: Path,
+    segment: Segment,
+    files: Collection[str],
+    options: dict[str, object],
+    built: str,
+) -> Any:
+    """A segment's compiled model: from its blob where one fits, else from its graph.
+
+    ``built`` is the version of OpenVINO that the segment was built with.
+    """
+    blob = blob_name(runtime, core, segment.file)
+    if blob in files and (model := _imported(core, folder / blob, options)):
+        return model
+    try:
+        graph = core.read_model(folder / segment.file, folder / WEIGHTS)
+        return core.compile_model(graph, "CPU", options)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise BackendError(
+            found=f"{segment.file}, built with openvino {built}, refused by openvino "
+            f"{runtime.get_version()} ({reason[:300]})",
+            expected="a segment that it can load",
+            remedy="build the engine set again on this machine",
+        ) from error

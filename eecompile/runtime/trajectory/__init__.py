@@ -1,0 +1,1 @@
+"""Trajectories: the steps of a program, on the host or on a GPU."""

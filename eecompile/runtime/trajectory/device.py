@@ -1,0 +1,432 @@
+"""Trajectories on a GPU: nothing leaves it between the initial noise and the result."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+
+from eecompile.arrays import AnyArray, Array, Inputs
+from eecompile.errors import UsageError
+from eecompile.handle import Handle
+from eecompile.programs.program import Step, Term
+from eecompile.runtime.cuda.device import Device, Graph
+from eecompile.runtime.trajectory.host import Plan, Rows, non_finite
+from eecompile.runtime.trajectory.noise import NoiseSource
+
+__all__ = ["DeviceTrajectory", "Evaluator", "arena_of"]
+
+LOG = logging.getLogger("eecompile.runtime")
+NOISE_BYTES = 256 << 20
+"""GPU memory for noise; a trajectory that needs more is taken in several parts."""
+_TERMS = 8  # that one launch of the kernel adds
+_FINE = int(np.iinfo(np.int32).max)
+_OF_OUTPUT, _OF_STATE = 0, 1  # where the first step with NaN or infinity is noted
+_ALIGNED = 256  # bytes; TensorRT asks for it
+
+
+class Evaluator(Protocol):
+    """What a trajectory needs of an engine; see :mod:`eecompile.runtime.engines.device`."""
+
+    device: Device
+    precision: str
+
+    def enqueue(
+        self,
+        depth: int,
+        batch: tuple[int, ...],
+        inputs: Mapping[str, int],
+        outputs: Sequence[int],
+    ) -> None:
+        """Queue an evaluation."""
+        ...
+
+    def settle(self) -> bool:
+        """Whether evaluations like those queued by now can be recorded in a CUDA graph."""
+        ...
+
+
+def arena_of(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
+    """Offsets of pieces of memory in one, each aligned, and its size; all in bytes."""
+    offsets, total = {}, 0
+    for name, size in sizes.items():
+        offsets[name] = total
+        total += -(-size // _ALIGNED) * _ALIGNED
+    return offsets, max(total, _ALIGNED)
+
+
+class DeviceTrajectory(Handle):
+    """Buffers for a plan on a GPU; see :class:`eecompile.runtime.trajectory.host.Trajectory`.
+
+    The first :meth:`run` queues every step, then records all as a CUDA graph, which later
+    ones replay: one graph, or several where the noise of all steps would take more than
+    :data:`NOISE_BYTES`.
+
+    Args:
+        engine: evaluates the network.
+        plan: what is static of the trajectory.
+
+    Raises:
+        BackendError: there is not enough GPU memory.
+        UsageError: the plan's shape has no elements.
+    """
+
+    def __init__(self, engine: Evaluator, plan: Plan) -> None:
+        if not math.prod(plan.shape):
+            raise UsageError(
+                found=f"samples of shape {list(plan.shape)}",
+                expected="at least one element",
+                remedy="choose another shape",
+            )
+        self.plan = plan
+        self._engine, self._device = engine, engine.device
+        self._row = math.prod(plan.shape)
+        self._count = plan.size * self._row
+        steps = plan.program.steps
+        self._noisy = [index for index, step in enumerate(steps) if step.reads_noise]
+        self._room = min(len(self._noisy), max(1, NOISE_BYTES // (4 * self._count)))
+        self._parts = tuple(self._divided())
+        self._graphs: dict[range, Graph | None] = {}  # None: it cannot be captured
+        self._noise = NoiseSource(plan.size, plan.shape)
+        self._seeds, self._samples = [0] * plan.size, [0] * plan.size
+        self._last = 0
+        self._closed = False
+        offsets, total = arena_of(self._sizes())
+        with self._device.using():
+            self._base = self._device.allocate(total)
+        self._places = {name: self._base + offset for name, offset in offsets.items()}
+
+    def start(self, rows: Rows) -> None:
+        """Load the conditions and the initial noise; the next step is step 0.
+
+        Raises:
+            UsageError: an array has not the plan's shape.
+        """
+        plan = self.plan
+        loads: dict[str, AnyArray] = {}
+        if plan.guided:
+            loads["scales"] = np.asarray(rows.scales, np.float32)
+        for name, condition in plan.interface.conditions.items():
+            loads[f"input {name}"] = np.asarray(rows.conditions[name], condition.dtype)
+        self._check(loads)
+        self._seeds, self._samples = rows.seeds.tolist(), rows.samples.tolist()
+        noise = self._noise.draw(self._seeds, self._samples, 0)
+        loads["buffer state"] = noise * np.float32(plan.program.initial)
+        loads["first"] = np.full(2, _FINE, np.int32)
+        with self._using():
+            for name, array in loads.items():
+                self._device.upload(self._places[name], array)
+        self._last = 0
+
+    def step(self, index: int) -> None:
+        """Take one step.
+
+        Raises:
+            BackendError: the engine refuses, or the GPU fails.
+        """
+        self._draw(range(index, index + 1))
+        with self._using():
+            self._enqueue(index)
+        self._last = index
+
+    def run(self) -> None:
+        """Take all steps; NaN and infinity are found when the state is read.
+
+        Raises:
+            BackendError: the engine refuses, or the GPU fails.
+        """
+        for part in self._parts:
+            self._draw(part)  # while the GPU does the part before
+            with self._using():
+                graph = self._graphs.get(part)
+                if graph is not None:
+                    graph.launch()
+                    continue
+                for index in part:
+                    self._enqueue(index)
+                if part not in self._graphs:  # what libraries do only once is done now
+                    self._graphs[part] = self._captured(part)
+        self._last = len(self.plan.program.steps) - 1
+
+    def wait(self) -> None:
+        """Return once the steps taken are done."""
+        with self._using():
+            self._device.synchronize()
+
+    def state(self) -> Array:
+        """The state now, float32 [n, *shape]: a copy on the host.
+
+        Raises:
+            NonFiniteError: the network returned NaN or infinity on the way.
+        """
+        state = np.empty((self.plan.size, *self.plan.shape), np.float32)
+        with self._using():
+            self._check_finite()
+            self._device.download(self._places["buffer state"], state)
+        return state
+
+    def state_dlpack(self) -> object:
+        """The state now, float32 [n, *shape]: a copy on the GPU.
+
+        Returns:
+            An object for ``torch.from_dlpack`` and the like; it outlives the trajectory.
+
+        Raises:
+            NonFiniteError: the network returned NaN or infinity on the way.
+        """
+        with self._using():
+            self._check_finite()
+            shape = (self.plan.size, *self.plan.shape)
+            return self._device.export(self._places["buffer state"], shape)
+
+    def close(self) -> None:
+        """Release the buffers and graphs."""
+        if self._closed:
+            return
+        self._closed = True
+        with self._device.using():
+            for graph in self._graphs.values():
+                if graph is not None:
+                    graph.close()
+            self._graphs.clear()
+            self._device.release(self._base)
+
+    def _using(self) -> AbstractContextManager[object]:
+        if self._closed:
+            raise UsageError(
+                found="a trajectory that is closed",
+                expected="an open one",
+                remedy="ask the engine for another",
+            )
+        return self._device.using()
+
+    def _sizes(self) -> dict[str, int]:
+        """Bytes of every piece of memory, by name."""
+        plan, interface = self.plan, self.plan.interface
+        steps, rows = plan.program.steps, plan.size + plan.guided
+        state, batch = 4 * self._count, 4 * self._row * rows
+        sizes = {f"buffer {name}": state for name in plan.program.buffers}
+        sizes |= {"input x": batch, "input t": 4 * rows, "scales": 4 * plan.guided, "first": 8}
+        for name in interface.conditions:
+            sizes[f"input {name}"] = rows * self._condition_bytes(name)
+            if plan.apart:
+                sizes[f"single {name}"] = self._condition_bytes(name)
+        for index in range(len(interface.outputs)):
+            sizes[f"output {index}"] = batch
+            if plan.apart:
+                sizes[f"single {index}"] = 4 * self._row
+        if plan.apart:
+            sizes |= {"single x": 4 * self._row, "single t": 4}
+        sizes |= {f"noise {slot}": state for slot in range(self._room)}
+        if any(step.log_variances and step.reads_noise for step in steps):
+            sizes["deviated"] = state
+        sums = [step.input for step in steps]
+        sums += [update.terms for step in steps for update in step.updates]
+        if max(map(len, sums)) > _TERMS:
+            sizes["partial"] = state
+        return sizes
+
+    def _condition_bytes(self, name: str) -> int:
+        condition = self.plan.interface.conditions[name]
+        return np.dtype(condition.dtype).itemsize * math.prod(condition.shape)
+
+    def _check(self, loads: Inputs) -> None:
+        """Pass when arrays fill their memory exactly."""
+        plan = self.plan
+        for name, array in loads.items():
+            kind, _, which = name.partition(" ")
+            shape: tuple[int, ...] = (plan.guided,)
+            if kind == "buffer":
+                shape = (plan.size, *plan.shape)
+            elif kind == "input":
+                shape = (plan.size + plan.guided, *plan.interface.conditions[which].shape)
+            if array.shape != shape:
+                raise UsageError(
+                    found=f"{which or name} of shape {list(array.shape)} for a trajectory",
+                    expected=f"{list(shape)}, as planned",
+                    remedy="plan a trajectory for what is to be sampled",
+                )
+
+    def _divided(self) -> Iterator[range]:
+        """Ranges of steps, each with no more noise than there is room for."""
+        steps = len(self.plan.program.steps)
+        starts = [self._noisy[at] for at in range(self._room, len(self._noisy), self._room or 1)]
+        edges = [0, *starts, steps]
+        yield from (range(low, high) for low, high in pairwise(edges))
+
+    def _slot(self, index: int) -> str:
+        """Where the noise of a step lies."""
+        return f"noise {self._noisy.index(index) % self._room}"
+
+    def _draw(self, part: range) -> None:
+        """Load the noise of some steps."""
+        for index in part:
+            if self.plan.program.steps[index].reads_noise:
+                noise = self._noise.draw(self._seeds, self._samples, index + 1)
+                with self._using():
+                    self._device.upload(self._places[self._slot(index)], noise)
+
+    def _captured(self, part: range) -> Graph | None:
+        if not self._engine.settle():
+            return None
+
+        def work() -> None:
+            for index in part:
+                self._enqueue(index)
+
+        try:
+            return self._device.capture(work)
+        except Exception as error:  # each library has errors of its own
+            LOG.warning("no CUDA graph; the steps are queued one by one (%s)", error)
+            return None
+
+    def _enqueue(self, index: int) -> None:
+        """Queue a step."""
+        step = self.plan.program.steps[index]
+        if step.evaluates:  # otherwise the outputs stay as they are
+            self._predict(index, step)
+        noise = self._scaled(index, step) if step.reads_noise else ""
+        for update in step.updates:
+            self._combine(
+                self._places[f"buffer {update.into}"], update.terms, noise, clip=update.clip
+            )
+
+    def _predict(self, index: int, step: Step) -> None:
+        """Queue an evaluation of the network, and the guidance of what it predicts."""
+        plan, launch = self.plan, self._device.launch
+        rows, acts = plan.rows(step), plan.acts(step)
+        x, first = self._places["input x"], self._places["output 0"]
+        guided = plan.guided * self._row if acts else 0
+        self._combine(x, step.input, "", twin=x + 4 * self._count, twins=guided)
+        launch("fill", rows, self._places["input t"], np.int64(rows), np.float32(step.timestep))
+        self._evaluate(step, rows)
+        for which in range(len(plan.interface.outputs)):
+            self._inspect(f"output {which}", rows, index, _OF_OUTPUT)
+        if acts:
+            launch(
+                "guide",
+                guided,
+                first,
+                first + 4 * self._count,
+                self._places["scales"],
+                np.int64(guided),
+                np.int64(self._row),
+                np.int64(self._guided_row()),
+            )
+
+    def _guided_row(self) -> int:
+        """How many elements of a sample guidance acts on: those of the leading channels."""
+        shape, channels = self.plan.shape, self.plan.interface.sampling.guided_channels
+        if channels is None or not shape:
+            return self._row
+        return min(channels, shape[0]) * math.prod(shape[1:])
+
+    def _scaled(self, index: int, step: Step) -> str:
+        """Where the noise of a step lies, scaled by what the network chose if it does."""
+        slot = self._slot(index)
+        if step.log_variances is None:
+            return slot
+        low, high = step.log_variances
+        self._device.launch(
+            "deviate",
+            self._count,
+            self._places["deviated"],
+            self._places[slot],
+            self._places["output 1"],
+            np.int64(self._count),
+            np.float32(low),
+            np.float32(high - low),
+        )
+        return "deviated"
+
+    def _combine(
+        self,
+        out: int,
+        terms: Sequence[Term],
+        noise: str,
+        *,
+        twin: int = 0,
+        twins: int = 0,
+        clip: tuple[float, float] | None = None,
+    ) -> None:
+        """Queue a sum, in its terms' order; what it reads may be what it writes."""
+        base = 0
+        for low in range(0, len(terms), _TERMS):
+            some = [(self._address(term, noise), term.coefficient) for term in terms[low:][:_TERMS]]
+            last = low + _TERMS >= len(terms)
+            target = out if last else self._places["partial"]
+            bounds = clip if last and clip is not None else (0.0, 0.0)
+            pairs = some + [(some[0][0], 0.0)] * (_TERMS - len(some))
+            self._device.launch(
+                "combine",
+                self._count,
+                target,
+                base,
+                np.int64(self._count),
+                twin if last else 0,
+                np.int64(twins if last else 0),
+                np.int32(last and clip is not None),
+                np.float32(bounds[0]),
+                np.float32(bounds[1]),
+                np.int32(len(some)),
+                *(part for at, factor in pairs for part in (at, np.float32(factor))),
+            )
+            base = target
+
+    def _address(self, term: Term, noise: str) -> int:
+        known = {"output": "output 0", "noise": noise}
+        return self._places[known.get(term.buffer, f"buffer {term.buffer}")]
+
+    def _evaluate(self, step: Step, rows: int) -> None:
+        """Queue an evaluation of the first ``rows`` rows, or one of each."""
+        engine, depth = self._member(step), step.depth
+        names = ("x", "t", *self.plan.interface.conditions)
+        count = len(self.plan.interface.outputs)
+        if not self.plan.apart:
+            inputs = {name: self._places[f"input {name}"] for name in names}
+            outputs = [self._places[f"output {which}"] for which in range(count)]
+            engine.enqueue(depth, (rows, *self.plan.shape), inputs, outputs)
+            return
+        copy, size = self._device.copy, 4 * self._row
+        inputs = {name: self._places[f"single {name}"] for name in names}
+        outputs = [self._places[f"single {which}"] for which in range(count)]
+        sizes = {name: self._condition_bytes(name) for name in names[2:]} | {"x": size, "t": 4}
+        for row in range(rows):
+            for name in names:
+                offset = row * sizes[name]
+                copy(inputs[name], self._places[f"input {name}"] + offset, sizes[name])
+            engine.enqueue(depth, (1, *self.plan.shape), inputs, outputs)
+            for which in range(count):
+                copy(self._places[f"output {which}"] + row * size, outputs[which], size)
+
+    def _member(self, step: Step) -> Evaluator:
+        """The engine that evaluates in a step: one of a group's, or the only one."""
+        members: Mapping[str, Evaluator] = getattr(self._engine, "engines", {})
+        return members.get(step.engine, self._engine)
+
+    def _inspect(self, name: str, rows: int, step: int, which: int) -> None:
+        """Queue a check of the first ``rows`` rows of an output, or of the state."""
+        count = rows * self._row
+        self._device.launch(
+            "inspect",
+            count,
+            self._places[name],
+            np.int64(count),
+            np.int32(step),
+            self._places["first"] + 4 * which,
+        )
+
+    def _check_finite(self) -> None:
+        self._inspect("buffer state", self.plan.size, self._last, _OF_STATE)
+        first = np.empty(2, np.int32)
+        self._device.download(self._places["first"], first)
+        for which, what in ((_OF_OUTPUT, "the output"), (_OF_STATE, "the state after the step")):
+            index = int(first[which])
+            if index != _FINE:
+                step = self.plan.program.steps[index]
+                raise non_finite(index, step, self._member(step).precision, what)

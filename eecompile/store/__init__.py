@@ -1,0 +1,1 @@
+"""Files and folders: targets, bundles, engine sets; written whole, and checked when read."""

@@ -1,0 +1,394 @@
+"""Bundles and engine sets: their file names, digests and manifests.
+
+A bundle (``eecompile export``) and an engine set (``eecompile build``) are folders of
+data: a manifest, graphs, and one weights file. Nothing in them is executed as Python.
+The names in a manifest are plain names inside the folder, and every file's digest is
+checked before anything is loaded. Folders are written by :mod:`eecompile.store.folders`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from eecompile.errors import BundleError, DigestError, FormatError
+from eecompile.programs.interface import Interface
+from eecompile.store.target import Target
+
+__all__ = [
+    "CALIBRATION",
+    "FORMAT",
+    "MANIFEST",
+    "WEIGHTS",
+    "BundleManifest",
+    "EngineManifest",
+    "ExitGraph",
+    "ExitPlan",
+    "FileRecord",
+    "PointError",
+    "Segment",
+    "Sharing",
+    "exit_graph_name",
+    "file_names",
+    "older_identity",
+    "open_bundle",
+    "open_engine_set",
+    "peek",
+    "records",
+    "segment_name",
+    "write_manifest",
+]
+
+FORMAT = 5
+MANIFEST = "manifest.json"
+_LONG = 100  # characters for the exits in a file name
+WEIGHTS = "weights.safetensors"
+CALIBRATION = "calibration.npz"  # of a bundle: inputs made of the recipe's data, if it names any
+
+PlainName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")]
+
+
+class _Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Part of a manifest."""
+
+
+class FileRecord(_Frozen, frozen=True, kw_only=True):
+    """A file of the folder: name, size in bytes, SHA-256 in hex."""
+
+    name: PlainName
+    bytes: int
+    sha256: str
+
+
+class ExitGraph(_Frozen, frozen=True, kw_only=True):
+    """One exit's ONNX graph.
+
+    Attributes:
+        depth: the exit.
+        graph: file name.
+        nodes: number of nodes.
+        parameters: number of weights that the graph reads.
+        bytes: size of the weights that the graph reads.
+        unique_bytes: size of the weights that no other exit's graph reads.
+        worst_error: largest |difference| to the network.
+        mean_error: mean |difference|.
+        relative_error: largest |difference| over largest |output| of one evaluation.
+    """
+
+    depth: int
+    graph: PlainName
+    nodes: int
+    parameters: int
+    bytes: int
+    unique_bytes: int
+    worst_error: float
+    mean_error: float
+    relative_error: float
+
+
+class Sharing(_Frozen, frozen=True, kw_only=True):
+    """What exactly these exits have in common: nodes, and bytes of weights."""
+
+    exits: tuple[int, ...]
+    nodes: int
+    bytes: int
+
+
+class BundleManifest(_Frozen, frozen=True, kw_only=True):
+    """What a bundle holds; ``digest`` covers everything else in the manifest.
+
+    ``sources`` are the SHA-256 of the checkpoint, or of the ONNX files, by file name;
+    ``reference`` says what the exits were verified against.
+    """
+
+    kind: Literal["bundle"] = "bundle"
+    format: int = FORMAT
+    interface: Interface
+    exits: tuple[ExitGraph, ...]
+    files: tuple[FileRecord, ...]
+    sharing: tuple[Sharing, ...]
+    versions: dict[str, str]
+    sources: dict[str, str]
+    reference: str
+    checked_timesteps: tuple[int, ...]
+    checked_batches: tuple[int, ...]
+    digest: str = ""
+
+
+class Segment(_Frozen, frozen=True, kw_only=True):
+    """One engine: a part of the network that the same exits need.
+
+    Attributes:
+        file: file name.
+        inputs: names of the tensors that it reads, in the engine's order.
+        outputs: names of the tensors that it makes, in the engine's order.
+        exits: the exits that need it.
+        nodes: number of nodes.
+        bytes: size of the weights that it reads.
+        key: digest of all that shapes the engine; equal keys are equal engines.
+    """
+
+    file: PlainName
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    exits: tuple[int, ...]
+    nodes: int
+    bytes: int
+    key: str
+
+
+class PointError(_Frozen, frozen=True, kw_only=True):
+    """How far an exit is from its reference in one evaluation; see :class:`ExitGraph`."""
+
+    timestep: float
+    batch: int
+    worst: float
+    mean: float
+    relative: float
+
+
+class ExitPlan(_Frozen, frozen=True, kw_only=True):
+    """How to evaluate an exit: segments to run in order, and the tensors that result.
+
+    ``outputs`` are named in the order of the interface's outputs; the errors are as in
+    :class:`ExitGraph`, to the bundle's graph, and once more for each evaluation.
+    """
+
+    depth: int
+    segments: tuple[int, ...]
+    outputs: tuple[str, ...]
+    worst_error: float
+    mean_error: float
+    relative_error: float
+    points: tuple[PointError, ...] = ()
+
+
+class EngineManifest(_Frozen, frozen=True, kw_only=True):
+    """What an engine set holds; ``digest`` covers everything else in the manifest.
+
+    ``verified`` says what the exits' errors are errors of: the engines, or the graphs
+    that they were built from where they cannot be run. ``warnings`` are the backend's;
+    all that it printed is in the file ``build.log``, if it printed anything.
+    """
+
+    kind: Literal["engine-set"] = "engine-set"
+    format: int = FORMAT
+    interface: Interface
+    target: Target
+    exits: tuple[ExitPlan, ...]
+    segments: tuple[Segment, ...]
+    files: tuple[FileRecord, ...]
+    versions: dict[str, str]
+    verified: str
+    warnings: tuple[str, ...] = ()
+    bundle_digest: str
+    fingerprint: str
+    digest: str = ""
+
+
+Manifest = TypeVar("Manifest", BundleManifest, EngineManifest)
+
+
+class _Header(msgspec.Struct):
+    kind: str
+    format: int
+
+
+class _Name(msgspec.Struct):
+    name: str
+
+
+class _Files(msgspec.Struct):
+    files: tuple[_Name, ...]
+
+
+class _Older(_Header):
+    """What manifests of every format have."""
+
+    interface: _Name
+    target: _Name | None = None
+
+
+def exit_graph_name(depth: int) -> str:
+    """File name of an exit's graph in a bundle."""
+    return f"exit-{depth:03d}.onnx"
+
+
+def segment_name(index: int, exits: Sequence[int], suffix: str) -> str:
+    """File name of a segment's engine in an engine set."""
+    named = "-".join(map(str, exits))
+    if len(named) > _LONG:  # file systems take 255 bytes
+        named = f"{exits[0]}-to-{exits[-1]}"
+    return f"segment-{index:02d}-exits-{named}.{suffix}"
+
+
+def file_names(folder: Path) -> tuple[str, ...]:
+    """Names of the files of a bundle or an engine set of any format; () where there is none."""
+    try:
+        found = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=_Files)
+    except (OSError, msgspec.DecodeError):
+        return ()
+    return (MANIFEST, *(record.name for record in found.files))
+
+
+def records(folder: Path) -> tuple[FileRecord, ...]:
+    """A record of every file in ``folder`` but the manifest, by name."""
+    paths = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+    return tuple(
+        FileRecord(name=path.name, bytes=path.stat().st_size, sha256=sha256(path)) for path in paths
+    )
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Write ``manifest`` with its digest, which is also returned."""
+    signed = msgspec.structs.replace(manifest, digest=_digest(manifest))
+    text = msgspec.json.format(msgspec.json.encode(signed), indent=2)
+    (folder / MANIFEST).write_bytes(text + b"\n")
+    return signed
+
+
+def open_bundle(folder: Path) -> BundleManifest:
+    """The manifest of a bundle, once every file in it has its digest.
+
+    Raises:
+        BundleError: there is no bundle at ``folder``.
+        FormatError: it was written by a newer or an older eecompile.
+        DigestError: a file is missing, truncated or altered.
+    """
+    return _open(folder, BundleManifest, "bundle", "eecompile export")
+
+
+def open_engine_set(folder: Path) -> EngineManifest:
+    """The manifest of an engine set, once every file in it has its digest.
+
+    Raises:
+        BundleError: there is no engine set at ``folder``.
+        FormatError: it was written by a newer or an older eecompile.
+        DigestError: a file is missing, truncated or altered.
+    """
+    return _open(folder, EngineManifest, "engine-set", "eecompile build")
+
+
+def peek(folder: Path) -> str:
+    """What ``folder`` holds, by its manifest: ``bundle`` or ``engine-set``.
+
+    Raises:
+        BundleError: there is no manifest, or it names something else.
+        FormatError: it was written by a newer or an older eecompile.
+    """
+    header = _header(folder, _read(folder, "a bundle or an engine set", "eecompile export"))
+    if header.kind not in ("bundle", "engine-set"):
+        raise BundleError(
+            found=f"kind {header.kind!r} in {folder / MANIFEST}",
+            expected="'bundle' or 'engine-set'",
+            remedy="give the folder that eecompile export or eecompile build wrote",
+        )
+    return header.kind
+
+
+def older_identity(folder: Path) -> tuple[str, ...]:
+    """Whose folder of an older format this is: the network, and the target of an engine set.
+
+    Empty where there is no folder of an older format.
+    """
+    try:
+        found = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=_Older)
+    except (OSError, msgspec.DecodeError):
+        return ()
+    if found.format >= FORMAT:
+        return ()
+    return (found.interface.name, *([found.target.name] if found.target else []))
+
+
+def _open(folder: Path, kind: type[Manifest], name: str, command: str) -> Manifest:
+    data = _read(folder, f"a folder that {command!r} wrote", command)
+    header = _header(folder, data)
+    if header.kind != name:
+        raise BundleError(
+            found=f"{_article(header.kind)} at {folder}",
+            expected=_article(name),
+            remedy=f"give the folder that {command!r} wrote",
+        )
+    try:
+        manifest = msgspec.json.decode(data, type=kind)
+    except msgspec.DecodeError as error:
+        problem = f"a manifest that does not fit its format ({error})"
+        raise _damaged(folder / MANIFEST, problem) from error
+    if manifest.digest != _digest(manifest):
+        raise _damaged(folder / MANIFEST, "a manifest with another digest than it states")
+    for record in manifest.files:
+        _check(folder, record)
+    return manifest
+
+
+def _article(kind: str) -> str:
+    return {"bundle": "a bundle", "engine-set": "an engine-set"}.get(kind, f"kind {kind!r}")
+
+
+def _read(folder: Path, expected: str, command: str) -> bytes:
+    try:
+        return (folder / MANIFEST).read_bytes()
+    except OSError as error:
+        raise BundleError(
+            found=f"no {MANIFEST} in {folder}",
+            expected=expected,
+            remedy=f"check the path, or run {command!r} first",
+        ) from error
+
+
+def _header(folder: Path, data: bytes) -> _Header:
+    try:
+        header = msgspec.json.decode(data, type=_Header)
+    except msgspec.DecodeError as error:
+        raise _damaged(folder / MANIFEST, f"a truncated or altered manifest ({error})") from error
+    if header.format > FORMAT:
+        raise FormatError(
+            found=f"format {header.format} in {folder}",
+            expected=f"format {FORMAT}",
+            remedy="upgrade eecompile, or write the folder again with this version",
+        )
+    if header.format < FORMAT:
+        raise FormatError(
+            found=f"format {header.format} in {folder}",
+            expected=f"format {FORMAT}",
+            remedy="write the folder again with this version: export, then build",
+        )
+    return header
+
+
+def _check(folder: Path, record: FileRecord) -> None:
+    path = folder / record.name
+    if path.is_symlink() or not path.is_file():
+        raise _damaged(path, "no such file")
+    size = path.stat().st_size
+    if size != record.bytes:
+        raise _damaged(path, f"{size} bytes", f"{record.bytes} bytes")
+    digest = sha256(path)
+    if digest != record.sha256:
+        raise _damaged(path, f"SHA-256 {digest[:12]}...", f"{record.sha256[:12]}...")
+
+
+def _damaged(path: Path, found: str, expected: str = "the file as it was written") -> DigestError:
+    return DigestError(
+        found=f"{found} at {path}",
+        expected=expected,
+        remedy="copy the folder again, or write it anew with eecompile",
+    )
+
+
+def _digest(manifest: BundleManifest | EngineManifest) -> str:
+    # Through JSON once, so that an integer where a float belongs has its one spelling.
+    text = msgspec.json.encode(msgspec.structs.replace(manifest, digest=""))
+    blank = msgspec.json.decode(text, type=type(manifest))
+    return hashlib.sha256(msgspec.json.encode(blank, order="deterministic")).hexdigest()

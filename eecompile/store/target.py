@@ -1,0 +1,92 @@
+"""Targets: where a bundle runs, and how its engines are built (TOML under engines/)."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from eecompile.errors import RecipeError
+from eecompile.store.toml import read_toml
+
+__all__ = ["DEFAULT_TARGET", "BatchProfile", "Name", "Target", "Tolerance", "load_target"]
+
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z", max_length=100)]
+
+
+class Tolerance(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Largest |difference| allowed against the reference: absolute + relative * |reference|."""
+
+    absolute: float = 1e-4
+    relative: float = 1e-3
+
+    def __post_init__(self) -> None:
+        # A bound that is not a number would let everything pass.
+        if not all(0 <= bound < math.inf for bound in (self.absolute, self.relative)):
+            raise RecipeError(
+                found=f"tolerance of {self.absolute} and {self.relative}",
+                expected="finite numbers, 0 or more",
+                remedy="mend [tolerance]",
+            )
+
+
+class BatchProfile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Batch sizes that the engines accept. Guidance doubles the batch."""
+
+    min: Annotated[int, Meta(ge=1)] = 1
+    opt: Annotated[int, Meta(ge=1)] = 16
+    max: Annotated[int, Meta(ge=1)] = 64
+
+    def __post_init__(self) -> None:
+        if not self.min <= self.opt <= self.max:
+            raise RecipeError(
+                found=f"batch sizes min {self.min}, opt {self.opt}, max {self.max}",
+                expected="min <= opt <= max",
+                remedy="reorder them in the target's [batch]",
+            )
+
+
+class Target(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where a bundle runs, and how its engines are built.
+
+    Attributes:
+        name: of the target; names the default output folder.
+        backend: the library that runs the engines.
+        precision: of weights and activations inside the engines.
+        layout: ``chained`` (trunk segments that exits share, and a head an exit) or
+            ``per_exit`` (one engine an exit).
+        batch: batch sizes that the engines accept.
+        tolerance: of the engines against the bundle's graphs.
+        threads: threads of one evaluation; 0 takes the physical cores.
+        options: of the backend, under its own names.
+        keep_fp32: regular expressions; nodes whose operator or weights match one keep
+            FP32 where the precision is lower.
+        workspace_mib: memory that a TensorRT engine may use beside its weights; None
+            leaves it to the library.
+    """
+
+    name: Name
+    backend: Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    layout: Literal["chained", "per_exit"] = "per_exit"
+    batch: BatchProfile = BatchProfile()
+    tolerance: Tolerance = Tolerance()
+    threads: Annotated[int, Meta(ge=0)] = 0
+    options: dict[str, str | int | float | bool] = {}
+    keep_fp32: tuple[str, ...] = ()
+    workspace_mib: Annotated[int, Meta(ge=1)] | None = None
+
+
+DEFAULT_TARGET = Target(name="cpu", backend="onnxruntime", layout="per_exit")
+"""What engines are built for unless told otherwise; ``engines/cpu.toml`` says the same."""
+
+
+def load_target(path: Path) -> Target:
+    """Read a target.
+
+    Raises:
+        RecipeError: the file is missing, is no TOML, or is malformed.
+    """
+    return read_toml(path, Target, example="engines/cpu.toml")

@@ -1,0 +1,57 @@
+"""Programs in float64, without an engine: the oracle for solvers and for the runtime.
+
+It does what :mod:`eecompile.programs.program` says a program means, a step at a time, and
+nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eecompile.programs.program import Program, Term
+
+Array = NDArray[np.float64]
+Network = Callable[[int, Array, float], Any]
+NoiseOf = Callable[[int], Array]
+
+
+def run(program: Program, network: Network, noise_of: NoiseOf) -> Array:
+    """The state after the last step.
+
+    Args:
+        program: to run.
+        network: the prediction for (depth, x, t), shaped as x; or, for a program that
+            reads a learned variance, that and the variance's choice, from -1 to 1.
+        noise_of: standard normal noise; 0 is the initial one, step i draws i + 1.
+    """
+    return states(program, network, noise_of)[-1]
+
+
+def states(program: Program, network: Network, noise_of: NoiseOf) -> list[Array]:
+    """The state at first, and after each step."""
+    buffers = {"state": program.initial * np.asarray(noise_of(0), np.float64)}
+    found = [buffers["state"]]
+    for index, step in enumerate(program.steps):
+        outputs = network(step.depth, total(step.input, buffers), step.timestep)
+        output, *rest = outputs if isinstance(outputs, tuple) else (outputs,)
+        local = {"output": np.asarray(output, np.float64)}
+        if step.reads_noise:
+            local["noise"] = np.asarray(noise_of(index + 1), np.float64)
+        if step.log_variances is not None:
+            low, high = step.log_variances
+            share = (rest[0] + 1) / 2
+            local["noise"] = local["noise"] * np.exp((share * high + (1 - share) * low) / 2)
+        for update in step.updates:
+            value = total(update.terms, {**buffers, **local})
+            buffers[update.into] = value if update.clip is None else value.clip(*update.clip)
+        found.append(buffers["state"])
+    return found
+
+
+def total(terms: Sequence[Term], buffers: dict[str, Array]) -> Array:
+    """The sum that ``terms`` stand for."""
+    return sum((term.coefficient * buffers[term.buffer] for term in terms), np.float64(0))

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import hypothesis.strategies as st
+import msgspec
+import pytest
+from hypothesis import given
+
+from eecompile.errors import BundleError, DigestError, FormatError
+from eecompile.programs.interface import Condition, Interface, State
+from eecompile.programs.process import Process
+from eecompile.programs.schedule import ExitSchedule
+from eecompile.store.bundle import (
+    FORMAT,
+    MANIFEST,
+    BundleManifest,
+    ExitGraph,
+    FileRecord,
+    Sharing,
+    older_identity,
+    open_bundle,
+    open_engine_set,
+    peek,
+    write_manifest,
+)
+
+Copy = Callable[[Path], Path]
+names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
+sizes = st.integers(0, 2**60)
+floats = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@st.composite
+def manifests(draw: st.DrawFn) -> BundleManifest:
+    exits = sorted(draw(st.sets(st.integers(1, 99), min_size=1, max_size=6)))
+    condition = Condition(
+        dtype="int64", range=(0, draw(st.integers(1, 999))), default="cycle", null=-1
+    )
+    interface = Interface(
+        name=draw(names),
+        exits=tuple(exits),
+        state=State(shape=tuple(draw(st.lists(st.integers(1, 512), max_size=3)))),
+        conditions=draw(st.dictionaries(names, st.just(condition), max_size=2)),
+        process=Process(timesteps=draw(st.integers(1, 4000))),
+        schedules={"full": ExitSchedule.constant(exits[-1])},
+    )
+    graph = st.builds(
+        ExitGraph,
+        depth=st.sampled_from(exits),
+        graph=names,
+        nodes=sizes,
+        parameters=sizes,
+        bytes=sizes,
+        unique_bytes=sizes,
+        worst_error=floats,
+        mean_error=floats,
+        relative_error=floats,
+    )
+    shared = st.builds(Sharing, exits=st.just(tuple(exits)), nodes=sizes, bytes=sizes)
+    return BundleManifest(
+        interface=interface,
+        exits=tuple(draw(st.lists(graph, max_size=4))),
+        files=(),
+        versions=draw(st.dictionaries(names, names, max_size=3)),
+        sharing=tuple(draw(st.lists(shared, max_size=3))),
+        sources=draw(st.dictionaries(names, names, max_size=2)),
+        reference="torch",
+        checked_timesteps=tuple(draw(st.lists(st.integers(0, 999), max_size=3))),
+        checked_batches=(1, 2),
+    )
+
+
+@given(manifest=manifests())
+def test_a_manifest_survives_the_round_trip(
+    tmp_path_factory: pytest.TempPathFactory, manifest: BundleManifest
+) -> None:
+    folder = tmp_path_factory.mktemp("manifest")
+    written = write_manifest(folder, manifest)
+    assert open_bundle(folder) == written
+    assert msgspec.structs.replace(written, digest="") == manifest
+
+
+@pytest.mark.parametrize("name", ["../up", "/etc/passwd", ".hidden", "a/b", ""])
+def test_a_file_name_that_leaves_the_folder_is_refused(name: str) -> None:
+    data = json.dumps({"name": name, "bytes": 0, "sha256": ""})
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.json.decode(data, type=FileRecord)
+
+
+def test_every_file_of_a_bundle_is_checked(bundle: Path, copied: Copy) -> None:
+    folder = copied(bundle)
+    for record in open_bundle(folder).files:
+        path = folder / record.name
+        whole = path.read_bytes()
+        middle = len(whole) // 2
+        altered = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+        for damaged in (whole[:-1], altered, b""):
+            path.write_bytes(damaged)
+            with pytest.raises(DigestError, match=re.escape(record.name)):
+                open_bundle(folder)
+        path.unlink()
+        with pytest.raises(DigestError, match="no such file"):
+            open_bundle(folder)
+        path.write_bytes(whole)
+    open_bundle(folder)
+
+
+def test_an_altered_manifest_is_refused(bundle: Path, copied: Copy) -> None:
+    path = copied(bundle) / MANIFEST
+    text = path.read_text()
+    path.write_text(text.replace('"timesteps": 1000', '"timesteps": 999'))
+    with pytest.raises(DigestError, match="another digest"):
+        open_bundle(path.parent)
+    path.write_text(text[: len(text) // 2])
+    with pytest.raises(DigestError, match="truncated"):
+        open_bundle(path.parent)
+    with pytest.raises(DigestError, match="truncated"):
+        peek(path.parent)
+
+
+def test_a_newer_format_says_so(bundle: Path, copied: Copy) -> None:
+    path = copied(bundle) / MANIFEST
+    newer = json.loads(path.read_text()) | {"format": FORMAT + 1, "unheard_of": True}
+    path.write_text(json.dumps(newer))
+    with pytest.raises(
+        FormatError, match=rf"format {FORMAT + 1} .* expected format {FORMAT}; upgrade"
+    ):
+        open_bundle(path.parent)
+    assert older_identity(path.parent) == ()
+
+
+def test_an_older_format_says_so_and_is_recognised(
+    bundle: Path, engine_sets: dict[str, Path], copied: Copy
+) -> None:
+    for folder, identity in (
+        (copied(bundle), ("fashion-dit",)),
+        (copied(engine_sets["chained"]), ("fashion-dit", "cpu-chained")),
+    ):
+        path = folder / MANIFEST
+        older = json.loads(path.read_text()) | {"format": 1}
+        del older["exits"]
+        path.write_text(json.dumps(older))
+        with pytest.raises(FormatError, match=r"format 1 .* write the folder again"):
+            (open_bundle if len(identity) == 1 else open_engine_set)(folder)
+        assert older_identity(folder) == identity
+    assert older_identity(bundle) == ()
+
+
+def test_a_bundle_is_no_engine_set(bundle: Path, engine_sets: dict[str, Path]) -> None:
+    with pytest.raises(BundleError, match="expected an engine-set"):
+        open_engine_set(bundle)
+    with pytest.raises(BundleError, match="found an engine-set"):
+        open_bundle(engine_sets["chained"])
+    assert (peek(bundle), peek(engine_sets["chained"])) == ("bundle", "engine-set")
+
+
+def test_an_empty_folder_is_neither(tmp_path: Path) -> None:
+    for opened in (open_bundle, open_engine_set, peek):
+        with pytest.raises(BundleError, match=r"no manifest\.json"):
+            opened(tmp_path)

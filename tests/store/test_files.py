@@ -1,0 +1,63 @@
+"""Single files, written whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from eecompile.errors import FormatError, UsageError
+from eecompile.store.files import read_form, written
+
+
+class Form(msgspec.Struct):
+    format: int
+    value: int
+
+
+def read(path: Path) -> Form:
+    return read_form(path, Form, 2, what="form", command="make")
+
+
+def test_a_file_is_replaced_only_when_all_went_well(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("before")
+
+    def fail() -> None:
+        with written(path) as partial:
+            partial.write_text("half")
+            assert path.read_text() == "before"
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert path.read_text() == "before"
+    with written(path) as partial:
+        partial.write_text("after")
+    assert path.read_text() == "after"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_form_is_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "form.json"
+    path.write_bytes(msgspec.json.encode(Form(2, 7)))
+    assert read(path) == Form(2, 7)
+
+
+@pytest.mark.parametrize(
+    "text", [None, "", "[", "[" * 9999, "{}", '{"format": 2}', '{"format": "a"}']
+)
+def test_something_else_is_told_of(tmp_path: Path, text: str | None) -> None:
+    path = tmp_path / "form.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UsageError, match=r"no form at .*'eecompile make' wrote"):
+        read(path)
+
+
+def test_another_format_is_told_of(tmp_path: Path) -> None:
+    path = tmp_path / "form.json"
+    path.write_bytes(msgspec.json.encode(Form(3, 7)))
+    with pytest.raises(FormatError, match=r"form of format 3 .* format 2; make again"):
+        read(path)
