@@ -57,16 +57,19 @@ OTHERS: dict[str, dict[str, Case]] = {
 }
 
 
-def compiled(process: Process, solver: str, schedule: str, *, clipped: bool = False) -> Program:
-    """Four steps for a network that does not matter."""
-    interface = Interface(
-        name="any",
-        exits=(3, 6, 9, 12),
-        state=State(shape=(1, 4, 4), range=(-1.0, 1.0) if clipped else None),
-        process=process,
-    )
+def network(process: Process, *, clipped: bool = False) -> Interface:
+    """A network of which nothing else matters."""
+    state = State(shape=(1, 4, 4), range=(-1.0, 1.0) if clipped else None)
+    return Interface(name="any", exits=(3, 6, 9, 12), state=state, process=process)
+
+
+def compiled(
+    process: Process, solver: str, schedule: str, *, steps: int = 4, clipped: bool = False
+) -> Program:
+    """The program of a solver for such a network."""
+    interface = network(process, clipped=clipped)
     engine = FakeEngine(interface.exits, lambda depth, x, t, conditions: x)
-    return Sampler(engine, interface).program(solver, 4, ExitSchedule.parse(schedule))
+    return Sampler(engine, interface).program(solver, steps, ExitSchedule.parse(schedule))
 
 
 def shown(programs: dict[str, Program]) -> str:
