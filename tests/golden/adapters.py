@@ -14,7 +14,7 @@ import msgspec
 from rich.console import RenderableType
 
 from eecompile import Interface, Program
-from eecompile.bundle import BundleManifest, EngineManifest
+from eecompile.bundle import BundleManifest, EngineManifest, records, write_manifest
 from eecompile.compare.gate import regressions, unjudged
 from eecompile.compare.page import write_page
 from eecompile.compare.report import read_report, write_report
@@ -106,14 +106,31 @@ def table(path: Path) -> RenderableType:
         case "doctor":
             return doctor_report(msgspec.json.decode(data, type=DoctorReport))
         case "bundle":
-            return bundle_report(msgspec.json.decode(data, type=BundleManifest))
+            return bundle_report(_manifest(path))
         case _:
-            return engine_report(msgspec.json.decode(data, type=EngineManifest))
+            return engine_report(_manifest(path))
+
+
+def interface_of(stored: Path) -> Interface:
+    """What the network of a stored manifest takes and gives."""
+    return _manifest(stored).interface
+
+
+def write_folder(stored: Path, folder: Path) -> None:
+    """An intact folder with a stored manifest; its only file holds three bytes."""
+    folder.mkdir()
+    (folder / "file.bin").write_bytes(b"abc")
+    write_manifest(folder, msgspec.structs.replace(_manifest(stored), files=records(folder)))
+
+
+def _manifest(stored: Path) -> BundleManifest | EngineManifest:
+    kind = BundleManifest if stored.stem == "bundle" else EngineManifest
+    return msgspec.json.decode(stored.read_bytes(), type=kind)
 
 
 def exported_table(bundle: Path) -> RenderableType:
     """What ``eecompile export`` shows of the bundle that it wrote."""
-    return exits_table(msgspec.json.decode(bundle.read_bytes(), type=BundleManifest))
+    return exits_table(_manifest(bundle))
 
 
 def planned_table(
