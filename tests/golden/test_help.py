@@ -48,7 +48,7 @@ def said() -> dict[str, str]:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help(said: dict[str, str], command: str) -> None:
     lines = (line.rstrip() for line in said[command].splitlines())
-    check(f"help/{command}.txt", "\n".join(lines) + "\n")
+    check(f"help/{command}.txt", "\n".join(lines).strip("\n") + "\n")
 
 
 def test_every_command_is_listed(said: dict[str, str]) -> None:
