@@ -14,14 +14,15 @@ import msgspec
 from rich.console import RenderableType
 
 from eecompile import Interface, Program
-from eecompile.bundle import BundleManifest, EngineManifest, records, write_manifest
 from eecompile.compare.gate import regressions, unjudged
 from eecompile.compare.page import write_page
 from eecompile.compare.report import read_report, write_report
 from eecompile.compare.tables import comparison_tables
-from eecompile.doctor import Report as DoctorReport
+from eecompile.doctor.examine import Report as DoctorReport
 from eecompile.evaluate.report import Evaluation
 from eecompile.evaluate.tables import evaluation_tables
+from eecompile.programs.program import OPEN
+from eecompile.programs.solvers import FACTS
 from eecompile.report import (
     bundle_report,
     doctor_report,
@@ -31,8 +32,7 @@ from eecompile.report import (
     program_facts,
     program_report,
 )
-from eecompile.runtime.program import OPEN
-from eecompile.runtime.solvers import FACTS
+from eecompile.store.bundle import BundleManifest, EngineManifest, records, write_manifest
 from eecompile.tune.page import page_of
 from eecompile.tune.report import read_front
 from eecompile.tune.tables import front_tables
