@@ -1,0 +1,130 @@
+"""What a step evaluates, as data.
+
+A :data:`Choice` is one of a few frozen kinds. Everything but the lowering of a trajectory
+treats them alike, by what they all say of themselves: their text, their cost, the exits and
+engine sets that they need, and the memory that they read and write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, ClassVar
+
+import msgspec
+from msgspec import Meta
+
+from eecompile.errors import ScheduleError
+
+__all__ = ["OUTPUT", "Choice", "Exit", "Forecast", "choice_from_text"]
+
+OUTPUT = "output"
+"""The memory that holds the last prediction, and the learned variance where there is one."""
+_AGAIN = "again"
+
+
+class _Kind(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What every kind of choice says of itself.
+
+    Attributes:
+        reads: memory kept from earlier steps that the step reads.
+        writes: memory that the step writes, for later ones.
+    """
+
+    reads: ClassVar[tuple[str, ...]] = ()
+    writes: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def text(self) -> str:
+        """As in the text of a schedule; see :func:`choice_from_text`."""
+        raise NotImplementedError
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks that run."""
+        return 0
+
+    @property
+    def exits(self) -> tuple[int, ...]:
+        """The exits that the network must have."""
+        return (self.blocks,) if self.blocks else ()
+
+    @property
+    def engine(self) -> str:
+        """The engine set that evaluates, by its target's name; "" for the first that is open."""
+        return ""
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the network is evaluated."""
+        return bool(self.writes)
+
+    def cost(self, of_exit: Callable[[int], float]) -> float:
+        """What the step costs.
+
+        Args:
+            of_exit: the cost of evaluating an exit, by its depth.
+        """
+        return sum(map(of_exit, self.exits))
+
+
+class Exit(_Kind, frozen=True, tag="exit"):
+    """The network is evaluated to an exit.
+
+    Attributes:
+        depth: the exit, 1 or more.
+        engine: the engine set that evaluates, by its target's name, where several of one
+            network are open; "" for the first of them.
+    """
+
+    writes = (OUTPUT,)
+    depth: Annotated[int, Meta(ge=1)]
+    engine: str = ""
+
+    @property
+    def text(self) -> str:
+        """The depth, and the engine set if one is named: ``12``, ``12@rtx-fp16``."""
+        return f"{self.depth}@{self.engine}" if self.engine else str(self.depth)
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks that run: the depth."""
+        return self.depth
+
+
+class Forecast(_Kind, frozen=True, tag="forecast"):
+    """The network is not evaluated: the prediction is extrapolated from earlier ones.
+
+    Attributes:
+        order: of the extrapolation; 0 takes the last prediction again.
+    """
+
+    reads = (OUTPUT,)
+    order: Annotated[int, Meta(ge=0, le=0)] = 0
+
+    @property
+    def text(self) -> str:
+        """``again``."""
+        return _AGAIN
+
+
+Choice = Exit | Forecast
+"""What a step evaluates."""
+
+
+def choice_from_text(text: str) -> Choice:
+    """The choice that :attr:`Exit.text` or :attr:`Forecast.text` describes.
+
+    Raises:
+        ScheduleError: the text describes none.
+    """
+    depth, at, engine = (part.strip() for part in text.partition("@"))
+    if depth == _AGAIN and not at:
+        return Forecast()
+    if depth.isascii() and depth.isdigit() and int(depth) and bool(at) == bool(engine):
+        return Exit(int(depth), engine)
+    raise ScheduleError(
+        found=f"{text.strip()!r} in an exit schedule",
+        expected="an exit's depth such as 12, one of an engine set such as 12@cpu, or "
+        f"{_AGAIN!r} for the previous output once more",
+        remedy="name the exits to run",
+    )
