@@ -107,8 +107,8 @@ def schedule_speedup(sampler: Sampler, schedule: str, batch: int, steps: int, ro
     medians = side_by_side(
         {n: lambda p=p: sampler.sample(batch, solver=p) for n, p in programs.items()}, rounds
     )
-    depths = programs[schedule].depths
-    promised = max(sampler.interface.exits) * len(depths) / sum(depths)
+    blocks = [step.chosen.blocks for step in programs[schedule].steps]
+    promised = max(sampler.interface.exits) * len(blocks) / sum(blocks)
     speedup = medians["full"] / medians[schedule]
     return {
         "batch": batch,

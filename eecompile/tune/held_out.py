@@ -153,9 +153,7 @@ def _timed(sampler: Sampler, program: Program, part: Samples) -> tuple[float, Ar
 
 
 def _key(program: Program) -> str:
-    choices = [f"{step.depth}@{step.engine}" if step.engine else str(step.depth)
-               for step in program.steps]  # fmt: skip
-    return " ".join(choices)
+    return " ".join(step.chosen.text for step in program.steps)
 
 
 def intervals(

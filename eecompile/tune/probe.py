@@ -15,11 +15,11 @@ import numpy as np
 
 from eecompile.arrays import Array, Inputs
 from eecompile.handle import Handle
+from eecompile.programs.choice import Exit
 from eecompile.programs.interface import Interface
 from eecompile.programs.program import Program
 from eecompile.runtime.engine import Engine
 from eecompile.runtime.sampler import Sampler
-from eecompile.tune.choices import Choice
 
 __all__ = ["Outputs", "Prober", "Samples", "engines_of"]
 
@@ -133,14 +133,14 @@ class Prober(Handle):
             NonFiniteError: an engine returned NaN or infinity.
         """
         self._replayed, self._recorded = replay or {}, record
-        self._steps = iter(i for i, step in enumerate(program.steps) if step.evaluates)
+        self._steps = iter(i for i, step in enumerate(program.steps) if step.chosen.evaluates)
         return samples.draw(self._sampler, program)
 
     def evaluate(self, depth: int, x: Array, t: Array, conditions: Inputs) -> Outputs:
         """See :meth:`eecompile.runtime.engine.Engine.evaluate`."""
         return self._evaluate("", depth, x, t, conditions)
 
-    def ask(self, choice: Choice, x: Array, t: Array, conditions: Inputs) -> Outputs:
+    def ask(self, choice: Exit, x: Array, t: Array, conditions: Inputs) -> Outputs:
         """What a choice gives for these inputs, in batches that its engine takes."""
         engine = self._engines[choice.engine]
         parts = [
@@ -161,7 +161,7 @@ class Prober(Handle):
         step = next(self._steps)
         outputs = self._replayed.get(step)
         if outputs is None:
-            outputs = self.ask(Choice(name, depth), x, t, given)
+            outputs = self.ask(Exit(depth, name), x, t, given)
             if self.watch is not None:
                 self.watch(step, outputs, x, t, given)
         if self._recorded is not None:

@@ -30,7 +30,7 @@ from eecompile.programs.solvers.lcm import lcm
 from eecompile.programs.solvers.pndm import pndm
 from eecompile.programs.solvers.s_pndm import s_pndm
 from eecompile.programs.solvers.unipc import unipc
-from eecompile.programs.tape import DepthAt
+from eecompile.programs.tape import ChoiceAt
 
 __all__ = [
     "FACTS",
@@ -62,13 +62,13 @@ __all__ = [
 
 
 class Solver(Protocol):
-    """What a solver is: a function of the process, the steps and the depth for a time."""
+    """What a solver is: a function of the process, the steps and the choice for a time."""
 
     def __call__(
         self,
         process: Process,
         steps: int,
-        depth_at: DepthAt,
+        choice_at: ChoiceAt,
         *,
         clip: tuple[float, float] | None = None,
     ) -> Program:

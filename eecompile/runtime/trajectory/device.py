@@ -288,7 +288,7 @@ class DeviceTrajectory(Handle):
     def _enqueue(self, index: int) -> None:
         """Queue a step."""
         step = self.plan.program.steps[index]
-        if step.evaluates:  # otherwise the outputs stay as they are
+        if step.chosen.evaluates:  # otherwise the outputs stay as they are
             self._predict(index, step)
         noise = self._scaled(index, step) if step.reads_noise else ""
         for update in step.updates:
@@ -384,7 +384,7 @@ class DeviceTrajectory(Handle):
 
     def _evaluate(self, step: Step, rows: int) -> None:
         """Queue an evaluation of the first ``rows`` rows, or one of each."""
-        engine, depth = self._member(step), step.depth
+        engine, depth = self._member(step), step.chosen.blocks
         names = ("x", "t", *self.plan.interface.conditions)
         count = len(self.plan.interface.outputs)
         if not self.plan.apart:
@@ -407,7 +407,7 @@ class DeviceTrajectory(Handle):
     def _member(self, step: Step) -> Evaluator:
         """The engine that evaluates in a step: one of a group's, or the only one."""
         members: Mapping[str, Evaluator] = getattr(self._engine, "engines", {})
-        return members.get(step.engine, self._engine)
+        return members.get(step.chosen.engine, self._engine)
 
     def _inspect(self, name: str, rows: int, step: int, which: int) -> None:
         """Queue a check of the first ``rows`` rows of an output, or of the state."""

@@ -56,13 +56,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     def acts(self, step: Step) -> bool:
         """Whether guidance acts in ``step``."""
-        if not self.guided or not step.evaluates:
+        if not self.guided or not step.chosen.evaluates:
             return False
         return self.interval is None or self.interval[0] <= step.moment <= self.interval[1]
 
     def rows(self, step: Step) -> int:
         """Batch size of the evaluation in ``step``: n, or n + g; 0 where there is none."""
-        if not step.evaluates:
+        if not step.chosen.evaluates:
             return 0
         return self.size + (self.guided if self.acts(step) else 0)
 
@@ -159,7 +159,7 @@ class HostTrajectory:
         self._first = NoiseSource(n, shape) if noisy else self._noise
         self._last = -1
         # The same arrays, whole or without the rows that guidance adds.
-        kinds = {(step.engine, plan.rows(step)) for step in steps if step.evaluates}
+        kinds = {(s.chosen.engine, plan.rows(s)) for s in steps if s.chosen.evaluates}
         self._evaluate = {kind: self._bound(*kind) for kind in kinds}
         self._checked = {rows: self._checks(rows) for _, rows in kinds}
         self._guiding = self._guidance() if g else []
@@ -214,7 +214,7 @@ class HostTrajectory:
                 continue
             finite = np.isfinite(output, out=self._finite.reshape(-1)[: output.size])
             if not np.logical_and.reduce(finite):
-                raise non_finite(index, step, _member(self._engine, step.engine).precision)
+                raise non_finite(index, step, _member(self._engine, step.chosen.engine).precision)
         if rows > n:
             for call, given, out in self._guiding:
                 call(*given, out=out)
@@ -267,14 +267,14 @@ class HostTrajectory:
 
     def _evaluate_step(self, step: Step, rows: int) -> None:
         try:
-            for evaluate in self._evaluate[step.engine, rows]:
-                evaluate(step.depth)
+            for evaluate in self._evaluate[step.chosen.engine, rows]:
+                evaluate(step.chosen.blocks)
         except EecompileError:
             raise
         except Exception as error:  # backends' errors share no base class
             raise BackendError(
-                found=f"exit {step.depth} failing at timestep {step.timestep:g}, batch {rows} "
-                f"({' '.join(str(error).split())[:300]})",
+                found=f"exit {step.chosen.blocks} failing at timestep {step.timestep:g}, "
+                f"batch {rows} ({' '.join(str(error).split())[:300]})",
                 expected="an engine that evaluates these inputs",
                 remedy="check the conditions' values against what the network was trained with",
             ) from error
@@ -343,7 +343,7 @@ def _sum(
 def non_finite(index: int, step: Step, precision: str, what: str = "the output") -> NonFiniteError:
     """The error for NaN or infinity in step ``index``, in what the network returned or else."""
     return NonFiniteError(
-        found=f"NaN or infinity in {what} of exit {step.depth} at step {index} "
+        found=f"NaN or infinity in {what} of exit {step.chosen.blocks} at step {index} "
         f"(timestep {step.timestep:g}, {precision})",
         expected="finite predictions",
         remedy="check the inputs, or build for a wider precision",
