@@ -13,13 +13,13 @@ import numpy as np
 
 from eecompile.arrays import AnyArray, Array, Inputs
 from eecompile.errors import UsageError
-from eecompile.handle import Handle
 from eecompile.programs.program import Step, Term
 from eecompile.runtime.cuda.device import Device, Graph
-from eecompile.runtime.trajectory.host import Plan, Rows, non_finite
+from eecompile.runtime.trajectory.host import non_finite
 from eecompile.runtime.trajectory.noise import NoiseSource
+from eecompile.runtime.trajectory.plan import Plan, Rows, Trajectory
 
-__all__ = ["DeviceTrajectory", "Evaluator", "arena_of"]
+__all__ = ["DeviceEvaluator", "DeviceTrajectory", "arena_of"]
 
 LOG = logging.getLogger("eecompile.runtime")
 NOISE_BYTES = 256 << 20
@@ -30,11 +30,15 @@ _OF_OUTPUT, _OF_STATE = 0, 1  # where the first step with NaN or infinity is not
 _ALIGNED = 256  # bytes; TensorRT asks for it
 
 
-class Evaluator(Protocol):
-    """What a trajectory needs of an engine; see :mod:`eecompile.runtime.engines.device`."""
+class DeviceEvaluator(Protocol):
+    """What a trajectory reads of an engine; see :mod:`eecompile.runtime.engines.device`."""
 
     device: Device
     precision: str
+
+    def member(self, name: str) -> DeviceEvaluator:
+        """See :meth:`eecompile.runtime.protocol.Engine.member`."""
+        ...
 
     def enqueue(
         self,
@@ -60,8 +64,8 @@ def arena_of(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
     return offsets, max(total, _ALIGNED)
 
 
-class DeviceTrajectory(Handle):
-    """Buffers for a plan on a GPU; see :class:`eecompile.runtime.trajectory.host.Trajectory`.
+class DeviceTrajectory(Trajectory):
+    """Buffers for a plan on a GPU; see :class:`eecompile.runtime.trajectory.plan.Trajectory`.
 
     The first :meth:`run` queues every step, then records all as a CUDA graph, which later
     ones replay: one graph, or several where the noise of all steps would take more than
@@ -76,7 +80,7 @@ class DeviceTrajectory(Handle):
         UsageError: the plan's shape has no elements.
     """
 
-    def __init__(self, engine: Evaluator, plan: Plan) -> None:
+    def __init__(self, engine: DeviceEvaluator, plan: Plan) -> None:
         if not math.prod(plan.shape):
             raise UsageError(
                 found=f"samples of shape {list(plan.shape)}",
@@ -384,7 +388,7 @@ class DeviceTrajectory(Handle):
 
     def _evaluate(self, step: Step, rows: int) -> None:
         """Queue an evaluation of the first ``rows`` rows, or one of each."""
-        engine, depth = self._member(step), step.depth
+        engine, depth = self._engine.member(step.engine), step.depth
         names = ("x", "t", *self.plan.interface.conditions)
         count = len(self.plan.interface.outputs)
         if not self.plan.apart:
@@ -403,11 +407,6 @@ class DeviceTrajectory(Handle):
             engine.enqueue(depth, (1, *self.plan.shape), inputs, outputs)
             for which in range(count):
                 copy(self._places[f"output {which}"] + row * size, outputs[which], size)
-
-    def _member(self, step: Step) -> Evaluator:
-        """The engine that evaluates in a step: one of a group's, or the only one."""
-        members: Mapping[str, Evaluator] = getattr(self._engine, "engines", {})
-        return members.get(step.engine, self._engine)
 
     def _inspect(self, name: str, rows: int, step: int, which: int) -> None:
         """Queue a check of the first ``rows`` rows of an output, or of the state."""
@@ -429,4 +428,4 @@ class DeviceTrajectory(Handle):
             index = int(first[which])
             if index != _FINE:
                 step = self.plan.program.steps[index]
-                raise non_finite(index, step, self._member(step).precision, what)
+                raise non_finite(index, step, self._engine.member(step.engine).precision, what)

@@ -1,29 +1,19 @@
-"""One batch of samples on its way through a program.
-
-A sampler divides what it is asked for into batches that the engine takes. Each becomes a
-trajectory: buffers for a program at one batch size, and the steps on them. On the host the
-buffers are numpy arrays; backends for GPUs bring trajectories of their own, whose buffers
-stay on the device.
-"""
+"""Trajectories on the host: their buffers are numpy arrays."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping
 
-import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from eecompile.arrays import AnyArray, Array, Inputs
+from eecompile.arrays import AnyArray, Array
 from eecompile.errors import BackendError, EecompileError, NonFiniteError
-from eecompile.programs.interface import Interface
-from eecompile.programs.program import Program, Step, Term
-from eecompile.runtime.engine import Engine
+from eecompile.programs.program import Step, Term
 from eecompile.runtime.trajectory.noise import NoiseSource
+from eecompile.runtime.trajectory.plan import Evaluator, Plan, Rows, Trajectory
 
-__all__ = ["HostTrajectory", "Plan", "Rows", "Trajectory", "non_finite"]
+__all__ = ["HostTrajectory", "non_finite"]
 
 _Call = tuple[Callable[..., object], tuple[AnyArray, ...], Array]
 # Of a step: rows to evaluate, their input, whether noise is read, updates.
@@ -31,103 +21,7 @@ _Prepared = tuple[int, list[_Call], bool, list[_Call]]
 _SMALL = 8192  # elements of an output that one dot product checks
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What is static of a trajectory.
-
-    Attributes:
-        program: the steps; every depth is chosen.
-        interface: what the network takes and gives.
-        shape: of one sample.
-        size: number of samples, n.
-        guided: how many of them are guided, g; those are the first. Where guidance acts,
-            rows n to n + g of an evaluation's batch are the first g samples again, with
-            the null conditions.
-        interval: times within which guidance acts, both included (arXiv 2404.07724).
-        apart: whether an evaluation takes one row at a time (engines of batch 1).
-    """
-
-    program: Program
-    interface: Interface
-    shape: tuple[int, ...]
-    size: int
-    guided: int = 0
-    interval: tuple[float, float] | None = None
-    apart: bool = False
-
-    def acts(self, step: Step) -> bool:
-        """Whether guidance acts in ``step``."""
-        if not self.guided or not step.evaluates:
-            return False
-        return self.interval is None or self.interval[0] <= step.moment <= self.interval[1]
-
-    def rows(self, step: Step) -> int:
-        """Batch size of the evaluation in ``step``: n, or n + g; 0 where there is none."""
-        if not step.evaluates:
-            return 0
-        return self.size + (self.guided if self.acts(step) else 0)
-
-
-class Rows(msgspec.Struct, frozen=True, kw_only=True):
-    """What is particular to each sample of a trajectory.
-
-    Attributes:
-        seeds: of each sample, uint64 [n].
-        samples: index of each sample under its seed, uint64 [n].
-        scales: guidance of each guided sample, float32 [g].
-        conditions: by name, for the n samples and then, without condition, for the g
-            guided ones, [n + g, ...].
-    """
-
-    seeds: NDArray[np.uint64]
-    samples: NDArray[np.uint64]
-    scales: Array
-    conditions: Inputs
-
-
-class Trajectory(Protocol):
-    """Buffers for a plan, and the steps on them; used by one thread at a time.
-
-    Attributes:
-        plan: what is static.
-    """
-
-    plan: Plan
-
-    def start(self, rows: Rows) -> None:
-        """Load the conditions and the initial noise; the next step is step 0."""
-        ...
-
-    def step(self, index: int) -> None:
-        """Take one step. Steps are taken in order.
-
-        Raises:
-            NonFiniteError: the network returned NaN or infinity. A device may find that
-                only when the state is read.
-        """
-        ...
-
-    def run(self) -> None:
-        """Take all steps."""
-        ...
-
-    def wait(self) -> None:
-        """Return once the steps taken are done; on the host they always are."""
-        ...
-
-    def state(self) -> Array:
-        """The state now, float32 [n, *shape]: a copy on the host.
-
-        Raises:
-            NonFiniteError: the network returned NaN or infinity on the way.
-        """
-        ...
-
-    def close(self) -> None:
-        """Release the buffers."""
-        ...
-
-
-class HostTrajectory:
+class HostTrajectory(Trajectory):
     """A trajectory whose buffers are numpy arrays, made once and used for every step.
 
     What a step does besides evaluating the network is a list of calls with their arrays,
@@ -138,7 +32,7 @@ class HostTrajectory:
         plan: what is static.
     """
 
-    def __init__(self, engine: Engine, plan: Plan) -> None:
+    def __init__(self, engine: Evaluator, plan: Plan) -> None:
         self.plan = plan
         self._engine = engine
         n, g, shape = plan.size, plan.guided, plan.shape
@@ -214,18 +108,10 @@ class HostTrajectory:
                 continue
             finite = np.isfinite(output, out=self._finite.reshape(-1)[: output.size])
             if not np.logical_and.reduce(finite):
-                raise non_finite(index, step, _member(self._engine, step.engine).precision)
+                raise non_finite(index, step, self._engine.member(step.engine).precision)
         if rows > n:
             for call, given, out in self._guiding:
                 call(*given, out=out)
-
-    def run(self) -> None:
-        """Take all steps."""
-        for index in range(len(self.plan.program.steps)):
-            self.step(index)
-
-    def wait(self) -> None:
-        """Return: what was taken is done."""
 
     def state(self) -> Array:
         """The state now, float32 [n, *shape]: a copy.
@@ -240,18 +126,14 @@ class HostTrajectory:
             raise non_finite(index, step, self._engine.precision, "the state after the step")
         return state.copy()
 
-    def close(self) -> None:
-        """Nothing: the garbage collector has the buffers."""
-
     def _bound(self, name: str, rows: int) -> list[Callable[[int], None]]:
         """Evaluations of the first ``rows`` rows at a depth: one, or one for each row."""
-        engine = _member(self._engine, name)
+        engine = self._engine.member(name)
         parts = [slice(0, rows)]
         if self.plan.apart:
             parts = [slice(row, row + 1) for row in range(rows)]
         return [
-            _bind(
-                engine,
+            engine.bind(
                 self._x[part],
                 self._t[part],
                 {name: array[part] for name, array in self._conditions.items()},
@@ -348,32 +230,3 @@ def non_finite(index: int, step: Step, precision: str, what: str = "the output")
         expected="finite predictions",
         remedy="check the inputs, or build for a wider precision",
     )
-
-
-def _member(engine: Engine, name: str) -> Engine:
-    """The engine of that name in a group; a single one has every name."""
-    members: Mapping[str, Engine] = getattr(engine, "engines", {})
-    return members.get(name, engine)
-
-
-def _bind(
-    engine: Engine, x: Array, t: Array, conditions: Inputs, outputs: Sequence[Array]
-) -> Callable[[int], None]:
-    """A function of the depth that evaluates on these arrays, whatever they then hold."""
-    bind = getattr(engine, "bind", None)
-    if bind is not None:
-        bound: Callable[[int], None] = bind(x, t, conditions, outputs)
-        return bound
-
-    def evaluate(depth: int) -> None:
-        found = engine.evaluate(depth, x, t, conditions)
-        if [output.shape for output in found] != [x.shape for _ in outputs]:
-            raise BackendError(
-                found=f"outputs of shapes {[list(o.shape) for o in found]} at exit {depth}",
-                expected=f"the state's shape, {list(x.shape)}",
-                remedy="mend state.shape, or the network, and export again",
-            )
-        for into, output in zip(outputs, found, strict=True):
-            into[:] = output
-
-    return evaluate
