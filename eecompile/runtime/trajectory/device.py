@@ -100,13 +100,8 @@ class DeviceTrajectory(Trajectory):
         self._engine, self._device = engine, engine.device
         self._row = math.prod(plan.shape)
         self._count = plan.size * self._row
-        self._steps = lowered(plan)
-        self._draws = [
-            (index, operation.order)
-            for index, step in enumerate(self._steps)
-            for operation in step
-            if isinstance(operation, Draw)
-        ]
+        lower = lowered(plan)
+        self._steps, self._draws = lower.steps, lower.draws
         self._room = min(len(self._draws), max(1, NOISE_BYTES // (4 * self._count)))
         self._parts = tuple(self._divided())
         self._graphs: dict[range, Graph | None] = {}  # None: it cannot be captured
@@ -114,7 +109,7 @@ class DeviceTrajectory(Trajectory):
         self._seeds, self._samples = [0] * plan.size, [0] * plan.size
         self._last = 0
         self._closed = False
-        offsets, total = arena_of(self._sizes())
+        offsets, total = arena_of(self._sizes(lower.buffers))
         with self._device.using():
             self._base = self._device.allocate(total)
         self._places = {name: self._base + offset for name, offset in offsets.items()}
@@ -223,12 +218,12 @@ class DeviceTrajectory(Trajectory):
             )
         return self._device.using()
 
-    def _sizes(self) -> dict[str, int]:
+    def _sizes(self, buffers: Sequence[str]) -> dict[str, int]:
         """Bytes of every piece of memory, by name."""
         plan, interface = self.plan, self.plan.interface
         rows = plan.size + plan.guided
         state, batch = 4 * self._count, 4 * self._row * rows
-        sizes = {f"buffer {name}": state for name in plan.program.buffers}
+        sizes = dict.fromkeys(buffers, state)
         sizes |= {"input x": batch, "input t": 4 * rows, "scales": 4 * plan.guided, "first": 8}
         for name in interface.conditions:
             sizes[f"input {name}"] = rows * self._condition_bytes(name)

@@ -11,10 +11,12 @@ import numpy as np
 from eecompile.arrays import Array
 from eecompile.errors import BackendError, EecompileError
 from eecompile.runtime.trajectory.lowering import (
+    INPUT,
     Check,
     Draw,
     Evaluate,
     Guide,
+    Lowered,
     Operation,
     Spread,
     Sum,
@@ -59,12 +61,12 @@ class HostTrajectory(Trajectory):
         self._state, self._spare, self._product = (
             np.empty((n, *shape), np.float32) for _ in range(3)
         )
-        steps = lowered(plan)
-        noisy = [i + 1 for i, step in enumerate(steps) if any(isinstance(o, Draw) for o in step)]
+        lower = lowered(plan)
+        noisy = [index + 1 for index, _ in lower.draws]
         self._noise = NoiseSource(n, shape, noisy)
         self._first = NoiseSource(n, shape) if noisy else self._noise
         self._evaluations: dict[tuple[str, int], list[_Evaluation]] = {}
-        self._steps, self._states = self._prepared(steps)
+        self._steps, self._states = self._prepared(lower)
 
     def start(self, rows: Rows) -> None:
         """Load the conditions and the initial noise; the next step is step 0."""
@@ -94,17 +96,14 @@ class HostTrajectory(Trajectory):
             raise non_finite(index, step, self._engine.precision, "the state after the step")
         return state.copy()
 
-    def _prepared(
-        self, steps: Sequence[Sequence[Operation]]
-    ) -> tuple[list[list[_Action]], list[Array]]:
+    def _prepared(self, lower: Lowered) -> tuple[list[list[_Action]], list[Array]]:
         """The actions of every step, and where the state lies after it."""
         n, shape = self.plan.size, self.plan.shape
-        names = [f"buffer {name}" for name in self.plan.program.buffers]
-        places = {name: np.empty((n, *shape), np.float32) for name in names}
+        places = {name: np.empty((n, *shape), np.float32) for name in lower.buffers}
         places |= {"buffer state": self._state, "output 0": self._outputs[0][:n]}
-        places["input x"] = self._x[:n]
+        places[INPUT] = self._x[:n]
         actions, states = [], []
-        for index, operations in enumerate(steps):
+        for index, operations in enumerate(lower.steps):
             actions.append(
                 [action for each in operations for action in self._actions(index, each, places)]
             )
@@ -135,7 +134,7 @@ class HostTrajectory(Trajectory):
     def _sum(self, operation: Sum, places: dict[str, Array]) -> Iterator[_Action]:
         """Work out a sum where nothing is read, and give the place its name."""
         into, clip = operation.into, operation.clip
-        out = places[into] if into == "input x" else self._spare
+        out = places[into] if into == INPUT else self._spare
         yield from _products(operation.terms, places, out, self._product)
         if clip is not None:
             low, high = (np.array(bound, np.float32) for bound in clip)

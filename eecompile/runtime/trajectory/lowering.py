@@ -16,6 +16,8 @@ from eecompile.programs.choice import OUTPUT, Exit, Forecast
 from eecompile.programs.program import Step, Term
 from eecompile.runtime.trajectory.plan import Plan
 
+INPUT = "input x"
+
 
 class Sum(NamedTuple):
     """Set a place to a sum of products, in their order.
@@ -80,13 +82,32 @@ class Spread(NamedTuple):
 Operation = Sum | Evaluate | Check | Guide | Draw | Spread
 
 
-def lowered(plan: Plan) -> tuple[tuple[Operation, ...], ...]:
-    """The operations of each step of a plan, in order."""
-    steps, drawn = [], 0
-    for step in plan.program.steps:
-        steps.append((*_choice(plan, step), *_updates(step, drawn)))
-        drawn += step.reads_noise
-    return tuple(steps)
+class Lowered(NamedTuple):
+    """What a trajectory executes.
+
+    Attributes:
+        steps: the operations of each step, in order.
+        buffers: the places of n rows that sums write and later ones read, ``buffer state``
+            first.
+        draws: of each step that draws noise: its index and the order of the draw.
+    """
+
+    steps: tuple[tuple[Operation, ...], ...]
+    buffers: tuple[str, ...]
+    draws: tuple[tuple[int, int], ...]
+
+
+def lowered(plan: Plan) -> Lowered:
+    """The operations of a plan, and the memory that they need."""
+    steps: list[tuple[Operation, ...]] = []
+    buffers, draws = {"buffer state": None}, []
+    for index, step in enumerate(plan.program.steps):
+        operations = (*_choice(plan, step), *_updates(step, len(draws)))
+        draws += [(index, each.order) for each in operations if isinstance(each, Draw)]
+        sums = [each.into for each in operations if isinstance(each, Sum)]
+        buffers |= dict.fromkeys(into for into in sums if into != INPUT)
+        steps.append(operations)
+    return Lowered(tuple(steps), tuple(buffers), tuple(draws))
 
 
 def _choice(plan: Plan, step: Step) -> Iterator[Operation]:
@@ -94,7 +115,7 @@ def _choice(plan: Plan, step: Step) -> Iterator[Operation]:
     match step.chosen:
         case Exit(depth, engine):
             rows = plan.rows(step)
-            yield Sum("input x", _terms(step.input), repeated=rows - plan.size)
+            yield Sum(INPUT, _terms(step.input), repeated=rows - plan.size)
             yield Evaluate(engine, depth, step.timestep, rows)
             for output in range(len(plan.interface.outputs)):
                 yield Check(output, rows)
