@@ -40,7 +40,7 @@ class ExitSchedule(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkno
 
     def __post_init__(self) -> None:
         try:
-            choices = tuple(choice_of(choice) for choice in self.choices)
+            choices = _choices(self.choices)
             thresholds = tuple(float(threshold) for threshold in self.thresholds)
         except (TypeError, ValueError, OverflowError) as error:
             raise ScheduleError(
@@ -95,7 +95,7 @@ class ExitSchedule(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkno
         The form in which the ASE paper (arXiv 2408.05927) and its code give schedules.
         """
         try:
-            given = tuple(choice_of(choice) for choice in choices)
+            given = _choices(choices)
         except TypeError as error:
             raise ScheduleError(
                 found=f"exit schedule {choices!r}",
@@ -185,6 +185,12 @@ class ExitSchedule(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkno
         bounds = (0.0, *self.thresholds, 1.0)
         widths = (high - low for low, high in pairwise(bounds))
         return sum(w * cost(c) for w, c in zip(widths, self.choices, strict=True))
+
+
+def _choices(given: Iterable[Choice | int | str]) -> tuple[Choice, ...]:
+    if isinstance(given, str):
+        raise TypeError("a text instead of choices")
+    return tuple(map(choice_of, given))
 
 
 def _unread(text: str) -> ScheduleError:
