@@ -66,7 +66,7 @@ class ExitSchedule(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkno
                 )
         if choices[-1].reads:
             raise ScheduleError(
-                found=f"exit schedule {self.text}",
+                found=f"exit schedule {self.text!r}",
                 expected="an exit in the last slice, with which sampling begins: there is "
                 "no previous output yet",
                 remedy="name the exit to begin with",
@@ -79,7 +79,7 @@ class ExitSchedule(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkno
 
     @property
     def text(self) -> str:
-        """As :meth:`parse` reads it, with explicit thresholds."""
+        """As :meth:`parse` reads it, with explicit thresholds to six digits."""
         ends = (*(f":{threshold:g}" for threshold in self.thresholds), "")
         return ",".join(c.text + end for c, end in zip(self.choices, ends, strict=True))
 
@@ -196,8 +196,8 @@ def _choices(given: Iterable[Choice | int | str]) -> tuple[Choice, ...]:
 def _unread(text: str) -> ScheduleError:
     return ScheduleError(
         found=f"exit schedule {text!r}",
-        expected="a name, a depth, depths such as 12,9,6,3, or 12:0.2,6:0.5,3, each with an "
-        "engine set as in 12@cpu, 'again' for the previous output once more, or a schedule's "
+        expected="a name, a depth, depths such as 12,9,6,3 or 12:0.2,6:0.5,3 (with 12@cpu for a "
+        "depth of one engine set, 'again' for the previous output once more), or a schedule's "
         "file (.json)",
         remedy="list the schedules' names with 'eecompile inspect'",
     )

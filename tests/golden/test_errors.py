@@ -29,7 +29,7 @@ from eecompile import (
     State,
 )
 from eecompile.__main__ import main
-from eecompile.programs.choice import Forecast
+from eecompile.programs.choice import Exit, Forecast
 from tests.conftest import RECIPE, ROOT
 from tests.golden.adapters import interface_of, write_folder
 from tests.golden.stored import check
@@ -289,7 +289,7 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
     yield (
         "engines that are not open",
         lambda: Sampler(FakeEngine((3, 12), lambda depth, x, t, given: x), interface).sample(
-            1, schedule=ExitSchedule((12,), (), ("gpu",)), **given
+            1, schedule=ExitSchedule((Exit(12, "gpu"),)), **given
         ),
     )
 
