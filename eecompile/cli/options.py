@@ -49,7 +49,7 @@ Schedule = Annotated[
     str | None,
     typer.Option(
         help="A name, a depth, depths (12,9,6,3), 12:0.2,6:0.5,3 (fractions of T), or "
-        "a schedule's file (.json)."
+        "a schedule's file (.json); 'again' for the previous output once more."
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Same seed, same samples.")]

@@ -103,7 +103,7 @@ def program(
     ] = None,
     schedule: Annotated[
         str | None,
-        typer.Option(help="With --for: the exit schedule; without, sampling chooses the depths."),
+        typer.Option(help="With --for: the exit schedule; without, sampling chooses one."),
     ] = None,
 ) -> None:
     """Compile a diffusers scheduler, or a solver, to a program that any engine set can run."""

@@ -83,7 +83,7 @@ class Exit(_Kind, frozen=True, tag="exit"):
 
     def __post_init__(self) -> None:
         try:
-            depth = operator.index(self.depth)
+            depth = 0 if isinstance(self.depth, bool) else operator.index(self.depth)
         except TypeError:
             depth = 0
         if depth < 1 or not isinstance(self.engine, str):

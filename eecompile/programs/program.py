@@ -106,7 +106,7 @@ class Program(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def __post_init__(self) -> None:
         msgspec.structs.force_setattr(self, "steps", tuple(self.steps))
         if self.format != FORMAT:
-            raise _malformed(f"a program of format {self.format}", f"format {FORMAT}")
+            raise _other_format(self.format)
         if not self.steps:
             raise _malformed("a program without steps", "at least one step")
         written, kept = {"state"}, set[str]()
@@ -168,9 +168,19 @@ class Program(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             UsageError: it is no such program.
         """
         try:
+            if (found := msgspec.json.decode(data, type=_Header).format) != FORMAT:
+                raise _other_format(found)
             return msgspec.json.decode(data, type=cls)
         except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
             raise _malformed(f"JSON that is no program ({error})", "Program.to_json()") from error
+
+
+class _Header(msgspec.Struct):
+    format: int = FORMAT
+
+
+def _other_format(found: int) -> UsageError:
+    return _malformed(f"a program of format {found}", f"format {FORMAT}")
 
 
 def _problems(step: Step, written: set[str]) -> Iterator[str]:

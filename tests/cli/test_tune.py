@@ -53,7 +53,7 @@ def front(printed: str, folder: Path) -> Front:
 
 
 def test_tables_and_files(printed: str, front: Front, folder: Path) -> None:
-    for words in ("what a step takes", "reuse", "full", "ASE", "linear to 3", "exit 9", "steps"):
+    for words in ("what a step takes", "again", "full", "ASE", "linear to 3", "exit 9", "steps"):
         assert words in printed
     found = [point for point in front.points if point.kind == "found"]
     names = {"front.json", *(f"{point.name}.json" for point in found)}
@@ -64,12 +64,12 @@ def test_tables_and_files(printed: str, front: Front, folder: Path) -> None:
 def test_the_figures_are_those_of_the_shipped_network(front: Front) -> None:
     assert front.network == "fashion-dit"
     assert front.unit == "range"
-    blocks = {each.depth: each.median for each in front.latencies}
-    assert blocks[0] < blocks[3] < blocks[9] < 1.2 * blocks[12]
+    medians = {each.choice.text: each.median for each in front.latencies}
+    assert medians["again"] < medians["3"] < medians["9"] < 1.2 * medians["12"]
     points = {point.name: point for point in front.points}
     assert points["exit 3"].distance > points["exit 6"].distance > points["exit 9"].distance > 0
     for point in front.points:
-        assert point.ideal == pytest.approx(sum(point.depths) / 48)
+        assert point.ideal == pytest.approx(sum(c.blocks for c in point.choices) / 48)
         assert point.interval[0] <= point.distance <= point.interval[1]
     for each in front.points:
         if each.kind == "found":

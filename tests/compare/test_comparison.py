@@ -93,7 +93,8 @@ def test_trajectories_have_speed_and_distance(comparison: Comparison) -> None:
     for (_, schedule), each in found.items():
         assert each.batch == 3
         assert each.seconds_per_sample > 0
-        assert each.ideal == pytest.approx(12 * len(each.depths) / sum(each.depths))
+        blocks = [choice.blocks for choice in each.choices]
+        assert each.ideal == pytest.approx(12 * len(blocks) / sum(blocks))
         if schedule == "full":
             assert (each.speedup, each.psnr) == (1, None)
         else:

@@ -155,7 +155,7 @@ def test_unrelated_onnx_files_are_switched_by_the_schedule(
         eecompile.Sampler.open(folder / "out" / "two" / "cpu") as two,
         eecompile.Sampler.open(folder / "out" / "series" / "cpu") as series,
     ):
-        depths = [step.depth for step in two.steps(1, steps=10)]
+        depths = [step.choice.blocks for step in two.steps(1, steps=10)]
         assert depths == [1] * 4 + [2] * 6
         large = two.sample(4, schedule=2, steps=10, regime=0)
         deepest = series.sample(4, schedule=6, steps=10, regime=0)

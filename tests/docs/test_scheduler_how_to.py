@@ -12,7 +12,6 @@ import pytest
 from numpy.typing import NDArray
 
 from eecompile import Program, Sampler, ddim
-from eecompile.programs.program import OPEN
 from tests.docs.test_how_to import HOW_TO, run
 
 DOCUMENT = HOW_TO / "diffusers-scheduler.md"
@@ -56,11 +55,11 @@ def samples(folder: Path, name: str) -> NDArray[np.float32]:
 
 
 @pytest.mark.slow
-def test_the_program_for_the_network_has_depths_and_noise(
+def test_the_program_for_the_network_has_choices_and_noise(
     folder: Path, printed: dict[str, str]
 ) -> None:
     made = program(folder, "sde")
-    assert OPEN not in made.depths
+    assert None not in made.choices
     assert sum(step.reads_noise for step in made.steps) > 20
     assert made.process is not None
     shown = printed["eecompile inspect sde.json"]
@@ -71,8 +70,8 @@ def test_the_program_for_the_network_has_depths_and_noise(
 
 
 @pytest.mark.slow
-def test_the_programs_from_python_leave_the_depths_open(folder: Path) -> None:
-    assert set(program(folder, "ddim").depths) == {OPEN}
+def test_the_programs_from_python_leave_the_choices_open(folder: Path) -> None:
+    assert set(program(folder, "ddim").choices) == {None}
     assert "eta=0.5" in program(folder, "ddim").solver
     assert 0.3 < np.abs(samples(folder, "ddim")).mean() < 1.1
 

@@ -21,7 +21,6 @@ from eecompile.compare.tables import comparison_tables
 from eecompile.doctor.examine import Report as DoctorReport
 from eecompile.evaluate.report import Evaluation
 from eecompile.evaluate.tables import evaluation_tables
-from eecompile.programs.program import OPEN
 from eecompile.programs.solvers import FACTS
 from eecompile.report import (
     bundle_report,
@@ -68,7 +67,7 @@ def json_of_program(program: Program) -> dict[str, Any]:
 
 def open_program(program: Program) -> Program:
     """The same for which an exit schedule has yet to be chosen."""
-    return program.with_depths(lambda time: OPEN)
+    return program.with_choices(lambda time: None)
 
 
 def program_table(

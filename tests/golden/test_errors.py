@@ -29,6 +29,7 @@ from eecompile import (
     State,
 )
 from eecompile.__main__ import main
+from eecompile.programs.choice import Exit, Forecast
 from tests.conftest import RECIPE, ROOT
 from tests.golden.adapters import interface_of, write_folder
 from tests.golden.stored import check
@@ -44,6 +45,8 @@ COMMANDS = """
     sample engines -o out.npy --schedule fastest
     sample engines -o out.npy --schedule 12,5
     sample engines -o out.npy --schedule 12,0
+    sample engines -o out.npy --schedule 12,again
+    sample engines -o out.npy --schedule 12,again@gpu,6
     sample engines -o out.npy --schedule 12;9
     sample engines -o out.npy --schedule 12@,6
     sample engines -o out.npy --schedule 12@gpu,6
@@ -243,8 +246,9 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "a depth that is no number", lambda: sampler.schedule([12, 2.5])
     yield "too few thresholds", lambda: ExitSchedule((12, 3))
     yield "a negative depth", lambda: ExitSchedule((-3, 12), (0.5,))
-    yield "reuse at the beginning", lambda: ExitSchedule((12, 0), (0.5,))
-    yield "engines of another number", lambda: ExitSchedule((12, 3), (0.5,), ("cpu",))
+    yield "depth 0", lambda: ExitSchedule((12, 0, 6), (0.2, 0.5))
+    yield "nothing to use again", lambda: ExitSchedule((12, Forecast()), (0.5,))
+    yield "a text in place of choices", lambda: ExitSchedule.from_slices("12")
     yield "no schedule", lambda: ExitSchedule.parse("deep")
     yield "no samples", lambda: sampler.sample(0)
     yield "half a sample", lambda: sampler.sample(1.5)
@@ -285,7 +289,7 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
     yield (
         "engines that are not open",
         lambda: Sampler(FakeEngine((3, 12), lambda depth, x, t, given: x), interface).sample(
-            1, schedule=ExitSchedule((12,), (), ("gpu",)), **given
+            1, schedule=ExitSchedule((Exit(12, "gpu"),)), **given
         ),
     )
 

@@ -18,9 +18,10 @@ import pytest
 from hypothesis import given
 
 from eecompile.errors import BackendError, ConditionError, NonFiniteError, UsageError
+from eecompile.programs.choice import Exit
 from eecompile.programs.interface import Condition, Interface, Resizable, Sampling, State
 from eecompile.programs.process import Process
-from eecompile.programs.program import OPEN, Program, Step, Term, Update
+from eecompile.programs.program import Program, Step, Term, Update
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.programs.solvers import FACTS, ddim
 from eecompile.runtime.engines.fake import FakeEngine
@@ -117,12 +118,12 @@ def test_guidance_may_act_in_an_interval_of_time_only() -> None:
             sampler.sample(1, guidance_interval=wrong, **options)  # type: ignore[arg-type]
 
 
-def test_a_program_with_open_depths_takes_a_schedule() -> None:
+def test_a_program_with_open_choices_takes_a_schedule() -> None:
     sampler = fake()
     chosen = sampler.program("ddim", 4, [12, 3])
-    opened = chosen.with_depths(lambda time: OPEN)
+    opened = chosen.with_choices(lambda time: None)
     assert sampler.program(opened, schedule=[12, 3]) == chosen
-    assert set(sampler.program(opened).depths) == {12}  # the recipe's default
+    assert set(sampler.program(opened).choices) == {Exit(12)}  # the recipe's default
     with pytest.raises(UsageError, match="together with steps or a schedule"):
         sampler.program(chosen, schedule=[12, 3])
 
@@ -167,9 +168,9 @@ def test_hooks_are_told_of_every_step_on_every_batch(caplog: pytest.LogCaptureFi
     sampler = fake(max_batch=4)
     sampler.on_step = seen.append
     sampler.sample(3, guidance=2.0, **QUICK)
-    assert [(m.index, m.depth, m.samples, m.rows) for m in seen] == [
-        *((i, d, 2, 4) for i, d in enumerate((3, 3, 12, 12))),
-        *((i, d, 1, 2) for i, d in enumerate((3, 3, 12, 12))),
+    assert [(m.index, m.choice, m.samples, m.rows) for m in seen] == [
+        *((i, Exit(d), 2, 4) for i, d in enumerate((3, 3, 12, 12))),
+        *((i, Exit(d), 1, 2) for i, d in enumerate((3, 3, 12, 12))),
     ]
     assert all(m.seconds > 0 and m.engine == "fake" and "ddim" in m.program for m in seen)
 
@@ -226,7 +227,7 @@ def test_a_sampler_is_usable_after_an_error() -> None:
 def test_a_state_that_overflows_is_reported() -> None:
     sampler = fake()
     large = Update("state", (Term("output", 1e38), Term("state", 1e38)))
-    step = Step(12, 0.0, (Term("state", 1.0),), (large, large))
+    step = Step(Exit(12), 0.0, (Term("state", 1.0),), (large, large))
     with pytest.raises(NonFiniteError, match="the state after the step of exit 12 at step 0"):
         sampler.sample(1, solver=Program(solver="x", initial=1.0, steps=(step,)))
 

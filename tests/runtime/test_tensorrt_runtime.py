@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from eecompile.compiler.build import engine_set_from_bundle
 from eecompile.errors import BackendError
 from eecompile.measure.machine import Gpu, gpus
+from eecompile.programs.choice import Exit
 from eecompile.programs.interface import Condition, Interface, State
 from eecompile.programs.program import Program, Step, Term, Update
 from eecompile.runtime.cuda.kernel_cache import KernelCache, cache_path
@@ -436,7 +437,7 @@ def test_a_trajectory_on_plans_is_captured_and_its_kernels_kept(folder: Path) ->
     engine = opened(folder, library, manifest())
     terms = (Term("state", 0.5), Term("output", 0.1))
     steps = tuple(
-        Step(d, t, (Term("state", 1.0),), (Update("state", terms),))
+        Step(Exit(d), t, (Term("state", 1.0),), (Update("state", terms),))
         for d, t in ((2, 1.5), (5, 0.5))
     )
     program = Program(solver="s", initial=1.0, steps=steps)

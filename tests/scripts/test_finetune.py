@@ -120,7 +120,7 @@ def test_every_timestep_trains_the_exit_that_the_schedule_names(
     noisy, timestep, *_ = run.batch(*pictures())
     assert run.plan.counts == (12, 6, 6)
     schedule = load_recipe(recipe).exit_schedules()["fast"]
-    depths = [schedule.depth_at(float(t), 1000) for t in timestep]
+    depths = [schedule.choice_at(float(t), 1000).blocks for t in timestep]
     assert depths == [1] * 12 + [2] * 6 + [4] * 6
     assert len(noisy) == 24
     # The deepest block hears of early timesteps only.

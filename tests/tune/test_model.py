@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from eecompile.programs.choice import Exit, Forecast
 from eecompile.runtime.sampler import Sampler
-from eecompile.tune.choices import Choice, Slots, choices_of, schedule_from_picks, slots_of
+from eecompile.tune.choices import Slots, choices_of, schedule_from_picks, slots_of
 from eecompile.tune.influence import local_errors, measured_influence, movement
 from eecompile.tune.model import Costs, Model
-from eecompile.tune.optimise import AGAIN, objective
+from eecompile.tune.optimise import objective
 from eecompile.tune.probe import Outputs, Prober, Samples
 from eecompile.tune.search import Trials, improved, neighbours
 from eecompile.tune.work import Work
@@ -45,7 +46,7 @@ def modelled(
     full = samples.draw(sampler, program)
 
     def real(picks: tuple[int, ...]) -> float:
-        schedule = schedule_from_picks(picks, choices, slots)
+        schedule = schedule_from_picks(picks, (*choices, Forecast()), slots)
         made = samples.draw(sampler, sampler.program(solver, steps, schedule))
         return float(np.sqrt(np.square(made - full).mean()))
 
@@ -75,7 +76,7 @@ def test_a_former_output_is_predicted_with_what_it_had_lost() -> None:
     model, _slots, real = modelled(sampler, "ddim", 20, reuse=True)
     for place in (3, 10, 17):
         picks = [0] * 20
-        picks[place], picks[place - 1] = AGAIN, 2
+        picks[place], picks[place - 1] = model.table.again, 2
         assert model.distance(picks) == pytest.approx(real(tuple(picks)), rel=0.15)
     assert model.cost(picks) == pytest.approx((18 + 0.25) / 20)
 
@@ -186,5 +187,5 @@ def test_choices_of_a_second_engine_set_are_asked_of_it() -> None:
     prober = Prober(sampler)
     x, t = np.zeros((2, 6), np.float32), np.zeros(2, np.float32)
     given = {"label": np.zeros(2, np.int64)}
-    assert np.abs(prober.ask(Choice("", 4), x, t, given)[0]).max() == 0
-    assert np.abs(prober.ask(Choice("second", 4), x, t, given)[0]).max() == 0.5
+    assert np.abs(prober.ask(Exit(4), x, t, given)[0]).max() == 0
+    assert np.abs(prober.ask(Exit(4, "second"), x, t, given)[0]).max() == 0.5
