@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from eecompile.errors import UsageError
 from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
+from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
 from eecompile.tune.choices import (
     Choice,
@@ -19,7 +22,7 @@ from eecompile.tune.choices import (
 from eecompile.tune.influence import local_errors, measured_influence
 from eecompile.tune.latency import Latency, measured_costs
 from eecompile.tune.model import Model
-from eecompile.tune.probe import Prober, Samples
+from eecompile.tune.probe import Prober
 from eecompile.tune.report import Settings
 from eecompile.tune.work import Work
 
@@ -47,7 +50,7 @@ class Problem(NamedTuple):
 
     sampler: Sampler
     settings: Settings
-    samples: Samples
+    samples: SampleRequest
     program: Program
     choices: tuple[Choice, ...]
     usable: tuple[Choice, ...]
@@ -76,11 +79,12 @@ class Problem(NamedTuple):
         return self.model.cost(self.picks(program))
 
 
-def checked(sampler: Sampler, settings: Settings) -> None:
-    """Pass when schedules can be looked for.
+def checked(sampler: Sampler, settings: Settings, samples: SampleRequest) -> SampleRequest:
+    """The samples in the number of the settings, when schedules can be looked for.
 
     Raises:
-        UsageError: a setting is out of range, or there is nothing to choose from.
+        UsageError: a setting is out of range, there is nothing to choose from, or the network
+            does not take such samples.
     """
     largest = sampler.engine.max_batch
     ranges: tuple[tuple[str, float, float, float], ...] = (
@@ -106,10 +110,13 @@ def checked(sampler: Sampler, settings: Settings) -> None:
             remedy="export it with more exits, add another engine set (--engines), or allow "
             "the previous output (--reuse)",
         )
+    whole = msgspec.structs.replace(samples, n=settings.seeds + settings.held_out)
+    sampler.check(whole.part(sampler.interface, whole.first, whole.n))
+    return whole
 
 
 def posed(
-    sampler: Sampler, settings: Settings, samples: Samples, work: Work, report: Progress
+    sampler: Sampler, settings: Settings, samples: SampleRequest, work: Work, report: Progress
 ) -> Problem:
     """Measure what every choice costs and loses.
 
@@ -137,7 +144,7 @@ def posed(
         sampler,
         program,
         choices,
-        samples.part(0, settings.batch),
+        samples.part(interface, samples.first, settings.batch),
         reuse=reuse,
         skip=list(errors.broken),
         seconds=_TIMING * settings.minutes,
