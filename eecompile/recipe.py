@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from eecompile.errors import RecipeError, UsageError
+from eecompile.programs.choice import Exit, choice_of
 from eecompile.programs.interface import Condition, Sampling, State
 from eecompile.programs.process import Process
 from eecompile.programs.schedule import ExitSchedule
@@ -107,7 +108,7 @@ class NetworkRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 class ScheduleTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """An exit schedule with explicit thresholds, as fractions of T."""
 
-    depths: tuple[int, ...]
+    depths: tuple[int | str, ...]
     thresholds: tuple[float, ...]
 
 
@@ -120,8 +121,8 @@ class ExportRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         state: shape and range of what is sampled.
         conditions: the network's further inputs, by name.
         process: the forward process.
-        schedules: exit schedules by name: a depth for each equal slice of time, or
-            depths with thresholds.
+        schedules: exit schedules by name: a depth (or a choice's text, such as
+            ``again``) for each equal slice of time, or depths with thresholds.
         sampling: what a sampler does unless told otherwise.
         tolerance: of each exit's graph against the torch network, or the ONNX files.
         calibration: samples of the data, float32 .npy [N, *shape], relative to the recipe;
@@ -133,7 +134,7 @@ class ExportRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     state: State
     conditions: dict[str, Condition] = {}
     process: Process = Process()
-    schedules: dict[Word, tuple[int, ...] | ScheduleTable] = {}
+    schedules: dict[Word, tuple[int | str, ...] | ScheduleTable] = {}
     sampling: Sampling = Sampling()
     tolerance: Tolerance = Tolerance(absolute=1e-6, relative=2e-4)
     calibration: str | None = None
@@ -175,7 +176,7 @@ def load_recipe(
     _check_fit(recipe, path)
     sampling = recipe.sampling
     try:
-        solver_named(sampling.solver)(recipe.process, sampling.steps, lambda time: exits[-1])
+        solver_named(sampling.solver)(recipe.process, sampling.steps, lambda time: Exit(exits[-1]))
     except UsageError as error:
         raise RecipeError(
             found=f"{error.found}, of sampling.solver or sampling.steps in {path}",
@@ -228,7 +229,7 @@ def _overridden(
     schedules = {
         name: table
         for name, table in recipe.schedules.items()
-        if set(schedule_from_toml(table).depths) <= set(exits)
+        if set(schedule_from_toml(table).exits) <= set(exits)
     }
     sampling = recipe.sampling
     if sampling.schedule not in schedules:
@@ -236,10 +237,10 @@ def _overridden(
     return msgspec.structs.replace(recipe, network=network, schedules=schedules, sampling=sampling)
 
 
-def schedule_from_toml(table: tuple[int, ...] | ScheduleTable) -> ExitSchedule:
+def schedule_from_toml(table: tuple[int | str, ...] | ScheduleTable) -> ExitSchedule:
     """The exit schedule that a recipe's entry describes."""
     if isinstance(table, ScheduleTable):
-        return ExitSchedule(table.depths, table.thresholds)
+        return ExitSchedule(tuple(map(choice_of, table.depths)), table.thresholds)
     return ExitSchedule.from_slices(table)
 
 

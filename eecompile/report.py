@@ -14,7 +14,7 @@ from eecompile.doctor.probes import Answer
 from eecompile.measure.machine import Gpu
 from eecompile.programs.interface import Condition, Interface
 from eecompile.programs.process import Process
-from eecompile.programs.program import OPEN, REUSE, Program, Step, Term, Update
+from eecompile.programs.program import Program, Step, Term, Update
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.store.bundle import WEIGHTS, BundleManifest, EngineManifest
 
@@ -250,9 +250,7 @@ def _step(step: Step, stamped: bool) -> Iterator[RenderableType]:
 
 
 def _choice(step: Step) -> str:
-    """The depth of a step, and the engine set where it names one."""
-    named = {OPEN: "open", REUSE: "reuse"}.get(step.depth, str(step.depth))
-    return f"{named} @{step.engine}" if step.engine and step.evaluates else named
+    return "open" if step.choice is None else step.choice.text
 
 
 def _update(update: Update) -> str:
@@ -275,18 +273,19 @@ def _sum(terms: Sequence[Term]) -> str:
 
 def _depths(program: Program, interface: Interface | None) -> str:
     """The depth of each step as a chart, and what they cost together."""
-    depths = program.depths
-    if OPEN in depths:
+    choices = [step.choice for step in program.steps if step.choice is not None]
+    if len(choices) < len(program.steps):
         return "open: an exit schedule chooses them when it is sampled"
+    depths = [choice.blocks for choice in choices]
     full = max(depths) if interface is None else interface.exits[-1]
-    sets = dict.fromkeys(step.engine for step in program.steps if step.engine)
+    sets = dict.fromkeys(choice.engine for choice in choices if choice.engine)
     named = f", on {', '.join(sets)}" if sets else ""
     columns = min(len(depths), _WIDTH)
     chosen = (depths[column * len(depths) // columns] for column in range(columns))
     chart = "".join(_BARS[_level(depth, full)] for depth in chosen)
     if interface is None:
         return f"{chart}  {min(depths)} to {full}, mean {sum(depths) / len(depths):.3g}{named}"
-    share = sum(map(interface.cost, depths)) / len(depths)
+    share = sum(map(interface.cost, choices)) / len(choices)
     return f"{chart}  {share:.0%} of the {'cost' if interface.costs else 'blocks'}{named}"
 
 
@@ -395,13 +394,13 @@ def _schedules(interface: Interface) -> RenderableType:
             name,
             _chart(schedule, full),
             f"{interface.share(schedule):.0%}",
-            " ".join(map(str, schedule.depths)),
+            " ".join(choice.text for choice in schedule.choices),
         )
     return table
 
 
 def _chart(schedule: ExitSchedule, full: int) -> Text:
-    columns = (schedule.depth_at(column, _WIDTH) for column in range(_WIDTH))
+    columns = (schedule.choice_at(column, _WIDTH).blocks for column in range(_WIDTH))
     return Text("".join(_BARS[_level(depth, full)] for depth in columns), style="cyan")
 
 

@@ -57,7 +57,10 @@ def peer_rows(
     samplers = {name: Sampler.open(folder) for name, folder in engines.items()}
     planner = next(iter(samplers.values()))
     interface = planner.interface
-    depths = {name: planner.program("ddim", steps, name).depths for name in (schedule, "full")}
+    depths = {
+        name: tuple(step.chosen.blocks for step in planner.program("ddim", steps, name).steps)
+        for name in (schedule, "full")
+    }
     conditions = {
         name: spec.values(name, None, range(batch)) for name, spec in interface.conditions.items()
     }
@@ -106,8 +109,8 @@ def peer_rows(
 
 def ideal_saving(sampler: Sampler, schedule: str, steps: int) -> float:
     """The share of blocks that a schedule leaves out."""
-    depths = sampler.program("ddim", steps, schedule).depths
-    return 1 - sum(map(sampler.interface.cost, depths)) / len(depths)
+    chosen = [step.chosen for step in sampler.program("ddim", steps, schedule).steps]
+    return 1 - sum(map(sampler.interface.cost, chosen)) / len(chosen)
 
 
 def _ratio(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:

@@ -160,7 +160,7 @@ def evaluated(
         "rows": [
             {
                 "name": name,
-                "steps": len(row["depths"]),
+                "steps": len(row["choices"]),
                 "time": time,
                 "Frechet distance": row["distance"],
                 "error": row["error"],

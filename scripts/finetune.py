@@ -64,7 +64,7 @@ class Plan:
         batch: int,
         others: float,
     ) -> None:
-        depths = torch.tensor([schedule.depth_at(t, timesteps) for t in range(timesteps)])
+        depths = torch.tensor([schedule.choice_at(t, timesteps).blocks for t in range(timesteps)])
         self.all_times = torch.arange(timesteps)
         self.times = [self.all_times[depths == depth] for depth in exits]
         sizes = torch.tensor([float(len(times)) for times in self.times])

@@ -74,12 +74,12 @@ def phases() -> Iterator[Any]:
 
 
 def last_state(results: Iterator[StepResult], total: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """The state after the last step; a bar shows the depth in use."""
+    """The state after the last step; a bar shows the choice."""
     with _steps() as progress:
         task = progress.add_task("", total=total)
         for result in results:
             check()
-            label = f"t = {result.timestep:g}, depth {result.depth}"
+            label = f"t = {result.timestep:g}, {result.choice.text}"
             progress.update(task, advance=1, description=label)
     return result.state
 

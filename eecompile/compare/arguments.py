@@ -51,7 +51,7 @@ def schedules_of(interface: Interface, given: Sequence[str] | None) -> dict[str,
         if text == FULL:
             continue
         found = interface.schedules.get(text) or ExitSchedule.parse(text)
-        if found.engines:
+        if any(choice.engine for choice in found.choices):
             raise ScheduleError(
                 found=f"exit schedule {text}, which chooses among engine sets",
                 expected="depths alone: each candidate samples by itself",

@@ -151,7 +151,7 @@ def trajectories_table(report: Report, looks: Mapping[str, Mark]) -> Html:
                 _named(row.candidate, looks),
                 row.schedule,
                 row.batch,
-                sum(row.depths) / len(row.depths) if row.depths else None,
+                sum(c.blocks for c in row.choices) / len(row.choices) if row.choices else None,
                 row.seconds_per_sample * scale,
                 row.speedup,
                 row.ideal,

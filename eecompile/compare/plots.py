@@ -133,7 +133,10 @@ def _bars(candidate: Candidate, rows: Sequence[tuple[int, Latency]], mark: Mark)
 
 def depths(report: Report) -> go.Figure | None:
     """Depth of each step, a row a schedule; None without trajectories."""
-    chosen = dict.fromkeys((row.schedule, row.depths) for row in report.trajectories)
+    chosen = dict.fromkeys(
+        (row.schedule, tuple(choice.blocks for choice in row.choices))
+        for row in report.trajectories
+    )
     if not chosen:
         return None
     used = [depth for _, row in chosen for depth in row]

@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from eecompile.programs.choice import Choice
 from eecompile.runtime.request import SampleFacts
 from eecompile.store.files import read_form, written
 
@@ -138,7 +139,7 @@ class Trajectory(_Frozen, frozen=True, kw_only=True):
     Attributes:
         candidate: its name.
         schedule: its name.
-        depths: of each step.
+        choices: of each step.
         batch: samples at once.
         seconds_per_sample: median.
         speedup: over the same candidate at full depth, measured in turn.
@@ -150,7 +151,7 @@ class Trajectory(_Frozen, frozen=True, kw_only=True):
 
     candidate: str
     schedule: str
-    depths: tuple[int, ...]
+    choices: tuple[Choice, ...]
     batch: int
     seconds_per_sample: float
     speedup: float

@@ -16,6 +16,7 @@ from eecompile.compare.candidates import Opened, RunnersEngine
 from eecompile.compare.report import Settings, Trajectory
 from eecompile.interrupt import check
 from eecompile.measure.timing import interleaved
+from eecompile.programs.choice import Choice
 from eecompile.programs.interface import Interface
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.request import SampleRequest
@@ -38,7 +39,7 @@ class Sampled(NamedTuple):
 class _Run(NamedTuple):
     """One candidate with one schedule."""
 
-    depths: tuple[int, ...]
+    choices: tuple[Choice, ...]
     sample: Callable[[], None]
 
 
@@ -127,7 +128,7 @@ def _run(
     def sample() -> None:
         (states[key],) = sampler.sample_requests([request], solver=program)
 
-    return _Run(program.depths, sample)
+    return _Run(tuple(step.chosen for step in program.steps), sample)
 
 
 def _figures(
@@ -147,11 +148,11 @@ def _figures(
     return Trajectory(
         candidate=name,
         schedule=schedule,
-        depths=run.depths,
+        choices=run.choices,
         batch=batch,
         seconds_per_sample=medians[key] / batch,
         speedup=medians[name, FULL] / medians[key],
-        ideal=len(run.depths) / sum(map(interface.cost, run.depths)),
+        ideal=len(run.choices) / sum(map(interface.cost, run.choices)),
         psnr=-20 * math.log10(distance) if apart and distance else None,
         distance=distance if apart else None,
     )

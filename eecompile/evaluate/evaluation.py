@@ -164,8 +164,9 @@ class _Made:
             )
             made = bench.of_made(source)
             figures, found = bench.compare(name, made, reference, in_turns=in_turns)
-            cost = sum(map(interface.cost, program.depths)) / len(program.depths)
-            more = {"depths": program.depths, "cost": round(cost, 5)}
+            choices = tuple(step.chosen for step in program.steps)
+            cost = sum(map(interface.cost, choices)) / len(choices)
+            more = {"choices": choices, "cost": round(cost, 5)}
             if program.solver != self.settings.solver:
                 more["solver"] = program.solver
             if first:

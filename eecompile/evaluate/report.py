@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from eecompile.programs.choice import Choice
 from eecompile.runtime.request import SampleFacts
 
 __all__ = ["FORMAT", "Evaluation", "Figures", "Settings"]
@@ -23,7 +24,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         beyond_error: standard error of that; less than of either, where seeds are the same.
         precision: share of the samples that lie in the reference's manifold.
         recall: share of the reference that lies in the samples' manifold.
-        depths: of each step, where the samples were made here.
+        choices: of each step, where the samples were made here.
         cost: mean over the steps, of what full depth costs; by the recipe's costs or blocks.
         solver: where it is another than in the settings: a program's.
     """
@@ -36,7 +37,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     recall: float
     beyond: float | None = None
     beyond_error: float | None = None
-    depths: tuple[int, ...] = ()
+    choices: tuple[Choice, ...] = ()
     cost: float | None = None
     solver: str | None = None
 
@@ -46,7 +47,7 @@ class Settings(SampleFacts, frozen=True, kw_only=True):
 
     Attributes:
         solver: and its options, of the first row that was made here.
-        steps: of it; a row of other steps has other ``depths``.
+        steps: of it; a row of other steps has other ``choices``.
     """
 
     solver: str

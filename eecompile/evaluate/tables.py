@@ -27,7 +27,7 @@ def evaluation_tables(evaluation: Evaluation) -> RenderableType:
     rows, counts = evaluation.rows, _counts(evaluation)
     table.add_column("samples", overflow="fold", min_width=12)
     shown = {
-        "steps": len({len(row.depths) for row in rows if row.depths}) > 1,
+        "steps": len({len(row.choices) for row in rows if row.choices}) > 1,
         "cost": any(row.cost is not None for row in rows),
         "n": len(counts) > 1,
         "to first": any(row.beyond is not None for row in rows),
@@ -50,7 +50,7 @@ def _title(evaluation: Evaluation) -> str:
     what = evaluation.network or "samples"
     if made is None:
         return f"{what} beside {evaluation.reference}"
-    steps = sorted({len(row.depths) for row in evaluation.rows if row.depths}, reverse=True)
+    steps = sorted({len(row.choices) for row in evaluation.rows if row.choices}, reverse=True)
     return (
         f"{what}, {made.solver}, {', '.join(map(str, steps))} steps, guidance "
         f"{made.guidance:g}, seed {made.seed}, beside {evaluation.reference}"
@@ -69,7 +69,7 @@ def _name(row: Figures) -> Text:
 def _cell(row: Figures, name: str) -> str:
     beyond = row.beyond is not None and row.beyond_error is not None
     return {
-        "steps": str(len(row.depths) or ""),
+        "steps": str(len(row.choices) or ""),
         "cost": "" if row.cost is None else f"{row.cost:.0%}",
         "n": f"{row.samples:,}",
         "distance": f"{row.distance:.2f} ± {row.error:.2f}",

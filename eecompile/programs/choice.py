@@ -7,7 +7,8 @@ engine sets that they need, and the memory that they read and write.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterable
 from typing import Annotated, ClassVar
 
 import msgspec
@@ -15,7 +16,7 @@ from msgspec import Meta
 
 from eecompile.errors import ScheduleError
 
-__all__ = ["OUTPUT", "Choice", "Exit", "Forecast", "choice_from_text"]
+__all__ = ["OUTPUT", "Choice", "Exit", "Forecast", "check_exits", "choice_from_text", "choice_of"]
 
 OUTPUT = "output"
 """The memory that holds the last prediction, and the learned variance where there is one."""
@@ -80,6 +81,21 @@ class Exit(_Kind, frozen=True, tag="exit"):
     depth: Annotated[int, Meta(ge=1)]
     engine: str = ""
 
+    def __post_init__(self) -> None:
+        try:
+            depth = operator.index(self.depth)
+        except TypeError:
+            depth = 0
+        if depth < 1 or not isinstance(self.engine, str):
+            raise ScheduleError(
+                found=f"depth {self.depth!r} of engine set {self.engine!r}"
+                if self.engine
+                else f"depth {self.depth!r} in an exit schedule",
+                expected=f"a positive depth, or {_AGAIN!r} for the previous output once more",
+                remedy="name the exits to run",
+            )
+        msgspec.structs.force_setattr(self, "depth", depth)
+
     @property
     def text(self) -> str:
         """The depth, and the engine set if one is named: ``12``, ``12@rtx-fp16``."""
@@ -111,6 +127,17 @@ Choice = Exit | Forecast
 """What a step evaluates."""
 
 
+def choice_of(value: Choice | int | str) -> Choice:
+    """A choice, given as itself, as an exit's depth, or as text.
+
+    Raises:
+        ScheduleError: it is none of these, or the text describes no choice.
+    """
+    if isinstance(value, _Kind):
+        return value
+    return choice_from_text(value) if isinstance(value, str) else Exit(value)
+
+
 def choice_from_text(text: str) -> Choice:
     """The choice that :attr:`Exit.text` or :attr:`Forecast.text` describes.
 
@@ -128,3 +155,20 @@ def choice_from_text(text: str) -> Choice:
         f"{_AGAIN!r} for the previous output once more",
         remedy="name the exits to run",
     )
+
+
+def check_exits(choices: Iterable[Choice | None], exits: Iterable[int]) -> None:
+    """Pass when every exit that the choices need is one of ``exits``.
+
+    Raises:
+        ScheduleError: one is not.
+    """
+    known = sorted(exits)
+    for choice in dict.fromkeys(choices):
+        for depth in choice.exits if choice is not None else ():
+            if depth not in known:
+                raise ScheduleError(
+                    found=f"depth {depth} in an exit schedule",
+                    expected=f"one of the exits {known}",
+                    remedy="use these exits, or export the network with that one too",
+                )

@@ -13,8 +13,9 @@ from msgspec import Meta
 from numpy.typing import ArrayLike, NDArray
 
 from eecompile.errors import ConditionError, RecipeError, UsageError
+from eecompile.programs.choice import Choice
 from eecompile.programs.process import Process
-from eecompile.programs.schedule import REUSE, ExitSchedule
+from eecompile.programs.schedule import ExitSchedule
 
 __all__ = ["Condition", "Interface", "Resizable", "Sampling", "State"]
 
@@ -365,10 +366,12 @@ class Interface(msgspec.Struct, frozen=True, kw_only=True):
                     remedy="remove or rename it",
                 )
 
-    def cost(self, depth: int) -> float:
-        """What evaluating the exit ``depth`` costs, relative to the deepest; 0 for 0."""
-        if depth == REUSE:
-            return 0.0
+    def cost(self, choice: Choice) -> float:
+        """What a choice costs, relative to evaluating the deepest exit."""
+        return choice.cost(self.cost_of_exit)
+
+    def cost_of_exit(self, depth: int) -> float:
+        """What evaluating the exit ``depth`` costs, relative to the deepest."""
         costs = self.costs or self.exits
         return costs[self.exits.index(depth)] / costs[-1]
 

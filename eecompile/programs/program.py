@@ -1,7 +1,7 @@
 """Programs: what solvers compile to.
 
 Every solver step is linear in what it reads, so a whole trajectory is a flat list of
-steps: evaluate the network at a depth and a timestep, then set buffers to linear
+steps: what a choice says is evaluated at a timestep, then buffers are set to linear
 combinations of buffers. Coefficients are float64; the sums are float32, as the state is.
 A runtime needs no solver, only this list.
 """
@@ -9,22 +9,19 @@ A runtime needs no solver, only this list.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Annotated
 
 import msgspec
-from msgspec import Meta
 
 from eecompile.errors import UsageError
+from eecompile.programs.choice import OUTPUT, Choice
 from eecompile.programs.process import Process
-from eecompile.programs.schedule import REUSE, ExitSchedule
+from eecompile.programs.schedule import ExitSchedule
 
-__all__ = ["OPEN", "REUSE", "Program", "Step", "Term", "Update"]
+__all__ = ["Program", "Step", "Term", "Update"]
 
-FORMAT = 3
-OPEN = -1
-"""The depth of a step for which an exit schedule has yet to be chosen."""
+FORMAT = 4
 _LARGEST = 3.4e38  # of float32
-RESERVED = frozenset({"output", "noise"})
+RESERVED = frozenset({OUTPUT, "noise"})
 
 
 class Term(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -46,9 +43,7 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
     """One evaluation of the network, and the updates after it.
 
     Attributes:
-        depth: the exit that runs; 0 (``REUSE``) where none does and buffer ``output``
-            keeps what the last evaluation gave; -1 (``OPEN``) where a schedule has yet
-            to choose it.
+        choice: what is evaluated; None where an exit schedule has yet to choose it.
         timestep: t, as the network takes it.
         input: sum of buffers that is the network's input.
         updates: carried out in order, once buffer ``output`` holds the prediction and
@@ -58,22 +53,20 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
             them. None for plain noise.
         time: t on the process's own scale, [0, T), by which exit schedules go; None
             where that is ``timestep``.
-        engine: the engine set that evaluates, by its target's name, where several of
-            one network are open; "" for the first of them.
     """
 
-    depth: Annotated[int, Meta(ge=OPEN)]
+    choice: Choice | None
     timestep: float
     input: tuple[Term, ...]
     updates: tuple[Update, ...]
     log_variances: tuple[float, float] | None = None
     time: float | None = None
-    engine: str = ""
 
     @property
-    def evaluates(self) -> bool:
-        """Whether the network is evaluated in this step."""
-        return self.depth != REUSE
+    def chosen(self) -> Choice:
+        """The choice of a step that is not open."""
+        assert self.choice is not None, "the program's choices are open"
+        return self.choice
 
     @property
     def reads_noise(self) -> bool:
@@ -95,7 +88,7 @@ class Program(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     Attributes:
         solver: name of the solver and its options, for people.
         initial: scale of the initial noise.
-        steps: one an evaluation, from large t to small.
+        steps: from large t to small.
         process: the process that it was compiled for; None where that is not known.
         format: version of this form.
 
@@ -116,23 +109,25 @@ class Program(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise _malformed(f"a program of format {self.format}", f"format {FORMAT}")
         if not self.steps:
             raise _malformed("a program without steps", "at least one step")
-        if not self.steps[0].evaluates:
-            raise UsageError(
-                found="a program whose first step uses the previous output again",
-                expected="one that begins with an evaluation",
-                remedy="give an exit to the largest times of the exit schedule",
-            )
-        written = {"state"}
+        written, kept = {"state"}, set[str]()
         for index, step in enumerate(self.steps):
+            if step.choice is not None and not kept.issuperset(step.choice.reads):
+                raise UsageError(
+                    found=f"a program whose step {index} is {step.choice.text!r}, before "
+                    "anything was evaluated",
+                    expected="one that begins with an evaluation",
+                    remedy="give an exit to the largest times of the exit schedule",
+                )
+            kept.update(step.choice.writes if step.choice else ())
             for problem in _problems(step, written):
                 raise _malformed(f"{problem} in step {index}", "a program that a solver made")
         if not abs(self.initial) < _LARGEST:
             raise _malformed(f"initial scale {self.initial}", "a finite number")
 
     @property
-    def depths(self) -> tuple[int, ...]:
-        """The depth of each step, in order."""
-        return tuple(step.depth for step in self.steps)
+    def choices(self) -> tuple[Choice | None, ...]:
+        """The choice of each step, in order."""
+        return tuple(step.choice for step in self.steps)
 
     @property
     def buffers(self) -> tuple[str, ...]:
@@ -141,30 +136,24 @@ class Program(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return tuple(dict.fromkeys(("state", *names)))
 
     def with_schedule(self, schedule: ExitSchedule, timesteps: int) -> Program:
-        """This program with other depths and engine sets.
+        """This program with other choices.
 
         Args:
-            schedule: of depths, and of engine sets if it names any.
+            schedule: of them.
             timesteps: T of the process.
 
         Raises:
-            UsageError: the first step would have no exit.
+            UsageError: a step would read what none before it wrote.
         """
+        return self.with_choices(lambda time: schedule.choice_at(time, timesteps))
 
-        def engine(step: Step) -> str:
-            return schedule.engine_at(step.moment, timesteps)
-
-        chosen = self.with_depths(lambda time: schedule.depth_at(time, timesteps))
-        steps = (msgspec.structs.replace(step, engine=engine(step)) for step in chosen.steps)
-        return msgspec.structs.replace(chosen, steps=tuple(steps))
-
-    def with_depths(self, depth_at: Callable[[float], int]) -> Program:
-        """This program with other depths.
+    def with_choices(self, choice_at: Callable[[float], Choice | None]) -> Program:
+        """This program with other choices.
 
         Args:
-            depth_at: the depth for a time t within [0, T), as an exit schedule gives it.
+            choice_at: the choice for a time t within [0, T); None leaves it open.
         """
-        steps = (msgspec.structs.replace(s, depth=depth_at(s.moment)) for s in self.steps)
+        steps = (msgspec.structs.replace(s, choice=choice_at(s.moment)) for s in self.steps)
         return msgspec.structs.replace(self, steps=tuple(steps))
 
     def to_json(self) -> bytes:

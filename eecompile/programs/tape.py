@@ -14,14 +14,16 @@ from typing import NamedTuple
 
 import msgspec
 
+from eecompile.programs.choice import OUTPUT, Choice
 from eecompile.programs.process import Point, Process
 from eecompile.programs.program import Program, Step, Term, Update
 
-__all__ = ["DepthAt", "Prediction", "Tape", "Value"]
+__all__ = ["ChoiceAt", "Prediction", "Tape", "Value"]
 
-DepthAt = Callable[[float], int]
-_STATE, _OUTPUT, _NOISE = "state", "output", "noise"
-_SPECIAL = frozenset({_STATE, _OUTPUT, _NOISE})
+ChoiceAt = Callable[[float], Choice | None]
+"""The choice for a time t within [0, T); None leaves it open."""
+_STATE, _NOISE = "state", "noise"
+_SPECIAL = frozenset({_STATE, OUTPUT, _NOISE})
 _NEGLIGIBLE = 1e-13  # of the largest coefficient: what float64 arithmetic leaves of a zero
 
 
@@ -74,7 +76,7 @@ class _Node(msgspec.Struct):
 
 
 class _Draft(msgspec.Struct):
-    depth: int
+    choice: Choice | None
     point: Point
     input: Value
     updates: list[tuple[int, Value, tuple[float, float] | None]]
@@ -86,7 +88,7 @@ class Tape:
 
     Args:
         process: that the network was trained for.
-        depth_at: the depth for a time t within [0, T).
+        choice_at: the choice for a time.
         start: where the trajectory starts.
         clip: bounds of the predicted data, or None.
 
@@ -97,12 +99,12 @@ class Tape:
     def __init__(
         self,
         process: Process,
-        depth_at: DepthAt,
+        choice_at: ChoiceAt,
         start: Point,
         clip: tuple[float, float] | None = None,
     ) -> None:
         self.process = process
-        self._depth_at = depth_at
+        self._choice_at = choice_at
         self._clip = clip
         self._initial = process.initial(start)
         self._nodes: list[_Node] = []
@@ -143,12 +145,12 @@ class Tape:
         """The network's output for the input ``x``, neither scaled nor clipped."""
         x = self._tidy(x)
         self._check(x)
-        for hint in (_OUTPUT, _NOISE):
+        for hint in (OUTPUT, _NOISE):
             if self._current.get(hint) in x.terms:
                 raise AssertionError(f"a solver evaluates the network on {hint}, not kept")
         self._current.pop(_NOISE, None)
-        self._steps.append(_Draft(self._depth_at(point.time), point, x, []))
-        return self._value(self._node(_OUTPUT))
+        self._steps.append(_Draft(self._choice_at(point.time), point, x, []))
+        return self._value(self._node(OUTPUT))
 
     def noise(self, log_variances: tuple[float, float] | None = None) -> Value:
         """This step's standard normal noise, independent of every other step's.
@@ -196,7 +198,7 @@ class Tape:
             time = None if point.time == point.timestep else point.time
             inputs = self._terms(draft.input)
             steps.append(
-                Step(draft.depth, point.timestep, inputs, updates, draft.log_variances, time)
+                Step(draft.choice, point.timestep, inputs, updates, draft.log_variances, time)
             )
         return Program(
             solver=solver, initial=self._initial, steps=tuple(steps), process=self.process

@@ -19,18 +19,20 @@ from numpy.typing import ArrayLike
 from eecompile.arrays import Array
 from eecompile.errors import BackendError, EecompileError, ScheduleError, UsageError
 from eecompile.handle import Handle
+from eecompile.programs.choice import Choice, check_exits
 from eecompile.programs.interface import Interface
 from eecompile.programs.process import Process
-from eecompile.programs.program import OPEN, REUSE, Program, Step
+from eecompile.programs.program import Program, Step
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.programs.solvers import Solver, solver_named
-from eecompile.runtime.engine import Engine, open_engines
+from eecompile.runtime.opening import open_engines
+from eecompile.runtime.protocol import Engine
 from eecompile.runtime.request import Batch, SampleRequest, batches, checked, whole
-from eecompile.runtime.trajectory.host import HostTrajectory, Plan, Trajectory
+from eecompile.runtime.trajectory.plan import Plan, Trajectory
 
 __all__ = ["Sampler", "StepMetrics", "StepResult"]
 
-Schedule = str | int | Sequence[int] | ExitSchedule
+Schedule = str | int | Sequence[Choice | int | str] | ExitSchedule
 Interval = tuple[float, float]
 _IDLE = 8  # trajectories that wait for the next request of their kind
 _PROGRAMS = 32  # compiled programs that are kept
@@ -43,18 +45,16 @@ class StepResult(msgspec.Struct, frozen=True):
     Attributes:
         index: of the step, from 0.
         timestep: at which the network was evaluated.
-        depth: the exit that ran; 0 where the previous output was used again.
+        choice: what was evaluated.
         state: the state after the step, float32 [n, ...].
         seconds: wall time of the step.
-        engine: the engine set that evaluated, where the schedule names one.
     """
 
     index: int
     timestep: float
-    depth: int
+    choice: Choice
     state: Array
     seconds: float
-    engine: str = ""
 
 
 class StepMetrics(msgspec.Struct, frozen=True):
@@ -65,7 +65,7 @@ class StepMetrics(msgspec.Struct, frozen=True):
         program: the solver and its options.
         index: of the step, from 0.
         timestep: at which the network was evaluated.
-        depth: the exit that ran; 0 where the previous output was used again.
+        choice: what was evaluated.
         samples: in the batch.
         rows: that the network was evaluated on, those of guidance included; 0 for none.
         seconds: wall time of the step.
@@ -75,7 +75,7 @@ class StepMetrics(msgspec.Struct, frozen=True):
     program: str
     index: int
     timestep: float
-    depth: int
+    choice: Choice
     samples: int
     rows: int
     seconds: float
@@ -114,7 +114,7 @@ class Sampler(Handle):
         self.interface = interface
         self.on_step = on_step
         self.name = name or interface.name
-        self.engines: tuple[str, ...] = tuple(getattr(engine, "engines", ()))
+        self.engines: tuple[str, ...] = tuple(engine.members)
         self._closed = False
         self._lock = Lock()
         self._idle: OrderedDict[object, list[Trajectory]] = OrderedDict()
@@ -165,7 +165,7 @@ class Sampler(Handle):
     @property
     def concurrent(self) -> bool:
         """Whether samplings from several threads run side by side."""
-        return bool(getattr(self.engine, "concurrent", True))
+        return self.engine.concurrent
 
     def close(self) -> None:
         """Release the engines; the sampler cannot be used afterwards.
@@ -182,7 +182,7 @@ class Sampler(Handle):
 
         Args:
             schedule: a name from the export recipe, ``full``, a depth for all timesteps,
-                depths over equal slices of time (t = 0 first), or an ExitSchedule, such
+                choices over equal slices of time (t = 0 first), or an ExitSchedule, such
                 as ``ExitSchedule.read(file)``; None takes the recipe's default.
 
         Raises:
@@ -216,8 +216,8 @@ class Sampler(Handle):
             solver: a name such as ``ddim``, with options ``ddim:eta=0.5,grid=karras``; a
                 function such as ``functools.partial(ddim, eta=0.5)``; or a program.
             steps: number of steps; a program has its own.
-            schedule: see :meth:`schedule`; a program has its own, unless its depths are
-                open.
+            schedule: see :meth:`schedule`; a program has its own, unless its choices
+                are open.
 
         Raises:
             UsageError: the solver is unknown, ``steps`` is not what it can take, or a
@@ -232,15 +232,12 @@ class Sampler(Handle):
         count = defaults.steps if steps is None else whole("steps", steps)
         clip = self.interface.state.range
         if not isinstance(name, str):
-            made = _compiled(name, name, process, count, exits, clip)
-            return made.with_schedule(exits, process.timesteps) if exits.engines else made
+            return _compiled(name, name, process, count, exits, clip)
         key = (name, count, exits)
         with self._lock:
             if (known := self._programs.get(key)) is not None:
                 return known
         made = _compiled(solver_named(name), name, process, count, exits, clip)
-        if exits.engines:
-            made = made.with_schedule(exits, process.timesteps)
         with self._lock:
             self._programs[key] = made
             while len(self._programs) > _PROGRAMS:
@@ -363,8 +360,7 @@ class Sampler(Handle):
         with self._trajectory(program, interval, parts[0]) as trajectory:
             trajectory.start(parts[0].rows)
             self._run(trajectory, program, parts[0])
-            export = getattr(trajectory, "state_dlpack", trajectory.state)
-            return export()
+            return trajectory.state_dlpack()
 
     def steps(
         self,
@@ -475,11 +471,11 @@ class Sampler(Handle):
         for part in {(p.guided, len(p.places)): p for p in parts}.values():
             with self._trajectory(program, interval, part) as trajectory:
                 trajectory.start(part.rows)
-                if hasattr(self.engine, "trajectory"):
+                if self.engine.runs_trajectories:
                     trajectory.run()
                 else:  # each exit once, whichever the schedule names
                     moment = program.steps[0]
-                    for engine in getattr(self.engine, "engines", {"": self.engine}).values():
+                    for engine in (self.engine.members or {"": self.engine}).values():
                         for depth in self.interface.exits:
                             self._warm(engine, moment, depth, part)
                     trajectory.step(0)
@@ -524,11 +520,11 @@ class Sampler(Handle):
                     self._step(trajectory, program, index, part)
                     state[[row for _, row in part.places]] = trajectory.state()
                 seconds = time.perf_counter() - started
-                yield StepResult(index, step.timestep, step.depth, state, seconds, step.engine)
+                yield StepResult(index, step.timestep, step.chosen, state, seconds)
 
     def _run(self, trajectory: Trajectory, program: Program, part: Batch) -> None:
         """Take all steps: at once where a device does that, unless someone watches."""
-        if self.on_step is None and hasattr(self.engine, "trajectory"):
+        if self.on_step is None and self.engine.runs_trajectories:
             self._check_open()
             trajectory.run()
             return
@@ -543,12 +539,13 @@ class Sampler(Handle):
         step, started = program.steps[index], time.perf_counter()
         trajectory.step(index)
         trajectory.wait()
+        engine = step.chosen.engine
         metrics = StepMetrics(
-            f"{self.interface.name} for {step.engine}" if step.engine else self.name,
+            f"{self.interface.name} for {engine}" if engine else self.name,
             program.solver,
             index,
             step.timestep,
-            step.depth,
+            step.chosen,
             len(part.places),
             trajectory.plan.rows(step),
             time.perf_counter() - started,
@@ -593,15 +590,11 @@ class Sampler(Handle):
         self._put_back(key, trajectory)
 
     def _opened(self, plan: Plan) -> Trajectory:
-        make = getattr(self.engine, "trajectory", None)
-        if make is None:
-            return HostTrajectory(self.engine, plan)
         try:
-            made: Trajectory = make(plan)
+            return self.engine.trajectory(plan)
         except BackendError:
             self._clear()  # memory that waits for other requests may be what is missing
-            made = make(plan)
-        return made
+            return self.engine.trajectory(plan)
 
     def _put_back(self, key: object, trajectory: Trajectory) -> None:
         surplus = []
@@ -632,7 +625,7 @@ class Sampler(Handle):
         if steps is None and schedule is None and id(program) in self._seen:
             return program
         interface = self.interface
-        is_open = OPEN in program.depths
+        is_open = None in program.choices
         if steps is not None or (schedule is not None and not is_open):
             raise UsageError(
                 found="a program together with steps or a schedule",
@@ -642,8 +635,7 @@ class Sampler(Handle):
         if is_open:
             exits = self.schedule(schedule)
             program = program.with_schedule(exits, interface.process.timesteps)
-        for depth in set(program.depths) - {REUSE}:
-            ExitSchedule.constant(depth).check(interface.exits)
+        check_exits(program.choices, interface.exits)
         if (
             any(step.log_variances for step in program.steps)
             and "variance" not in interface.outputs
@@ -677,7 +669,7 @@ class Sampler(Handle):
 
     def _check_engines(self, program: Program) -> None:
         """Pass when every engine set that a program names is open."""
-        for name in sorted({step.engine for step in program.steps} - {"", *self.engines}):
+        for name in sorted({step.chosen.engine for step in program.steps} - {"", *self.engines}):
             known = ", ".join(self.engines)
             raise UsageError(
                 found=f"engine set {name!r} in the exit schedule",
@@ -712,7 +704,7 @@ def _compiled(
     """The program of a solver; wrong types of its options are the caller's fault."""
     try:
         made = solver(
-            process, steps, lambda time: exits.depth_at(time, process.timesteps), clip=clip
+            process, steps, lambda time: exits.choice_at(time, process.timesteps), clip=clip
         )
         if not isinstance(made, Program):
             raise TypeError(f"it returned {type(made).__name__}")

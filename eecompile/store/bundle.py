@@ -44,7 +44,7 @@ __all__ = [
     "write_manifest",
 ]
 
-FORMAT = 5
+FORMAT = 6
 MANIFEST = "manifest.json"
 _LONG = 100  # characters for the exits in a file name
 WEIGHTS = "weights.safetensors"

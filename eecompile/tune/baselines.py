@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from eecompile.errors import EecompileError
+from eecompile.programs.choice import Choice
 from eecompile.programs.interface import Interface
 from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.sampler import Sampler
-from eecompile.tune.choices import Choice
+from eecompile.tune.choices import merged
 from eecompile.tune.report import Kind
 
 __all__ = ["ASE", "Baseline", "baseline_schedules", "fewer_steps"]
@@ -48,14 +49,7 @@ def baseline_schedules(interface: Interface, choices: Sequence[Choice]) -> list[
     """
     found: dict[ExitSchedule, Baseline] = {}
     for baseline in _every(interface, choices):
-        usable = all(
-            Choice(engine, depth) in choices
-            for engine, depth in zip(
-                baseline.schedule.engines or ("",) * len(baseline.schedule.depths),
-                baseline.schedule.depths,
-                strict=True,
-            )
-        )
+        usable = set(baseline.schedule.choices) <= set(choices)
         if usable:
             found.setdefault(baseline.schedule, baseline)
     return list(found.values())
@@ -63,8 +57,7 @@ def baseline_schedules(interface: Interface, choices: Sequence[Choice]) -> list[
 
 def _every(interface: Interface, choices: Sequence[Choice]) -> Iterator[Baseline]:
     for choice in choices[1:]:
-        alone = ExitSchedule((choice.depth,), (), (choice.engine,) if choice.engine else ())
-        yield Baseline(f"exit {choice.label}", "exit", alone)
+        yield Baseline(f"exit {choice.text}", "exit", ExitSchedule.constant(choice))
     exits = interface.exits
     yield Baseline("ASE", "ase", _slices(exits, ASE))
     for last in reversed(exits[:-1]):
@@ -73,26 +66,15 @@ def _every(interface: Interface, choices: Sequence[Choice]) -> Iterator[Baseline
         yield Baseline(f"linear to {last}", "linear", _slices(exits, shares))
     full = ExitSchedule.constant(exits[-1])
     for name, schedule in interface.schedules.items():
-        if _merged(schedule) != full:
-            yield Baseline(name, "recipe", _merged(schedule))
+        if (least := merged(schedule.choices, schedule.thresholds)) != full:
+            yield Baseline(name, "recipe", least)
 
 
 def _slices(exits: Sequence[int], shares: Sequence[float]) -> ExitSchedule:
     """The exits nearest to shares of the full depth; of two as near, the deeper."""
     depths = [min(exits, key=lambda depth: (abs(depth - s * exits[-1]), -depth)) for s in shares]
-    return _merged(ExitSchedule.from_slices(depths))
-
-
-def _merged(schedule: ExitSchedule) -> ExitSchedule:
-    """The same schedule with one slice for neighbours that are equal."""
-    engines = schedule.engines or ("",) * len(schedule.depths)
-    depths, names, ends = [schedule.depths[0]], [engines[0]], []
-    for depth, name, end in zip(schedule.depths[1:], engines[1:], schedule.thresholds, strict=True):
-        if (depth, name) != (depths[-1], names[-1]):
-            depths.append(depth)
-            names.append(name)
-            ends.append(end)
-    return ExitSchedule(tuple(depths), tuple(ends), tuple(names))
+    even = ExitSchedule.from_slices(depths)
+    return merged(even.choices, even.thresholds)
 
 
 def fewer_steps(

@@ -6,35 +6,16 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from eecompile.programs.program import REUSE, Program
+from eecompile.programs.choice import Choice, Exit
+from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
-from eecompile.tune.optimise import AGAIN
 
-__all__ = ["Choice", "Slots", "choices_of", "schedule_from_picks", "slots_of"]
+__all__ = ["Slots", "choices_of", "merged", "schedule_from_picks", "slots_of"]
 
 _MOST = 100  # slots; more evaluations than that share one with their neighbours
 
 
-class Choice(NamedTuple):
-    """An exit of an engine set.
-
-    Attributes:
-        engine: the engine set's target; "" for the first that is open.
-        depth: the exit; 0 for the previous output once more.
-    """
-
-    engine: str
-    depth: int
-
-    @property
-    def label(self) -> str:
-        """As in the text of a schedule: ``12``, ``12@cpu-bf16``, ``reuse``."""
-        if self.depth == REUSE:
-            return "reuse"
-        return f"{self.depth}@{self.engine}" if self.engine else str(self.depth)
-
-
-def choices_of(exits: Sequence[int], engines: Sequence[str]) -> tuple[Choice, ...]:
+def choices_of(exits: Sequence[int], engines: Sequence[str]) -> tuple[Exit, ...]:
     """Every exit of every engine set, the first set's deepest exit first.
 
     Args:
@@ -42,7 +23,7 @@ def choices_of(exits: Sequence[int], engines: Sequence[str]) -> tuple[Choice, ..
         engines: names of the engine sets, the first one first; none for a single one.
     """
     names = ["", *engines[1:]]
-    return tuple(Choice(name, depth) for name in names for depth in reversed(exits))
+    return tuple(Exit(depth, name) for name in names for depth in reversed(exits))
 
 
 class Slots(NamedTuple):
@@ -106,28 +87,28 @@ def _between(low: float, high: float, timesteps: int) -> float:
 
 
 def schedule_from_picks(
-    picks: Sequence[int], choices: Sequence[Choice], slots: Slots
+    picks: Sequence[int], candidates: Sequence[Choice], slots: Slots
 ) -> ExitSchedule:
     """The exit schedule that makes these choices.
 
     Args:
-        picks: of each slot, the index of a choice, or
-            :data:`eecompile.tune.optimise.AGAIN`.
-        choices: of which the first is full depth.
+        picks: of each slot, the index of a candidate.
+        candidates: of which the first is full depth.
         slots: of the program.
     """
-    chosen = [
-        Choice("", REUSE) if picks[slot] == AGAIN else choices[picks[slot]] for slot in slots.order
-    ]
-    return _merged(chosen, slots.bounds)
+    return merged([candidates[picks[slot]] for slot in slots.order], slots.bounds)
 
 
-def _merged(chosen: Sequence[Choice], bounds: Iterable[float]) -> ExitSchedule:
-    """One slice for neighbours that choose the same."""
-    kept, ends = [chosen[0]], []
-    for choice, bound in zip(chosen[1:], bounds, strict=True):
+def merged(choices: Sequence[Choice], bounds: Iterable[float]) -> ExitSchedule:
+    """An exit schedule with one slice for neighbours that choose the same.
+
+    Args:
+        choices: of each slice, t = 0 first.
+        bounds: between neighbouring slices, as fractions of T.
+    """
+    kept, ends = [choices[0]], []
+    for choice, bound in zip(choices[1:], bounds, strict=True):
         if choice != kept[-1]:
             kept.append(choice)
             ends.append(bound)
-    engines = tuple(choice.engine for choice in kept)
-    return ExitSchedule(tuple(choice.depth for choice in kept), tuple(ends), engines)
+    return ExitSchedule(tuple(kept), tuple(ends))

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from eecompile.programs.choice import Choice
 from eecompile.programs.interface import Interface
-from eecompile.programs.program import REUSE
-from eecompile.tune.choices import Choice
 from eecompile.tune.held_out import FULL, Measured, intervals
 from eecompile.tune.report import Comparison, Point, Settings
 
@@ -40,9 +39,7 @@ def points(
     for entry, span in zip(kept, spans, strict=True):
         result = results[entry.name]
         distance = math.sqrt(float(result.squares.mean())) / scale
-        steps = entry.program.steps
-        engines = tuple(step.engine for step in steps)
-        spent = [interface.cost(step.depth) if step.depth != REUSE else 0.0 for step in steps]
+        choices = tuple(step.chosen for step in entry.program.steps)
         bounded = interface.state.range is not None and distance > 0
         made.append(
             Point(
@@ -50,13 +47,12 @@ def points(
                 kind=entry.kind,
                 steps=entry.steps,
                 schedule=entry.schedule,
-                depths=entry.program.depths,
-                engines=engines if any(engines) else (),
+                choices=choices,
                 budget=entry.budget,
                 predicted=entry.predicted,
                 time=float(np.median(result.times)),
                 spread=(float(result.times.min()), float(result.times.max())),
-                ideal=sum(spent) / full,
+                ideal=sum(map(interface.cost, choices)) / full,
                 seconds_per_sample=float(np.median(result.seconds)) / settings.batch,
                 distance=distance,
                 interval=(span[0] / scale, span[1] / scale),
@@ -123,7 +119,7 @@ def warnings(
     moments = entries[0].program.steps
     for index, step in broken.items():
         yield (
-            f"exit {choices[index].label} gives NaN or infinity at t = "
+            f"exit {choices[index].text} gives NaN or infinity at t = "
             f"{moments[step].moment:g}: no schedule uses it"
         )
     for entry in entries:

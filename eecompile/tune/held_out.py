@@ -143,7 +143,7 @@ def _round(
 def _timed(sampler: Sampler, program: Program, part: SampleRequest) -> tuple[float, Array | None]:
     """Seconds, and the samples; None where they are not finite."""
     try:
-        if hasattr(sampler.engine, "trajectory"):  # a device records it first
+        if sampler.engine.runs_trajectories:  # a device records it first
             sampler.sample_requests([part], solver=program)
         started = time.perf_counter()
         (made,) = sampler.sample_requests([part], solver=program)
@@ -153,9 +153,7 @@ def _timed(sampler: Sampler, program: Program, part: SampleRequest) -> tuple[flo
 
 
 def _key(program: Program) -> str:
-    choices = [f"{step.depth}@{step.engine}" if step.engine else str(step.depth)
-               for step in program.steps]  # fmt: skip
-    return " ".join(choices)
+    return " ".join(step.chosen.text for step in program.steps)
 
 
 def intervals(

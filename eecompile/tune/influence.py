@@ -23,10 +23,10 @@ import numpy as np
 
 from eecompile.arrays import Array, Floats, Inputs
 from eecompile.interrupt import check
+from eecompile.programs.choice import Choice, Exit, Forecast
 from eecompile.programs.interface import Interface
-from eecompile.programs.program import REUSE, Program, Step
+from eecompile.programs.program import Program, Step
 from eecompile.runtime.request import SampleRequest
-from eecompile.tune.choices import Choice
 from eecompile.tune.probe import Outputs, Prober
 from eecompile.tune.work import Work
 
@@ -68,7 +68,7 @@ class Influence(NamedTuple):
 def local_errors(
     prober: Prober,
     program: Program,
-    choices: Sequence[Choice],
+    choices: Sequence[Exit],
     samples: SampleRequest,
     *,
     reuse: bool,
@@ -161,7 +161,7 @@ def _guided(prediction: Array, interface: Interface, samples: SampleRequest) -> 
 def measured_influence(
     prober: Prober,
     program: Program,
-    choices: Sequence[Choice],
+    choices: Sequence[Exit],
     errors: Errors,
     samples: SampleRequest,
     *,
@@ -187,7 +187,7 @@ def measured_influence(
             continue
         found = work.get(f"influence {step} {kind}")
         if found is None:
-            choice = choices[kind] if kind < len(choices) else Choice("", REUSE)
+            choice = choices[kind] if kind < len(choices) else Forecast()
             changed = _with_step(program, step, choice)
             shared = {known: outputs for known, outputs in record.items() if known < step}
             moved = prober.run(changed, samples, replay=shared) - full
@@ -217,7 +217,7 @@ def _spread(roles: Sequence[str], role: str, count: int) -> set[int]:
 def _with_step(program: Program, index: int, choice: Choice) -> Program:
     """The program with another choice in one step."""
     steps = list(program.steps)
-    steps[index] = msgspec.structs.replace(steps[index], depth=choice.depth, engine=choice.engine)
+    steps[index] = msgspec.structs.replace(steps[index], choice=choice)
     return msgspec.structs.replace(program, steps=tuple(steps))
 
 

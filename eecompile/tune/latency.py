@@ -9,11 +9,11 @@ import msgspec
 import numpy as np
 
 from eecompile.measure.timing import interleaved
+from eecompile.programs.choice import Choice, Exit, Forecast
 from eecompile.programs.interface import Interface
-from eecompile.programs.program import REUSE, Program, Step
+from eecompile.programs.program import Program, Step
 from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
-from eecompile.tune.choices import Choice
 from eecompile.tune.model import Costs
 from eecompile.tune.work import Work
 
@@ -28,8 +28,7 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Milliseconds that a step takes with a choice, the solver's arithmetic included.
 
     Attributes:
-        engine: the engine set; "" for the first.
-        depth: the exit; 0 for the previous output once more.
+        choice: what is evaluated.
         guided: whether guidance doubles the batch.
         median: of all rounds.
         p10: a tenth of the rounds took no longer.
@@ -37,8 +36,7 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         rounds: how often it was measured.
     """
 
-    engine: str
-    depth: int
+    choice: Choice
     guided: bool
     median: float
     p10: float
@@ -49,7 +47,7 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 def measured_costs(
     sampler: Sampler,
     program: Program,
-    choices: Sequence[Choice],
+    choices: Sequence[Exit],
     samples: SampleRequest,
     *,
     reuse: bool,
@@ -74,11 +72,11 @@ def measured_costs(
     Returns:
         The costs, and what was measured.
     """
-    wanted = [c for index, c in enumerate(choices) if index not in skip]
-    cheap = min(wanted, key=lambda choice: choice.depth)
-    wanted += [Choice("", REUSE)] if reuse else []
+    usable = [c for index, c in enumerate(choices) if index not in skip]
+    cheap = min(usable, key=lambda choice: choice.depth)
+    wanted: list[Choice] = [*usable, *([Forecast()] if reuse else [])]
     acting = [acts(step, sampler.interface, samples) for step in program.steps]
-    jobs = {f"{kind:d} {choice.label}": (kind, choice) for kind in set(acting) for choice in wanted}
+    jobs = {f"{kind:d} {choice.text}": (kind, choice) for kind in set(acting) for choice in wanted}
     timed = work.get("seconds")
     if timed is None:
         programs = {
@@ -103,7 +101,7 @@ def measured_costs(
     start, each = _split(timed, jobs, choices[0], cheap, acting[0], count)
     full = start + sum(each[acting[index], choices[0]] for index in range(len(acting)))
     steps = np.array([[each.get((kind, c), np.inf) for c in choices] for kind in acting])
-    again = np.array([each.get((kind, Choice("", REUSE)), 0.0) for kind in acting])
+    again = np.array([each.get((kind, Forecast()), 0.0) for kind in acting])
     found = [
         _latency(choice, kind, each[kind, choice], timed[name], count)
         for name, (kind, choice) in jobs.items()
@@ -133,18 +131,15 @@ def _repeated(
 ) -> Program:
     """The program's first steps, all with one choice, and at one moment.
 
-    Where the choice evaluates nothing, the first step takes ``first``.
+    Where the choice reads what earlier steps wrote, the first step takes ``first``.
     """
     like = program.steps[moment]
     made = [
-        msgspec.structs.replace(
-            step, depth=choice.depth, engine=choice.engine, timestep=like.timestep, time=like.moment
-        )
+        msgspec.structs.replace(step, choice=choice, timestep=like.timestep, time=like.moment)
         for step in program.steps[:steps]
     ]
-    if choice.depth == REUSE:
-        begin = first or Choice("", program.steps[0].depth)
-        made[0] = msgspec.structs.replace(made[0], depth=begin.depth, engine=begin.engine)
+    if choice.reads:
+        made[0] = msgspec.structs.replace(made[0], choice=first or program.steps[0].chosen)
     return msgspec.structs.replace(program, steps=tuple(made))
 
 
@@ -164,12 +159,10 @@ def _split(
     if count > 1:
         start = max(0.0, median["start"] - (once - median["start"]) / (count - 1))
     each = {
-        job: max(0.0, found - start) / count
-        for job, found in whole.items()
-        if job[1].depth != REUSE
+        job: max(0.0, found - start) / count for job, found in whole.items() if job[1].evaluates
     }
     for (kind, choice), found in whole.items():
-        if choice.depth == REUSE:
+        if not choice.evaluates:
             rest = found - start - each[kind, cheap]
             each[kind, choice] = max(0.0, rest) / max(1, count - 1)
     return start, each
@@ -182,8 +175,7 @@ def _latency(
     middle = float(np.median(seconds))
     low, high = (float(np.quantile(seconds, share)) / middle for share in (0.1, 0.9))
     return Latency(
-        engine=choice.engine,
-        depth=choice.depth,
+        choice=choice,
         guided=kind,
         median=1e3 * median,
         p10=1e3 * median * low,

@@ -11,7 +11,7 @@ import numpy as np
 from eecompile.arrays import Floats
 from eecompile.tune.choices import Slots
 from eecompile.tune.influence import STALE, Errors, Influence
-from eecompile.tune.optimise import AGAIN, Reuse, Table
+from eecompile.tune.optimise import Reuse, Table
 
 __all__ = ["Costs", "Model"]
 
@@ -99,7 +99,7 @@ class Model:
         reuse = self.table.reuse
         found = self.start
         for slot, pick in enumerate(picks):
-            if pick == AGAIN:
+            if pick == self.table.again:
                 assert reuse is not None
                 found += float(reuse.costs[slot])
             else:
@@ -122,7 +122,7 @@ class Model:
         source = 0
         for step in range(len(made)):
             pick = pick_of[step]
-            if pick != AGAIN:
+            if pick != self.table.again:
                 source = step
                 if pick:
                     made[step, pick - 1] += 1.0

@@ -18,11 +18,9 @@ from numpy.typing import NDArray
 
 from eecompile.arrays import Floats
 
-__all__ = ["AGAIN", "Front", "Reuse", "Table", "front", "objective"]
+__all__ = ["Front", "Reuse", "Table", "front", "objective"]
 
 Indices = NDArray[np.intp]
-AGAIN = -1
-"""The pick that evaluates nothing: the previous output is used again."""
 _SAME = 1e-12  # costs that differ by less than this share of the largest are equal
 
 
@@ -44,6 +42,8 @@ class Reuse(NamedTuple):
 class Table(NamedTuple):
     """A problem: slots in the order in which they are evaluated.
 
+    A solution picks for each slot the index of a choice, or :attr:`again`.
+
     Attributes:
         costs: of each slot and choice, [S, C].
         errors: of each slot and choice, [S, C]; infinite for what may not be chosen.
@@ -55,6 +55,16 @@ class Table(NamedTuple):
     errors: Floats
     depths: tuple[int, ...]
     reuse: Reuse | None = None
+
+    @property
+    def again(self) -> int:
+        """The pick of a slot that uses the previous output again: the one after the choices."""
+        return int(self.costs.shape[1])
+
+    @property
+    def picks(self) -> range:
+        """What a slot may pick."""
+        return range(self.again + (self.reuse is not None))
 
 
 class _Layer(NamedTuple):
@@ -75,7 +85,7 @@ class Front:
     """
 
     def __init__(self, layers: Sequence[_Layer], choices: int) -> None:
-        self._layers, self._stale = layers, len(layers) and choices
+        self._layers, self._again = layers, choices
         last = layers[-1]
         self._order = _undominated(last.costs, last.errors)
         self.costs: Floats = last.costs[self._order]
@@ -85,11 +95,11 @@ class Front:
         return len(self._order)
 
     def picks(self, index: int) -> tuple[int, ...]:
-        """The choice of each slot in solution ``index``; :data:`AGAIN` for none."""
+        """The pick of each slot in solution ``index``; see :class:`Table`."""
         found, place = [], int(self._order[index])
         for layer in reversed(self._layers):
             mode, place = int(layer.modes[place]), int(layer.parents[place])
-            found.append(mode if mode < self._stale else AGAIN)
+            found.append(min(mode, self._again))
         return tuple(reversed(found))
 
     def best(self, budget: float) -> tuple[int, ...] | None:
@@ -179,7 +189,7 @@ def objective(table: Table, picks: Sequence[int], *, monotone: bool = False) -> 
     cost = error = 0.0
     source, stale, depth = -1, 0, 0
     for slot, pick in enumerate(picks):
-        if pick == AGAIN:
+        if pick == table.again:
             reuse = table.reuse
             if reuse is None or source < 0 or stale + reuse.takes[slot] > reuse.errors.shape[1]:
                 return np.inf, np.inf

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -176,7 +177,7 @@ def _points(front: Front) -> Html:
         Column("to", "95 %"),
         Column("PSNR", "dB"),
         Column("when chosen", "distance"),
-        Column("depths", "a step", form=None, long=True),
+        Column("choices", "per step", form=None, long=True),
     ]
     points = sorted(front.points, key=lambda p: (_ORDER.index(p.kind), -p.predicted))
     return table("points", "Programs, on the held-out samples", columns, list(map(_row, points)))
@@ -206,22 +207,15 @@ def _row(point: Point) -> Row:
             point.interval[1] if apart else None,
             point.psnr,
             point.chosen_by,
-            _depths(point),
+            _choices(point),
         ),
         attributes,
     )
 
 
-def _depths(point: Point) -> str:
-    """Runs of equal steps: ``12, 9 x 3, reuse, 6@cpu-bf16``."""
-    engines = point.engines or ("",) * len(point.depths)
-    runs: list[tuple[str, int]] = []
-    for depth, engine in zip(point.depths, engines, strict=True):
-        name = (f"{depth}@{engine}" if engine else str(depth)) if depth else "reuse"
-        count = 1
-        if runs and runs[-1][0] == name:
-            count += runs.pop()[1]
-        runs.append((name, count))
+def _choices(point: Point) -> str:
+    """Runs of equal steps: ``12, 9 x 3, again, 6@cpu-bf16``."""
+    runs = ((choice.text, len(list(run))) for choice, run in groupby(point.choices))
     return ", ".join(name if count == 1 else f"{name} x {count}" for name, count in runs)
 
 
@@ -254,9 +248,7 @@ def _latencies(front: Front) -> Html:
     ]
     rows = []
     for each in front.latencies:
-        name = "reuse" if not each.depth else str(each.depth)
-        name += f"@{each.engine}" if each.engine else ""
-        name += ", guided" if each.guided else ""
+        name = each.choice.text + (", guided" if each.guided else "")
         rows.append(Row((name, each.median, each.p10, each.p90, each.rounds)))
     caption = f"One step at batch {front.settings.batch}, the solver's arithmetic included"
     return table("latencies", caption, columns, rows)

@@ -111,7 +111,7 @@ def depths(front: Front) -> go.Figure | None:
     figure.update_xaxes(**axis)
     figure.update_yaxes(**axis)
     figure.update_annotations(x=0, xanchor="left", font={"size": 13, "color": _INK})
-    ticks = sorted({each.depth for each in front.latencies if each.depth})
+    ticks = sorted({each.choice.blocks for each in front.latencies if each.choice.evaluates})
     figure.update_yaxes(tickvals=ticks, range=[0, ticks[-1] * 1.08])
     figure.update_xaxes(showgrid=False)
     figure.update_xaxes(title_text="step (left: noise, right: data)", row=len(points))
@@ -121,15 +121,11 @@ def depths(front: Front) -> go.Figure | None:
 
 def _bars(point: Point, names: Sequence[str]) -> go.Bar:
     """A bar a step; colours tell engine sets apart, no bar is the previous output once more."""
-    engines = point.engines or ("",) * len(point.depths)
-    colours = [f"var(--candidate-{1 + names.index(name) % 5})" for name in engines]
-    texts = [
-        f"step {index + 1}: " + (f"depth {depth} {name}".strip() if depth else "previous output")
-        for index, (depth, name) in enumerate(zip(point.depths, engines, strict=True))
-    ]
+    colours = [f"var(--candidate-{1 + names.index(c.engine) % 5})" for c in point.choices]
+    texts = [f"step {index}: {choice.text}" for index, choice in enumerate(point.choices, 1)]
     return go.Bar(
-        x=list(range(1, len(point.depths) + 1)),
-        y=list(point.depths),
+        x=list(range(1, len(point.choices) + 1)),
+        y=[choice.blocks for choice in point.choices],
         marker={"color": colours},
         hovertext=texts,
         hoverinfo="text",

@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from eecompile.arrays import Array, Inputs
-from eecompile.handle import Handle
+from eecompile.programs.choice import Exit
 from eecompile.programs.program import Program
-from eecompile.runtime.engine import Engine
+from eecompile.runtime.protocol import Engine
 from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
-from eecompile.tune.choices import Choice
 
 __all__ = ["Outputs", "Prober", "engines_of"]
 
@@ -27,13 +26,13 @@ _ANY = 1 << 30  # batch size of a prober, which divides what it is given
 
 def engines_of(sampler: Sampler) -> dict[str, Engine]:
     """The engines of a sampler by the names that choices have; the first is ""."""
-    members: Mapping[str, Engine] = getattr(sampler.engine, "engines", {})
+    members = sampler.engine.members
     if not members:
         return {"": sampler.engine}
     return {name if index else "": engine for index, (name, engine) in enumerate(members.items())}
 
 
-class Prober(Handle):
+class Prober(Engine):
     """An engine that runs others, watches what they give, and replays what is known.
 
     Args:
@@ -51,10 +50,10 @@ class Prober(Handle):
         self.interface = sampler.interface
         self._engines = engines_of(sampler)
         self.exits = sampler.interface.exits
-        self.engines = {name: _Member(self, name) for name in self._engines}
+        self.members = {name: _Member(self, name) for name in self._engines}
         self.watch: Callable[[int, Outputs, Array, Array, Inputs], None] | None = None
         self._sampler = Sampler(self, sampler.interface)
-        self._sampler.engines = tuple(self.engines)
+        self._sampler.engines = tuple(self.members)
         self._replayed: Mapping[int, Outputs] = {}
         self._recorded: dict[int, Outputs] | None = None
         self._steps: Iterator[int] = iter(())
@@ -79,14 +78,14 @@ class Prober(Handle):
             NonFiniteError: an engine returned NaN or infinity.
         """
         self._replayed, self._recorded = replay or {}, record
-        self._steps = iter(i for i, step in enumerate(program.steps) if step.evaluates)
+        self._steps = iter(i for i, step in enumerate(program.steps) if step.chosen.evaluates)
         return self._sampler.sample_requests([samples], solver=program)[0]
 
     def evaluate(self, depth: int, x: Array, t: Array, conditions: Inputs) -> Outputs:
-        """See :meth:`eecompile.runtime.engine.Engine.evaluate`."""
+        """See :meth:`eecompile.runtime.protocol.Engine.evaluate`."""
         return self._evaluate("", depth, x, t, conditions)
 
-    def ask(self, choice: Choice, x: Array, t: Array, conditions: Inputs) -> Outputs:
+    def ask(self, choice: Exit, x: Array, t: Array, conditions: Inputs) -> Outputs:
         """What a choice gives for these inputs, in batches that its engine takes."""
         engine = self._engines[choice.engine]
         parts = [
@@ -107,7 +106,7 @@ class Prober(Handle):
         step = next(self._steps)
         outputs = self._replayed.get(step)
         if outputs is None:
-            outputs = self.ask(Choice(name, depth), x, t, given)
+            outputs = self.ask(Exit(depth, name), x, t, given)
             if self.watch is not None:
                 self.watch(step, outputs, x, t, given)
         if self._recorded is not None:
@@ -115,7 +114,7 @@ class Prober(Handle):
         return outputs
 
 
-class _Member(Handle):
+class _Member(Engine):
     """One of a prober's engines, as schedules name it."""
 
     def __init__(self, prober: Prober, name: str) -> None:

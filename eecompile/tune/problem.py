@@ -8,17 +8,12 @@ from typing import Any, NamedTuple
 import msgspec
 
 from eecompile.errors import UsageError
+from eecompile.programs.choice import Choice, Exit, Forecast
 from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
-from eecompile.tune.choices import (
-    Choice,
-    Slots,
-    choices_of,
-    schedule_from_picks,
-    slots_of,
-)
+from eecompile.tune.choices import Slots, choices_of, schedule_from_picks, slots_of
 from eecompile.tune.influence import local_errors, measured_influence
 from eecompile.tune.latency import Latency, measured_costs
 from eecompile.tune.model import Model
@@ -52,16 +47,17 @@ class Problem(NamedTuple):
     settings: Settings
     samples: SampleRequest
     program: Program
-    choices: tuple[Choice, ...]
-    usable: tuple[Choice, ...]
+    choices: tuple[Exit, ...]
+    usable: tuple[Exit, ...]
     broken: dict[int, int]
     slots: Slots
     model: Model
     latencies: list[Latency]
 
     def schedule(self, picks: Sequence[int]) -> ExitSchedule:
-        """The exit schedule that makes these picks."""
-        return schedule_from_picks(picks, self.choices, self.slots)
+        """The exit schedule that makes these picks; see :class:`eecompile.tune.optimise.Table`."""
+        candidates: tuple[Choice, ...] = (*self.choices, Forecast())
+        return schedule_from_picks(picks, candidates, self.slots)
 
     def compiled(self, schedule: ExitSchedule) -> Program:
         """The program of a schedule."""
@@ -70,8 +66,8 @@ class Problem(NamedTuple):
 
     def picks(self, program: Program) -> tuple[int, ...]:
         """The choices that such a program makes, where every slot evaluates."""
-        places = {choice: index for index, choice in enumerate(self.choices)}
-        found = [places[Choice(step.engine, step.depth)] for step in program.steps]
+        places: dict[Choice, int] = {choice: index for index, choice in enumerate(self.choices)}
+        found = [places[step.chosen] for step in program.steps]
         return tuple(found[steps[0]] for steps in self.slots.steps)
 
     def predicted(self, program: Program) -> float:

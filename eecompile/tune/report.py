@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 
+from eecompile.programs.choice import Choice
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.request import SampleFacts
 from eecompile.store.files import read_form
@@ -58,13 +59,12 @@ class Point(_Frozen, frozen=True, kw_only=True):
             ``ase`` (the authors' shares of depth), of the ``recipe``, or fewer ``steps``.
         steps: as the solver counts them.
         schedule: of exits.
-        depths: of each step; 0 where the previous output is used again.
-        engines: of each step; "" for the first set; empty where only that runs.
+        choices: of each step.
         budget: for which it was looked for; None where for none.
         predicted: time over full depth's, by the measured cost of each step.
         time: the same, of whole samplings: the median of the rounds.
         spread: smallest and largest of the rounds.
-        ideal: what the depths promise, by the network's costs or else by blocks.
+        ideal: what the choices promise, by the network's costs or else by blocks.
         seconds_per_sample: median.
         distance: root of the mean squared difference to full depth at the same seeds, in
             units of the data's range, or of full depth's standard deviation where the
@@ -78,8 +78,7 @@ class Point(_Frozen, frozen=True, kw_only=True):
     kind: Kind
     steps: int
     schedule: ExitSchedule
-    depths: tuple[int, ...]
-    engines: tuple[str, ...] = ()
+    choices: tuple[Choice, ...]
     budget: float | None = None
     predicted: float
     time: float

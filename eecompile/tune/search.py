@@ -14,7 +14,7 @@ from eecompile.interrupt import check
 from eecompile.programs.program import Program
 from eecompile.runtime.request import SampleRequest
 from eecompile.tune.model import Model
-from eecompile.tune.optimise import AGAIN, objective
+from eecompile.tune.optimise import objective
 from eecompile.tune.probe import Outputs, Prober
 from eecompile.tune.work import Work
 
@@ -116,9 +116,8 @@ def neighbours(
 
 
 def _single(picks: Picks, model: Model, *, monotone: bool) -> Iterator[Picks]:
-    ways = [AGAIN] if model.table.reuse is not None else []
     for slot, pick in enumerate(picks):
-        for other in [*range(model.table.costs.shape[1]), *ways]:
+        for other in model.table.picks:
             if other == pick:
                 continue
             changed = (*picks[:slot], other, *picks[slot + 1 :])
@@ -174,8 +173,8 @@ def _kicked(picks: Picks, model: Model, rng: np.random.Generator, *, monotone: b
     """The picks with some slots made cheaper."""
     count = max(1, len(picks) // 6)
     for slot in rng.choice(len(picks), count, replace=False).tolist():
-        cheap = [AGAIN] if model.table.reuse is not None else []
-        cheap += np.argsort(model.table.costs[slot]).tolist()
+        again = [model.table.again] if model.table.reuse is not None else []
+        cheap = again + np.argsort(model.table.costs[slot]).tolist()
         for pick in cheap:
             changed = (*picks[:slot], pick, *picks[slot + 1 :])
             fits = np.isfinite(objective(model.table, changed, monotone=monotone)[1])

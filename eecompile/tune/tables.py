@@ -30,10 +30,8 @@ def _choices(front: Front) -> Table:
     for heading in ("ms", "p10 to p90"):
         table.add_column(heading, justify="right")
     for each in front.latencies:
-        name = "reuse" if not each.depth else str(each.depth)
-        name += f"@{each.engine}" if each.engine else ""
         table.add_row(
-            Text(name + (", guided" if each.guided else "")),
+            Text(each.choice.text + (", guided" if each.guided else "")),
             f"{each.median:.4g}",
             f"{each.p10:.3g} to {each.p90:.3g}",
         )

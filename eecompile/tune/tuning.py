@@ -116,7 +116,7 @@ def tune(
 
 def _front(problem: Problem, scale: float, *, points: tuple[Point, ...], **more: Any) -> Front:
     sampler, settings = problem.sampler, problem.settings
-    ways = [choice.label for choice in problem.choices[1:]]
+    ways = [choice.text for choice in problem.choices[1:]]
     ways += [f"reuse {age + 1}" for age in range(STALE)] if settings.reuse else []
     return Front(
         eecompile=eecompile.__version__,

@@ -42,8 +42,8 @@ from eecompile.compiler.schedulers.trace import (
 )
 from eecompile.errors import EecompileError, UsageError
 from eecompile.programs.process import DATA, Point, Process
-from eecompile.programs.program import OPEN, Program
-from eecompile.programs.tape import DepthAt, Tape, Value
+from eecompile.programs.program import Program
+from eecompile.programs.tape import ChoiceAt, Tape, Value
 
 __all__ = ["program_from_scheduler"]
 
@@ -56,7 +56,7 @@ _BROWNIAN = "BrownianTreeNoiseSampler"
 def program_from_scheduler(
     scheduler: Any,
     steps: int | None,
-    depth_at: DepthAt | None = None,
+    choice_at: ChoiceAt | None = None,
     *,
     process: Process | None = None,
     options: Mapping[str, float] | None = None,
@@ -67,7 +67,7 @@ def program_from_scheduler(
         scheduler: of diffusers; it is not changed.
         steps: number of steps, as its ``set_timesteps`` takes it (some schedulers evaluate the
             network more than once a step); None takes the timesteps that it has been set to.
-        depth_at: the depth for a time t within [0, T); None leaves the depths open.
+        choice_at: the choice for a time; None leaves all open.
         process: the network's, to which the scheduler's is compared, and whose timesteps the
             network is given; None takes what the scheduler says.
         options: further arguments of its ``step``, such as ``eta``.
@@ -84,7 +84,7 @@ def program_from_scheduler(
     known = process or process_from_scheduler(ready)
     trace = traced(ready, arguments)
     points = _points(ready, process)
-    tape = Tape(known or Process(), depth_at or (lambda _: OPEN), DATA)
+    tape = Tape(known or Process(), choice_at or (lambda _: None), DATA)
     try:
         _write(tape, trace, points)
         program = tape.finish(_name(ready, arguments))

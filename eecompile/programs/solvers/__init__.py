@@ -30,7 +30,7 @@ from eecompile.programs.solvers.lcm import lcm
 from eecompile.programs.solvers.pndm import pndm
 from eecompile.programs.solvers.s_pndm import s_pndm
 from eecompile.programs.solvers.unipc import unipc
-from eecompile.programs.tape import DepthAt
+from eecompile.programs.tape import ChoiceAt
 
 __all__ = [
     "FACTS",
@@ -62,17 +62,32 @@ __all__ = [
 
 
 class Solver(Protocol):
-    """What a solver is: a function of the process, the steps and the depth for a time."""
+    """What a solver is: a function of the process, the steps and the choice for a time."""
 
     def __call__(
         self,
         process: Process,
         steps: int,
-        depth_at: DepthAt,
+        choice_at: ChoiceAt,
         *,
         clip: tuple[float, float] | None = None,
     ) -> Program:
-        """The program for ``steps`` steps; ``clip`` bounds the predicted data."""
+        """The program of a trajectory.
+
+        The native solvers' docstrings tell only what is particular to each.
+
+        Args:
+            process: of the families that the solver takes.
+            steps: number of steps, 1 to T.
+            choice_at: the choice for a time t within [0, T), or None to leave it open.
+            clip: bounds of the predicted data, or None.
+
+        The native ones also take ``grid``, the moments to visit; see
+        :func:`eecompile.programs.grids.points`.
+
+        Raises:
+            UsageError: an argument is out of range, or the family is another.
+        """
         ...
 
 

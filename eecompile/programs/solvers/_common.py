@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from eecompile.errors import UsageError
 from eecompile.programs.process import DATA, Family, Point, Process
-from eecompile.programs.tape import DepthAt, Prediction, Tape, Value
+from eecompile.programs.tape import ChoiceAt, Prediction, Tape, Value
 
 __all__ = [
-    "DepthAt",
+    "ChoiceAt",
     "check_number",
     "check_order",
     "data_step",

@@ -7,7 +7,7 @@ import math
 from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import Point, Process
 from eecompile.programs.program import Program
-from eecompile.programs.solvers._common import DepthAt, check_number, intervals, title
+from eecompile.programs.solvers._common import ChoiceAt, check_number, intervals, title
 from eecompile.programs.tape import Tape
 
 __all__ = ["ddim", "posterior"]
@@ -28,7 +28,7 @@ def posterior(now: Point, after: Point) -> tuple[float, float]:
 def ddim(
     process: Process,
     steps: int,
-    depth_at: DepthAt,
+    choice_at: ChoiceAt,
     *,
     eta: float = 0.0,
     grid: Grid = "trailing",
@@ -37,11 +37,7 @@ def ddim(
     """First order; one evaluation a step; deterministic at ``eta`` 0.
 
     Args:
-        process: of any family.
-        steps: number of steps, 1 to T.
-        depth_at: the depth for a time.
         eta: share of DDPM's noise, 0 to 1.
-        grid: the moments to visit; see :func:`eecompile.programs.grids.points`.
         clip: bounds of the predicted data, or None. The predicted noise follows the
             clipped data (diffusers: ``use_clipped_model_output=True``).
 
@@ -50,7 +46,7 @@ def ddim(
     """
     check_number("eta", eta, 0, 1)
     visited = points(process, steps, grid)
-    tape = Tape(process, depth_at, visited[0], clip)
+    tape = Tape(process, choice_at, visited[0], clip)
     for now, after in intervals(visited):
         predicted = tape.evaluate(tape.state, now)
         spread = eta * math.sqrt(posterior(now, after)[0])

@@ -11,7 +11,7 @@ import math
 from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import Process
 from eecompile.programs.program import Program
-from eecompile.programs.solvers._common import DepthAt, intervals, title
+from eecompile.programs.solvers._common import ChoiceAt, intervals, title
 from eecompile.programs.solvers.ddim import posterior
 from eecompile.programs.tape import Tape
 
@@ -21,7 +21,7 @@ __all__ = ["ddpm"]
 def ddpm(
     process: Process,
     steps: int,
-    depth_at: DepthAt,
+    choice_at: ChoiceAt,
     *,
     grid: Grid = "trailing",
     clip: tuple[float, float] | None = None,
@@ -30,16 +30,9 @@ def ddpm(
 
     Args:
         process: of any family; its ``variance`` chooses the reverse steps' variance.
-        steps: number of steps, 1 to T.
-        depth_at: the depth for a time.
-        grid: the moments to visit; see :func:`eecompile.programs.grids.points`.
-        clip: bounds of the predicted data, or None.
-
-    Raises:
-        UsageError: ``steps`` or ``grid`` is out of range.
     """
     visited = points(process, steps, grid)
-    tape = Tape(process, depth_at, visited[0], clip)
+    tape = Tape(process, choice_at, visited[0], clip)
     for now, after in intervals(visited):
         data = tape.evaluate(tape.state, now).data
         lower, upper = posterior(now, after)

@@ -15,7 +15,7 @@ from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import Point, Process
 from eecompile.programs.program import Program
 from eecompile.programs.solvers._common import (
-    DepthAt,
+    ChoiceAt,
     Past,
     check_order,
     first_step,
@@ -32,7 +32,7 @@ __all__ = ["deis"]
 def deis(
     process: Process,
     steps: int,
-    depth_at: DepthAt,
+    choice_at: ChoiceAt,
     *,
     order: int = 2,
     grid: Grid = "trailing",
@@ -41,19 +41,15 @@ def deis(
     """One evaluation a step; deterministic. As diffusers' DEISMultistepScheduler.
 
     Args:
-        process: of any family.
         steps: number of steps, 1 to T; the first and last are of lower order.
-        depth_at: the depth for a time.
         order: 1 to 3.
-        grid: the moments to visit; see :func:`eecompile.programs.grids.points`.
-        clip: bounds of the predicted data, or None.
 
     Raises:
         UsageError: ``order``, ``steps`` or ``grid`` is out of range.
     """
     check_order(order, (1, 2, 3))
     visited = points(process, steps, grid)
-    tape = Tape(process, depth_at, visited[0], clip)
+    tape = Tape(process, choice_at, visited[0], clip)
     past: Past = []
     for index, (now, after) in enumerate(intervals(visited)):
         prediction = tape.evaluate(tape.state, now)

@@ -16,7 +16,7 @@ from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import DATA, Point, Process
 from eecompile.programs.program import Program
 from eecompile.programs.solvers._common import (
-    DepthAt,
+    ChoiceAt,
     data_step,
     first_step,
     log_ratios,
@@ -33,7 +33,7 @@ Form = Literal["noise", "data"]
 def dpm_solver_2(
     process: Process,
     steps: int,
-    depth_at: DepthAt,
+    choice_at: ChoiceAt,
     *,
     form: Form = "noise",
     grid: Grid = "logsnr",
@@ -42,20 +42,16 @@ def dpm_solver_2(
     """Second order; deterministic; two evaluations make one step of the method.
 
     Args:
-        process: of any family.
         steps: number of evaluations, 1 to T; the last is a step of first order, and so
             is the one before where the number is even.
-        depth_at: the depth for a time.
         form: interpolate the predicted ``noise`` (DPM-Solver) or ``data``
             (DPM-Solver++).
-        grid: the moments to visit; see :func:`eecompile.programs.grids.points`.
-        clip: bounds of the predicted data, or None.
 
     Raises:
         UsageError: ``steps``, ``form`` or ``grid`` is out of range.
     """
     visited = points(process, steps, grid)
-    tape = Tape(process, depth_at, visited[0], clip)
+    tape = Tape(process, choice_at, visited[0], clip)
     rest = 2 - steps % 2  # evaluations that the blocks leave for steps of first order
     _record(tape, visited, [2] * ((steps - rest) // 2) + [1] * rest, form)
     return tape.finish(title("dpm-solver-2", grid, {"form": form}))
@@ -64,7 +60,7 @@ def dpm_solver_2(
 def dpm_solver_3(
     process: Process,
     steps: int,
-    depth_at: DepthAt,
+    choice_at: ChoiceAt,
     *,
     form: Form = "noise",
     grid: Grid = "logsnr",
@@ -76,7 +72,7 @@ def dpm_solver_3(
     steps of three leave over is of second or first order.
     """
     visited = points(process, steps, grid)
-    tape = Tape(process, depth_at, visited[0], clip)
+    tape = Tape(process, choice_at, visited[0], clip)
     whole, rest = divmod(steps - 1, 3)
     _record(tape, visited, [3] * whole + ([rest] if rest else []) + [1], form)
     return tape.finish(title("dpm-solver-3", grid, {"form": form}))

@@ -11,7 +11,7 @@ from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import Point, Process
 from eecompile.programs.program import Program
 from eecompile.programs.solvers._common import (
-    DepthAt,
+    ChoiceAt,
     Past,
     data_step,
     intervals,
@@ -28,7 +28,7 @@ __all__ = ["differences", "dpmpp_2m", "dpmpp_3m"]
 def dpmpp_2m(
     process: Process,
     steps: int,
-    depth_at: DepthAt,
+    choice_at: ChoiceAt,
     *,
     grid: Grid = "trailing",
     clip: tuple[float, float] | None = None,
@@ -36,17 +36,10 @@ def dpmpp_2m(
     """Second order; one evaluation a step; deterministic. As diffusers' ``midpoint``.
 
     Args:
-        process: of any family.
         steps: number of steps, 1 to T; the first and the last are of first order.
-        depth_at: the depth for a time.
-        grid: the moments to visit; see :func:`eecompile.programs.grids.points`.
-        clip: bounds of the predicted data, or None.
-
-    Raises:
-        UsageError: ``steps`` or ``grid`` is out of range.
     """
     visited = points(process, steps, grid)
-    tape = Tape(process, depth_at, visited[0], clip)
+    tape = Tape(process, choice_at, visited[0], clip)
     _record(tape, visited, 2)
     return tape.finish(title("dpmpp-2m", grid))
 
@@ -54,7 +47,7 @@ def dpmpp_2m(
 def dpmpp_3m(
     process: Process,
     steps: int,
-    depth_at: DepthAt,
+    choice_at: ChoiceAt,
     *,
     halved: bool = True,
     grid: Grid = "trailing",
@@ -66,19 +59,11 @@ def dpmpp_3m(
     than 15.
 
     Args:
-        process: of any family.
-        steps: number of steps, 1 to T.
-        depth_at: the depth for a time.
         halved: take half the second derivative, as the authors' code and diffusers do,
             which is of second order; False is of third.
-        grid: the moments to visit; see :func:`eecompile.programs.grids.points`.
-        clip: bounds of the predicted data, or None.
-
-    Raises:
-        UsageError: ``steps`` or ``grid`` is out of range.
     """
     visited = points(process, steps, grid)
-    tape = Tape(process, depth_at, visited[0], clip)
+    tape = Tape(process, choice_at, visited[0], clip)
     _record(tape, visited, 3, 0.5 if halved else 1.0)
     return tape.finish(title("dpmpp-3m", grid, {"halved": halved}))
 

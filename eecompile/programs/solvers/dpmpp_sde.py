@@ -12,7 +12,7 @@ from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import Point, Process
 from eecompile.programs.program import Program
 from eecompile.programs.solvers._common import (
-    DepthAt,
+    ChoiceAt,
     Past,
     intervals,
     log_ratios,
@@ -29,7 +29,7 @@ __all__ = ["dpmpp_2m_sde", "dpmpp_3m_sde"]
 def dpmpp_2m_sde(
     process: Process,
     steps: int,
-    depth_at: DepthAt,
+    choice_at: ChoiceAt,
     *,
     grid: Grid = "trailing",
     clip: tuple[float, float] | None = None,
@@ -37,17 +37,10 @@ def dpmpp_2m_sde(
     """Stochastic; one evaluation a step; two predictions a step.
 
     Args:
-        process: of any family.
         steps: number of steps, 1 to T; the first and the last read one prediction.
-        depth_at: the depth for a time.
-        grid: the moments to visit; see :func:`eecompile.programs.grids.points`.
-        clip: bounds of the predicted data, or None.
-
-    Raises:
-        UsageError: ``steps`` or ``grid`` is out of range.
     """
     visited = points(process, steps, grid)
-    tape = Tape(process, depth_at, visited[0], clip)
+    tape = Tape(process, choice_at, visited[0], clip)
     _record(tape, visited, 2)
     return tape.finish(title("dpmpp-2m-sde", grid))
 
@@ -55,7 +48,7 @@ def dpmpp_2m_sde(
 def dpmpp_3m_sde(
     process: Process,
     steps: int,
-    depth_at: DepthAt,
+    choice_at: ChoiceAt,
     *,
     grid: Grid = "trailing",
     clip: tuple[float, float] | None = None,
@@ -66,7 +59,7 @@ def dpmpp_3m_sde(
     half the second derivative (see :func:`.dpmpp.dpmpp_3m`).
     """
     visited = points(process, steps, grid)
-    tape = Tape(process, depth_at, visited[0], clip)
+    tape = Tape(process, choice_at, visited[0], clip)
     _record(tape, visited, 3)
     return tape.finish(title("dpmpp-3m-sde", grid))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import Process
 from eecompile.programs.program import Program
-from eecompile.programs.solvers._common import DepthAt, first_step, intervals, title
+from eecompile.programs.solvers._common import ChoiceAt, first_step, intervals, title
 from eecompile.programs.tape import Tape
 
 __all__ = ["euler"]
@@ -18,25 +18,14 @@ __all__ = ["euler"]
 def euler(
     process: Process,
     steps: int,
-    depth_at: DepthAt,
+    choice_at: ChoiceAt,
     *,
     grid: Grid = "trailing",
     clip: tuple[float, float] | None = None,
 ) -> Program:
-    """First order; one evaluation a step; deterministic.
-
-    Args:
-        process: of any family.
-        steps: number of steps, 1 to T.
-        depth_at: the depth for a time.
-        grid: the moments to visit; see :func:`eecompile.programs.grids.points`.
-        clip: bounds of the predicted data, or None.
-
-    Raises:
-        UsageError: ``steps`` or ``grid`` is out of range.
-    """
+    """First order; one evaluation a step; deterministic."""
     visited = points(process, steps, grid)
-    tape = Tape(process, depth_at, visited[0], clip)
+    tape = Tape(process, choice_at, visited[0], clip)
     for now, after in intervals(visited):
         tape.advance(first_step(tape.evaluate(tape.state, now), after))
     return tape.finish(title("euler", grid))

@@ -11,7 +11,7 @@ import math
 from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import Process
 from eecompile.programs.program import Program
-from eecompile.programs.solvers._common import DepthAt, check_number, intervals, title
+from eecompile.programs.solvers._common import ChoiceAt, check_number, intervals, title
 from eecompile.programs.tape import Tape
 
 __all__ = ["euler_ancestral"]
@@ -20,7 +20,7 @@ __all__ = ["euler_ancestral"]
 def euler_ancestral(
     process: Process,
     steps: int,
-    depth_at: DepthAt,
+    choice_at: ChoiceAt,
     *,
     eta: float = 1.0,
     grid: Grid = "trailing",
@@ -29,19 +29,14 @@ def euler_ancestral(
     """Stochastic; one evaluation a step; at ``eta`` 1 as DDPM with ``fixed_small``.
 
     Args:
-        process: of any family.
-        steps: number of steps, 1 to T.
-        depth_at: the depth for a time.
         eta: share of DDPM's noise, 0 to 1.
-        grid: the moments to visit; see :func:`eecompile.programs.grids.points`.
-        clip: bounds of the predicted data, or None.
 
     Raises:
         UsageError: ``eta``, ``steps`` or ``grid`` is out of range.
     """
     check_number("eta", eta, 0, 1)
     visited = points(process, steps, grid)
-    tape = Tape(process, depth_at, visited[0], clip)
+    tape = Tape(process, choice_at, visited[0], clip)
     for now, after in intervals(visited):
         predicted = tape.evaluate(tape.state, now)
         up = eta * after.ratio * math.sqrt(1 - (after.ratio / now.ratio) ** 2)

@@ -15,7 +15,7 @@ import numpy as np
 from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import Process
 from eecompile.programs.program import Program
-from eecompile.programs.solvers._common import DepthAt, intervals, require, title
+from eecompile.programs.solvers._common import ChoiceAt, intervals, require, title
 from eecompile.programs.tape import Tape
 
 __all__ = ["euler_maruyama"]
@@ -24,7 +24,7 @@ __all__ = ["euler_maruyama"]
 def euler_maruyama(
     process: Process,
     steps: int,
-    depth_at: DepthAt,
+    choice_at: ChoiceAt,
     *,
     grid: Grid = "linspace",
     clip: tuple[float, float] | None = None,
@@ -35,16 +35,13 @@ def euler_maruyama(
         process: of family diffusion.
         steps: number of steps, 1 to T. The last one, which ends at the data one timestep
             before t = 0, adds no noise.
-        depth_at: the depth for a time.
-        grid: the moments to visit; see :func:`eecompile.programs.grids.points`.
-        clip: bounds of the predicted data, or None.
 
     Raises:
         UsageError: ``steps`` or ``grid`` is out of range, or the family is another.
     """
     require(process, "euler-maruyama", ("diffusion",))
     visited = points(process, steps, grid)
-    tape = Tape(process, depth_at, visited[0], clip)
+    tape = Tape(process, choice_at, visited[0], clip)
     table = -np.log(process.alpha_bar())
     rates = np.gradient(table) if len(table) > 1 else table
     for now, after in intervals(visited):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import Process
 from eecompile.programs.program import Program
-from eecompile.programs.solvers._common import DepthAt, intervals, require, title
+from eecompile.programs.solvers._common import ChoiceAt, intervals, require, title
 from eecompile.programs.tape import Tape
 
 __all__ = ["flow_heun"]
@@ -17,7 +17,7 @@ __all__ = ["flow_heun"]
 def flow_heun(
     process: Process,
     steps: int,
-    depth_at: DepthAt,
+    choice_at: ChoiceAt,
     *,
     grid: Grid = "trailing",
     clip: tuple[float, float] | None = None,
@@ -26,17 +26,13 @@ def flow_heun(
 
     Args:
         process: of family flow.
-        steps: number of steps, 1 to T.
-        depth_at: the depth for a time.
-        grid: the moments to visit; see :func:`eecompile.programs.grids.points`.
-        clip: bounds of the predicted data, or None.
 
     Raises:
         UsageError: ``steps`` or ``grid`` is out of range, or the family is another.
     """
     require(process, "flow-heun", ("flow",))
     visited = points(process, steps, grid)
-    tape = Tape(process, depth_at, visited[0], clip)
+    tape = Tape(process, choice_at, visited[0], clip)
     for now, after in intervals(visited):
         predicted = tape.evaluate(tape.state, now)
         velocity, span = predicted.noise - predicted.data, after.sigma - now.sigma

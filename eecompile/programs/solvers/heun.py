@@ -12,7 +12,7 @@ from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import DATA, Point, Process
 from eecompile.programs.program import Program
 from eecompile.programs.solvers._common import (
-    DepthAt,
+    ChoiceAt,
     check_number,
     first_step,
     noise_step,
@@ -27,7 +27,7 @@ __all__ = ["heun"]
 def heun(
     process: Process,
     steps: int,
-    depth_at: DepthAt,
+    choice_at: ChoiceAt,
     *,
     churn: float = 0.0,
     churn_range: tuple[float, float] = (0.0, math.inf),
@@ -39,14 +39,10 @@ def heun(
 
     Args:
         process: of family diffusion or edm.
-        steps: number of steps, 1 to T.
-        depth_at: the depth for a time.
         churn: noise added on the way, over all steps (S_churn in the paper). None is
             added before the first step, which starts from noise.
         churn_range: ``sigma / alpha`` within which it is (S_tmin, S_tmax).
         churn_scale: deviation of that noise, about 1 (S_noise).
-        grid: the moments to visit; see :func:`eecompile.programs.grids.points`.
-        clip: bounds of the predicted data, or None.
 
     Raises:
         UsageError: an argument is out of range, or the family is another.
@@ -60,7 +56,7 @@ def heun(
             found=f"churn_range {[low, high]}", expected="two ascending bounds", remedy="swap them"
         )
     visited = points(process, steps, grid)
-    tape = Tape(process, depth_at, visited[0], clip)
+    tape = Tape(process, choice_at, visited[0], clip)
     now = visited[0]
     for after in [*visited[1:], DATA]:
         state = _step(tape, now, after)

@@ -12,7 +12,7 @@ from eecompile.errors import UsageError
 from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import Process
 from eecompile.programs.program import Program
-from eecompile.programs.solvers._common import DepthAt, intervals, require, title
+from eecompile.programs.solvers._common import ChoiceAt, intervals, require, title
 from eecompile.programs.tape import Tape
 
 __all__ = ["lcm"]
@@ -24,7 +24,7 @@ _TIME_SCALE = 10.0
 def lcm(
     process: Process,
     steps: int,
-    depth_at: DepthAt,
+    choice_at: ChoiceAt,
     *,
     distilled: int = 50,
     grid: Grid | None = None,
@@ -35,10 +35,8 @@ def lcm(
     Args:
         process: of family diffusion.
         steps: number of steps; 1 to ``distilled``, or to T with a grid.
-        depth_at: the depth for a time.
         distilled: number of times at which the network was distilled, 1 to T.
         grid: the moments to visit; None takes some of those times, evenly, from the last.
-        clip: bounds of the predicted data, or None.
 
     Raises:
         UsageError: ``steps``, ``distilled`` or ``grid`` is out of range, or the family is
@@ -47,7 +45,7 @@ def lcm(
     require(process, "lcm", ("diffusion",))
     times = _times(process.timesteps, steps, distilled) if grid is None else grid
     visited = points(process, steps, times)
-    tape = Tape(process, depth_at, visited[0], clip)
+    tape = Tape(process, choice_at, visited[0], clip)
     for now, after in intervals(visited):
         scaled = _TIME_SCALE * now.time
         root = math.hypot(scaled, _SIGMA_DATA)

@@ -9,7 +9,7 @@ from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import Family, Point, Process
 from eecompile.programs.program import Program
 from eecompile.programs.solvers._common import (
-    DepthAt,
+    ChoiceAt,
     data_step,
     first_step,
     intervals,
@@ -34,7 +34,7 @@ _WEIGHTS = (
 def pndm(
     process: Process,
     steps: int,
-    depth_at: DepthAt,
+    choice_at: ChoiceAt,
     *,
     grid: Grid = "trailing",
     clip: tuple[float, float] | None = None,
@@ -45,17 +45,14 @@ def pndm(
 
     Args:
         process: of family diffusion or edm.
-        steps: number of steps, 1 to T.
-        depth_at: the depth for a time.
         grid: the moments to visit; the method takes them for evenly spaced in time.
-        clip: bounds of the predicted data, or None.
 
     Raises:
         UsageError: ``steps`` or ``grid`` is out of range, or the family is another.
     """
     require(process, "pndm", FAMILIES)
     visited = points(process, steps, grid)
-    tape = Tape(process, depth_at, visited[0], clip)
+    tape = Tape(process, choice_at, visited[0], clip)
     record(tape, visited, 4)
     return tape.finish(title("pndm", grid))
 

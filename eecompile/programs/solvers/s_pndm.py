@@ -9,7 +9,7 @@ from __future__ import annotations
 from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import Process
 from eecompile.programs.program import Program
-from eecompile.programs.solvers._common import DepthAt, require, title
+from eecompile.programs.solvers._common import ChoiceAt, require, title
 from eecompile.programs.solvers.pndm import FAMILIES, record
 from eecompile.programs.tape import Tape
 
@@ -19,7 +19,7 @@ __all__ = ["s_pndm"]
 def s_pndm(
     process: Process,
     steps: int,
-    depth_at: DepthAt,
+    choice_at: ChoiceAt,
     *,
     grid: Grid = "trailing",
     clip: tuple[float, float] | None = None,
@@ -28,16 +28,13 @@ def s_pndm(
 
     Args:
         process: of family diffusion or edm.
-        steps: number of steps, 1 to T.
-        depth_at: the depth for a time.
         grid: the moments to visit; the method takes them for evenly spaced in time.
-        clip: bounds of the predicted data, or None.
 
     Raises:
         UsageError: ``steps`` or ``grid`` is out of range, or the family is another.
     """
     require(process, "s-pndm", FAMILIES)
     visited = points(process, steps, grid)
-    tape = Tape(process, depth_at, visited[0], clip)
+    tape = Tape(process, choice_at, visited[0], clip)
     record(tape, visited, 2)
     return tape.finish(title("s-pndm", grid))
