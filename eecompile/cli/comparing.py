@@ -8,8 +8,18 @@ from typing import Annotated
 import typer
 
 from eecompile.cli.console import as_it_is, err, extra, out, phases, say
-from eecompile.cli.options import Bundle, Guidance, Seed, Solver, Steps
-from eecompile.cli.values import numbers_of
+from eecompile.cli.options import (
+    Bundle,
+    Conditions,
+    Guidance,
+    GuidanceInterval,
+    Nulls,
+    Seed,
+    Shape,
+    Solver,
+    Steps,
+)
+from eecompile.cli.values import numbers_of, request_of
 from eecompile.errors import UsageError
 
 __all__ = ["compare"]
@@ -43,8 +53,12 @@ def compare(
     ] = None,
     solver: Solver = None,
     steps: Steps = None,
-    seed: Seed = 0,
     guidance: Guidance = None,
+    guidance_interval: GuidanceInterval = None,
+    set_: Conditions = None,
+    null: Nulls = None,
+    shape: Shape = None,
+    seed: Seed = 0,
     schedule: Annotated[
         list[str] | None, typer.Option(help="An exit schedule, as for sample; default all.")
     ] = None,
@@ -96,6 +110,7 @@ def compare(
     if script is not None:
         check_script(script)
     sizes, named = numbers_of("--batch", batch), peer or []
+    samples = request_of(seed, guidance, guidance_interval, set_, null, shape)
     with phases() as report:
         made = comparing.compare(
             bundle,
@@ -107,8 +122,7 @@ def compare(
             rounds=_rounds(rounds),
             solver=solver,
             steps=steps,
-            seed=seed,
-            guidance=guidance,
+            samples=samples,
             schedules=schedule,
             report=report,
         )

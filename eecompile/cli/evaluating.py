@@ -21,13 +21,7 @@ from eecompile.cli.options import (
     Steps,
     Threads,
 )
-from eecompile.cli.values import (
-    conditions_of,
-    interval_of,
-    program_of,
-    schedules_of,
-    shape_of,
-)
+from eecompile.cli.values import program_of, request_of, schedules_of
 from eecompile.errors import UsageError
 from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
@@ -91,25 +85,15 @@ def evaluate(
     """Quality of samples beside real data: Frechet distance, precision and recall."""
     if output is not None:
         check_json(output)
-    conditions, nulls = conditions_of("--set", set_), conditions_of("--null", null)
+    request = request_of(seed, guidance, guidance_interval, set_, null, shape, n=n)
     with extra("evaluate"):
         from eecompile.evaluate import evaluation
-        from eecompile.evaluate.samples import Draw
         from eecompile.evaluate.tables import evaluation_tables
     sets = [*([] if engines is None else [engines]), *(more or [])]
-    draw = Draw(
-        count=n,
-        seed=seed,
-        guidance=guidance,
-        guidance_interval=interval_of(guidance_interval),
-        conditions=conditions,
-        nulls=nulls,
-        shape=shape_of(shape),
-        batch=batch,
-    )
     options = evaluation.Options(
         reference=reference,
-        draw=draw,
+        request=request,
+        batch=batch,
         work=work,
         features=features,
         decoder=decoder,

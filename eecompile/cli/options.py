@@ -63,7 +63,10 @@ GuidanceInterval = Annotated[
 Conditions = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="NAME=VALUE", help="A condition: a number, a list, or @FILE.npy."
+        "--set",
+        metavar="NAME=VALUE",
+        help="A condition: a number, @FILE.npy, or a list such as [0,3]: one value for each "
+        "sample, repeated in turn where there are more samples.",
     ),
 ]
 Nulls = Annotated[

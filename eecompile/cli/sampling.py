@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,7 +24,7 @@ from eecompile.cli.options import (
     Steps,
     Threads,
 )
-from eecompile.cli.values import conditions_of, interval_of, program_of, schedule_of, shape_of
+from eecompile.cli.values import program_of, request_of, schedule_of
 from eecompile.errors import UsageError
 from eecompile.programs.interface import Interface
 from eecompile.programs.program import Program
@@ -58,7 +58,7 @@ def sample(
     threads: Threads = None,
 ) -> None:
     """Sample with the built engines; what is left out takes the recipe's default."""
-    conditions, nulls = conditions_of("--set", set_), conditions_of("--null", null)
+    asked = request_of(seed, guidance, guidance_interval, set_, null, shape, n=n)
     check_samples(output)
     with Sampler.open(engines, *(more or []), threads=threads) as sampler:
         interface = sampler.interface
@@ -66,17 +66,19 @@ def sample(
             from eecompile.show.pictures import check_pictures
 
             check_pictures(interface.state.shape)
-        interface.check_conditions(conditions)
+        request = asked.part(interface, 0, n)
+        sampler.check(request)
         given = solver if program is None else program_of(program, solver)
         chosen = sampler.program(given, steps, schedule_of(schedule, interface))
+        conditions: dict[str, Any] = dict(request.conditions)
         results = sampler.steps(
             n,
             solver=chosen,
             seed=seed,
-            guidance=guidance,
-            guidance_interval=interval_of(guidance_interval),
-            nulls=nulls,
-            shape=shape_of(shape),
+            guidance=request.guidance,
+            guidance_interval=request.guidance_interval,
+            nulls=request.nulls,
+            shape=request.shape,
             **conditions,
         )
         state = last_state(results, len(chosen.steps))

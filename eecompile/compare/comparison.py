@@ -44,6 +44,7 @@ from eecompile.interrupt import check
 from eecompile.measure.machine import machine_facts
 from eecompile.programs.interface import Interface
 from eecompile.programs.schedule import ExitSchedule
+from eecompile.runtime.request import SampleRequest
 
 __all__ = ["PAGE", "REPORT", "Comparison", "check_output", "compare", "write"]
 
@@ -114,8 +115,7 @@ def compare(
     solver: str | None = None,
     steps: int | None = None,
     schedules: Sequence[str] | None = None,
-    seed: int = 0,
-    guidance: float | None = None,
+    samples: SampleRequest | None = None,
     report: Progress = silent,
 ) -> Comparison:
     """Measure engine sets of a bundle beside one another and beside a reference.
@@ -135,8 +135,8 @@ def compare(
         steps: of the trajectories; None takes the recipe's.
         schedules: names, files, or depths as the command line takes them; None takes the
             recipe's.
-        seed: of the trajectories.
-        guidance: of the trajectories, 1 for none; None takes the recipe's.
+        samples: which ones trajectories lead to; their number is that of the largest batch.
+            Conditions that have no default are made up where they are not given.
         report: told of each phase and its steps.
 
     Raises:
@@ -148,15 +148,14 @@ def compare(
     report("checking digests")
     interface = checked_bundle(bundle).interface
     chosen = schedules_of(interface, schedules)
-    settings = settings_of(
+    settings, request = settings_of(
         interface,
         chosen,
         batches=batches,
         rounds=rounds,
         solver=solver,
         steps=steps,
-        seed=seed,
-        guidance=guidance,
+        samples=samples or SampleRequest(),
     )
     wanted = specs(bundle, engines, recipe)
     check_batches(wanted, settings.batches)
@@ -171,7 +170,7 @@ def compare(
         _open(entries, recipe, stack, report)
         _compare_outputs(entries, entries[reference.name], interface, settings, report)
         _measure(entries, interface, settings, report)
-        sampled = _sample(entries, interface, chosen, settings, report)
+        sampled = _sample(entries, interface, chosen, settings, request, report)
         images = pictures(sampled.states, interface, list(entries))
     _measure_memory(entries, settings, report)
     candidates = [entry.candidate() for entry in entries.values()]
@@ -328,11 +327,12 @@ def _sample(
     interface: Interface,
     schedules: dict[str, ExitSchedule],
     settings: Settings,
+    request: SampleRequest,
     report: Progress,
 ) -> Sampled:
     """Whole trajectories, all candidates and schedules in turns."""
     sampled = trajectories(
-        _alive(entries), interface, schedules, settings, seconds=_SAMPLING, report=report
+        _alive(entries), interface, schedules, settings, request, seconds=_SAMPLING, report=report
     )
     for name, error in sampled.failures.items():
         entries[name].fail("sampling", error)

@@ -170,6 +170,10 @@ def _times(report: Report, ratios: bool) -> _Figures:
     steps = f"{settings.solver}, {settings.steps} steps"
     if settings.guidance != 1:
         steps += f", guidance {settings.guidance:g}"
+        if settings.guidance_interval:
+            steps += " between t = {:g} and {:g}".format(*settings.guidance_interval)
+    if settings.shape:
+        steps += ", samples of " + "x".join(map(str, settings.shape))
     found |= {
         (each.candidate, f"{each.schedule}, {steps}, batch {each.batch}"): 1e3
         * each.seconds_per_sample

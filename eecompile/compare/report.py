@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from eecompile.programs.choice import Choice
+from eecompile.runtime.request import SampleFacts
 from eecompile.store.files import read_form, written
 
 __all__ = [
@@ -159,16 +160,14 @@ class Trajectory(_Frozen, frozen=True, kw_only=True):
     distance: float | None = None
 
 
-class Settings(_Frozen, frozen=True, kw_only=True):
-    """How it was measured.
+class Settings(SampleFacts, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How it was measured, and which samples trajectories lead to.
 
     Attributes:
         batches: batch sizes; trajectories are sampled at the largest.
         rounds: of every figure; 0 where they were chosen by time.
-        solver: of the trajectories, as are ``steps``, ``seed`` and ``guidance`` (1 is none).
+        solver: of the trajectories, as are ``steps``.
         steps: number of steps.
-        seed: of the noise.
-        guidance: scale of classifier-free guidance.
         timesteps: at which outputs were compared.
         absolute: tolerance of what has no target, with ``relative``.
         relative: to the largest output.
@@ -178,8 +177,6 @@ class Settings(_Frozen, frozen=True, kw_only=True):
     rounds: int
     solver: str
     steps: int
-    seed: int
-    guidance: float = 1.0
     timesteps: tuple[float, ...]
     absolute: float
     relative: float

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from eecompile.arrays import Array
-from eecompile.compare.arguments import FULL, given_conditions
+from eecompile.compare.arguments import FULL
 from eecompile.compare.candidates import Opened, RunnersEngine
 from eecompile.compare.report import Settings, Trajectory
 from eecompile.interrupt import check
@@ -19,6 +19,7 @@ from eecompile.measure.timing import interleaved
 from eecompile.programs.choice import Choice
 from eecompile.programs.interface import Interface
 from eecompile.programs.schedule import ExitSchedule
+from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
 
 __all__ = ["Sampled", "pictures", "trajectories"]
@@ -47,6 +48,7 @@ def trajectories(
     interface: Interface,
     schedules: Mapping[str, ExitSchedule],
     settings: Settings,
+    request: SampleRequest,
     *,
     seconds: float,
     report: Callable[[str, int, int], object],
@@ -57,7 +59,8 @@ def trajectories(
         candidates: by name.
         interface: of the network.
         schedules: by name, full depth among them.
-        settings: solver, steps, seed, guidance, rounds; the largest batch size is sampled.
+        settings: solver, steps and rounds.
+        request: what is sampled.
         seconds: about how long to measure, where ``settings.rounds`` is 0.
         report: told of each sampling.
     """
@@ -74,7 +77,7 @@ def trajectories(
                 if candidate.engine is None:  # an engine set's is closed by its owner
                     samplers.append(sampler)
                 made = {
-                    (name, key): _run(sampler, schedule, settings, states, (name, key))
+                    (name, key): _run(sampler, schedule, settings, request, states, (name, key))
                     for key, schedule in schedules.items()
                 }
             except Exception as error:  # a library's errors share no base class
@@ -97,7 +100,7 @@ def trajectories(
         failures.setdefault(name, failure)
     medians = {key: float(np.median(times)) for key, times in timings.seconds.items() if times}
     found = [
-        _figures(key, run, medians, states, interface, max(settings.batches))
+        _figures(key, run, medians, states, interface, request.n)
         for key, run in runs.items()
         if key in medians and (key[0], FULL) in medians
     ]
@@ -108,17 +111,22 @@ def _run(
     sampler: Sampler,
     schedule: ExitSchedule,
     settings: Settings,
+    request: SampleRequest,
     states: dict[tuple[str, str], Array],
     key: tuple[str, str],
 ) -> _Run:
     """Ready to sample: warmed up. What was sampled is put under the key among the states."""
-    batch, seed, guidance = max(settings.batches), settings.seed, settings.guidance
     program = sampler.program(settings.solver, settings.steps, schedule)
-    given = given_conditions(sampler.interface, batch, seed)
-    sampler.warmup(batch, solver=program, guidance=guidance)
+    sampler.warmup(
+        request.n,
+        solver=program,
+        guidance=settings.guidance,
+        guidance_interval=request.guidance_interval,
+        shape=request.shape,
+    )
 
     def sample() -> None:
-        states[key] = sampler.sample(batch, solver=program, seed=seed, guidance=guidance, **given)
+        (states[key],) = sampler.sample_requests([request], solver=program)
 
     return _Run(tuple(step.chosen for step in program.steps), sample)
 

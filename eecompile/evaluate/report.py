@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from eecompile.programs.choice import Choice
+from eecompile.runtime.request import SampleFacts
 
 __all__ = ["FORMAT", "Evaluation", "Figures", "Settings"]
 
@@ -41,28 +42,16 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     solver: str | None = None
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Settings(SampleFacts, frozen=True, kw_only=True):
     """How samples were made.
 
     Attributes:
         solver: and its options, of the first row that was made here.
         steps: of it; a row of other steps has other ``choices``.
-        guidance: scale.
-        seed: of the noise.
-        guidance_interval: times t between which it acts, where they were given.
-        shape: of a sample, where it was given.
-        conditions: those that were given; others took the recipe's default.
-        nulls: the same, of what stands for "no condition".
     """
 
     solver: str
     steps: int
-    guidance: float
-    seed: int
-    guidance_interval: tuple[float, float] | None = None
-    shape: tuple[int, ...] | None = None
-    conditions: tuple[str, ...] = ()
-    nulls: tuple[str, ...] = ()
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):

@@ -251,6 +251,7 @@ class Sampler(Handle):
             UsageError: an argument is out of range, a condition unknown or wrong.
         """
         checked(self.interface, request)
+        _interval(self.interface, [request])
 
     def sample(
         self,
@@ -272,18 +273,13 @@ class Sampler(Handle):
             n=n,
             seed=seed,
             guidance=guidance,
+            guidance_interval=guidance_interval,
             conditions=conditions,
             nulls=nulls or {},
             shape=shape,
             first=first,
         )
-        (samples,) = self.sample_requests(
-            [request],
-            solver=solver,
-            steps=steps,
-            schedule=schedule,
-            guidance_interval=guidance_interval,
-        )
+        (samples,) = self.sample_requests([request], solver=solver, steps=steps, schedule=schedule)
         return samples
 
     def sample_requests(
@@ -293,16 +289,14 @@ class Sampler(Handle):
         solver: str | Solver | Program | None = None,
         steps: int | None = None,
         schedule: Schedule | None = None,
-        guidance_interval: Interval | None = None,
     ) -> list[Array]:
         """Sample for several callers at once: their samples share the engine's batches.
 
         Args:
-            requests: they may differ in everything but the program.
+            requests: they may differ in everything but the program and the guidance interval.
             solver: see :meth:`program`, as for ``steps`` and ``schedule``.
             steps: number of steps.
             schedule: see :meth:`schedule`.
-            guidance_interval: see :meth:`steps`.
 
         Returns:
             For each request, float32 [n, *shape].
@@ -313,7 +307,7 @@ class Sampler(Handle):
             BackendError: the engine failed, as for want of memory.
         """
         requests = list(requests)
-        program, interval, parts = self._asked(requests, solver, steps, schedule, guidance_interval)
+        program, interval, parts = self._asked(requests, solver, steps, schedule)
         found = [np.empty((r.n, *self._shape(r)), np.float32) for r in requests]
         started, evaluations = time.perf_counter(), 0
         for part in parts:
@@ -340,7 +334,6 @@ class Sampler(Handle):
         solver: str | Solver | Program | None = None,
         steps: int | None = None,
         schedule: Schedule | None = None,
-        guidance_interval: Interval | None = None,
     ) -> Any:
         """Sample, and leave the result where it was computed.
 
@@ -349,7 +342,6 @@ class Sampler(Handle):
             solver: see :meth:`program`, as for ``steps`` and ``schedule``.
             steps: number of steps.
             schedule: see :meth:`schedule`.
-            guidance_interval: see :meth:`steps`.
 
         Returns:
             An object that speaks DLPack, float32 [n, *shape]: on a GPU, device memory that
@@ -358,9 +350,7 @@ class Sampler(Handle):
         Raises:
             UsageError: the request is too large; and as :meth:`sample_requests`.
         """
-        program, interval, parts = self._asked(
-            [request], solver, steps, schedule, guidance_interval
-        )
+        program, interval, parts = self._asked([request], solver, steps, schedule)
         if len(parts) > 1:
             raise UsageError(
                 found=f"{request.n} samples to be left on the device",
@@ -420,14 +410,13 @@ class Sampler(Handle):
             n=n,
             seed=seed,
             guidance=guidance,
+            guidance_interval=guidance_interval,
             conditions=conditions,
             nulls=nulls or {},
             shape=shape,
             first=first,
         )
-        program, interval, parts = self._asked(
-            [request], solver, steps, schedule, guidance_interval
-        )
+        program, interval, parts = self._asked([request], solver, steps, schedule)
         return self._step_by_step(program, interval, parts, (request.n, *self._shape(request)))
 
     def warmup(
@@ -471,11 +460,14 @@ class Sampler(Handle):
             if c.null is None
         }
         request = SampleRequest(
-            n=n, guidance=guidance, conditions=conditions, nulls=nulls, shape=shape
+            n=n,
+            guidance=guidance,
+            guidance_interval=guidance_interval,
+            conditions=conditions,
+            nulls=nulls,
+            shape=shape,
         )
-        program, interval, parts = self._asked(
-            [request], solver, steps, schedule, guidance_interval
-        )
+        program, interval, parts = self._asked([request], solver, steps, schedule)
         for part in {(p.guided, len(p.places)): p for p in parts}.values():
             with self._trajectory(program, interval, part) as trajectory:
                 trajectory.start(part.rows)
@@ -500,15 +492,13 @@ class Sampler(Handle):
         solver: str | Solver | Program | None,
         steps: int | None,
         schedule: Schedule | None,
-        interval: Interval | None,
     ) -> tuple[Program, Interval | None, list[Batch]]:
         """What is to be run, checked."""
         self._check_open()
         program = self._one_of_equals(self.program(solver, steps, schedule))
-        chosen = self.interface.sampling.guidance_interval if interval is None else interval
-        chosen = None if chosen is None else _interval(chosen, self.interface.process)
         rows = [checked(self.interface, request) for request in requests]
-        return program, chosen, list(batches(rows, self.engine.max_batch))
+        interval = _interval(self.interface, requests)
+        return program, interval, list(batches(rows, self.engine.max_batch))
 
     def _step_by_step(
         self,
@@ -752,7 +742,22 @@ def _other_process(found: str, expected: str) -> UsageError:
     )
 
 
-def _interval(given: Interval, process: Process) -> Interval:
+def _interval(interface: Interface, requests: Sequence[SampleRequest]) -> Interval | None:
+    """The times between which guidance acts, which all requests have in common."""
+    usual = interface.sampling.guidance_interval
+    each = [usual if r.guidance_interval is None else r.guidance_interval for r in requests]
+    process = interface.process
+    found = list(dict.fromkeys(g if g is None else _checked_interval(g, process) for g in each))
+    if len(found) > 1:
+        raise UsageError(
+            found=f"requests with guidance intervals {found[0]} and {found[1]}",
+            expected="the same for all requests that are sampled together",
+            remedy="sample them in calls of their own",
+        )
+    return found[0] if found else None
+
+
+def _checked_interval(given: Interval, process: Process) -> Interval:
     try:
         low, high = (float(bound) for bound in given)
     except (TypeError, ValueError, OverflowError):

@@ -13,8 +13,8 @@ from eecompile.arrays import Array, Floats
 from eecompile.errors import NonFiniteError
 from eecompile.interrupt import check
 from eecompile.programs.program import Program
+from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
-from eecompile.tune.probe import Samples
 from eecompile.tune.work import Work
 
 __all__ = ["FULL", "Measured", "intervals", "measured", "steadied"]
@@ -42,7 +42,7 @@ class Measured(NamedTuple):
 def measured(
     sampler: Sampler,
     programs: Mapping[str, Program],
-    samples: Samples,
+    samples: SampleRequest,
     batch: int,
     work: Work,
     report: Callable[[int, int], Any],
@@ -72,7 +72,7 @@ def measured(
     for round_ in range(max(own, _ROUNDS)):
         if round_ >= own and time.perf_counter() - began > seconds:
             break
-        part = samples.part(starts[round_ % own], sizes[round_ % own])
+        part = samples.part(sampler.interface, starts[round_ % own], sizes[round_ % own])
         done, total = len(programs) * round_, len(programs) * max(own, _ROUNDS)
         tell = partial(_tell, report, done, total)
         _round(sampler, programs, part, round_, rows, work, tell)
@@ -111,7 +111,7 @@ def steadied(seconds: Floats) -> Floats:
 def _round(
     sampler: Sampler,
     programs: Mapping[str, Program],
-    part: Samples,
+    part: SampleRequest,
     round_: int,
     rows: dict[str, list[tuple[float, list[float]]]],
     work: Work,
@@ -127,7 +127,7 @@ def _round(
         report(index)
         known = work.get(keys[name])
         if known is None and right is None and name != FULL:  # after an interruption
-            right = part.draw(sampler, programs[FULL])
+            (right,) = sampler.sample_requests([part], solver=programs[FULL])
         if known is None:
             seconds, made = _timed(sampler, programs[name], part)
             right = made if name == FULL else right
@@ -140,13 +140,13 @@ def _round(
         rows[name].append((known[0], known[1]))
 
 
-def _timed(sampler: Sampler, program: Program, part: Samples) -> tuple[float, Array | None]:
+def _timed(sampler: Sampler, program: Program, part: SampleRequest) -> tuple[float, Array | None]:
     """Seconds, and the samples; None where they are not finite."""
     try:
         if sampler.engine.runs_trajectories:  # a device records it first
-            part.draw(sampler, program)
+            sampler.sample_requests([part], solver=program)
         started = time.perf_counter()
-        made = part.draw(sampler, program)
+        (made,) = sampler.sample_requests([part], solver=program)
     except NonFiniteError:
         return float("inf"), None
     return time.perf_counter() - started, made

@@ -12,9 +12,9 @@ from eecompile.measure.timing import interleaved
 from eecompile.programs.choice import Choice, Exit, Forecast
 from eecompile.programs.interface import Interface
 from eecompile.programs.program import Program, Step
+from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
 from eecompile.tune.model import Costs
-from eecompile.tune.probe import Samples
 from eecompile.tune.work import Work
 
 __all__ = ["Latency", "measured_costs"]
@@ -48,7 +48,7 @@ def measured_costs(
     sampler: Sampler,
     program: Program,
     choices: Sequence[Exit],
-    samples: Samples,
+    samples: SampleRequest,
     *,
     reuse: bool,
     skip: Sequence[int] = (),
@@ -109,7 +109,7 @@ def measured_costs(
     return Costs(start / full, steps / full, again / full), found
 
 
-def acts(step: Step, interface: Interface, samples: Samples) -> bool:
+def acts(step: Step, interface: Interface, samples: SampleRequest) -> bool:
     """Whether guidance acts in a step."""
     interval = samples.guidance_interval or interface.sampling.guidance_interval
     if samples.guidance == 1:
@@ -117,8 +117,8 @@ def acts(step: Step, interface: Interface, samples: Samples) -> bool:
     return interval is None or interval[0] <= step.moment <= interval[1]
 
 
-def _drawing(sampler: Sampler, program: Program, samples: Samples) -> Callable[[], object]:
-    return lambda: samples.draw(sampler, program)
+def _drawing(sampler: Sampler, program: Program, samples: SampleRequest) -> Callable[[], object]:
+    return lambda: sampler.sample_requests([samples], solver=program)
 
 
 def _repeated(

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import msgspec
-import numpy as np
 
 import eecompile
 from eecompile.errors import OutputExistsError
+from eecompile.runtime.request import SampleRequest
 from eecompile.store.files import written
 from eecompile.tune.report import Front, Point, Settings, read_front
 from eecompile.tune.work import Work
@@ -25,23 +24,19 @@ FRONT, PAGE, _WORK = "front.json", "report.html", ".tune.partial"
 def identity_of(
     settings: Settings,
     engines: Sequence[Path],
-    *given: Mapping[str, Any],
+    samples: SampleRequest,
+    *,
     threads: int | None = None,
 ) -> str:
-    """Digest of what measurements depend on: settings, engine sets, conditions, threads.
+    """Digest of what measurements depend on: settings, engine sets, samples, threads.
 
     Budgets and minutes are not among them: what was measured serves for others too.
     """
     measured = msgspec.structs.replace(settings, budgets=(), minutes=0.0)
-    digest = hashlib.sha256(msgspec.json.encode((eecompile.__version__, measured, threads)))
+    facts = (eecompile.__version__, measured, samples.digest(), threads)
+    digest = hashlib.sha256(msgspec.json.encode(facts))
     for folder in engines:
         digest.update((folder / "manifest.json").read_bytes())
-    for values in given:
-        for name, value in sorted(values.items()):
-            array = np.asarray(value)
-            digest.update(msgspec.json.encode((name, array.dtype.str, array.shape)))
-            digest.update(array.tobytes())
-        digest.update(b"\n")
     return digest.hexdigest()[:32]
 
 

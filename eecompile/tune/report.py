@@ -9,6 +9,7 @@ import msgspec
 
 from eecompile.programs.choice import Choice
 from eecompile.programs.schedule import ExitSchedule
+from eecompile.runtime.request import SampleFacts
 from eecompile.store.files import read_form
 from eecompile.tune.latency import Latency
 
@@ -22,20 +23,16 @@ class _Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Part of a front."""
 
 
-class Settings(_Frozen, frozen=True, kw_only=True):
-    """How schedules are looked for.
+class Settings(SampleFacts, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How schedules are looked for; tuning fills in the facts of the samples.
 
     Attributes:
         solver: its name and options.
         steps: as the solver counts them.
         budgets: shares of full depth's time; empty for the whole front.
         batch: samples at once, where time is measured.
-        guidance: scale; 1 is none.
-        guidance_interval: times t between which it acts; None for all of them.
-        shape: of a sample; None for the network's own.
         seeds: samples by which schedules are chosen.
         held_out: further samples, by which they are reported.
-        seed: of the noise.
         reuse: whether the previous output may be used again.
         monotone: whether the depth must not fall as t goes to 0.
         minutes: for trying changes on real distances, over all budgets; times are measured
@@ -46,12 +43,8 @@ class Settings(_Frozen, frozen=True, kw_only=True):
     steps: int
     budgets: tuple[float, ...] = ()
     batch: int = 16
-    guidance: float = 1.0
-    guidance_interval: tuple[float, float] | None = None
-    shape: tuple[int, ...] | None = None
     seeds: int = 16
     held_out: int = 48
-    seed: int = 0
     reuse: bool = False
     monotone: bool = False
     minutes: float = 2.0

@@ -12,9 +12,10 @@ from eecompile.arrays import Array
 from eecompile.errors import NonFiniteError
 from eecompile.interrupt import check
 from eecompile.programs.program import Program
+from eecompile.runtime.request import SampleRequest
 from eecompile.tune.model import Model
 from eecompile.tune.optimise import objective
-from eecompile.tune.probe import Outputs, Prober, Samples
+from eecompile.tune.probe import Outputs, Prober
 from eecompile.tune.work import Work
 
 __all__ = ["Picks", "Trials", "improved", "neighbours", "proposed", "refined"]
@@ -40,7 +41,7 @@ class Trials:
         self,
         prober: Prober,
         programs: Callable[[Picks], Program],
-        samples: Samples,
+        samples: SampleRequest,
         slots: Sequence[Sequence[int]],
         work: Work,
     ) -> None:

@@ -104,10 +104,24 @@ COMMANDS = """
     compare bundle -o report --engines engines --rounds 0
     compare bundle -o report --engines engines --batch one
     compare bundle -o report --peer keras
+    compare bundle -o report --engines engines --set label=12
+    compare bundle -o report --engines engines --set class=1
+    compare bundle -o report --engines engines --set label=[[1,2],[3]]
+    compare bundle -o report --engines engines --set label=[1,2,3] --batch 1,2
+    compare bundle -o report --engines engines --guidance-interval 800,100
+    compare bundle -o report --engines engines --shape 1,14,14
+    compare bundle -o report --engines engines --seed -1
     compare bundle -o taken --engines engines
     tune engines -o schedules --budget 2
     tune engines -o schedules --seeds 1
     tune engines -o schedules --batch 100000
+    tune engines -o schedules --set label=12
+    tune engines -o schedules --set class=1
+    tune engines -o schedules --set label=[[1,2],[3]]
+    tune engines -o schedules --set label=[1,2,3,4,5] --seeds 2 --held-out 2
+    tune engines -o schedules --guidance-interval 800,100
+    tune engines -o schedules --shape 1,14,14
+    tune engines -o schedules --seed -1
     tune engines -o taken
     tune engines -o tuned
     program ddimm -o out.json
@@ -124,6 +138,13 @@ COMMANDS = """
     evaluate --reference real.npy
     evaluate --reference real.npy --schedule full
     evaluate --reference real.npy engines -n 1
+    evaluate --reference real.npy engines --set label=12
+    evaluate --reference real.npy engines --set class=1
+    evaluate --reference real.npy engines --set label=[[1,2],[3]]
+    evaluate --reference real.npy engines --set label=@labels.npy -n 20
+    evaluate --reference real.npy engines --guidance-interval 800,100
+    evaluate --reference real.npy engines --shape 1,14,14
+    evaluate --reference real.npy engines --seed -1
     evaluate --reference real.npy engines -o out.txt
     evaluate --reference real.npy --samples nowhere.npy
 """
@@ -180,6 +201,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     report = (REPORTS / "report.json").read_text()
     (folder / "report.json").write_text(report)
     (folder / "other.json").write_text(report.replace('"fashion-dit"', '"other-dit"'))
+    np.save(folder / "labels.npy", np.zeros(30, np.int64))
     np.save(folder / "real.npy", np.zeros((4, 1, 28, 28), np.float32))
     (folder / "taken").mkdir()
     (folder / "taken" / "mine.txt").touch()

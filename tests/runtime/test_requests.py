@@ -16,6 +16,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given
+from msgspec.structs import replace
 
 from eecompile.errors import BackendError, ConditionError, NonFiniteError, UsageError
 from eecompile.programs.choice import Exit
@@ -87,6 +88,85 @@ def test_requests_of_one_shape_share_evaluations() -> None:
     guided, plain = SampleRequest(n=3, guidance=2.0), SampleRequest(n=5, seed=1)
     sampler.sample_requests([guided, plain], **QUICK)
     assert [rows for _, rows in calls(sampler)] == [3 + 5 + 3] * 4
+
+
+LISTED = SampleRequest(
+    n=7,
+    seed=2,
+    first=10,
+    guidance=[2.0, 3.0],
+    guidance_interval=(300.0, 1000.0),
+    conditions={"label": [4, 1, 3]},
+    nulls={"label": [5, 6, 7, 8, 9]},
+    shape=(4, 8),
+)
+
+
+def test_a_list_of_values_is_repeated_in_turn() -> None:
+    sampler = fake()
+    written_out = replace(
+        LISTED,
+        guidance=[2.0, 3.0, 2.0, 3.0, 2.0, 3.0, 2.0],
+        conditions={"label": [4, 1, 3, 4, 1, 3, 4]},
+        nulls={"label": [5, 6, 7, 8, 9, 5, 6]},
+    )
+    whole = LISTED.part(sampler.interface, 10, 7)
+    made, expected = sampler.sample_requests([whole, written_out], **QUICK)
+    np.testing.assert_array_equal(made, expected)
+    with pytest.raises(UsageError, match="one for each"):
+        sampler.check(LISTED)  # only a part is what a sampler takes
+
+
+@given(first=st.integers(10, 16), n=st.integers(1, 12), whole=st.booleans())
+def test_portions_of_a_request_agree(first: int, n: int, whole: bool) -> None:
+    sampler = fake()
+    every = LISTED.part(sampler.interface, 10, 20)
+    (expected,) = sampler.sample_requests([every], **QUICK)
+    part = (every if whole else LISTED).part(sampler.interface, first, n)
+    (made,) = sampler.sample_requests([part], **QUICK)
+    np.testing.assert_allclose(made, expected[first - 10 : first - 10 + n], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("values", [[], [1, 2, 3], [[1, 2], [3]], [[1], [2]], "boot", 11])
+def test_values_that_a_sampler_refuses_are_left_to_it(values: Any) -> None:
+    sampler = fake()
+    for name in ("label", "colour"):
+        request = SampleRequest(n=2, conditions={name: values})
+        with pytest.raises(UsageError):
+            sampler.check(request.part(sampler.interface, 0, 2))
+
+
+def test_the_digest_is_of_all_that_decides_a_sample() -> None:
+    changes: list[dict[str, Any]] = [
+        {"seed": 3},
+        {"first": 11},
+        {"guidance": [2.0, 4.0]},
+        {"guidance": 2.0},
+        {"guidance": None},
+        {"guidance_interval": (300.0, 999.0)},
+        {"guidance_interval": None},
+        {"conditions": {"label": [4, 3, 1]}},
+        {"conditions": {"label": [4.0, 1.0, 3.0]}},
+        {"conditions": {"label": [[4], [1], [3]]}},
+        {"conditions": {"other": [4, 1, 3]}},
+        {"conditions": {}},
+        {"nulls": {"label": 5}},
+        {"nulls": {}},
+        {"conditions": LISTED.nulls, "nulls": LISTED.conditions},
+        {"shape": (8, 4)},
+        {"shape": None},
+    ]
+    known = [LISTED, *(replace(LISTED, **change) for change in changes)]
+    assert len({request.digest() for request in known}) == len(known)
+    assert {name for change in changes for name in change} | {"n"} == set(LISTED.__struct_fields__)
+    assert replace(LISTED, n=9).digest() == LISTED.digest()
+    assert replace(LISTED, shape=[4, 8]).digest() == LISTED.digest()
+
+
+def test_requests_together_have_one_guidance_interval() -> None:
+    requests = [SampleRequest(guidance_interval=(0, high)) for high in (500, 600)]
+    with pytest.raises(UsageError, match=r"\(0.0, 500.0\) and \(0.0, 600.0\)"):
+        fake().sample_requests(requests, **QUICK)
 
 
 def test_each_sample_may_have_its_own_guidance() -> None:

@@ -17,6 +17,7 @@ from eecompile.programs.choice import Forecast
 from eecompile.programs.interface import Resizable, State
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.engines.fake import FakeEngine
+from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
 from eecompile.tune.baselines import ASE, baseline_schedules
 from eecompile.tune.choices import choices_of
@@ -145,19 +146,24 @@ def test_monotone_schedules_never_fall() -> None:
 
 
 def test_guidance_is_part_of_it() -> None:
-    front = tune(sampler_of(planted(late, BLOCK)), settings(budgets=(0.75,), guidance=2.0))
+    front = tune(
+        sampler_of(planted(late, BLOCK)), settings(budgets=(0.75,)), SampleRequest(guidance=2.0)
+    )
     assert {each.guided for each in front.latencies} == {True}
     assert point(front, "budget-75").distance < 1e-5
 
 
 def test_guidance_acts_within_its_interval() -> None:
-    chosen = settings(budgets=(0.75,), guidance=2.0, guidance_interval=(500.0, 999.0))
-    front = tune(sampler_of(planted(late, BLOCK)), chosen)
+    chosen = settings(budgets=(0.75,))
+    request = SampleRequest(guidance=2.0, guidance_interval=(500.0, 999.0))
+    front = tune(sampler_of(planted(late, BLOCK)), chosen, request)
     costs = {each.guided: each.median for each in front.latencies if each.choice.text == "4"}
     assert set(costs) == {False, True}
-    everywhere = tune(sampler_of(planted(late, BLOCK)), settings(budgets=(0.75,), guidance=2.0))
+    everywhere = tune(sampler_of(planted(late, BLOCK)), chosen, SampleRequest(guidance=2.0))
     assert point(front, "exit 1").distance != point(everywhere, "exit 1").distance
-    assert msgspec.json.decode(front.to_json(), type=Front).settings == chosen
+    assert msgspec.json.decode(front.to_json(), type=Front).settings == front.settings
+    assert (front.settings.guidance, front.settings.guidance_interval) == (2.0, (500.0, 999.0))
+    assert front.settings.digest == request.digest() != everywhere.settings.digest
 
 
 def test_samples_may_have_another_shape() -> None:
@@ -168,14 +174,14 @@ def test_samples_may_have_another_shape() -> None:
         return np.float32(0.3 if depth == 4 else 0.2) * x
 
     sampler = Sampler(FakeEngine(EXITS, halves), msgspec.structs.replace(interface(), state=free))
-    front = tune(sampler, settings(budgets=(1.0,), shape=(12,)))
+    front = tune(sampler, settings(budgets=(1.0,)), SampleRequest(shape=(12,)))
     given = {"steps": 10, "seed": 0, "first": 4, "solver": "ddim", "shape": (12,)}
     samples = [sampler.sample(6, schedule=depth, **given) for depth in (4, 1)]
     scale = sampler.sample(4, schedule=4, **{**given, "first": 0}).std()
     expected = float(np.sqrt(np.square(samples[1] - samples[0]).mean())) / scale
     assert point(front, "exit 1").distance == pytest.approx(expected, rel=1e-4)
     with pytest.raises(UsageError, match="7"):
-        tune(sampler, settings(shape=(7,)))
+        tune(sampler, settings(), SampleRequest(shape=(7,)))
 
 
 def test_an_exit_with_nan_is_left_out_with_a_warning() -> None:
@@ -360,18 +366,17 @@ def test_it_is_loaded_only_when_asked_for_and_needs_the_runtime_alone() -> None:
 
 def test_what_was_measured_serves_other_budgets(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
-    given = {"label": [1, 2]}
+    given = SampleRequest(conditions={"label": [1, 2]})
     known = identity_of(settings(), [tmp_path], given, threads=1)
     assert identity_of(settings(budgets=(0.5,), minutes=9.0), [tmp_path], given, threads=1) == known
     others = [
-        identity_of(settings(seed=1), [tmp_path], given, threads=1),
-        identity_of(settings(), [tmp_path], {"label": [2, 1]}, threads=1),
-        identity_of(settings(), [tmp_path], {}, given, threads=1),
+        identity_of(settings(seeds=9), [tmp_path], given, threads=1),
+        identity_of(settings(), [tmp_path], SampleRequest(seed=1), threads=1),
         identity_of(settings(), [tmp_path], given, threads=2),
     ]
     (tmp_path / "manifest.json").write_text("[]")
     others.append(identity_of(settings(), [tmp_path], given, threads=1))
-    assert len({known, *others}) == 6
+    assert len({known, *others}) == 5
 
 
 def test_everything_can_be_kept_in_memory() -> None:
