@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from eecompile.backends import PEERS
 from eecompile.cli.console import as_it_is, err, extra, out, phases, say
 from eecompile.cli.options import (
     Bundle,
@@ -42,10 +43,7 @@ def compare(
     ] = False,
     peer: Annotated[
         list[str] | None,
-        typer.Option(
-            help="One that must be there: onnxruntime, openvino, torch.compile, tensorrt, "
-            "tensorrt-rtx."
-        ),
+        typer.Option(help=f"One that must be there: {', '.join(PEERS)}."),
     ] = None,
     batch: Annotated[str, typer.Option(help="Batch sizes.")] = "1,16",
     rounds: Annotated[

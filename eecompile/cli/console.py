@@ -20,6 +20,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from eecompile.backends import backend_from_library, install
 from eecompile.errors import BackendError
 from eecompile.interrupt import check
 from eecompile.runtime.sampler import StepResult
@@ -46,11 +47,12 @@ def extra(name: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        wanted = "cpu" if error.name == "onnxruntime" else name
+        backend = backend_from_library(error.name or "")
+        wanted = backend.extra if backend else name
         raise BackendError(
             found=f"no package {error.name}",
             expected=f"the packages of eecompile's extra {wanted!r}",
-            remedy=f"pip install 'eecompile[{wanted}]'",
+            remedy=install(wanted),
         ) from error
 
 

@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 
 import msgspec
 
+from eecompile.backends import BACKENDS
 from eecompile.compare.candidates import Opened, Spec, described, opened
 from eecompile.compare.measure import latencies, latency, points, quiet, sentence
 from eecompile.compare.report import Latency
@@ -148,7 +149,7 @@ def _import_library(spec: Spec) -> None:
         import_openvino()
     else:
         with suppress(ImportError):  # where another library takes its place, it is loaded later
-            importlib.import_module(backend.replace("-", "_"))
+            importlib.import_module(BACKENDS[backend].library if backend in BACKENDS else backend)
 
 
 def _run_all(candidate: Opened, batch: int, stack: ExitStack) -> None:

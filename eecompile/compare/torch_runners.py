@@ -40,7 +40,7 @@ class TrainedNetwork:
         manifest, path = checked_bundle(bundle), Path(recipe)
         self.interface = manifest.interface
         self.checkpoint = check_recipe(manifest, path)
-        require("torch", "eecompile[export]")
+        require("torch", "export")
         from eecompile.networks.load import load_network
 
         # The bundle may have been exported with other exits than the recipe's.

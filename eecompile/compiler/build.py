@@ -28,10 +28,10 @@ from eecompile.compiler.graph.precision import first_non_finite, lowered
 from eecompile.compiler.progress import Report, silent
 from eecompile.compiler.segments import (
     LOG,
-    Apart,
-    Backend,
+    BuildModule,
+    SegmentBuilder,
     SegmentStore,
-    backend_for,
+    build_module_for,
     compile_all,
     segments_from_parts,
     warnings_in,
@@ -109,8 +109,7 @@ def engine_set_from_bundle(
     _check_output(bundle, output)
     report("checking the bundle")
     source = open_bundle(bundle)
-    backend = backend_for(wanted)
-    backend.check(wanted)
+    backend = build_module_for(wanted)
     fingerprint = _fingerprint(source, wanted, _ingredients(backend))
     existing = _existing(output)
     if existing and existing.fingerprint == fingerprint and not force:
@@ -191,8 +190,7 @@ def planned_build(
     wanted = _wanted(target)
     _check_output(bundle, output)
     report("checking the bundle")
-    source, backend, existing = open_bundle(bundle), backend_for(wanted), _existing(output)
-    backend.check(wanted)
+    source, backend, existing = open_bundle(bundle), build_module_for(wanted), _existing(output)
     reasons = _reasons(existing, source, wanted, _ingredients(backend), output)
     if reasons:
         check_replaceable(output, force or _same(existing, output, source, wanted))
@@ -206,7 +204,7 @@ def planned_build(
         job = _Job(work, bundle, source, wanted, backend, store, report)
         model, _ = _prepared(job, work, verify=False)
         _, segments = _partitioned(job, model)
-        alone = isinstance(backend, Apart)
+        alone = isinstance(backend, SegmentBuilder)
         planned = [
             PlannedSegment(s.file, s.exits, s.bytes, alone and store.find(s.key) is not None)
             for s in segments
@@ -221,7 +219,7 @@ class _Job(NamedTuple):
     bundle: Path
     source: BundleManifest
     target: Target
-    backend: Backend
+    backend: BuildModule
     store: SegmentStore
     report: Report
 
@@ -291,7 +289,7 @@ def _prepared(job: _Job, work: Path, *, verify: bool = True) -> tuple[ir.Model, 
     interface, target = job.source.interface, job.target
     job.report("joining the exits")
     model = merged_exits(job.bundle, job.source)
-    if not job.backend.lowers(target):
+    if not job.backend.precision_in_graph(target):
         return model, {}
     if target.precision != "fp32":
         job.report(f"lowering the precision to {target.precision}")
@@ -373,7 +371,7 @@ def _verify(job: _Job, candidate: Evaluate, what: str) -> dict[int, Error]:
     return compare(points, reference, candidate, tolerance, named, job.report)
 
 
-def _ingredients(backend: Backend) -> dict[str, str]:
+def _ingredients(backend: BuildModule) -> dict[str, str]:
     """What shapes the engines besides the bundle and the target."""
     return {"eecompile": eecompile.__version__, **backend.versions()}
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from eecompile.arrays import AnyArray, Array, Inputs
+from eecompile.backends import BACKENDS
 from eecompile.errors import BackendError
 from eecompile.runtime.protocol import Engine
 from eecompile.store.bundle import EngineManifest, ExitPlan, Segment
@@ -171,7 +172,7 @@ def import_openvino() -> Any:
         raise BackendError(
             found=f"no usable package openvino ({error})",
             expected="it, for targets whose backend is openvino",
-            remedy="pip install 'eecompile[openvino]'",
+            remedy=BACKENDS["openvino"].install_to_run,
         ) from error
     return openvino
 
