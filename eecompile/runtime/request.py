@@ -15,11 +15,11 @@ from eecompile.errors import ConditionError, UsageError
 from eecompile.programs.interface import Interface
 from eecompile.runtime.trajectory.plan import Rows
 
-__all__ = ["Batch", "SampleRequest", "batches", "checked", "whole"]
+__all__ = ["Batch", "Interval", "SampleRequest", "batches", "checked", "checked_interval", "whole"]
 
 Inputs = dict[str, NDArray[np.generic]]
-
-
+Interval = tuple[float, float]
+"""The smallest and the largest time t at which guidance acts."""
 _MOST = 1_000_000  # samples of one request; ask for more in portions
 
 
@@ -88,10 +88,10 @@ def checked(interface: Interface, request: SampleRequest) -> Checked:
             expected="a SampleRequest",
             remedy="make one: SampleRequest(n=4, conditions={...})",
         )
-    for name in ("conditions", "nulls"):
-        if not isinstance(getattr(request, name), Mapping):
+    for name, values in (("conditions", request.conditions), ("nulls", request.nulls)):
+        if not isinstance(values, Mapping):
             raise ConditionError(
-                found=f"{name} {getattr(request, name)!r}",
+                found=f"{name} {values!r}",
                 expected="values by the conditions' names",
                 remedy="pass a dictionary, which may be empty",
             )
@@ -119,6 +119,45 @@ def checked(interface: Interface, request: SampleRequest) -> Checked:
         nulls = {name: c.nulls(name, samples, request.nulls.get(name)) for name, c in known.items()}
     seeds = np.full(n, seed, np.uint64)
     return Checked(shape, seeds, np.array(samples, np.uint64), scales, given, nulls)
+
+
+def checked_interval(interface: Interface, interval: Interval | None) -> Interval | None:
+    """The times at which guidance acts: those given, or else the recipe's.
+
+    Raises:
+        UsageError: they are not two ascending times.
+    """
+    given = interface.sampling.guidance_interval if interval is None else interval
+    if given is None:
+        return None
+    try:
+        low, high = (float(bound) for bound in given)
+    except (TypeError, ValueError, OverflowError):
+        low, high = 1.0, 0.0
+    if isinstance(given, str) or not 0 <= low <= high <= interface.process.timesteps:
+        raise UsageError(
+            found=f"guidance interval {given!r}",
+            expected="two ascending times within [0, T]",
+            remedy="give the smallest and the largest t at which guidance is to act",
+        )
+    return low, high
+
+
+def request_for_warmup(
+    interface: Interface, n: int, guidance: ArrayLike | None, shape: Sequence[int] | None
+) -> SampleRequest:
+    """A request whose conditions are the defaults, or else zeros or the least in their range."""
+    conditions = {
+        name: np.full(c.shape, c.range[0] if c.range else 0, c.dtype)
+        for name, c in interface.conditions.items()
+        if c.default is None
+    }
+    nulls = {
+        name: np.zeros(c.shape, c.dtype)
+        for name, c in interface.conditions.items()
+        if c.null is None
+    }
+    return SampleRequest(n=n, guidance=guidance, conditions=conditions, nulls=nulls, shape=shape)
 
 
 def batches(requests: Sequence[Checked], largest: int) -> Iterator[Batch]:
