@@ -19,8 +19,8 @@ from eecompile.runtime.trajectory.plan import Rows
 __all__ = ["Batch", "SampleFacts", "SampleRequest", "batches", "checked", "whole"]
 
 Inputs = dict[str, NDArray[np.generic]]
-
-
+Interval = tuple[float, float]
+"""The smallest and the largest time t at which guidance acts."""
 _MOST = 1_000_000  # samples of one request; ask for more in portions
 
 
@@ -203,10 +203,10 @@ def checked(interface: Interface, request: SampleRequest) -> Checked:
             expected="a SampleRequest",
             remedy="make one: SampleRequest(n=4, conditions={...})",
         )
-    for name in ("conditions", "nulls"):
-        if not isinstance(getattr(request, name), Mapping):
+    for name, values in (("conditions", request.conditions), ("nulls", request.nulls)):
+        if not isinstance(values, Mapping):
             raise ConditionError(
-                found=f"{name} {getattr(request, name)!r}",
+                found=f"{name} {values!r}",
                 expected="values by the conditions' names",
                 remedy="pass a dictionary, which may be empty",
             )
@@ -234,6 +234,66 @@ def checked(interface: Interface, request: SampleRequest) -> Checked:
         nulls = {name: c.nulls(name, samples, request.nulls.get(name)) for name, c in known.items()}
     seeds = np.full(n, seed, np.uint64)
     return Checked(shape, seeds, np.array(samples, np.uint64), scales, given, nulls)
+
+
+def common_interval(interface: Interface, requests: Sequence[SampleRequest]) -> Interval | None:
+    """The times at which guidance acts, which all requests have in common.
+
+    Raises:
+        UsageError: they are not two ascending times, or not the same for all.
+    """
+    usual, limit = interface.sampling.guidance_interval, interface.process.timesteps
+    each = [usual if r.guidance_interval is None else r.guidance_interval for r in requests]
+    found = list(dict.fromkeys(g if g is None else _checked_interval(g, limit) for g in each))
+    if len(found) > 1:
+        raise UsageError(
+            found=f"requests with guidance intervals {found[0]} and {found[1]}",
+            expected="the same for all requests that are sampled together",
+            remedy="sample them in calls of their own",
+        )
+    return found[0] if found else None
+
+
+def _checked_interval(given: Interval, limit: float) -> Interval:
+    try:
+        low, high = (float(bound) for bound in given)
+    except (TypeError, ValueError, OverflowError):
+        low, high = 1.0, 0.0
+    if isinstance(given, str) or not 0 <= low <= high <= limit:
+        raise UsageError(
+            found=f"guidance interval {given!r}",
+            expected="two ascending times within [0, T]",
+            remedy="give the smallest and the largest t at which guidance is to act",
+        )
+    return low, high
+
+
+def request_for_warmup(
+    interface: Interface,
+    n: int,
+    guidance: ArrayLike | None,
+    guidance_interval: Interval | None,
+    shape: Sequence[int] | None,
+) -> SampleRequest:
+    """A request whose conditions are the defaults, or else zeros or the least in their range."""
+    conditions = {
+        name: np.full(c.shape, c.range[0] if c.range else 0, c.dtype)
+        for name, c in interface.conditions.items()
+        if c.default is None
+    }
+    nulls = {
+        name: np.zeros(c.shape, c.dtype)
+        for name, c in interface.conditions.items()
+        if c.null is None
+    }
+    return SampleRequest(
+        n=n,
+        guidance=guidance,
+        guidance_interval=guidance_interval,
+        conditions=conditions,
+        nulls=nulls,
+        shape=shape,
+    )
 
 
 def batches(requests: Sequence[Checked], largest: int) -> Iterator[Batch]:

@@ -53,7 +53,6 @@ class Prober(Engine):
         self.members = {name: _Member(self, name) for name in self._engines}
         self.watch: Callable[[int, Outputs, Array, Array, Inputs], None] | None = None
         self._sampler = Sampler(self, sampler.interface)
-        self._sampler.engines = tuple(self.members)
         self._replayed: Mapping[int, Outputs] = {}
         self._recorded: dict[int, Outputs] | None = None
         self._steps: Iterator[int] = iter(())

@@ -205,8 +205,10 @@ def test_a_program_comes_alone_and_fits_the_exits() -> None:
     program = sampler.program("ddim", 3, 12)
     with pytest.raises(UsageError, match="together with steps"):
         sampler.sample(1, solver=program, steps=3)
-    deeper = Sampler(FakeEngine((12, 24), lambda *_: 0), sampler.interface)
-    deeper.interface = Interface(name="x", exits=(24,), state=State(shape=(5,)))
+    deeper = Sampler(
+        FakeEngine((12, 24), lambda *_: 0),
+        Interface(name="x", exits=(24,), state=State(shape=(5,))),
+    )
     with pytest.raises(ScheduleError, match="depth 12"):
         deeper.sample(1, solver=program)
 
