@@ -25,7 +25,6 @@ from eecompile.measure.machine import gpus
 from eecompile.runtime.sampler import Sampler
 from eecompile.store.bundle import open_bundle, open_engine_set
 from eecompile.store.target import Target, load_target
-from tests.compiler.test_networks import write
 from tests.conftest import ROOT, TARGETS, Beside
 
 trt = pytest.importorskip("tensorrt_rtx")
@@ -99,13 +98,15 @@ def test_the_other_precisions_and_layouts_build(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["dit", "uvit", "pixart"])
-def test_other_networks_build_in_every_layout_and_precision(tmp_path: Path, name: str) -> None:
-    bundle_from_recipe(write(name, tmp_path), tmp_path / "bundle")
+def test_other_networks_build_in_every_layout_and_precision(
+    network: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    bundle = network(name) / "bundle"
     for precision, bound in BOUNDS.items():
         for layout in ("chained", "per_exit"):
             folder = tmp_path / f"{precision}-{layout}"
             wanted = like_tensorrt(precision, layout)
-            manifest = engine_set_from_bundle(tmp_path / "bundle", wanted, folder).manifest
+            manifest = engine_set_from_bundle(bundle, wanted, folder).manifest
             assert all(plan.relative_error < bound for plan in manifest.exits)
             assert all((folder / s.file).stat().st_size > s.bytes for s in manifest.segments)
 
