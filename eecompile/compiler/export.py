@@ -103,10 +103,10 @@ def bundle_from_recipe(
     replaces = force or _holds(output, recipe.name)
     # A network's forward may import, too.
     with new_folder(output, replaces=replaces) as folder, importable(path.parent):
+        _write_calibration(folder, recipe, path.parent, interface)
         source = _source(recipe, path.parent, interface, report)
         report("writing graphs and weights")
         _write_graphs(folder, source.model, interface)
-        _write_calibration(folder, recipe, path.parent, interface)
         errors = _verify(folder, source, interface, recipe.tolerance, report)
         shared = sharing(source.model.graph, exit_outputs(source.model, interface))
         timesteps, batches = check_points(interface.process.timesteps)

@@ -8,14 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from eecompile.compiler.build import engine_set_from_bundle
+from eecompile.store.target import Target
 from eecompile.tune.report import Front, read_front
 from tests.cli.test_cli import Run, fails, run
-from tests.conftest import RECIPE, ROOT
+from tests.conftest import ROOT
 from tests.test_import import without
 
 __all__ = ["run"]
@@ -121,17 +124,11 @@ def test_what_cannot_be_done_is_said(
     assert "--budget" in arguments or not out.exists()
 
 
-@pytest.mark.slow
 def test_engine_sets_of_other_networks_are_refused(
-    run: Run, engine_sets: dict[str, Path], tmp_path: Path
+    run: Run, engine_sets: dict[str, Path], other_exits: Callable[..., Path], tmp_path: Path
 ) -> None:
-    from eecompile.compiler.build import engine_set_from_bundle
-    from eecompile.compiler.export import bundle_from_recipe
-    from eecompile.store.target import Target
-
-    bundle_from_recipe(RECIPE, tmp_path / "bundle", exits=(3, 12))
     target = Target(name="other", backend="onnxruntime")
-    engine_set_from_bundle(tmp_path / "bundle", target, tmp_path / "other")
+    engine_set_from_bundle(other_exits(3, 12), target, tmp_path / "other")
     result = run("tune", engine_sets["chained"], "--engines", tmp_path / "other", *FAST,
                  "-o", tmp_path / "out")  # fmt: skip
     fails(result, "another bundle")

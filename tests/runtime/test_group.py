@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -22,13 +23,10 @@ from eecompile.store.target import Target
 SETTINGS = {"solver": "ddim", "steps": 10, "seed": 3}
 
 
-@pytest.fixture(scope="module")
-def both(engine_sets: dict[str, Path], bundle: Path) -> tuple[Path, Path]:
+@pytest.fixture
+def both(engine_sets: dict[str, Path], openvino_set: Path) -> tuple[Path, Path]:
     """Engine sets of the shipped network for ONNX Runtime and for OpenVINO."""
-    pytest.importorskip("openvino")
-    folder = bundle.parent / "openvino"
-    engine_set_from_bundle(bundle, Target(name="vino", backend="openvino"), folder)
-    return engine_sets["chained"], folder
+    return engine_sets["chained"], openvino_set
 
 
 def named(sampler: Sampler, text: str) -> Program:
@@ -107,16 +105,12 @@ def test_programs_that_do_not_fit_are_refused(both: tuple[Path, Path]) -> None:
 
 
 def test_engine_sets_that_do_not_belong_together_are_refused(
-    both: tuple[Path, Path], bundle: Path, tmp_path: Path
+    both: tuple[Path, Path], other_exits: Callable[..., Path], tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="two engine sets for the target"):
         Sampler.open(both[0], both[0])
-    from eecompile.compiler.export import bundle_from_recipe
-    from tests.conftest import RECIPE
-
-    bundle_from_recipe(RECIPE, tmp_path / "other", exits=(3, 12))
     target = Target(name="alone", backend="onnxruntime")
-    engine_set_from_bundle(tmp_path / "other", target, tmp_path / "alone")
+    engine_set_from_bundle(other_exits(3, 12), target, tmp_path / "alone")
     with pytest.raises(UsageError, match="another bundle"):
         Sampler.open(both[0], tmp_path / "alone")
     with pytest.raises(UsageError, match="different exits"):

@@ -42,7 +42,7 @@ from eecompile.store.bundle import (
     write_manifest,
 )
 from eecompile.store.target import load_target
-from tests.conftest import ROOT, TARGETS
+from tests.conftest import ROOT, Shared
 from tests.runtime.emulated import EmulatedDevice
 
 FLOAT = np.float32
@@ -188,12 +188,9 @@ def test_the_lean_runtime_runs_version_compatible_plans(monkeypatch: pytest.Monk
 
 
 @pytest.fixture(scope="module")
-def plans(bundle: Path) -> Path:
+def plans(rtx_set: Callable[[str], Path]) -> Path:
     """The shipped network's plans for TensorRT-RTX; not to be written to."""
-    pytest.importorskip("tensorrt_rtx")
-    folder = bundle.parent / "rtx-runtime"
-    engine_set_from_bundle(bundle, ROOT / "engines" / "rtx-fp32.toml", folder)
-    return folder
+    return rtx_set("fp32")
 
 
 @needs_no_gpu
@@ -708,22 +705,21 @@ def test_onnxruntime_without_its_provider_is_a_sentence(bundle: Path, tmp_path: 
 
 
 @pytest.fixture(scope="module", params=["rtx-fp32", "cuda-fp16"])
-def on_gpu(request: pytest.FixtureRequest, bundle: Path) -> Path:
+def on_gpu(request: pytest.FixtureRequest, bundle: Path, shared: Shared) -> Path:
     """The shipped network for a GPU; not to be written to."""
-    folder = bundle.parent / f"on-gpu-{request.param}"
     if request.param == "cuda-fp16":
         runtime: Any = pytest.importorskip("onnxruntime")
         if "CUDAExecutionProvider" not in runtime.get_available_providers():
             pytest.skip("no CUDA provider")
-    engine_set_from_bundle(bundle, ROOT / "engines" / f"{request.param}.toml", folder)
-    return folder
+    target = ROOT / "engines" / f"{request.param}.toml"
+    return shared(
+        f"on-gpu-{request.param}", lambda folder: engine_set_from_bundle(bundle, target, folder)
+    )
 
 
 @pytest.fixture(scope="module")
-def on_host(bundle: Path) -> Path:
-    folder = bundle.parent / "on-host"
-    engine_set_from_bundle(bundle, TARGETS["chained"], folder)
-    return folder
+def on_host(engine_sets: dict[str, Path]) -> Path:
+    return engine_sets["chained"]
 
 
 def tolerance(folder: Path) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import RECIPE, ROOT
 from tests.evaluate.pictures import garments
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle: Path) -> Any:
+    """The script as a module, for which the shipped network has been exported."""
+
+    def exported(recipe: Path, folder: Path) -> None:
+        assert recipe == RECIPE
+        shutil.copytree(bundle, folder, dirs_exist_ok=True)
+
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     module = importlib.import_module("bench_schedules")
     monkeypatch.setattr(module, "OUT", tmp_path / "out")
+    monkeypatch.setattr(module, "bundle_from_recipe", exported)
     return module
 
 
