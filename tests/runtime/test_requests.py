@@ -471,7 +471,7 @@ def test_buffers_are_kept_for_few_batches_and_never_lost(sampler: Sampler) -> No
     next(steps)
     for n in range(2, 12):
         fakes.sample(n, steps=2)
-    assert sum(map(len, fakes._idle.values())) <= 8
+    assert sum(map(len, fakes._pool._idle.values())) <= 8
     list(steps)
 
     def call(kind: int) -> Any:
