@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from eecompile.cli.console import extra, out, phases, say
+from eecompile.cli.console import extra, phases, say, show
 from eecompile.cli.files import check_json
 from eecompile.cli.options import (
     Conditions,
@@ -32,7 +32,7 @@ from eecompile.errors import UsageError
 from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.store.bundle import open_engine_set
-from eecompile.store.files import written
+from eecompile.store.files import form_bytes, written
 
 __all__ = ["evaluate"]
 
@@ -95,7 +95,7 @@ def evaluate(
     with extra("evaluate"):
         from eecompile.evaluate import evaluation
         from eecompile.evaluate.samples import Draw
-        from eecompile.evaluate.tables import evaluation_tables
+        from eecompile.evaluate.tables import evaluation_parts
     sets = [*([] if engines is None else [engines]), *(more or [])]
     draw = Draw(
         count=n,
@@ -122,10 +122,10 @@ def evaluate(
     with phases() as report, extra("evaluate"):
         named = _named(schedule, program, sets)
         made = evaluation.evaluate(sets, named, options, report)
-    out.print(evaluation_tables(made))
+    show(*evaluation_parts(made))
     if output is not None:
         with written(output) as partial:
-            partial.write_bytes(made.to_json())
+            partial.write_bytes(form_bytes(made))
         say(f"figures: {output}")
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from eecompile.cli.console import out, phases, say
+from eecompile.cli.console import phases, say, show
 from eecompile.cli.options import (
     Conditions,
     Engines,
@@ -70,8 +70,8 @@ def tune(
     """
     from eecompile.tune.output import check_output, identity_of, opened_work, write
     from eecompile.tune.problem import checked
-    from eecompile.tune.report import Settings
-    from eecompile.tune.tables import front_tables
+    from eecompile.tune.report import TuningSettings
+    from eecompile.tune.tables import front_parts
     from eecompile.tune.tuning import tune as tuned
 
     conditions, nulls = conditions_of("--set", set_), conditions_of("--null", null)
@@ -81,7 +81,7 @@ def tune(
     with Sampler.open(*folders, threads=threads) as sampler:
         defaults = sampler.interface.sampling
         sampler.interface.check_conditions(conditions)
-        settings = Settings(
+        settings = TuningSettings(
             solver=solver or defaults.solver,
             steps=defaults.steps if steps is None else steps,
             budgets=tuple(budget or ()),
@@ -113,6 +113,6 @@ def tune(
         except KeyboardInterrupt:
             say(f"what was measured is kept in {output}: the same command goes on from there")
             raise
-    out.print(front_tables(made))
+    show(*front_parts(made))
     for path in files:
         say(f"written: {path}")

@@ -11,7 +11,7 @@ import numpy as np
 
 from eecompile.compare.candidates import DEFAULT, PEERS, Source, Spec, max_batch, peer
 from eecompile.compare.measure import points
-from eecompile.compare.report import Candidate, Settings
+from eecompile.compare.report import Candidate, ComparisonSettings
 from eecompile.compiler.verify import random_inputs
 from eecompile.errors import EecompileError, ScheduleError, UsageError
 from eecompile.programs.interface import Interface
@@ -72,7 +72,7 @@ def settings_of(
     steps: int | None,
     seed: int,
     guidance: float | None,
-) -> Settings:
+) -> ComparisonSettings:
     """The settings, with the recipe's defaults for what is None.
 
     Raises:
@@ -88,7 +88,7 @@ def settings_of(
             found="no batch sizes", expected="at least one", remedy="for example --batch 1,16"
         )
     defaults = interface.sampling
-    settings = Settings(
+    settings = ComparisonSettings(
         batches=sizes,
         rounds=rounds,
         solver=defaults.solver if solver is None else solver,
@@ -104,7 +104,7 @@ def settings_of(
 
 
 def _rehearse(
-    interface: Interface, schedules: Mapping[str, ExitSchedule], settings: Settings
+    interface: Interface, schedules: Mapping[str, ExitSchedule], settings: ComparisonSettings
 ) -> None:
     """Refuse what cannot be sampled: a sampler checks its arguments before its first step."""
     planner = Sampler(FakeEngine(interface.exits, lambda depth, x, t, given: x), interface)

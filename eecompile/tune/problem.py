@@ -12,10 +12,10 @@ from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.sampler import Sampler
 from eecompile.tune.choices import Slots, choices_of, schedule_from_picks, slots_of
 from eecompile.tune.influence import local_errors, measured_influence
-from eecompile.tune.latency import Latency, measured_costs
+from eecompile.tune.latency import StepLatency, measured_costs
 from eecompile.tune.model import Model
 from eecompile.tune.probe import Prober, Samples
-from eecompile.tune.report import Settings
+from eecompile.tune.report import TuningSettings
 from eecompile.tune.work import Work
 
 __all__ = ["Problem", "checked", "posed"]
@@ -41,7 +41,7 @@ class Problem(NamedTuple):
     """
 
     sampler: Sampler
-    settings: Settings
+    settings: TuningSettings
     samples: Samples
     program: Program
     choices: tuple[Exit, ...]
@@ -49,7 +49,7 @@ class Problem(NamedTuple):
     broken: dict[int, int]
     slots: Slots
     model: Model
-    latencies: list[Latency]
+    latencies: list[StepLatency]
 
     def schedule(self, picks: Sequence[int]) -> ExitSchedule:
         """The exit schedule that makes these picks; see :class:`eecompile.tune.optimise.Table`."""
@@ -72,7 +72,7 @@ class Problem(NamedTuple):
         return self.model.cost(self.picks(program))
 
 
-def checked(sampler: Sampler, settings: Settings) -> None:
+def checked(sampler: Sampler, settings: TuningSettings) -> None:
     """Pass when schedules can be looked for.
 
     Raises:
@@ -105,7 +105,7 @@ def checked(sampler: Sampler, settings: Settings) -> None:
 
 
 def posed(
-    sampler: Sampler, settings: Settings, samples: Samples, work: Work, report: Progress
+    sampler: Sampler, settings: TuningSettings, samples: Samples, work: Work, report: Progress
 ) -> Problem:
     """Measure what every choice costs and loses.
 

@@ -19,8 +19,9 @@ from eecompile.cli import main
 from eecompile.doctor import examine as doctor
 from eecompile.doctor.examine import Backend, Conflict, Report, Tool, ask, conflicts, examine
 from eecompile.doctor.probes import YES, Answer, Finding
+from eecompile.doctor.tables import doctor_parts
 from eecompile.measure.machine import Cpu, Gpu, cpu
-from eecompile.report import doctor_report
+from eecompile.show.terminal import rendered
 
 NO = Answer(False, "a reason", "a remedy")
 TWO = (
@@ -40,7 +41,7 @@ def python(code: str) -> list[str]:
 def shown(report: Report) -> str:
     console = Console(width=80, color_system=None)
     with console.capture() as capture:
-        console.print(doctor_report(report))
+        console.print(rendered(*doctor_parts(report)))
     return capture.get()
 
 
