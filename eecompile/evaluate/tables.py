@@ -20,7 +20,8 @@ def evaluation_parts(evaluation: Evaluation) -> list[Part]:
         Column("steps", form=whole),
         Column("cost", form=percent),
         Column("n", form=whole),
-        *map(Column, ("distance", "to first", "precision", "recall")),
+        Column("Frechet", "distance"),
+        *map(Column, ("to first", "precision", "recall")),
     ]
     kept = [place for place, column in enumerate(columns) if shown.get(column.heading, True)]
     label = f"real: {floor.name}" + ("" if {floor.samples} == counts else f" ({floor.samples:,})")
