@@ -34,9 +34,9 @@ from rich.table import Table
 from eecompile.compiler.build import engine_set_from_bundle
 from eecompile.compiler.export import bundle_from_recipe
 from eecompile.errors import BackendError
-from eecompile.handle import Handle
 from eecompile.networks.load import load_network
 from eecompile.recipe import load_recipe
+from eecompile.runtime.protocol import Engine
 from eecompile.runtime.sampler import Sampler
 from eecompile.store.bundle import open_bundle
 
@@ -47,7 +47,7 @@ BENCHMARKS = ROOT / "docs" / "benchmarks"
 Row = dict[str, Any]
 
 
-class TorchEngine(Handle):
+class TorchEngine(Engine):
     """The torch network behind the runtime's engine protocol: the loop stays the same."""
 
     precision, max_batch = "fp32", 64

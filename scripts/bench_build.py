@@ -20,7 +20,8 @@ from eecompile.compiler.build import engine_set_from_bundle, planned_build
 from eecompile.compiler.export import bundle_from_recipe
 from eecompile.compiler.verify import random_inputs
 from eecompile.programs.interface import Interface
-from eecompile.runtime.engine import Engine, engine_from_manifest, open_engine
+from eecompile.runtime.opening import engine_from_manifest, open_engine
+from eecompile.runtime.protocol import Engine
 from eecompile.runtime.sampler import Sampler
 from eecompile.store.bundle import open_engine_set, write_manifest
 from eecompile.store.target import load_target

@@ -32,10 +32,10 @@ from eecompile.compare.runners import (
     TrainedNetwork,
 )
 from eecompile.errors import UsageError
-from eecompile.handle import Handle
 from eecompile.measure.machine import gpus
 from eecompile.programs.interface import Interface
-from eecompile.runtime.engine import Engine, open_engine
+from eecompile.runtime.opening import open_engine
+from eecompile.runtime.protocol import Engine
 from eecompile.store.bundle import WEIGHTS, exit_graph_name
 from eecompile.store.target import Target, Tolerance
 
@@ -121,7 +121,7 @@ class Opened:
         self.max_batch = engine.max_batch if engine else _UNLIMITED
 
 
-class RunnersEngine(Handle):
+class RunnersEngine(Engine):
     """Runners of all exits as the runtime's engine: peers sample in the same loop.
 
     Args:
@@ -139,7 +139,7 @@ class RunnersEngine(Handle):
             self._stack = stack.pop_all()
 
     def evaluate(self, depth: int, x: Array, t: Array, conditions: Inputs) -> Sequence[Array]:
-        """See :meth:`eecompile.runtime.engine.Engine.evaluate`."""
+        """See :meth:`eecompile.runtime.protocol.Engine.evaluate`."""
         feed = {"x": x, "t": t, **conditions}
         return list(self._runners[depth].infer(feed, check_inputs=False).values())
 

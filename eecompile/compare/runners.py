@@ -33,8 +33,9 @@ from eecompile.compare.exit_runner import Array, Evaluate, ExitRunner, Feed
 from eecompile.compare.torch_runners import TorchRunner, TrainedNetwork
 from eecompile.errors import BackendError
 from eecompile.measure.machine import gpus
-from eecompile.runtime.engine import Engine, engine_from_manifest
 from eecompile.runtime.engines.openvino import import_openvino, model_options
+from eecompile.runtime.opening import engine_from_manifest
+from eecompile.runtime.protocol import Engine
 from eecompile.store.bundle import exit_graph_name
 
 __all__ = [

@@ -53,7 +53,8 @@ from eecompile.errors import (
     VerificationError,
 )
 from eecompile.programs.interface import Interface
-from eecompile.runtime.engine import Engine, engine_from_manifest
+from eecompile.runtime.opening import engine_from_manifest
+from eecompile.runtime.protocol import Engine
 from eecompile.store.bundle import (
     CALIBRATION,
     BundleManifest,

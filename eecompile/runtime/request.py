@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from eecompile.arrays import Array
 from eecompile.errors import ConditionError, UsageError
 from eecompile.programs.interface import Interface
-from eecompile.runtime.trajectory.host import Rows
+from eecompile.runtime.trajectory.plan import Rows
 
 __all__ = ["Batch", "SampleRequest", "batches", "checked", "whole"]
 

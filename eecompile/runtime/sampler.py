@@ -25,9 +25,10 @@ from eecompile.programs.process import Process
 from eecompile.programs.program import Program, Step
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.programs.solvers import Solver, solver_named
-from eecompile.runtime.engine import Engine, open_engines
+from eecompile.runtime.opening import open_engines
+from eecompile.runtime.protocol import Engine
 from eecompile.runtime.request import Batch, SampleRequest, batches, checked, whole
-from eecompile.runtime.trajectory.host import HostTrajectory, Plan, Trajectory
+from eecompile.runtime.trajectory.plan import Plan, Trajectory
 
 __all__ = ["Sampler", "StepMetrics", "StepResult"]
 
@@ -113,7 +114,7 @@ class Sampler(Handle):
         self.interface = interface
         self.on_step = on_step
         self.name = name or interface.name
-        self.engines: tuple[str, ...] = tuple(getattr(engine, "engines", ()))
+        self.engines: tuple[str, ...] = tuple(engine.members)
         self._closed = False
         self._lock = Lock()
         self._idle: OrderedDict[object, list[Trajectory]] = OrderedDict()
@@ -164,7 +165,7 @@ class Sampler(Handle):
     @property
     def concurrent(self) -> bool:
         """Whether samplings from several threads run side by side."""
-        return bool(getattr(self.engine, "concurrent", True))
+        return self.engine.concurrent
 
     def close(self) -> None:
         """Release the engines; the sampler cannot be used afterwards.
@@ -369,8 +370,7 @@ class Sampler(Handle):
         with self._trajectory(program, interval, parts[0]) as trajectory:
             trajectory.start(parts[0].rows)
             self._run(trajectory, program, parts[0])
-            export = getattr(trajectory, "state_dlpack", trajectory.state)
-            return export()
+            return trajectory.state_dlpack()
 
     def steps(
         self,
@@ -479,11 +479,11 @@ class Sampler(Handle):
         for part in {(p.guided, len(p.places)): p for p in parts}.values():
             with self._trajectory(program, interval, part) as trajectory:
                 trajectory.start(part.rows)
-                if hasattr(self.engine, "trajectory"):
+                if self.engine.runs_trajectories:
                     trajectory.run()
                 else:  # each exit once, whichever the schedule names
                     moment = program.steps[0]
-                    for engine in getattr(self.engine, "engines", {"": self.engine}).values():
+                    for engine in (self.engine.members or {"": self.engine}).values():
                         for depth in self.interface.exits:
                             self._warm(engine, moment, depth, part)
                     trajectory.step(0)
@@ -534,7 +534,7 @@ class Sampler(Handle):
 
     def _run(self, trajectory: Trajectory, program: Program, part: Batch) -> None:
         """Take all steps: at once where a device does that, unless someone watches."""
-        if self.on_step is None and hasattr(self.engine, "trajectory"):
+        if self.on_step is None and self.engine.runs_trajectories:
             self._check_open()
             trajectory.run()
             return
@@ -600,15 +600,11 @@ class Sampler(Handle):
         self._put_back(key, trajectory)
 
     def _opened(self, plan: Plan) -> Trajectory:
-        make = getattr(self.engine, "trajectory", None)
-        if make is None:
-            return HostTrajectory(self.engine, plan)
         try:
-            made: Trajectory = make(plan)
+            return self.engine.trajectory(plan)
         except BackendError:
             self._clear()  # memory that waits for other requests may be what is missing
-            made = make(plan)
-        return made
+            return self.engine.trajectory(plan)
 
     def _put_back(self, key: object, trajectory: Trajectory) -> None:
         surplus = []

@@ -143,7 +143,7 @@ def _round(
 def _timed(sampler: Sampler, program: Program, part: Samples) -> tuple[float, Array | None]:
     """Seconds, and the samples; None where they are not finite."""
     try:
-        if hasattr(sampler.engine, "trajectory"):  # a device records it first
+        if sampler.engine.runs_trajectories:  # a device records it first
             part.draw(sampler, program)
         started = time.perf_counter()
         made = part.draw(sampler, program)

@@ -14,11 +14,10 @@ import msgspec
 import numpy as np
 
 from eecompile.arrays import Array, Inputs
-from eecompile.handle import Handle
 from eecompile.programs.choice import Exit
 from eecompile.programs.interface import Interface
 from eecompile.programs.program import Program
-from eecompile.runtime.engine import Engine
+from eecompile.runtime.protocol import Engine
 from eecompile.runtime.sampler import Sampler
 
 __all__ = ["Outputs", "Prober", "Samples", "engines_of"]
@@ -81,13 +80,13 @@ class Samples(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
 def engines_of(sampler: Sampler) -> dict[str, Engine]:
     """The engines of a sampler by the names that choices have; the first is ""."""
-    members: Mapping[str, Engine] = getattr(sampler.engine, "engines", {})
+    members = sampler.engine.members
     if not members:
         return {"": sampler.engine}
     return {name if index else "": engine for index, (name, engine) in enumerate(members.items())}
 
 
-class Prober(Handle):
+class Prober(Engine):
     """An engine that runs others, watches what they give, and replays what is known.
 
     Args:
@@ -105,10 +104,10 @@ class Prober(Handle):
         self.interface = sampler.interface
         self._engines = engines_of(sampler)
         self.exits = sampler.interface.exits
-        self.engines = {name: _Member(self, name) for name in self._engines}
+        self.members = {name: _Member(self, name) for name in self._engines}
         self.watch: Callable[[int, Outputs, Array, Array, Inputs], None] | None = None
         self._sampler = Sampler(self, sampler.interface)
-        self._sampler.engines = tuple(self.engines)
+        self._sampler.engines = tuple(self.members)
         self._replayed: Mapping[int, Outputs] = {}
         self._recorded: dict[int, Outputs] | None = None
         self._steps: Iterator[int] = iter(())
@@ -137,7 +136,7 @@ class Prober(Handle):
         return samples.draw(self._sampler, program)
 
     def evaluate(self, depth: int, x: Array, t: Array, conditions: Inputs) -> Outputs:
-        """See :meth:`eecompile.runtime.engine.Engine.evaluate`."""
+        """See :meth:`eecompile.runtime.protocol.Engine.evaluate`."""
         return self._evaluate("", depth, x, t, conditions)
 
     def ask(self, choice: Exit, x: Array, t: Array, conditions: Inputs) -> Outputs:
@@ -169,7 +168,7 @@ class Prober(Handle):
         return outputs
 
 
-class _Member(Handle):
+class _Member(Engine):
     """One of a prober's engines, as schedules name it."""
 
     def __init__(self, prober: Prober, name: str) -> None:

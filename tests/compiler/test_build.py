@@ -16,7 +16,7 @@ from eecompile.compiler import segments as segments_module
 from eecompile.compiler.backends import onnxruntime as ort_backend
 from eecompile.compiler.build import engine_set_from_bundle, planned_build
 from eecompile.errors import BackendError, DigestError, OutputExistsError, VerificationError
-from eecompile.runtime.engine import open_engine
+from eecompile.runtime.opening import open_engine
 from eecompile.runtime.sampler import Sampler
 from eecompile.store.bundle import MANIFEST, WEIGHTS, EngineManifest, open_bundle, open_engine_set
 from eecompile.store.target import BatchProfile, Target, Tolerance, load_target

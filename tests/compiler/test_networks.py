@@ -18,7 +18,7 @@ from eecompile.compiler.export import bundle_from_recipe
 from eecompile.compiler.verify import random_inputs
 from eecompile.networks.load import load_network
 from eecompile.recipe import load_recipe
-from eecompile.runtime.engine import open_engine
+from eecompile.runtime.opening import open_engine
 from eecompile.runtime.sampler import Sampler
 from eecompile.store.bundle import BundleManifest, open_bundle, open_engine_set
 from tests.conftest import ROOT, TARGETS

@@ -19,8 +19,9 @@ from eecompile.compiler.progress import silent
 from eecompile.errors import BackendError, DigestError
 from eecompile.networks.load import load_network
 from eecompile.recipe import load_recipe
-from eecompile.runtime.engine import Engine, open_engine
 from eecompile.runtime.engines import openvino as runtime
+from eecompile.runtime.opening import open_engine
+from eecompile.runtime.protocol import Engine
 from eecompile.runtime.sampler import Sampler
 from eecompile.store.bundle import (
     MANIFEST,
@@ -400,7 +401,7 @@ def test_without_openvino_the_extra_is_named(bundle: Path, build: Build, tmp_pat
         "from pathlib import Path\n"
         "from eecompile.errors import BackendError\n"
         "from eecompile.compiler.build import engine_set_from_bundle\n"
-        "from eecompile.runtime.engine import open_engine\n"
+        "from eecompile.runtime.opening import open_engine\n"
         "bundle, target, output, engines = map(Path, sys.argv[1:])\n"
         "for action in (lambda: engine_set_from_bundle(bundle, target, output),\n"
         "               lambda: open_engine(engines)):\n"

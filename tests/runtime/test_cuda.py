@@ -28,8 +28,9 @@ from eecompile.runtime.cuda.device import KERNELS, open_device
 from eecompile.runtime.engines.group import DeviceGroup, EngineGroup, grouped
 from eecompile.runtime.trajectory import device as cuda_trajectory
 from eecompile.runtime.trajectory.device import DeviceTrajectory
-from eecompile.runtime.trajectory.host import HostTrajectory, Plan, Rows
+from eecompile.runtime.trajectory.host import HostTrajectory
 from eecompile.runtime.trajectory.noise import normal_noise
+from eecompile.runtime.trajectory.plan import Plan, Rows
 from tests.conftest import ROOT
 from tests.runtime.emulated import (
     SOURCE,
@@ -213,7 +214,7 @@ def test_engines_of_a_group_share_a_stream_and_a_graph(seed: int) -> None:
     other.predict = lambda *given: [0.5 * each for each in one.predict(*given)]
     with grouped({"full": one, "half": other}) as group:
         assert isinstance(group, DeviceGroup)
-        on_host = HostTrajectory(EngineGroup(group.engines), plan)
+        on_host = HostTrajectory(EngineGroup(group.members), plan)
         on_host.start(rows)
         on_host.run()
         one.calls.clear(), other.calls.clear()

@@ -18,16 +18,17 @@ import pytest
 from hypothesis import given
 
 from eecompile.errors import BackendError, ConditionError, NonFiniteError, UsageError
-from eecompile.handle import Handle
 from eecompile.programs.interface import Condition, Interface, Resizable, Sampling, State
 from eecompile.programs.process import Process
 from eecompile.programs.program import OPEN, Program, Step, Term, Update
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.programs.solvers import FACTS, ddim
 from eecompile.runtime.engines.fake import FakeEngine
+from eecompile.runtime.protocol import Engine
 from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler, StepMetrics
-from eecompile.runtime.trajectory.host import HostTrajectory, Plan, Rows
+from eecompile.runtime.trajectory.host import HostTrajectory
+from eecompile.runtime.trajectory.plan import Plan, Rows
 
 LABEL = Condition(dtype="int64", range=(0, 9), default="cycle", null=10)
 QUICK: dict[str, Any] = {"steps": 4, "schedule": [12, 3]}
@@ -288,8 +289,11 @@ def test_conditions_may_lie_on_another_device() -> None:
 @pytest.mark.parametrize("solver", ["ddpm", "unipc", "dpmpp-2m-sde"])
 @pytest.mark.parametrize("guided", [0, 2])
 def test_no_array_is_allocated_for_a_step(solver: str, guided: int) -> None:
-    class Noop(Handle):
+    class Noop(Engine):
         exits, precision, max_batch = (12,), "fp32", 8
+
+        def evaluate(self, *_: Any) -> Any:
+            raise AssertionError("it is bound")
 
         def bind(self, x: Any, t: Any, conditions: Any, outputs: Any) -> Any:
             outputs[0][:] = 0.5
@@ -299,7 +303,7 @@ def test_no_array_is_allocated_for_a_step(solver: str, guided: int) -> None:
     interface = Interface(
         name="x", exits=(12,), state=State(shape=shape, range=(-1, 1)), process=Process()
     )
-    program = Sampler(Noop(), interface).program(solver, 20, 12)  # type: ignore[arg-type]
+    program = Sampler(Noop(), interface).program(solver, 20, 12)
     plan = Plan(program=program, interface=interface, shape=shape, size=size, guided=guided)
     trajectory = HostTrajectory(Noop(), plan)  # type: ignore[arg-type]
     ones, scales = np.arange(size, dtype=np.uint64), np.full(guided, 2, np.float32)

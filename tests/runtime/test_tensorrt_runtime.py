@@ -32,7 +32,7 @@ from eecompile.runtime.engines.tensorrt import (
 )
 from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
-from eecompile.runtime.trajectory.host import Plan, Rows
+from eecompile.runtime.trajectory.plan import Plan, Rows
 from eecompile.store.bundle import (
     EngineManifest,
     ExitPlan,

@@ -14,7 +14,7 @@ from eecompile.compiler.sessions import optimised_graph
 from eecompile.compiler.weights import WeightStore
 from eecompile.errors import BackendError
 from eecompile.measure.machine import gpus
-from eecompile.runtime.engines.onnxruntime import PROVIDERS, provider
+from eecompile.runtime.engines._onnxruntime import PROVIDERS, provider
 from eecompile.store.target import Target
 
 __all__ = [

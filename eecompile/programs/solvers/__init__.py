@@ -72,7 +72,22 @@ class Solver(Protocol):
         *,
         clip: tuple[float, float] | None = None,
     ) -> Program:
-        """The program for ``steps`` steps; ``clip`` bounds the predicted data."""
+        """The program of a trajectory.
+
+        The native solvers' docstrings tell only what is particular to each.
+
+        Args:
+            process: of the families that the solver takes.
+            steps: number of steps, 1 to T.
+            choice_at: the choice for a time t within [0, T), or None to leave it open.
+            clip: bounds of the predicted data, or None.
+
+        The native ones also take ``grid``, the moments to visit; see
+        :func:`eecompile.programs.grids.points`.
+
+        Raises:
+            UsageError: an argument is out of range, or the family is another.
+        """
         ...
 
 

@@ -37,11 +37,7 @@ def ddim(
     """First order; one evaluation a step; deterministic at ``eta`` 0.
 
     Args:
-        process: of any family.
-        steps: number of steps, 1 to T.
-        choice_at: the choice for a time.
         eta: share of DDPM's noise, 0 to 1.
-        grid: the moments to visit; see :func:`eecompile.programs.grids.points`.
         clip: bounds of the predicted data, or None. The predicted noise follows the
             clipped data (diffusers: ``use_clipped_model_output=True``).
 

@@ -30,13 +30,6 @@ def ddpm(
 
     Args:
         process: of any family; its ``variance`` chooses the reverse steps' variance.
-        steps: number of steps, 1 to T.
-        choice_at: the choice for a time.
-        grid: the moments to visit; see :func:`eecompile.programs.grids.points`.
-        clip: bounds of the predicted data, or None.
-
-    Raises:
-        UsageError: ``steps`` or ``grid`` is out of range.
     """
     visited = points(process, steps, grid)
     tape = Tape(process, choice_at, visited[0], clip)

@@ -41,12 +41,8 @@ def deis(
     """One evaluation a step; deterministic. As diffusers' DEISMultistepScheduler.
 
     Args:
-        process: of any family.
         steps: number of steps, 1 to T; the first and last are of lower order.
-        choice_at: the choice for a time.
         order: 1 to 3.
-        grid: the moments to visit; see :func:`eecompile.programs.grids.points`.
-        clip: bounds of the predicted data, or None.
 
     Raises:
         UsageError: ``order``, ``steps`` or ``grid`` is out of range.

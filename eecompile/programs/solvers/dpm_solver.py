@@ -42,14 +42,10 @@ def dpm_solver_2(
     """Second order; deterministic; two evaluations make one step of the method.
 
     Args:
-        process: of any family.
         steps: number of evaluations, 1 to T; the last is a step of first order, and so
             is the one before where the number is even.
-        choice_at: the choice for a time.
         form: interpolate the predicted ``noise`` (DPM-Solver) or ``data``
             (DPM-Solver++).
-        grid: the moments to visit; see :func:`eecompile.programs.grids.points`.
-        clip: bounds of the predicted data, or None.
 
     Raises:
         UsageError: ``steps``, ``form`` or ``grid`` is out of range.

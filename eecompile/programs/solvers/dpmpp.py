@@ -36,14 +36,7 @@ def dpmpp_2m(
     """Second order; one evaluation a step; deterministic. As diffusers' ``midpoint``.
 
     Args:
-        process: of any family.
         steps: number of steps, 1 to T; the first and the last are of first order.
-        choice_at: the choice for a time.
-        grid: the moments to visit; see :func:`eecompile.programs.grids.points`.
-        clip: bounds of the predicted data, or None.
-
-    Raises:
-        UsageError: ``steps`` or ``grid`` is out of range.
     """
     visited = points(process, steps, grid)
     tape = Tape(process, choice_at, visited[0], clip)
@@ -66,16 +59,8 @@ def dpmpp_3m(
     than 15.
 
     Args:
-        process: of any family.
-        steps: number of steps, 1 to T.
-        choice_at: the choice for a time.
         halved: take half the second derivative, as the authors' code and diffusers do,
             which is of second order; False is of third.
-        grid: the moments to visit; see :func:`eecompile.programs.grids.points`.
-        clip: bounds of the predicted data, or None.
-
-    Raises:
-        UsageError: ``steps`` or ``grid`` is out of range.
     """
     visited = points(process, steps, grid)
     tape = Tape(process, choice_at, visited[0], clip)

@@ -37,14 +37,7 @@ def dpmpp_2m_sde(
     """Stochastic; one evaluation a step; two predictions a step.
 
     Args:
-        process: of any family.
         steps: number of steps, 1 to T; the first and the last read one prediction.
-        choice_at: the choice for a time.
-        grid: the moments to visit; see :func:`eecompile.programs.grids.points`.
-        clip: bounds of the predicted data, or None.
-
-    Raises:
-        UsageError: ``steps`` or ``grid`` is out of range.
     """
     visited = points(process, steps, grid)
     tape = Tape(process, choice_at, visited[0], clip)

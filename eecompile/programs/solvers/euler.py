@@ -23,18 +23,7 @@ def euler(
     grid: Grid = "trailing",
     clip: tuple[float, float] | None = None,
 ) -> Program:
-    """First order; one evaluation a step; deterministic.
-
-    Args:
-        process: of any family.
-        steps: number of steps, 1 to T.
-        choice_at: the choice for a time.
-        grid: the moments to visit; see :func:`eecompile.programs.grids.points`.
-        clip: bounds of the predicted data, or None.
-
-    Raises:
-        UsageError: ``steps`` or ``grid`` is out of range.
-    """
+    """First order; one evaluation a step; deterministic."""
     visited = points(process, steps, grid)
     tape = Tape(process, choice_at, visited[0], clip)
     for now, after in intervals(visited):

@@ -29,12 +29,7 @@ def euler_ancestral(
     """Stochastic; one evaluation a step; at ``eta`` 1 as DDPM with ``fixed_small``.
 
     Args:
-        process: of any family.
-        steps: number of steps, 1 to T.
-        choice_at: the choice for a time.
         eta: share of DDPM's noise, 0 to 1.
-        grid: the moments to visit; see :func:`eecompile.programs.grids.points`.
-        clip: bounds of the predicted data, or None.
 
     Raises:
         UsageError: ``eta``, ``steps`` or ``grid`` is out of range.

@@ -35,9 +35,6 @@ def euler_maruyama(
         process: of family diffusion.
         steps: number of steps, 1 to T. The last one, which ends at the data one timestep
             before t = 0, adds no noise.
-        choice_at: the choice for a time.
-        grid: the moments to visit; see :func:`eecompile.programs.grids.points`.
-        clip: bounds of the predicted data, or None.
 
     Raises:
         UsageError: ``steps`` or ``grid`` is out of range, or the family is another.

@@ -26,10 +26,6 @@ def flow_heun(
 
     Args:
         process: of family flow.
-        steps: number of steps, 1 to T.
-        choice_at: the choice for a time.
-        grid: the moments to visit; see :func:`eecompile.programs.grids.points`.
-        clip: bounds of the predicted data, or None.
 
     Raises:
         UsageError: ``steps`` or ``grid`` is out of range, or the family is another.

@@ -39,14 +39,10 @@ def heun(
 
     Args:
         process: of family diffusion or edm.
-        steps: number of steps, 1 to T.
-        choice_at: the choice for a time.
         churn: noise added on the way, over all steps (S_churn in the paper). None is
             added before the first step, which starts from noise.
         churn_range: ``sigma / alpha`` within which it is (S_tmin, S_tmax).
         churn_scale: deviation of that noise, about 1 (S_noise).
-        grid: the moments to visit; see :func:`eecompile.programs.grids.points`.
-        clip: bounds of the predicted data, or None.
 
     Raises:
         UsageError: an argument is out of range, or the family is another.

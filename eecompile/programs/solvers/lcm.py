@@ -35,10 +35,8 @@ def lcm(
     Args:
         process: of family diffusion.
         steps: number of steps; 1 to ``distilled``, or to T with a grid.
-        choice_at: the choice for a time.
         distilled: number of times at which the network was distilled, 1 to T.
         grid: the moments to visit; None takes some of those times, evenly, from the last.
-        clip: bounds of the predicted data, or None.
 
     Raises:
         UsageError: ``steps``, ``distilled`` or ``grid`` is out of range, or the family is

@@ -45,10 +45,7 @@ def pndm(
 
     Args:
         process: of family diffusion or edm.
-        steps: number of steps, 1 to T.
-        choice_at: the choice for a time.
         grid: the moments to visit; the method takes them for evenly spaced in time.
-        clip: bounds of the predicted data, or None.
 
     Raises:
         UsageError: ``steps`` or ``grid`` is out of range, or the family is another.

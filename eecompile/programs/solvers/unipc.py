@@ -39,12 +39,8 @@ def unipc(
     """One evaluation a step; deterministic. As diffusers' ``bh2`` with ``predict_x0``.
 
     Args:
-        process: of any family.
         steps: number of steps, 1 to T; the first and last are of lower order.
-        choice_at: the choice for a time.
         order: of the predictor, 1 to 3; the corrector's is one more.
-        grid: the moments to visit; see :func:`eecompile.programs.grids.points`.
-        clip: bounds of the predicted data, or None.
 
     Raises:
         UsageError: ``order``, ``steps`` or ``grid`` is out of range.

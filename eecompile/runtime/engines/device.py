@@ -5,43 +5,22 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import numpy as np
 
 from eecompile.arrays import Array, Inputs
 from eecompile.errors import BackendError
-from eecompile.handle import Handle
 from eecompile.programs.interface import Interface
 from eecompile.runtime.cuda.device import CudaDevice, Device, open_device
+from eecompile.runtime.protocol import Engine
 from eecompile.runtime.trajectory.device import DeviceTrajectory, arena_of
-from eecompile.runtime.trajectory.host import Plan
+from eecompile.runtime.trajectory.plan import Plan
 
-__all__ = ["DeviceEngine", "borrowed_device", "shares_device"]
-
-
-@contextmanager
-def borrowed_device(beside: object) -> Iterator[CudaDevice]:
-    """The GPU of the engine ``beside``, or a GPU newly opened if that has none.
-
-    It stays open, unless what is done within fails and it was opened for that.
-    """
-    if shares_device(beside):
-        yield beside.device  # type: ignore[attr-defined]
-        return
-    device = open_device()
-    try:
-        yield device
-    except BaseException:
-        device.close()
-        raise
+__all__ = ["DeviceEngine", "shared_device"]
 
 
-def shares_device(beside: object) -> bool:
-    """Whether an engine has a GPU that another can use too."""
-    return isinstance(beside, DeviceEngine)
-
-
-class DeviceEngine(Handle):
+class DeviceEngine(Engine):
     """An engine whose work is queued on a GPU; may be used from several threads.
 
     Evaluations and trajectories of one engine are queued on one stream, so they may share
@@ -55,12 +34,11 @@ class DeviceEngine(Handle):
         max_batch: largest batch that it takes.
 
     Attributes:
-        exits: depths that it evaluates, ascending.
-        concurrent: false: one evaluation waits for the other.
         owns_device: whether the GPU's memory goes when the engine is closed.
     """
 
     concurrent = False
+    runs_trajectories = True
     owns_device = True
 
     def __init__(
@@ -101,7 +79,7 @@ class DeviceEngine(Handle):
         return False
 
     def evaluate(self, depth: int, x: Array, t: Array, conditions: Inputs) -> Sequence[Array]:
-        """The outputs at ``depth``; see :meth:`eecompile.runtime.engine.Engine.evaluate`."""
+        """The outputs at ``depth``; see :meth:`eecompile.runtime.protocol.Engine.evaluate`."""
         if len(x) > self.max_batch:
             raise BackendError(
                 found=f"a batch of {len(x)}",
@@ -129,6 +107,10 @@ class DeviceEngine(Handle):
                 self.device.release(base)
         return results
 
+    def member(self, name: str) -> DeviceEngine:
+        """The engine itself, which has no members."""
+        return self
+
     def trajectory(self, plan: Plan) -> DeviceTrajectory:
         """A trajectory whose buffers stay on the GPU.
 
@@ -142,3 +124,20 @@ class DeviceEngine(Handle):
         """Release the engine's memory, and its trajectories' with it."""
         if self.owns_device:
             self.device.close()
+
+
+@contextmanager
+def shared_device(engine: Engine | None) -> Iterator[CudaDevice]:
+    """The GPU of an engine, or a GPU newly opened if that has none.
+
+    It stays open, unless what is done within fails and it was opened for that.
+    """
+    if isinstance(engine, DeviceEngine):
+        yield cast(CudaDevice, engine.device)
+        return
+    device = open_device()
+    try:
+        yield device
+    except BaseException:
+        device.close()
+        raise

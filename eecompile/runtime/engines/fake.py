@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from eecompile.arrays import Array, Inputs
-from eecompile.handle import Handle
+from eecompile.runtime.protocol import Engine
 
 __all__ = ["FakeEngine"]
 
 Predict = Callable[[int, Array, Array, Inputs], Array | Sequence[Array]]
 
 
-class FakeEngine(Handle):
+class FakeEngine(Engine):
     """Evaluates ``predict(depth, x, t, conditions)``.
 
     Args:
@@ -35,7 +35,7 @@ class FakeEngine(Handle):
         self._predict = predict
 
     def evaluate(self, depth: int, x: Array, t: Array, conditions: Inputs) -> Sequence[Array]:
-        """The outputs at ``depth``; see :meth:`eecompile.runtime.engine.Engine.evaluate`."""
+        """The outputs at ``depth``; see :meth:`eecompile.runtime.protocol.Engine.evaluate`."""
         self.calls.append((depth, len(x)))
         made = self._predict(depth, x, t, conditions)
         outputs = (made,) if isinstance(made, np.ndarray) else made

@@ -2,50 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from eecompile.arrays import Array, Inputs
 from eecompile.errors import UsageError
-from eecompile.handle import Handle
 from eecompile.runtime.cuda.device import Device
-from eecompile.runtime.engine import Engine
 from eecompile.runtime.engines.device import DeviceEngine
+from eecompile.runtime.protocol import Engine
 from eecompile.runtime.trajectory.device import DeviceTrajectory
-from eecompile.runtime.trajectory.host import Plan
+from eecompile.runtime.trajectory.plan import Plan
 
 __all__ = ["DeviceGroup", "EngineGroup", "grouped"]
 
 
-class EngineGroup(Handle):
+class EngineGroup(Engine):
     """Engines of the same network; the first is the one that is asked unless another is named.
 
     Args:
-        engines: by name; the group closes them.
+        members: by name; the group closes them.
 
     Attributes:
-        engines: by name, in the order in which they were opened.
-        exits: depths that they evaluate, ascending.
+        members: by name, in the order in which they were opened.
         precision: of each, for messages.
         max_batch: largest batch that all of them take.
-        concurrent: whether threads may evaluate side by side.
+        concurrent: whether threads may evaluate side by side in all of them.
     """
 
-    def __init__(self, engines: Mapping[str, Engine]) -> None:
-        self.engines = dict(engines)
-        members = list(self.engines.values())
-        self.first = members[0]
+    def __init__(self, members: Mapping[str, Engine]) -> None:
+        self.members = dict(members)
+        engines = list(self.members.values())
+        self.first = engines[0]
         self.exits = self.first.exits
-        self.precision = " and ".join(dict.fromkeys(each.precision for each in members))
-        self.max_batch = min(each.max_batch for each in members)
-        self.concurrent = all(getattr(each, "concurrent", True) for each in members)
+        self.precision = " and ".join(dict.fromkeys(each.precision for each in engines))
+        self.max_batch = min(each.max_batch for each in engines)
+        self.concurrent = all(each.concurrent for each in engines)
 
     def evaluate(self, depth: int, x: Array, t: Array, conditions: Inputs) -> Sequence[Array]:
-        """The first engine's outputs; see :meth:`eecompile.runtime.engine.Engine.evaluate`."""
+        """The first engine's outputs; see :meth:`eecompile.runtime.protocol.Engine.evaluate`."""
         return self.first.evaluate(depth, x, t, conditions)
+
+    def bind(
+        self, x: Array, t: Array, conditions: Inputs, outputs: Sequence[Array]
+    ) -> Callable[[int], None]:
+        """The first engine's evaluation on fixed arrays; see :meth:`Engine.bind`."""
+        return self.first.bind(x, t, conditions, outputs)
 
     def close(self) -> None:
         """Release all engines, the first one last: others may use its GPU."""
-        for engine in reversed(self.engines.values()):
+        for engine in reversed(list(self.members.values())):
             engine.close()
 
 
@@ -56,10 +60,17 @@ class DeviceGroup(EngineGroup):
         device: the GPU, which belongs to the first engine.
     """
 
-    def __init__(self, engines: Mapping[str, DeviceEngine]) -> None:
-        super().__init__(engines)
-        self.members = list(engines.values())
-        self.device: Device = self.members[0].device
+    members: dict[str, DeviceEngine]
+    first: DeviceEngine
+    runs_trajectories = True
+
+    def __init__(self, members: Mapping[str, DeviceEngine]) -> None:
+        super().__init__(members)
+        self.device: Device = self.first.device
+
+    def member(self, name: str) -> DeviceEngine:
+        """The member of that name, or the first engine."""
+        return self.members.get(name, self.first)
 
     def enqueue(
         self,
@@ -69,11 +80,11 @@ class DeviceGroup(EngineGroup):
         outputs: Sequence[int],
     ) -> None:
         """Queue an evaluation of the first engine."""
-        self.members[0].enqueue(depth, batch, inputs, outputs)
+        self.first.enqueue(depth, batch, inputs, outputs)
 
     def settle(self) -> bool:
         """Whether evaluations of all can now be recorded in a CUDA graph."""
-        settled = [member.settle() for member in self.members]  # each has work to do then
+        settled = [member.settle() for member in self.members.values()]  # each has work to do then
         return all(settled)
 
     def trajectory(self, plan: Plan) -> DeviceTrajectory:

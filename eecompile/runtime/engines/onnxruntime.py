@@ -1,4 +1,4 @@
-"""The ONNX Runtime backend on the CPU; for GPUs, see runtime/onnxruntime_cuda.py."""
+"""The ONNX Runtime backend on the CPU; for GPUs, see engines/onnxruntime_cuda.py."""
 
 from __future__ import annotations
 
@@ -11,33 +11,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eecompile.arrays import Array, Inputs
-from eecompile.errors import BackendError
-from eecompile.handle import Handle
-from eecompile.store.bundle import EngineManifest, ExitPlan, Segment
-from eecompile.store.target import Target
+from eecompile.runtime.engines._onnxruntime import (
+    PROVIDERS,
+    import_onnxruntime,
+    open_session,
+    provider,
+    session_options,
+)
+from eecompile.runtime.protocol import Engine
+from eecompile.store.bundle import EngineManifest, ExitPlan
 
 if TYPE_CHECKING:
     import onnxruntime
 
-    from eecompile.runtime.engine import Engine
-
-__all__ = ["PROVIDERS", "OnnxRuntimeEngine", "open_backend", "provider"]
-
-PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-}
-"""ONNX Runtime's execution providers, by the target's ``options.provider``."""
-
-
-def provider(target: Target) -> str:
-    """The target's execution provider, by our name; ``cpu`` unless it says otherwise."""
-    return str(target.options.get("provider", "cpu"))
+__all__ = ["OnnxRuntimeEngine", "open_backend"]
 
 
 def open_backend(
-    folder: Path, manifest: EngineManifest, threads: int, beside: Engine | None = None
+    folder: Path, manifest: EngineManifest, threads: int, share_device_with: Engine | None = None
 ) -> Engine:
     """The engine of an engine set whose files have been checked.
 
@@ -48,47 +39,19 @@ def open_backend(
     if provider(manifest.target) != "cpu":
         from eecompile.runtime.engines.onnxruntime_cuda import open_cuda
 
-        return open_cuda(folder, manifest, threads, beside)
+        return open_cuda(folder, manifest, threads, share_device_with)
     return OnnxRuntimeEngine(folder, manifest, threads)
 
 
-_pool = Lock()
-_shared: list[int] = []  # threads of the process's one pool, once there is one
+_lock = Lock()
 _arena: list[bool] = []  # whether the process's one pool of memory has been asked for
 
 
-def share_pool(threads: int) -> None:
-    """Let this process's ONNX Runtime have one thread pool for all sessions.
-
-    ONNX Runtime has one such pool a process, made before its first session; the number of
-    threads cannot be changed afterwards.
-
-    Args:
-        threads: of the pool; 0 for the physical cores.
-
-    Raises:
-        BackendError: onnxruntime is missing, or has begun to work without such a pool.
-    """
-    runtime = _import_onnxruntime()
-    with _pool:
-        if _shared:
-            return
-        try:
-            runtime.set_global_thread_pool_sizes(threads, 1)
-        except Exception as error:
-            raise BackendError(
-                found=f"an onnxruntime that refuses a shared pool ({error})",
-                expected="one that has not opened a session yet",
-                remedy="open the engine set before other models, or without shared_pool",
-            ) from error
-        _shared.append(threads)
-
-
-class OnnxRuntimeEngine(Handle):
+class OnnxRuntimeEngine(Engine):
     """Runs an exit's segments in order; tensors between them are not copied."""
 
     def __init__(self, folder: Path, manifest: EngineManifest, threads: int) -> None:
-        runtime = _import_onnxruntime()
+        runtime = import_onnxruntime()
         self.exits = manifest.interface.exits
         self.precision: str = manifest.target.precision
         self.max_batch = manifest.target.batch.max
@@ -97,11 +60,12 @@ class OnnxRuntimeEngine(Handle):
         self._segments = manifest.segments
         options = _options(runtime, threads)
         self._sessions = [
-            _session(runtime, folder, segment, options, manifest) for segment in manifest.segments
+            open_session(runtime, folder, segment, options, manifest, [PROVIDERS["cpu"]])
+            for segment in manifest.segments
         ]
 
     def evaluate(self, depth: int, x: Array, t: Array, conditions: Inputs) -> Sequence[Array]:
-        """The outputs at ``depth``; see :meth:`eecompile.runtime.engine.Engine.evaluate`."""
+        """The outputs at ``depth``; see :meth:`eecompile.runtime.protocol.Engine.evaluate`."""
         outputs = [np.empty_like(x) for _ in self._plans[depth].outputs]
         self.bind(x, t, conditions, outputs)(depth)
         return outputs
@@ -113,7 +77,7 @@ class OnnxRuntimeEngine(Handle):
         conditions: Inputs,
         outputs: Sequence[Array],
     ) -> Callable[[int], None]:
-        """An evaluation on fixed arrays; see :class:`eecompile.runtime.engine.Bindable`."""
+        """An evaluation on fixed arrays; see :meth:`eecompile.runtime.protocol.Engine.bind`."""
         inputs = {"x": x, "t": t, **conditions}
         return _Bound(self, {n: np.ascontiguousarray(a) for n, a in inputs.items()}, outputs)
 
@@ -172,34 +136,10 @@ class _Bound:
         return bindings
 
 
-def _import_onnxruntime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise BackendError(
-            found=f"no usable package onnxruntime ({error})",
-            expected="it, to run this engine set",
-            remedy="pip install 'eecompile[cpu]'",
-        ) from error
-    return onnxruntime
-
-
 def _options(runtime: Any, threads: int) -> onnxruntime.SessionOptions:
-    options = runtime.SessionOptions()
-    # Fusions were made at build time; what is left is the layout for this processor.
-    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 4  # what fails is raised, not printed
+    options = session_options(runtime, threads)
     _share_memory(runtime)
     options.add_session_config_entry("session.use_env_allocators", "1")
-    if _shared:
-        options.use_per_session_threads = False
-        return options
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # Threads spin within a run and sleep between runs: those of an idle session would
-    # take the cores from the one that works. A pool that all sessions share would do as
-    # well, but onnxruntime then refuses sessions of the host that have their own.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
 
 
@@ -209,7 +149,7 @@ def _share_memory(runtime: Any) -> None:
     Each would keep its own otherwise, though only one of an evaluation works at a time.
     The pool is the process's; sessions of the host do not use it unless they ask.
     """
-    with _pool:
+    with _lock:
         if _arena:
             return
         kind, memory = runtime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, runtime.OrtMemType.DEFAULT
@@ -220,25 +160,3 @@ def _share_memory(runtime: Any) -> None:
                 info, runtime.OrtArenaCfg({"arena_extend_strategy": 1})
             )
         _arena.append(True)
-
-
-def _session(
-    runtime: Any,
-    folder: Path,
-    segment: Segment,
-    options: onnxruntime.SessionOptions,
-    manifest: EngineManifest,
-) -> onnxruntime.InferenceSession:
-    try:
-        path = str(folder / segment.file)
-        session: onnxruntime.InferenceSession = runtime.InferenceSession(
-            path, options, providers=[PROVIDERS["cpu"]]
-        )
-    except Exception as error:  # onnxruntime's errors share no base class
-        raise BackendError(
-            found=f"{segment.file}, built with onnxruntime {manifest.versions['onnxruntime']}, "
-            f"refused by onnxruntime {runtime.__version__} ({' '.join(str(error).split())[:300]})",
-            expected="a segment that it can load",
-            remedy="build the engine set again on this machine",
-        ) from error
-    return session

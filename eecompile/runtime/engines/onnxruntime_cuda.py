@@ -11,16 +11,23 @@ import numpy as np
 from eecompile.errors import BackendError
 from eecompile.measure.machine import gpus
 from eecompile.runtime.cuda.device import CudaDevice
-from eecompile.runtime.engine import Engine
-from eecompile.runtime.engines.device import DeviceEngine, borrowed_device, shares_device
-from eecompile.runtime.engines.onnxruntime import PROVIDERS, _import_onnxruntime, provider
+from eecompile.runtime.engines._onnxruntime import (
+    PROVIDERS,
+    import_onnxruntime,
+    one_line,
+    open_session,
+    provider,
+    session_options,
+)
+from eecompile.runtime.engines.device import DeviceEngine, shared_device
+from eecompile.runtime.protocol import Engine
 from eecompile.store.bundle import EngineManifest, ExitPlan, Segment
 
 __all__ = ["OnnxRuntimeCudaEngine", "open_cuda"]
 
 
 def open_cuda(
-    folder: Path, manifest: EngineManifest, threads: int, beside: Engine | None = None
+    folder: Path, manifest: EngineManifest, threads: int, share_device_with: Engine | None = None
 ) -> OnnxRuntimeCudaEngine:
     """The engine of an engine set whose files have been checked.
 
@@ -28,12 +35,12 @@ def open_cuda(
         folder: of the engine set.
         manifest: of the engine set, whose provider is not ``cpu``.
         threads: for operators that the provider leaves to the CPU.
-        beside: an engine whose stream is used too, if it has one.
+        share_device_with: an engine whose stream is used too, if it has one.
 
     Raises:
         BackendError: onnxruntime, its provider or a GPU is missing, or it refuses a segment.
     """
-    runtime = _import_onnxruntime()
+    runtime = import_onnxruntime()
     wanted = PROVIDERS[provider(manifest.target)]
     if wanted not in runtime.get_available_providers():
         raise BackendError(
@@ -48,9 +55,9 @@ def open_cuda(
             remedy="run the engines on a machine with a GPU and its driver, or build for the "
             "CPU (engines/cpu.toml)",
         )
-    with borrowed_device(beside) as device, device.using():
+    with shared_device(share_device_with) as device, device.using():
         engine = OnnxRuntimeCudaEngine(folder, manifest, runtime, device, threads)
-    engine.owns_device = not shares_device(beside)
+    engine.owns_device = not isinstance(share_device_with, DeviceEngine)
     return engine
 
 
@@ -84,10 +91,10 @@ class OnnxRuntimeCudaEngine(DeviceEngine):
         self._segments = manifest.segments
         if hasattr(runtime, "preload_dlls"):
             runtime.preload_dlls()  # of the nvidia-* packages, which no search path names
-        options = _options(runtime, threads)
+        options = session_options(runtime, threads)
         self._sessions = [
-            _session(runtime, folder, segment, options, _providers(manifest, segment, device))
-            for segment in self._segments
+            open_session(runtime, folder, segment, options, manifest, providers)
+            for segment, providers in ((s, _providers(manifest, s, device)) for s in self._segments)
         ]
 
     def enqueue(
@@ -118,7 +125,7 @@ class OnnxRuntimeCudaEngine(DeviceEngine):
                 session.run_with_iobinding(binding)
             except Exception as error:  # onnxruntime's errors share no base class
                 raise BackendError(
-                    found=f"exit {depth} failing with a batch of {batch[0]} ({_line(error)})",
+                    found=f"exit {depth} failing with a batch of {batch[0]} ({one_line(error)})",
                     expected="an evaluation",
                     remedy="free GPU memory if that is what it lacks, or check the conditions' "
                     "values",
@@ -152,7 +159,7 @@ def _providers(manifest: EngineManifest, segment: Segment, device: CudaDevice) -
 
 
 def _of_tensorrt(manifest: EngineManifest, segment: Segment) -> dict[str, str]:
-    """What the TensorRT provider must know besides: the precision, and the batch sizes.
+    """Provider options for TensorRT: precision and optimisation-profile shapes.
 
     Without those sizes it builds again for every size that it meets; they are known where
     a segment reads nothing but the network's inputs.
@@ -168,40 +175,3 @@ def _of_tensorrt(manifest: EngineManifest, segment: Segment) -> dict[str, str]:
                 f"{each}:{'x'.join(map(str, (size, *shapes[each])))}" for each in segment.inputs
             )
     return options
-
-
-def _options(runtime: Any, threads: int) -> Any:
-    options = runtime.SessionOptions()
-    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # what fails is raised, not printed
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    return options
-
-
-def _session(
-    runtime: Any, folder: Path, segment: Segment, options: Any, providers: Sequence[Any]
-) -> Any:
-    wanted = providers[0][0]
-    try:
-        path = str(folder / segment.file)
-        session = runtime.InferenceSession(path, options, providers=list(providers))
-    except Exception as error:  # onnxruntime's errors share no base class
-        raise BackendError(
-            found=f"{segment.file} refused by onnxruntime {runtime.__version__} ({_line(error)})",
-            expected=f"a segment that {wanted} can load",
-            remedy="free GPU memory if that is what it lacks, or build the engine set again on "
-            "this machine",
-        ) from error
-    if session.get_providers()[0] != wanted:  # it falls back to the CPU without an error
-        raise BackendError(
-            found=f"{wanted} that does not start on this machine",
-            expected="an NVIDIA GPU with a driver for that onnxruntime's CUDA",
-            remedy="run 'eecompile doctor', which says what is missing",
-        )
-    return session
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -15,8 +15,7 @@ import numpy as np
 
 from eecompile.arrays import AnyArray, Array, Inputs
 from eecompile.errors import BackendError
-from eecompile.handle import Handle
-from eecompile.runtime.engine import Engine
+from eecompile.runtime.protocol import Engine
 from eecompile.store.bundle import EngineManifest, ExitPlan, Segment
 
 __all__ = [
@@ -36,7 +35,7 @@ _TELEMETRY = "openvino_telemetry"
 
 
 def open_backend(
-    folder: Path, manifest: EngineManifest, threads: int, beside: Engine | None = None
+    folder: Path, manifest: EngineManifest, threads: int, share_device_with: Engine | None = None
 ) -> OpenvinoEngine:
     """The engine of an engine set whose files have been checked; it shares nothing.
 
@@ -47,7 +46,7 @@ def open_backend(
     return OpenvinoEngine(folder, manifest, threads)
 
 
-class OpenvinoEngine(Handle):
+class OpenvinoEngine(Engine):
     """Runs an exit's segments in order; no tensor is copied on the way.
 
     Batches of the sizes that the engine set has further blobs for run on models of that size
@@ -89,7 +88,7 @@ class OpenvinoEngine(Handle):
             return self._fixed[index, batch] or self._models[index]
 
     def evaluate(self, depth: int, x: Array, t: Array, conditions: Inputs) -> Sequence[Array]:
-        """The outputs at ``depth``; see :meth:`eecompile.runtime.engine.Engine.evaluate`."""
+        """The outputs at ``depth``; see :meth:`eecompile.runtime.protocol.Engine.evaluate`."""
         outputs = [np.empty(x.shape, np.float32) for _ in self._plans[depth].outputs]
         self.bind(x, t, conditions, outputs)(depth)
         return outputs
@@ -101,7 +100,7 @@ class OpenvinoEngine(Handle):
         conditions: Inputs,
         outputs: Sequence[Array],
     ) -> Callable[[int], None]:
-        """An evaluation on fixed arrays; see :class:`eecompile.runtime.engine.Bindable`."""
+        """An evaluation on fixed arrays; see :meth:`eecompile.runtime.protocol.Engine.bind`."""
         given = {"x": x, "t": t, **conditions}
         return _Bound(self, {n: np.require(a, None, ("C", "W")) for n, a in given.items()}, outputs)
 

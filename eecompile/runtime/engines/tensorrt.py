@@ -21,8 +21,8 @@ from eecompile.errors import BackendError
 from eecompile.measure.machine import gpus
 from eecompile.runtime.cuda.device import CudaDevice
 from eecompile.runtime.cuda.kernel_cache import KernelCache
-from eecompile.runtime.engine import Engine
-from eecompile.runtime.engines.device import DeviceEngine, borrowed_device, shares_device
+from eecompile.runtime.engines.device import DeviceEngine, shared_device
+from eecompile.runtime.protocol import Engine
 from eecompile.store.bundle import EngineManifest, ExitPlan, Segment
 from eecompile.store.target import Target
 
@@ -49,7 +49,7 @@ _BUILD_AGAIN = "build the engine set again with the library that is installed he
 
 
 def open_backend(
-    folder: Path, manifest: EngineManifest, threads: int, beside: Engine | None = None
+    folder: Path, manifest: EngineManifest, threads: int, share_device_with: Engine | None = None
 ) -> TensorrtEngine:
     """The engine of an engine set whose files have been checked.
 
@@ -57,8 +57,8 @@ def open_backend(
         folder: of the engine set.
         manifest: of the engine set.
         threads: of no use on a GPU.
-        beside: an engine whose stream and memory for activations are used too, if it has
-            any.
+        share_device_with: an engine whose stream and memory for activations are used too,
+            if it has any.
 
     Raises:
         BackendError: a package or a GPU is missing, they are not those that the plans were
@@ -73,12 +73,12 @@ def open_backend(
             remedy="run them on a machine with a GPU and its driver, or build for the CPU "
             "(engines/cpu.toml); 'eecompile doctor' says what runs here",
         )
-    with borrowed_device(beside) as device:
+    with shared_device(share_device_with) as device:
         check_gpu(device.name, device.compute_capability, manifest)
         with device.using():
-            made = TensorrtEngine(folder, manifest, library, device, beside)
-    made.owns_device = not shares_device(beside)
-    return made
+            opened = TensorrtEngine(folder, manifest, library, device, share_device_with)
+    opened.owns_device = not isinstance(share_device_with, DeviceEngine)
+    return opened
 
 
 def import_library(target: Target) -> Any:
@@ -202,8 +202,8 @@ class TensorrtEngine(DeviceEngine):
         manifest: of the engine set.
         library: ``tensorrt``, its lean runtime, or ``tensorrt_rtx``.
         device: the GPU, in use by this thread; the engine closes it.
-        beside: an engine on the same stream, whose memory for activations serves as well
-            where it is large enough.
+        share_device_with: an engine on the same stream, whose memory for activations serves
+            as well where it is large enough.
     """
 
     device: CudaDevice
@@ -214,7 +214,7 @@ class TensorrtEngine(DeviceEngine):
         manifest: EngineManifest,
         library: Any,
         device: CudaDevice,
-        beside: Engine | None = None,
+        share_device_with: Engine | None = None,
     ) -> None:
         target = manifest.target
         super().__init__(device, manifest.interface, target.precision, target.batch.max)
@@ -232,9 +232,10 @@ class TensorrtEngine(DeviceEngine):
         needed = max(engine.device_memory_size_v2 for engine in self._engines)
         self._activation_bytes = max(needed, 256)
         self._activations: int
-        if isinstance(beside, TensorrtEngine) and beside._activation_bytes >= needed:
-            self._activation_bytes = beside._activation_bytes
-            self._activations = beside._activations
+        other = share_device_with
+        if isinstance(other, TensorrtEngine) and other._activation_bytes >= needed:
+            self._activation_bytes = other._activation_bytes
+            self._activations = other._activations
         else:
             self._activations = device.allocate(self._activation_bytes)
         self._between = self._rooms()

@@ -13,13 +13,22 @@ import numpy as np
 
 from eecompile.arrays import AnyArray, Array, Inputs
 from eecompile.errors import UsageError
-from eecompile.handle import Handle
-from eecompile.programs.program import Step, Term
 from eecompile.runtime.cuda.device import Device, Graph
-from eecompile.runtime.trajectory.host import Plan, Rows, non_finite
+from eecompile.runtime.trajectory.lowering import (
+    Check,
+    Draw,
+    Evaluate,
+    Guide,
+    Operation,
+    Spread,
+    Sum,
+    lowered,
+    non_finite,
+)
 from eecompile.runtime.trajectory.noise import NoiseSource
+from eecompile.runtime.trajectory.plan import Plan, Rows, Trajectory
 
-__all__ = ["DeviceTrajectory", "Evaluator", "arena_of"]
+__all__ = ["DeviceEvaluator", "DeviceTrajectory", "arena_of"]
 
 LOG = logging.getLogger("eecompile.runtime")
 NOISE_BYTES = 256 << 20
@@ -30,11 +39,15 @@ _OF_OUTPUT, _OF_STATE = 0, 1  # where the first step with NaN or infinity is not
 _ALIGNED = 256  # bytes; TensorRT asks for it
 
 
-class Evaluator(Protocol):
-    """What a trajectory needs of an engine; see :mod:`eecompile.runtime.engines.device`."""
+class DeviceEvaluator(Protocol):
+    """What a trajectory reads of an engine; see :mod:`eecompile.runtime.engines.device`."""
 
     device: Device
     precision: str
+
+    def member(self, name: str) -> DeviceEvaluator:
+        """See :meth:`eecompile.runtime.protocol.Engine.member`."""
+        ...
 
     def enqueue(
         self,
@@ -60,8 +73,8 @@ def arena_of(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
     return offsets, max(total, _ALIGNED)
 
 
-class DeviceTrajectory(Handle):
-    """Buffers for a plan on a GPU; see :class:`eecompile.runtime.trajectory.host.Trajectory`.
+class DeviceTrajectory(Trajectory):
+    """Buffers for a plan on a GPU; see :class:`eecompile.runtime.trajectory.plan.Trajectory`.
 
     The first :meth:`run` queues every step, then records all as a CUDA graph, which later
     ones replay: one graph, or several where the noise of all steps would take more than
@@ -76,7 +89,7 @@ class DeviceTrajectory(Handle):
         UsageError: the plan's shape has no elements.
     """
 
-    def __init__(self, engine: Evaluator, plan: Plan) -> None:
+    def __init__(self, engine: DeviceEvaluator, plan: Plan) -> None:
         if not math.prod(plan.shape):
             raise UsageError(
                 found=f"samples of shape {list(plan.shape)}",
@@ -87,16 +100,16 @@ class DeviceTrajectory(Handle):
         self._engine, self._device = engine, engine.device
         self._row = math.prod(plan.shape)
         self._count = plan.size * self._row
-        steps = plan.program.steps
-        self._noisy = [index for index, step in enumerate(steps) if step.reads_noise]
-        self._room = min(len(self._noisy), max(1, NOISE_BYTES // (4 * self._count)))
+        lower = lowered(plan)
+        self._steps, self._draws = lower.steps, lower.draws
+        self._room = min(len(self._draws), max(1, NOISE_BYTES // (4 * self._count)))
         self._parts = tuple(self._divided())
         self._graphs: dict[range, Graph | None] = {}  # None: it cannot be captured
         self._noise = NoiseSource(plan.size, plan.shape)
         self._seeds, self._samples = [0] * plan.size, [0] * plan.size
         self._last = 0
         self._closed = False
-        offsets, total = arena_of(self._sizes())
+        offsets, total = arena_of(self._sizes(lower.buffers))
         with self._device.using():
             self._base = self._device.allocate(total)
         self._places = {name: self._base + offset for name, offset in offsets.items()}
@@ -205,12 +218,12 @@ class DeviceTrajectory(Handle):
             )
         return self._device.using()
 
-    def _sizes(self) -> dict[str, int]:
+    def _sizes(self, buffers: Sequence[str]) -> dict[str, int]:
         """Bytes of every piece of memory, by name."""
         plan, interface = self.plan, self.plan.interface
-        steps, rows = plan.program.steps, plan.size + plan.guided
+        rows = plan.size + plan.guided
         state, batch = 4 * self._count, 4 * self._row * rows
-        sizes = {f"buffer {name}": state for name in plan.program.buffers}
+        sizes = dict.fromkeys(buffers, state)
         sizes |= {"input x": batch, "input t": 4 * rows, "scales": 4 * plan.guided, "first": 8}
         for name in interface.conditions:
             sizes[f"input {name}"] = rows * self._condition_bytes(name)
@@ -223,12 +236,11 @@ class DeviceTrajectory(Handle):
         if plan.apart:
             sizes |= {"single x": 4 * self._row, "single t": 4}
         sizes |= {f"noise {slot}": state for slot in range(self._room)}
-        if any(step.log_variances and step.reads_noise for step in steps):
-            sizes["deviated"] = state
-        sums = [step.input for step in steps]
-        sums += [update.terms for step in steps for update in step.updates]
-        if max(map(len, sums)) > _TERMS:
-            sizes["partial"] = state
+        for operation in (operation for step in self._steps for operation in step):
+            if isinstance(operation, Spread):
+                sizes["spread"] = state
+            if isinstance(operation, Sum) and len(operation.terms) > _TERMS:
+                sizes["partial"] = state
         return sizes
 
     def _condition_bytes(self, name: str) -> int:
@@ -254,22 +266,16 @@ class DeviceTrajectory(Handle):
 
     def _divided(self) -> Iterator[range]:
         """Ranges of steps, each with no more noise than there is room for."""
-        steps = len(self.plan.program.steps)
-        starts = [self._noisy[at] for at in range(self._room, len(self._noisy), self._room or 1)]
-        edges = [0, *starts, steps]
-        yield from (range(low, high) for low, high in pairwise(edges))
-
-    def _slot(self, index: int) -> str:
-        """Where the noise of a step lies."""
-        return f"noise {self._noisy.index(index) % self._room}"
+        starts = [index for index, order in self._draws if order and not order % self._room]
+        yield from (range(low, high) for low, high in pairwise([0, *starts, len(self._steps)]))
 
     def _draw(self, part: range) -> None:
         """Load the noise of some steps."""
-        for index in part:
-            if self.plan.program.steps[index].reads_noise:
+        for index, order in self._draws:
+            if index in part:
                 noise = self._noise.draw(self._seeds, self._samples, index + 1)
                 with self._using():
-                    self._device.upload(self._places[self._slot(index)], noise)
+                    self._device.upload(self._places[f"noise {order % self._room}"], noise)
 
     def _captured(self, part: range) -> Graph | None:
         if not self._engine.settle():
@@ -287,77 +293,60 @@ class DeviceTrajectory(Handle):
 
     def _enqueue(self, index: int) -> None:
         """Queue a step."""
-        step = self.plan.program.steps[index]
-        if step.chosen.evaluates:  # otherwise the outputs stay as they are
-            self._predict(index, step)
-        noise = self._scaled(index, step) if step.reads_noise else ""
-        for update in step.updates:
-            self._combine(
-                self._places[f"buffer {update.into}"], update.terms, noise, clip=update.clip
-            )
+        for operation in self._steps[index]:
+            self._execute(index, operation)
 
-    def _predict(self, index: int, step: Step) -> None:
-        """Queue an evaluation of the network, and the guidance of what it predicts."""
-        plan, launch = self.plan, self._device.launch
-        rows, acts = plan.rows(step), plan.acts(step)
-        x, first = self._places["input x"], self._places["output 0"]
-        guided = plan.guided * self._row if acts else 0
-        self._combine(x, step.input, "", twin=x + 4 * self._count, twins=guided)
-        launch("fill", rows, self._places["input t"], np.int64(rows), np.float32(step.timestep))
-        self._evaluate(step, rows)
-        for which in range(len(plan.interface.outputs)):
-            self._inspect(f"output {which}", rows, index, _OF_OUTPUT)
-        if acts:
-            launch(
-                "guide",
-                guided,
-                first,
-                first + 4 * self._count,
-                self._places["scales"],
-                np.int64(guided),
-                np.int64(self._row),
-                np.int64(self._guided_row()),
-            )
+    def _execute(self, index: int, operation: Operation) -> None:
+        """Queue an operation of a step."""
+        match operation:
+            case Sum():
+                self._combine(operation)
+            case Evaluate():
+                self._evaluate(operation)
+            case Check(output, rows):
+                self._inspect(f"output {output}", rows, index, _OF_OUTPUT)
+            case Guide(rows, channels):
+                self._guide(rows * self._row, channels)
+            case Draw(order):  # loaded before; see _draw
+                self._places["noise"] = self._places[f"noise {order % self._room}"]
+            case Spread(low, high):
+                self._spread(low, high)
 
-    def _guided_row(self) -> int:
-        """How many elements of a sample guidance acts on: those of the leading channels."""
-        shape, channels = self.plan.shape, self.plan.interface.sampling.guided_channels
-        if channels is None or not shape:
-            return self._row
-        return min(channels, shape[0]) * math.prod(shape[1:])
+    def _guide(self, count: int, channels: int | None) -> None:
+        """Queue guidance, which acts on the leading channels of each sample."""
+        row, shape, first = self._row, self.plan.shape, self._places["output 0"]
+        if channels is not None and shape:
+            row = min(channels, shape[0]) * math.prod(shape[1:])
+        self._device.launch(
+            "guide",
+            count,
+            first,
+            first + 4 * self._count,
+            self._places["scales"],
+            np.int64(count),
+            np.int64(self._row),
+            np.int64(row),
+        )
 
-    def _scaled(self, index: int, step: Step) -> str:
-        """Where the noise of a step lies, scaled by what the network chose if it does."""
-        slot = self._slot(index)
-        if step.log_variances is None:
-            return slot
-        low, high = step.log_variances
+    def _spread(self, low: float, high: float) -> None:
+        """Queue the scaling of the noise by what the network chose."""
         self._device.launch(
             "deviate",
             self._count,
-            self._places["deviated"],
-            self._places[slot],
+            self._places["spread"],
+            self._places["noise"],
             self._places["output 1"],
             np.int64(self._count),
             np.float32(low),
             np.float32(high - low),
         )
-        return "deviated"
 
-    def _combine(
-        self,
-        out: int,
-        terms: Sequence[Term],
-        noise: str,
-        *,
-        twin: int = 0,
-        twins: int = 0,
-        clip: tuple[float, float] | None = None,
-    ) -> None:
+    def _combine(self, operation: Sum) -> None:
         """Queue a sum, in its terms' order; what it reads may be what it writes."""
-        base = 0
+        terms, clip, out = operation.terms, operation.clip, self._places[operation.into]
+        repeated, base = operation.repeated * self._row, 0
         for low in range(0, len(terms), _TERMS):
-            some = [(self._address(term, noise), term.coefficient) for term in terms[low:][:_TERMS]]
+            some = [(self._places[place], factor) for place, factor in terms[low:][:_TERMS]]
             last = low + _TERMS >= len(terms)
             target = out if last else self._places["partial"]
             bounds = clip if last and clip is not None else (0.0, 0.0)
@@ -368,8 +357,8 @@ class DeviceTrajectory(Handle):
                 target,
                 base,
                 np.int64(self._count),
-                twin if last else 0,
-                np.int64(twins if last else 0),
+                out + 4 * self._count if last and repeated else 0,
+                np.int64(repeated if last else 0),
                 np.int32(last and clip is not None),
                 np.float32(bounds[0]),
                 np.float32(bounds[1]),
@@ -378,15 +367,17 @@ class DeviceTrajectory(Handle):
             )
             base = target
 
-    def _address(self, term: Term, noise: str) -> int:
-        known = {"output": "output 0", "noise": noise}
-        return self._places[known.get(term.buffer, f"buffer {term.buffer}")]
-
-    def _evaluate(self, step: Step, rows: int) -> None:
-        """Queue an evaluation of the first ``rows`` rows, or one of each."""
-        engine, depth = self._member(step), step.chosen.blocks
+    def _evaluate(self, operation: Evaluate) -> None:
+        """Queue an evaluation of the first rows, or one of each."""
+        engine, depth, rows = (
+            self._engine.member(operation.engine),
+            operation.depth,
+            operation.rows,
+        )
         names = ("x", "t", *self.plan.interface.conditions)
         count = len(self.plan.interface.outputs)
+        times = np.float32(operation.timestep)
+        self._device.launch("fill", rows, self._places["input t"], np.int64(rows), times)
         if not self.plan.apart:
             inputs = {name: self._places[f"input {name}"] for name in names}
             outputs = [self._places[f"output {which}"] for which in range(count)]
@@ -403,11 +394,6 @@ class DeviceTrajectory(Handle):
             engine.enqueue(depth, (1, *self.plan.shape), inputs, outputs)
             for which in range(count):
                 copy(self._places[f"output {which}"] + row * size, outputs[which], size)
-
-    def _member(self, step: Step) -> Evaluator:
-        """The engine that evaluates in a step: one of a group's, or the only one."""
-        members: Mapping[str, Evaluator] = getattr(self._engine, "engines", {})
-        return members.get(step.chosen.engine, self._engine)
 
     def _inspect(self, name: str, rows: int, step: int, which: int) -> None:
         """Queue a check of the first ``rows`` rows of an output, or of the state."""
@@ -429,4 +415,6 @@ class DeviceTrajectory(Handle):
             index = int(first[which])
             if index != _FINE:
                 step = self.plan.program.steps[index]
-                raise non_finite(index, step, self._member(step).precision, what)
+                raise non_finite(
+                    index, step, self._engine.member(step.chosen.engine).precision, what
+                )

@@ -1,144 +1,48 @@
-"""One batch of samples on its way through a program.
-
-A sampler divides what it is asked for into batches that the engine takes. Each becomes a
-trajectory: buffers for a program at one batch size, and the steps on them. On the host the
-buffers are numpy arrays; backends for GPUs bring trajectories of their own, whose buffers
-stay on the device.
-"""
+"""Trajectories on the host: their buffers are numpy arrays."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from functools import partial
 
-import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from eecompile.arrays import AnyArray, Array, Inputs
-from eecompile.errors import BackendError, EecompileError, NonFiniteError
-from eecompile.programs.interface import Interface
-from eecompile.programs.program import Program, Step, Term
-from eecompile.runtime.engine import Engine
+from eecompile.arrays import Array
+from eecompile.errors import BackendError, EecompileError
+from eecompile.runtime.trajectory.lowering import (
+    INPUT,
+    Check,
+    Draw,
+    Evaluate,
+    Guide,
+    Lowered,
+    Operation,
+    Spread,
+    Sum,
+    lowered,
+    non_finite,
+)
 from eecompile.runtime.trajectory.noise import NoiseSource
+from eecompile.runtime.trajectory.plan import Evaluator, Plan, Rows, Trajectory
 
-__all__ = ["HostTrajectory", "Plan", "Rows", "Trajectory", "non_finite"]
-
-_Call = tuple[Callable[..., object], tuple[AnyArray, ...], Array]
-# Of a step: rows to evaluate, their input, whether noise is read, updates.
-_Prepared = tuple[int, list[_Call], bool, list[_Call]]
+_Action = Callable[[], object]
+_Evaluation = Callable[[int], None]  # of the depth
 _SMALL = 8192  # elements of an output that one dot product checks
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What is static of a trajectory.
-
-    Attributes:
-        program: the steps; every depth is chosen.
-        interface: what the network takes and gives.
-        shape: of one sample.
-        size: number of samples, n.
-        guided: how many of them are guided, g; those are the first. Where guidance acts,
-            rows n to n + g of an evaluation's batch are the first g samples again, with
-            the null conditions.
-        interval: times within which guidance acts, both included (arXiv 2404.07724).
-        apart: whether an evaluation takes one row at a time (engines of batch 1).
-    """
-
-    program: Program
-    interface: Interface
-    shape: tuple[int, ...]
-    size: int
-    guided: int = 0
-    interval: tuple[float, float] | None = None
-    apart: bool = False
-
-    def acts(self, step: Step) -> bool:
-        """Whether guidance acts in ``step``."""
-        if not self.guided or not step.chosen.evaluates:
-            return False
-        return self.interval is None or self.interval[0] <= step.moment <= self.interval[1]
-
-    def rows(self, step: Step) -> int:
-        """Batch size of the evaluation in ``step``: n, or n + g; 0 where there is none."""
-        if not step.chosen.evaluates:
-            return 0
-        return self.size + (self.guided if self.acts(step) else 0)
-
-
-class Rows(msgspec.Struct, frozen=True, kw_only=True):
-    """What is particular to each sample of a trajectory.
-
-    Attributes:
-        seeds: of each sample, uint64 [n].
-        samples: index of each sample under its seed, uint64 [n].
-        scales: guidance of each guided sample, float32 [g].
-        conditions: by name, for the n samples and then, without condition, for the g
-            guided ones, [n + g, ...].
-    """
-
-    seeds: NDArray[np.uint64]
-    samples: NDArray[np.uint64]
-    scales: Array
-    conditions: Inputs
-
-
-class Trajectory(Protocol):
-    """Buffers for a plan, and the steps on them; used by one thread at a time.
-
-    Attributes:
-        plan: what is static.
-    """
-
-    plan: Plan
-
-    def start(self, rows: Rows) -> None:
-        """Load the conditions and the initial noise; the next step is step 0."""
-        ...
-
-    def step(self, index: int) -> None:
-        """Take one step. Steps are taken in order.
-
-        Raises:
-            NonFiniteError: the network returned NaN or infinity. A device may find that
-                only when the state is read.
-        """
-        ...
-
-    def run(self) -> None:
-        """Take all steps."""
-        ...
-
-    def wait(self) -> None:
-        """Return once the steps taken are done; on the host they always are."""
-        ...
-
-    def state(self) -> Array:
-        """The state now, float32 [n, *shape]: a copy on the host.
-
-        Raises:
-            NonFiniteError: the network returned NaN or infinity on the way.
-        """
-        ...
-
-    def close(self) -> None:
-        """Release the buffers."""
-        ...
-
-
-class HostTrajectory:
+class HostTrajectory(Trajectory):
     """A trajectory whose buffers are numpy arrays, made once and used for every step.
 
-    What a step does besides evaluating the network is a list of calls with their arrays,
-    made once: on small states the rest of Python would take longer than the sums.
+    Operations become calls with their arrays, made once: on small states the rest of Python
+    would take longer than the sums.
 
     Args:
         engine: evaluates the network.
         plan: what is static.
     """
 
-    def __init__(self, engine: Engine, plan: Plan) -> None:
+    def __init__(self, engine: Evaluator, plan: Plan) -> None:
         self.plan = plan
         self._engine = engine
         n, g, shape = plan.size, plan.guided, plan.shape
@@ -153,18 +57,16 @@ class HostTrajectory:
         self._finite = np.empty(batch, np.bool_)
         self._scales = np.empty((g, *(1 for _ in shape)), np.float32)
         self._seeds, self._samples = [0] * n, [0] * n
-        steps = plan.program.steps
-        noisy = [index + 1 for index, step in enumerate(steps) if step.reads_noise]
+        self._last = -1
+        self._state, self._spare, self._product = (
+            np.empty((n, *shape), np.float32) for _ in range(3)
+        )
+        lower = lowered(plan)
+        noisy = [index + 1 for index, _ in lower.draws]
         self._noise = NoiseSource(n, shape, noisy)
         self._first = NoiseSource(n, shape) if noisy else self._noise
-        self._last = -1
-        # The same arrays, whole or without the rows that guidance adds.
-        kinds = {(s.chosen.engine, plan.rows(s)) for s in steps if s.chosen.evaluates}
-        self._evaluate = {kind: self._bound(*kind) for kind in kinds}
-        self._checked = {rows: self._checks(rows) for _, rows in kinds}
-        self._guiding = self._guidance() if g else []
-        self._state = np.empty((n, *shape), np.float32)
-        self._steps, self._states = self._prepared()
+        self._evaluations: dict[tuple[str, int], list[_Evaluation]] = {}
+        self._steps, self._states = self._prepared(lower)
 
     def start(self, rows: Rows) -> None:
         """Load the conditions and the initial noise; the next step is step 0."""
@@ -179,60 +81,14 @@ class HostTrajectory:
         self._last = -1
 
     def step(self, index: int) -> None:
-        """Take one step.
-
-        Raises:
-            NonFiniteError: the network returned NaN or infinity.
-            BackendError: the engine failed.
-        """
+        """Take one step; see :meth:`Trajectory.step`."""
         with np.errstate(over="ignore", invalid="ignore"):  # the network's output will tell
-            self._step(index)
+            for action in self._steps[index]:
+                action()
         self._last = index
 
-    def _step(self, index: int) -> None:
-        step = self.plan.program.steps[index]
-        rows, inputs, noisy, updates = self._steps[index]
-        if rows:  # otherwise the outputs stay as they are
-            for call, given, out in inputs:
-                call(*given, out=out)
-            self._predict(index, step, rows)
-        if noisy:
-            self._draw(index, step)
-        for call, given, out in updates:
-            call(*given, out=out)
-
-    def _predict(self, index: int, step: Step, rows: int) -> None:
-        """Evaluate the network on ``rows`` rows, and guide what it predicts."""
-        n, x = self.plan.size, self._x
-        if rows > n:
-            x[n:rows] = x[: rows - n]
-        self._t[:rows] = step.timestep
-        self._evaluate_step(step, rows)
-        for output, quick in self._checked[rows]:
-            # One sum tells, unless it overflows; large ones would start BLAS's threads.
-            if quick and math.isfinite(output.dot(output)):
-                continue
-            finite = np.isfinite(output, out=self._finite.reshape(-1)[: output.size])
-            if not np.logical_and.reduce(finite):
-                raise non_finite(index, step, _member(self._engine, step.chosen.engine).precision)
-        if rows > n:
-            for call, given, out in self._guiding:
-                call(*given, out=out)
-
-    def run(self) -> None:
-        """Take all steps."""
-        for index in range(len(self.plan.program.steps)):
-            self.step(index)
-
-    def wait(self) -> None:
-        """Return: what was taken is done."""
-
     def state(self) -> Array:
-        """The state now, float32 [n, *shape]: a copy.
-
-        Raises:
-            NonFiniteError: it holds NaN or infinity.
-        """
+        """The state now, float32 [n, *shape]: a copy; see :meth:`Trajectory.state`."""
         state = self._state if self._last < 0 else self._states[self._last]
         if not np.isfinite(state, out=self._finite[: len(state)]).all():
             index = max(self._last, 0)
@@ -240,140 +96,125 @@ class HostTrajectory:
             raise non_finite(index, step, self._engine.precision, "the state after the step")
         return state.copy()
 
-    def close(self) -> None:
-        """Nothing: the garbage collector has the buffers."""
-
-    def _bound(self, name: str, rows: int) -> list[Callable[[int], None]]:
-        """Evaluations of the first ``rows`` rows at a depth: one, or one for each row."""
-        engine = _member(self._engine, name)
-        parts = [slice(0, rows)]
-        if self.plan.apart:
-            parts = [slice(row, row + 1) for row in range(rows)]
-        return [
-            _bind(
-                engine,
-                self._x[part],
-                self._t[part],
-                {name: array[part] for name, array in self._conditions.items()},
-                [output[part] for output in self._outputs],
+    def _prepared(self, lower: Lowered) -> tuple[list[list[_Action]], list[Array]]:
+        """The actions of every step, and where the state lies after it."""
+        n, shape = self.plan.size, self.plan.shape
+        places = {name: np.empty((n, *shape), np.float32) for name in lower.buffers}
+        places |= {"buffer state": self._state, "output 0": self._outputs[0][:n]}
+        places[INPUT] = self._x[:n]
+        actions, states = [], []
+        for index, operations in enumerate(lower.steps):
+            actions.append(
+                [action for each in operations for action in self._actions(index, each, places)]
             )
-            for part in parts
-        ]
+            states.append(places["buffer state"])
+        return actions, states
 
-    def _checks(self, rows: int) -> list[tuple[Array, bool]]:
-        """What an evaluation of ``rows`` rows wrote, flat, and whether one sum can check it."""
-        flat = [output[:rows].reshape(-1) for output in self._outputs]
-        return [(output, output.size <= _SMALL) for output in flat]
+    def _actions(
+        self, index: int, operation: Operation, places: dict[str, Array]
+    ) -> Iterator[_Action]:
+        """The calls that carry out an operation of a step."""
+        match operation:
+            case Sum():
+                yield from self._sum(operation, places)
+            case Evaluate():
+                yield partial(self._t[: operation.rows].fill, operation.timestep)
+                yield partial(self._evaluate, self._bound(operation), operation)
+            case Check(output, rows):
+                yield partial(self._check, index, self._outputs[output][:rows].reshape(-1))
+            case Guide():
+                yield from self._guidance(operation)
+            case Draw():
+                places["noise"] = self._noise.place(index + 1)
+                yield partial(self._draw, index + 1)
+            case Spread(low, high):
+                places["spread"] = places["noise"]
+                yield partial(self._spread, places["spread"], np.float32(low), high - low)
 
-    def _evaluate_step(self, step: Step, rows: int) -> None:
+    def _sum(self, operation: Sum, places: dict[str, Array]) -> Iterator[_Action]:
+        """Work out a sum where nothing is read, and give the place its name."""
+        into, clip = operation.into, operation.clip
+        out = places[into] if into == INPUT else self._spare
+        yield from _products(operation.terms, places, out, self._product)
+        if clip is not None:
+            low, high = (np.array(bound, np.float32) for bound in clip)
+            yield partial(np.maximum, out, low, out)
+            yield partial(np.minimum, out, high, out)
+        if operation.repeated:
+            n = self.plan.size
+            copies = self._x[n : n + operation.repeated]
+            yield partial(np.copyto, copies, self._x[: operation.repeated])
+        if out is self._spare:  # the sum becomes the buffer, and the buffer room for the next
+            places[into], self._spare = out, places[into]
+
+    def _bound(self, operation: Evaluate) -> list[_Evaluation]:
+        """Evaluations of the first rows at a depth: one, or one for each row."""
+        engine, rows = operation.engine, operation.rows
+        if (engine, rows) not in self._evaluations:
+            parts = [slice(0, rows)]
+            if self.plan.apart:
+                parts = [slice(row, row + 1) for row in range(rows)]
+            self._evaluations[engine, rows] = [
+                self._engine.member(engine).bind(
+                    self._x[part],
+                    self._t[part],
+                    {name: array[part] for name, array in self._conditions.items()},
+                    [output[part] for output in self._outputs],
+                )
+                for part in parts
+            ]
+        return self._evaluations[engine, rows]
+
+    @staticmethod
+    def _evaluate(evaluations: Sequence[_Evaluation], operation: Evaluate) -> None:
         try:
-            for evaluate in self._evaluate[step.chosen.engine, rows]:
-                evaluate(step.chosen.blocks)
+            for evaluate in evaluations:
+                evaluate(operation.depth)
         except EecompileError:
             raise
         except Exception as error:  # backends' errors share no base class
             raise BackendError(
-                found=f"exit {step.chosen.blocks} failing at timestep {step.timestep:g}, "
-                f"batch {rows} ({' '.join(str(error).split())[:300]})",
+                found=f"exit {operation.depth} failing at timestep {operation.timestep:g}, batch "
+                f"{operation.rows} ({' '.join(str(error).split())[:300]})",
                 expected="an engine that evaluates these inputs",
                 remedy="check the conditions' values against what the network was trained with",
             ) from error
 
-    def _guidance(self) -> list[_Call]:
-        """Lead the prediction away from what it is without conditions."""
-        n, guided = self.plan.size, self.plan.guided
-        channels = self.plan.interface.sampling.guided_channels
-        part = (slice(None),) if channels is None else (slice(None), slice(channels))
-        prediction = self._outputs[0]
-        given, without = prediction[:guided][part], prediction[n : n + guided][part]
-        return [
-            (np.subtract, (given, without), given),
-            (np.multiply, (given, self._scales), given),
-            (np.add, (given, without), given),
-        ]
+    def _check(self, index: int, output: Array) -> None:
+        # One sum tells, unless it overflows; large ones would start BLAS's threads.
+        if output.size <= _SMALL and math.isfinite(output.dot(output)):
+            return
+        finite = np.isfinite(output, out=self._finite.reshape(-1)[: output.size])
+        if not np.logical_and.reduce(finite):
+            step = self.plan.program.steps[index]
+            raise non_finite(index, step, self._engine.member(step.chosen.engine).precision)
 
-    def _draw(self, index: int, step: Step) -> None:
-        """Put the step's noise where its updates read it."""
-        noise = self._noise.draw(self._seeds, self._samples, index + 1)
-        if step.log_variances is not None:
-            low, high = step.log_variances
-            share = (self._outputs[1][: self.plan.size] + 1) / 2
-            noise *= np.exp(0.5 * (share * np.float32(high - low) + np.float32(low)))
+    def _guidance(self, operation: Guide) -> Iterator[_Action]:
+        n, rows = self.plan.size, operation.rows
+        channels = (slice(None), slice(operation.channels)) if operation.channels else slice(None)
+        given = self._outputs[0][:rows][channels]
+        without = self._outputs[0][n : n + rows][channels]
+        yield partial(np.subtract, given, without, given)
+        yield partial(np.multiply, given, self._scales, given)
+        yield partial(np.add, given, without, given)
 
-    def _prepared(self) -> tuple[list[_Prepared], list[Array]]:
-        """What every step does, and where the state lies after it."""
-        n, shape, program = self.plan.size, self.plan.shape, self.plan.program
-        buffers = {name: np.empty((n, *shape), np.float32) for name in program.buffers}
-        buffers |= {"state": self._state, "output": self._outputs[0][:n]}
-        spare, product = (np.empty((n, *shape), np.float32) for _ in range(2))
-        steps: list[_Prepared] = []
-        states = []
-        for index, step in enumerate(program.steps):
-            if step.reads_noise:
-                buffers["noise"] = self._noise.place(index + 1)
-            inputs = list(_sum(step.input, buffers, self._x[:n], product))
-            updates: list[_Call] = []
-            for update in step.updates:
-                updates += _sum(update.terms, buffers, spare, product)
-                if update.clip is not None:
-                    low, high = (np.array(bound, np.float32) for bound in update.clip)
-                    updates.append((np.maximum, (spare, low), spare))
-                    updates.append((np.minimum, (spare, high), spare))
-                # The sum becomes the buffer, and the buffer room for the next sum.
-                buffers[update.into], spare = spare, buffers[update.into]
-            steps.append((self.plan.rows(step), inputs, step.reads_noise, updates))
-            states.append(buffers["state"])
-        return steps, states
+    def _draw(self, draw: int) -> None:
+        self._noise.draw(self._seeds, self._samples, draw)
+
+    def _spread(self, noise: Array, low: np.float32, range_: float) -> None:
+        share = (self._outputs[1][: self.plan.size] + 1) / 2
+        noise *= np.exp(0.5 * (share * np.float32(range_) + low))
 
 
-def _sum(
-    terms: tuple[Term, ...], buffers: Mapping[str, Array], out: Array, product: Array
-) -> Iterator[_Call]:
-    """Put the sum of ``terms`` into ``out``, which is none of the buffers."""
-    for index, term in enumerate(terms):
-        buffer, factor = buffers[term.buffer], np.array(term.coefficient, np.float32)
+def _products(
+    terms: Sequence[tuple[str, float]], places: Mapping[str, Array], out: Array, product: Array
+) -> Iterator[_Action]:
+    """Put the sum of ``terms`` into ``out``, which none of them reads."""
+    for index, (name, coefficient) in enumerate(terms):
+        array, factor = places[name], np.array(coefficient, np.float32)
         if factor == 1:  # adding is exact: it spares a product
-            yield (np.add, (out, buffer), out) if index else (np.positive, (buffer,), out)
+            yield partial(np.add, out, array, out) if index else partial(np.positive, array, out)
             continue
-        yield np.multiply, (buffer, factor), product if index else out
+        yield partial(np.multiply, array, factor, product if index else out)
         if index:
-            yield np.add, (out, product), out
-
-
-def non_finite(index: int, step: Step, precision: str, what: str = "the output") -> NonFiniteError:
-    """The error for NaN or infinity in step ``index``, in what the network returned or else."""
-    return NonFiniteError(
-        found=f"NaN or infinity in {what} of exit {step.chosen.blocks} at step {index} "
-        f"(timestep {step.timestep:g}, {precision})",
-        expected="finite predictions",
-        remedy="check the inputs, or build for a wider precision",
-    )
-
-
-def _member(engine: Engine, name: str) -> Engine:
-    """The engine of that name in a group; a single one has every name."""
-    members: Mapping[str, Engine] = getattr(engine, "engines", {})
-    return members.get(name, engine)
-
-
-def _bind(
-    engine: Engine, x: Array, t: Array, conditions: Inputs, outputs: Sequence[Array]
-) -> Callable[[int], None]:
-    """A function of the depth that evaluates on these arrays, whatever they then hold."""
-    bind = getattr(engine, "bind", None)
-    if bind is not None:
-        bound: Callable[[int], None] = bind(x, t, conditions, outputs)
-        return bound
-
-    def evaluate(depth: int) -> None:
-        found = engine.evaluate(depth, x, t, conditions)
-        if [output.shape for output in found] != [x.shape for _ in outputs]:
-            raise BackendError(
-                found=f"outputs of shapes {[list(o.shape) for o in found]} at exit {depth}",
-                expected=f"the state's shape, {list(x.shape)}",
-                remedy="mend state.shape, or the network, and export again",
-            )
-        for into, output in zip(outputs, found, strict=True):
-            into[:] = output
-
-    return evaluate
+            yield partial(np.add, out, product, out)

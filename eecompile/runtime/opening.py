@@ -1,86 +1,22 @@
-"""What a sampler needs of engines, and how an engine set is opened."""
+"""How engine sets are opened, one or several of one network together."""
 
 from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self
 
-from eecompile.arrays import Array, Inputs
 from eecompile.errors import BackendError, UsageError
+from eecompile.runtime.engines._onnxruntime import share_pool
+from eecompile.runtime.engines.group import grouped
+from eecompile.runtime.protocol import Engine
 from eecompile.store.bundle import EngineManifest, open_engine_set
 
-__all__ = ["Bindable", "Engine", "engine_from_manifest", "open_engine", "open_engines"]
+__all__ = ["engine_from_manifest", "open_engine", "open_engines"]
 
 
-class Engine(Protocol):
-    """Evaluates a network at any of its exits. May be used from several threads.
-
-    Attributes:
-        exits: depths that it evaluates, ascending.
-        precision: of weights and activations, for messages.
-        max_batch: largest batch that it takes.
-    """
-
-    exits: tuple[int, ...]
-    precision: str
-    max_batch: int
-
-    def evaluate(self, depth: int, x: Array, t: Array, conditions: Inputs) -> Sequence[Array]:
-        """What the network gives at ``depth``.
-
-        Args:
-            depth: one of ``exits``.
-            x: noisy input, float32 [B, ...], contiguous, B at most ``max_batch``.
-            t: timestep, float32 [B].
-            conditions: one array a condition, first axis B.
-
-        Returns:
-            The interface's outputs: the prediction, and a learned variance where the
-            process has one; float32, shaped as ``x``, new arrays.
-        """
-        ...
-
-    def close(self) -> None:
-        """Release the engine's memory; it cannot be used afterwards."""
-        ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
-
-
-class Bindable(Protocol):
-    """An engine that also evaluates on fixed arrays, without allocating anything."""
-
-    def bind(
-        self,
-        x: Array,
-        t: Array,
-        conditions: Inputs,
-        outputs: Sequence[Array],
-    ) -> Callable[[int], None]:
-        """A function of the depth, which evaluates on what the arrays hold when it is called.
-
-        Args:
-            x: noisy input, float32 [B, ...], contiguous.
-            t: timestep, float32 [B].
-            conditions: one array a condition, first axis B.
-            outputs: one array for each of the interface's outputs, shaped as ``x``,
-                written by every call.
-        """
-        ...
-
-
-# One module a backend; each has open_backend(folder, manifest, threads, beside) -> Engine.
+# One module a backend; each has open_backend(folder, manifest, threads, share_device_with).
 _BACKENDS = {
     "onnxruntime": "eecompile.runtime.engines.onnxruntime",
     "openvino": "eecompile.runtime.engines.openvino",
@@ -135,14 +71,15 @@ def open_engines(
     engines: dict[str, Engine] = {}
     try:
         for folder, (name, manifest) in zip(folders, manifests.items(), strict=True):
-            beside = next(iter(engines.values()), None)
             engines[name] = engine_from_manifest(
-                folder, manifest, threads, shared_pool=shared_pool, beside=beside
+                folder,
+                manifest,
+                threads,
+                shared_pool=shared_pool,
+                share_device_with=next(iter(engines.values()), None),
             )
         if len(engines) == 1:
             return next(iter(engines.values())), manifests
-        from eecompile.runtime.engines.group import grouped
-
         return grouped(engines), manifests
     except BaseException:
         for engine in reversed(engines.values()):
@@ -177,7 +114,7 @@ def engine_from_manifest(
     threads: int | None = None,
     *,
     shared_pool: bool = False,
-    beside: Engine | None = None,
+    share_device_with: Engine | None = None,
 ) -> Engine:
     """The engine of an engine set whose files have been checked.
 
@@ -186,8 +123,8 @@ def engine_from_manifest(
         manifest: of the engine set.
         threads: see :func:`open_engine`, as for ``shared_pool``.
         shared_pool: of ONNX Runtime.
-        beside: an engine that stays open as long: on a GPU, its stream and its memory for
-            activations are used too.
+        share_device_with: an engine that stays open as long: on a GPU, its stream and its
+            memory for activations are used too.
 
     Raises:
         BackendError: its backend is missing, or refuses an engine.
@@ -210,6 +147,6 @@ def engine_from_manifest(
         )
     chosen = min(chosen, os.cpu_count() or 1)  # more only wait for one another
     if shared_pool and name == "onnxruntime":
-        module.share_pool(chosen)
-    engine: Engine = module.open_backend(folder, manifest, chosen, beside)
+        share_pool(chosen)
+    engine: Engine = module.open_backend(folder, manifest, chosen, share_device_with)
     return engine

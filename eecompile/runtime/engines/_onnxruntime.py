@@ -1,0 +1,139 @@
+"""What the ONNX Runtime backend does alike on the CPU and on GPUs: import, options, sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from eecompile.errors import BackendError
+from eecompile.store.bundle import EngineManifest, Segment
+from eecompile.store.target import Target
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+"""ONNX Runtime's execution providers, by the target's ``options.provider``."""
+
+_lock = Lock()
+_shared: list[int] = []  # threads of the process's one pool, once there is one
+
+
+def provider(target: Target) -> str:
+    """The target's execution provider, by our name; ``cpu`` unless it says otherwise."""
+    return str(target.options.get("provider", "cpu"))
+
+
+def import_onnxruntime() -> Any:
+    """The package onnxruntime.
+
+    Raises:
+        BackendError: it is missing.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendError(
+            found=f"no usable package onnxruntime ({error})",
+            expected="it, to run this engine set",
+            remedy="pip install 'eecompile[cpu]'",
+        ) from error
+    return onnxruntime
+
+
+def share_pool(threads: int) -> None:
+    """Let this process's ONNX Runtime have one thread pool for all sessions.
+
+    ONNX Runtime has one such pool a process, made before its first session; the number of
+    threads cannot be changed afterwards.
+
+    Args:
+        threads: of the pool; 0 for the physical cores.
+
+    Raises:
+        BackendError: onnxruntime is missing, or has begun to work without such a pool.
+    """
+    runtime = import_onnxruntime()
+    with _lock:
+        if _shared:
+            return
+        try:
+            runtime.set_global_thread_pool_sizes(threads, 1)
+        except Exception as error:
+            raise BackendError(
+                found=f"an onnxruntime that refuses a shared pool ({error})",
+                expected="one that has not opened a session yet",
+                remedy="open the engine set before other models, or without shared_pool",
+            ) from error
+        _shared.append(threads)
+
+
+def session_options(runtime: Any, threads: int) -> onnxruntime.SessionOptions:
+    """Options of a session with threads of its own, unless the process shares a pool.
+
+    Args:
+        runtime: the package onnxruntime.
+        threads: of one evaluation; 0 for the physical cores.
+    """
+    options: onnxruntime.SessionOptions = runtime.SessionOptions()
+    # Fusions were made at build time; what is left is the layout for this processor.
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 4  # what fails is raised, not printed
+    if _shared:
+        options.use_per_session_threads = False
+        return options
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Threads spin within a run and sleep between runs: those of an idle session would
+    # take the cores from the one that works. A pool that all sessions share would do as
+    # well, but onnxruntime then refuses sessions of the host that have their own.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def open_session(
+    runtime: Any,
+    folder: Path,
+    segment: Segment,
+    options: onnxruntime.SessionOptions,
+    manifest: EngineManifest,
+    providers: Sequence[Any],
+) -> onnxruntime.InferenceSession:
+    """A session that runs a segment on the first of the providers.
+
+    Raises:
+        BackendError: onnxruntime refuses the segment, or does not start that provider.
+    """
+    first = providers[0] if isinstance(providers[0], str) else providers[0][0]
+    on_gpu = first != PROVIDERS["cpu"]
+    try:
+        path = str(folder / segment.file)
+        session: onnxruntime.InferenceSession = runtime.InferenceSession(
+            path, options, providers=list(providers)
+        )
+    except Exception as error:  # onnxruntime's errors share no base class
+        raise BackendError(
+            found=f"{segment.file}, built with onnxruntime {manifest.versions['onnxruntime']}, "
+            f"refused by onnxruntime {runtime.__version__} ({one_line(error)})",
+            expected=f"a segment that {first if on_gpu else 'it'} can load",
+            remedy=("free GPU memory if that is what it lacks, or " if on_gpu else "")
+            + "build the engine set again on this machine",
+        ) from error
+    if session.get_providers()[0] != first:  # it falls back to the CPU without an error
+        raise BackendError(
+            found=f"{first} that does not start on this machine",
+            expected="an NVIDIA GPU with a driver for that onnxruntime's CUDA",
+            remedy="run 'eecompile doctor', which says what is missing",
+        )
+    return session
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, in one line of at most 300 characters."""
+    return " ".join(str(error).split())[:300]
