@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from eecompile.backends import PEERS
-from eecompile.cli.console import as_it_is, err, extra, out, phases, say
+from eecompile.cli.console import as_it_is, err, extra, phases, say, show
 from eecompile.cli.options import (
     Bundle,
     Conditions,
@@ -97,7 +97,7 @@ def compare(
         from eecompile.compare.checks import checked_bundle
         from eecompile.compare.report import read_report
         from eecompile.compare.script import check_script, write_script
-        from eecompile.compare.tables import comparison_tables
+        from eecompile.compare.tables import comparison_parts
     comparing.check_output(output)
     older = None if baseline is None else read_report(baseline)
     if older is not None:
@@ -124,7 +124,7 @@ def compare(
             schedules=schedule,
             report=report,
         )
-    out.print(comparison_tables(made.report))
+    show(*comparison_parts(made.report))
     for path in comparing.write(made, output):
         say(f"report: {path}")
     if script is not None:

@@ -24,8 +24,10 @@ from eecompile.backends import backend_from_library, install
 from eecompile.errors import BackendError
 from eecompile.interrupt import check
 from eecompile.runtime.sampler import StepResult
+from eecompile.show.table import Part
+from eecompile.show.terminal import rendered
 
-__all__ = ["as_it_is", "err", "extra", "last_state", "out", "phases", "say"]
+__all__ = ["as_it_is", "err", "extra", "last_state", "out", "phases", "say", "show"]
 
 out = Console()
 err = Console(stderr=True)
@@ -34,6 +36,11 @@ err = Console(stderr=True)
 def say(text: str) -> None:
     """Print a line as it is."""
     out.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def show(*parts: Part) -> None:
+    """Print tables, facts and lines."""
+    out.print(rendered(*parts))
 
 
 def as_it_is(text: str) -> Text:

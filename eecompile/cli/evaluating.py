@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from eecompile.cli.console import extra, out, phases, say
+from eecompile.cli.console import extra, phases, say, show
 from eecompile.cli.files import check_json
 from eecompile.cli.options import (
     Conditions,
@@ -26,7 +26,7 @@ from eecompile.errors import UsageError
 from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.store.bundle import open_engine_set
-from eecompile.store.files import written
+from eecompile.store.files import form_bytes, written
 
 __all__ = ["evaluate"]
 
@@ -88,7 +88,7 @@ def evaluate(
     request = request_of(seed, guidance, guidance_interval, set_, null, shape, n=n)
     with extra("evaluate"):
         from eecompile.evaluate import evaluation
-        from eecompile.evaluate.tables import evaluation_tables
+        from eecompile.evaluate.tables import evaluation_parts
     sets = [*([] if engines is None else [engines]), *(more or [])]
     options = evaluation.Options(
         reference=reference,
@@ -106,10 +106,10 @@ def evaluate(
     with phases() as report, extra("evaluate"):
         named = _named(schedule, program, sets)
         made = evaluation.evaluate(sets, named, options, report)
-    out.print(evaluation_tables(made))
+    show(*evaluation_parts(made))
     if output is not None:
         with written(output) as partial:
-            partial.write_bytes(made.to_json())
+            partial.write_bytes(form_bytes(made))
         say(f"figures: {output}")
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from eecompile.cli.console import extra, last_state, out, say
+from eecompile.cli.console import extra, last_state, say, show
 from eecompile.cli.files import check_json, check_samples, write_samples
 from eecompile.cli.inspecting import planner_of
 from eecompile.cli.options import (
@@ -109,7 +109,7 @@ def program(
     ] = None,
 ) -> None:
     """Compile a diffusers scheduler, or a solver, to a program that any engine set can run."""
-    from eecompile.report import program_facts
+    from eecompile.show.programs import program_facts
 
     check_json(output)
     native = _is_solver(scheduler)
@@ -130,7 +130,7 @@ def program(
         made = planner.program(open_, count, schedule_of(schedule, interface))
     with written(output) as partial:
         partial.write_bytes(made.to_json())
-    out.print(program_facts(made, interface))
+    show(program_facts(made, interface))
     say(f"program: {output}")
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from eecompile.cli.console import out, phases, say
+from eecompile.cli.console import phases, say, show
 from eecompile.cli.options import (
     Conditions,
     Engines,
@@ -67,8 +67,8 @@ def tune(
     """Find the exit schedules that lose least in a share of full depth's time, by measurement."""
     from eecompile.tune.output import check_output, identity_of, opened_work, write
     from eecompile.tune.problem import checked
-    from eecompile.tune.report import Settings
-    from eecompile.tune.tables import front_tables
+    from eecompile.tune.report import TuningSettings
+    from eecompile.tune.tables import front_parts
     from eecompile.tune.tuning import tune as tuned
 
     samples = request_of(seed, guidance, guidance_interval, set_, null, shape)
@@ -76,7 +76,7 @@ def tune(
     folders = [engines, *(more or [])]
     with Sampler.open(*folders, threads=threads) as sampler:
         defaults = sampler.interface.sampling
-        settings = Settings(
+        settings = TuningSettings(
             solver=solver or defaults.solver,
             steps=defaults.steps if steps is None else steps,
             budgets=tuple(budget or ()),
@@ -98,6 +98,6 @@ def tune(
         except KeyboardInterrupt:
             say(f"what was measured is kept in {output}: the same command goes on from there")
             raise
-    out.print(front_tables(made))
+    show(*front_parts(made))
     for path in files:
         say(f"written: {path}")

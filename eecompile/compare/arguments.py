@@ -11,7 +11,7 @@ import numpy as np
 
 from eecompile.compare.candidates import DEFAULT, PEERS, Source, Spec, max_batch, peer
 from eecompile.compare.measure import points
-from eecompile.compare.report import Candidate, Settings
+from eecompile.compare.report import Candidate, ComparisonSettings
 from eecompile.compiler.verify import random_inputs
 from eecompile.errors import EecompileError, ScheduleError, UsageError
 from eecompile.programs.interface import Interface
@@ -71,7 +71,7 @@ def settings_of(
     solver: str | None,
     steps: int | None,
     samples: SampleRequest,
-) -> tuple[Settings, SampleRequest]:
+) -> tuple[ComparisonSettings, SampleRequest]:
     """The settings, with the recipe's defaults for what is None; and what is sampled.
 
     Raises:
@@ -90,7 +90,7 @@ def settings_of(
     request = _completed(msgspec.structs.replace(samples, n=sizes[-1]), interface)
     planner.check(request)
     defaults = interface.sampling
-    settings = Settings(
+    settings = ComparisonSettings(
         batches=sizes,
         rounds=rounds,
         solver=defaults.solver if solver is None else solver,

@@ -1,7 +1,7 @@
 """What is done in a process of its own: memory, and what cannot run beside the others.
 
 ``python -m eecompile.compare.child FOLDER`` does the :class:`Job` in the folder and leaves its
-:class:`Answer` there; what libraries print goes to ``log.txt``.
+:class:`JobResult` there; what libraries print goes to ``log.txt``.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import msgspec
 from eecompile.backends import BACKENDS
 from eecompile.compare.candidates import Opened, Spec, described, opened
 from eecompile.compare.measure import latencies, latency, points, quiet, sentence
-from eecompile.compare.report import Latency
+from eecompile.compare.report import EvaluationLatency
 from eecompile.compiler.verify import random_inputs
 from eecompile.measure.machine import short
 
-__all__ = ["Answer", "Job", "in_child", "memory"]
+__all__ = ["Job", "JobResult", "in_child", "memory"]
 
 _TIMEOUT = 1800  # seconds that it may take
 _SWITCH = "POLYGRAPHY_USE_TENSORRT_RTX"  # of polygraphy, read when it is imported
@@ -49,7 +49,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     memory: bool = False
 
 
-class Answer(msgspec.Struct, kw_only=True):
+class JobResult(msgspec.Struct, kw_only=True):
     """What a child process found.
 
     Attributes:
@@ -61,18 +61,18 @@ class Answer(msgspec.Struct, kw_only=True):
 
     resident_mib: float | None = None
     gpu_mib: float | None = None
-    latencies: dict[int, tuple[Latency, ...]] = {}
+    latencies: dict[int, tuple[EvaluationLatency, ...]] = {}
     error: str = ""
 
 
-def memory(spec: Spec, batches: Sequence[int]) -> Answer:
+def memory(spec: Spec, batches: Sequence[int]) -> JobResult:
     """What opening a candidate and running every exit adds; nothing where that fails."""
     with TemporaryDirectory() as folder:
         job = Job(spec=spec, batches=tuple(batches), memory=True)
         return in_child(job, Path(folder))
 
 
-def in_child(job: Job, folder: Path) -> Answer:
+def in_child(job: Job, folder: Path) -> JobResult:
     """Do a job in a process of its own, in which polygraphy works with the library it needs.
 
     Args:
@@ -93,15 +93,15 @@ def in_child(job: Job, folder: Path) -> Answer:
         try:
             status = process.wait(_TIMEOUT)
         except subprocess.TimeoutExpired:
-            return Answer(error=f"it did not end within {_TIMEOUT} s")
+            return JobResult(error=f"it did not end within {_TIMEOUT} s")
         finally:
             process.kill()
             process.wait()
     try:
-        return msgspec.json.decode((folder / "answer.json").read_bytes(), type=Answer)
+        return msgspec.json.decode((folder / "answer.json").read_bytes(), type=JobResult)
     except (OSError, msgspec.DecodeError):
         lines = (folder / "log.txt").read_text(errors="replace").strip().splitlines() or [""]
-        return Answer(error=f"its process ended with status {status} ({short(lines[-1])})")
+        return JobResult(error=f"its process ended with status {status} ({short(lines[-1])})")
 
 
 def _resident() -> float | None:
@@ -131,7 +131,7 @@ class _Added:
     def __init__(self) -> None:
         self._before = _resident(), _on_gpus()
 
-    def to(self, answer: Answer) -> None:
+    def to(self, answer: JobResult) -> None:
         """Note it."""
         host, gpus = (
             None if before is None or now is None else now - before
@@ -160,16 +160,16 @@ def _run_all(candidate: Opened, batch: int, stack: ExitStack) -> None:
         stack.enter_context(runner).infer(feed, check_inputs=False)
 
 
-def _memory(job: Job) -> Answer:
+def _memory(job: Job) -> JobResult:
     _import_library(job.spec)
-    answer, added = Answer(), _Added()
+    answer, added = JobResult(), _Added()
     with ExitStack() as stack:
         _run_all(stack.enter_context(opened(job.spec)), max(job.batches), stack)
         added.to(answer)
     return answer
 
 
-def _outputs(job: Job, folder: Path, answer: Answer) -> None:
+def _outputs(job: Job, folder: Path, answer: JobResult) -> None:
     """Outputs, times and memory; what has been found when something fails is kept."""
     from polygraphy.comparator import Comparator
 
@@ -196,7 +196,7 @@ def _outputs(job: Job, folder: Path, answer: Answer) -> None:
 
 def _main(folder: Path) -> None:
     job = msgspec.json.decode((folder / "job.json").read_bytes(), type=Job)
-    answer = Answer()
+    answer = JobResult()
     try:
         with quiet():
             if job.memory:

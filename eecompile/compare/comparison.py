@@ -31,10 +31,15 @@ from eecompile.compare.candidates import (
     tolerance,
 )
 from eecompile.compare.checks import checked_bundle
-from eecompile.compare.child import Answer, Job, in_child, memory
+from eecompile.compare.child import Job, JobResult, in_child, memory
 from eecompile.compare.measure import Point, latencies, latency, points, quiet, sentence
-from eecompile.compare.output import PAGE, REPORT, check_output, write_files
-from eecompile.compare.report import Candidate, ExitFigures, Latency, Report, Settings
+from eecompile.compare.report import (
+    Candidate,
+    Comparison,
+    ComparisonSettings,
+    EvaluationLatency,
+    ExitFigures,
+)
 from eecompile.compare.torch_runners import TrainedNetwork
 from eecompile.compare.trajectories import Sampled, pictures, trajectories
 from eecompile.compiler.progress import Report as Progress
@@ -45,23 +50,46 @@ from eecompile.measure.machine import machine_facts
 from eecompile.programs.interface import Interface
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.request import SampleRequest
+from eecompile.store.files import form_bytes
+from eecompile.store.results import PAGE, check_results, page_file, write_results
 
-__all__ = ["PAGE", "REPORT", "Comparison", "check_output", "compare", "write"]
+__all__ = ["PAGE", "REPORT", "ComparisonResult", "check_output", "compare", "write"]
 
+REPORT = "report.json"
 _CELL = 1.5  # seconds for one exit at one batch size, where the rounds are not given
 _SAMPLING = 30.0  # seconds for all trajectories, where the rounds are not given
 
 
-class Comparison(NamedTuple):
+class ComparisonResult(NamedTuple):
     """A report, and a PNG strip of the same samples for each candidate and schedule."""
 
-    report: Report
+    report: Comparison
     images: dict[str, bytes]
 
 
-def write(comparison: Comparison, folder: Path) -> list[Path]:
-    """See :func:`eecompile.compare.output.write_files`."""
-    return write_files(comparison.report, comparison.images, folder)
+def check_output(folder: Path) -> None:
+    """Pass when a report may be written there; see :func:`check_results`."""
+    check_results(folder, (REPORT, PAGE), "an empty folder, or one with an older report")
+
+
+def write(result: ComparisonResult, folder: Path) -> list[Path]:
+    """Write ``report.json``, and ``report.html`` where the packages for it are installed.
+
+    Returns:
+        What was written.
+
+    Raises:
+        OutputExistsError: the folder holds something else.
+    """
+
+    def page() -> str:
+        from eecompile.compare.page import page_of
+
+        return page_of(result.report, result.images)
+
+    check_output(folder)
+    files = {REPORT: form_bytes(result.report), **page_file(page)}
+    return write_results(folder, files, [PAGE])
 
 
 class _Entry:
@@ -70,9 +98,9 @@ class _Entry:
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
         self.opened: Opened | None = None
-        self.latencies: dict[int, tuple[Latency, ...]] = {}
+        self.latencies: dict[int, tuple[EvaluationLatency, ...]] = {}
         self.accuracies: dict[int, Accuracy] = {}
-        self.memory = Answer()
+        self.memory = JobResult()
         self.failed = ""
 
     def fail(self, doing: str, error: Exception | str) -> None:
@@ -117,7 +145,7 @@ def compare(
     schedules: Sequence[str] | None = None,
     samples: SampleRequest | None = None,
     report: Progress = silent,
-) -> Comparison:
+) -> ComparisonResult:
     """Measure engine sets of a bundle beside one another and beside a reference.
 
     The reference is the trained torch network where ``recipe`` is given, else the bundle's
@@ -174,7 +202,7 @@ def compare(
         images = pictures(sampled.states, interface, list(entries))
     _measure_memory(entries, settings, report)
     candidates = [entry.candidate() for entry in entries.values()]
-    made = Report(
+    made = Comparison(
         eecompile=eecompile.__version__,
         network=interface.name,
         bundle_digest=checked_bundle(bundle).digest,
@@ -184,7 +212,7 @@ def compare(
         candidates=(*candidates, *skipped),
         trajectories=tuple(sampled.trajectories),
     )
-    return Comparison(made, images)
+    return ComparisonResult(made, images)
 
 
 def _open(
@@ -215,7 +243,7 @@ def _compare_outputs(
     entries: dict[str, _Entry],
     reference: _Entry,
     interface: Interface,
-    settings: Settings,
+    settings: ComparisonSettings,
     report: Progress,
 ) -> None:
     """Every exit's outputs against the reference's."""
@@ -274,7 +302,10 @@ def _reference_outputs(reference: _Entry, depth: int, inputs: Sequence[Point]) -
 
 
 def _apart(
-    entry: _Entry, right: Mapping[int, RunResults], settings: Settings, inputs: Sequence[Point]
+    entry: _Entry,
+    right: Mapping[int, RunResults],
+    settings: ComparisonSettings,
+    inputs: Sequence[Point],
 ) -> None:
     """A candidate in a process of its own, its outputs joined through saved results."""
     with TemporaryDirectory() as folder:
@@ -300,7 +331,7 @@ def _apart(
 
 
 def _measure(
-    entries: dict[str, _Entry], interface: Interface, settings: Settings, report: Progress
+    entries: dict[str, _Entry], interface: Interface, settings: ComparisonSettings, report: Progress
 ) -> None:
     """Every exit at every batch size, all candidates in turns."""
     cells = [(depth, batch) for batch in settings.batches for depth in interface.exits]
@@ -326,7 +357,7 @@ def _sample(
     entries: dict[str, _Entry],
     interface: Interface,
     schedules: dict[str, ExitSchedule],
-    settings: Settings,
+    settings: ComparisonSettings,
     request: SampleRequest,
     report: Progress,
 ) -> Sampled:
@@ -339,7 +370,9 @@ def _sample(
     return sampled
 
 
-def _measure_memory(entries: dict[str, _Entry], settings: Settings, report: Progress) -> None:
+def _measure_memory(
+    entries: dict[str, _Entry], settings: ComparisonSettings, report: Progress
+) -> None:
     """Memory of each candidate, once nothing else is in it."""
     for index, entry in enumerate(entries.values()):
         report("measuring memory", index, len(entries))

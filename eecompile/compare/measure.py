@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eecompile.compare.candidates import Opened
-from eecompile.compare.report import Latency
+from eecompile.compare.report import EvaluationLatency
 from eecompile.compiler.verify import random_inputs
 from eecompile.errors import EecompileError
 from eecompile.interrupt import check
@@ -29,9 +29,9 @@ __all__ = [
 Point = dict[str, NDArray[np.generic]]
 
 
-def latency(batch: int, seconds: Sequence[float]) -> Latency:
+def latency(batch: int, seconds: Sequence[float]) -> EvaluationLatency:
     """Median and 90th percentile, in milliseconds."""
-    return Latency(
+    return EvaluationLatency(
         batch=batch,
         median=1e3 * float(np.median(seconds)),
         p90=1e3 * float(np.quantile(seconds, 0.9)),

@@ -11,30 +11,16 @@ import msgspec
 
 from eecompile.programs.choice import Choice
 from eecompile.runtime.request import SampleFacts
-from eecompile.store.files import read_form, written
+from eecompile.store.files import read_form
 
-__all__ = [
-    "FORMAT",
-    "Candidate",
-    "ExitFigures",
-    "Latency",
-    "PointError",
-    "Report",
-    "Settings",
-    "Trajectory",
-    "largest",
-    "read_report",
-    "write_report",
-]
-
-FORMAT = 1
+FORMAT = 2
 
 
 class _Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Part of a report."""
 
 
-class Latency(_Frozen, frozen=True, kw_only=True):
+class EvaluationLatency(_Frozen, frozen=True, kw_only=True):
     """Milliseconds of one evaluation, over ``rounds`` in turn with the other candidates.
 
     Attributes:
@@ -50,7 +36,7 @@ class Latency(_Frozen, frozen=True, kw_only=True):
     rounds: int
 
 
-class PointError(_Frozen, frozen=True, kw_only=True):
+class OutputError(_Frozen, frozen=True, kw_only=True):
     """How far one evaluation's outputs are from the reference's.
 
     Attributes:
@@ -90,8 +76,8 @@ class ExitFigures(_Frozen, frozen=True, kw_only=True):
     """
 
     depth: int
-    latencies: tuple[Latency, ...] = ()
-    errors: tuple[PointError, ...] = ()
+    latencies: tuple[EvaluationLatency, ...] = ()
+    errors: tuple[OutputError, ...] = ()
     metrics: dict[str, float] = {}
     passed: bool = True
 
@@ -133,7 +119,7 @@ class Candidate(_Frozen, frozen=True, kw_only=True):
     skipped: str = ""
 
 
-class Trajectory(_Frozen, frozen=True, kw_only=True):
+class TrajectoryFigures(_Frozen, frozen=True, kw_only=True):
     """Whole samplings by one candidate with one exit schedule.
 
     Attributes:
@@ -142,8 +128,8 @@ class Trajectory(_Frozen, frozen=True, kw_only=True):
         choices: of each step.
         batch: samples at once.
         seconds_per_sample: median.
-        speedup: over the same candidate at full depth, measured in turn.
-        ideal: what the schedule's share of cost promises.
+        speed_up: over the same candidate at full depth, measured in turn.
+        ideal_speed_up: what the schedule's share of cost promises.
         psnr: in dB, to full depth of the same candidate at the same seeds; None for full
             depth itself.
         distance: root of the mean squared difference to it, in units of the data's range.
@@ -154,13 +140,24 @@ class Trajectory(_Frozen, frozen=True, kw_only=True):
     choices: tuple[Choice, ...]
     batch: int
     seconds_per_sample: float
-    speedup: float
-    ideal: float
+    speed_up: float
+    ideal_speed_up: float
     psnr: float | None = None
     distance: float | None = None
 
+    @property
+    def is_full(self) -> bool:
+        """Whether it is full depth itself."""
+        return self.psnr is None and self.distance is None
 
-class Settings(SampleFacts, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    @property
+    def mean_depth(self) -> float | None:
+        """Blocks that run in a step, on average; None without steps."""
+        blocks = [choice.blocks for choice in self.choices]
+        return sum(blocks) / len(blocks) if blocks else None
+
+
+class ComparisonSettings(SampleFacts, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How it was measured, and which samples trajectories lead to.
 
     Attributes:
@@ -182,7 +179,7 @@ class Settings(SampleFacts, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     relative: float
 
 
-class Report(_Frozen, frozen=True, kw_only=True):
+class Comparison(_Frozen, frozen=True, kw_only=True):
     """A comparison.
 
     Attributes:
@@ -203,22 +200,11 @@ class Report(_Frozen, frozen=True, kw_only=True):
     bundle_digest: str
     machine: dict[str, str]
     reference: str
-    settings: Settings
+    settings: ComparisonSettings
     candidates: tuple[Candidate, ...]
-    trajectories: tuple[Trajectory, ...] = ()
+    trajectories: tuple[TrajectoryFigures, ...] = ()
 
 
-def write_report(report: Report, path: Path) -> None:
-    """Write ``report.json``, whole or not at all."""
-    with written(path) as partial:
-        partial.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
-
-
-def read_report(path: Path) -> Report:
-    """The report in a file.
-
-    Raises:
-        UsageError: there is none.
-        FormatError: it is of another format.
-    """
-    return read_form(path, Report, FORMAT, what="report", command="compare")
+def read_report(path: Path) -> Comparison:
+    """The report in a file; see :func:`eecompile.store.files.read_form`."""
+    return read_form(path, Comparison, FORMAT, what="report", command="compare")

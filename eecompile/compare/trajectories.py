@@ -13,7 +13,7 @@ import numpy as np
 from eecompile.arrays import Array
 from eecompile.compare.arguments import FULL
 from eecompile.compare.candidates import Opened, RunnersEngine
-from eecompile.compare.report import Settings, Trajectory
+from eecompile.compare.report import ComparisonSettings, TrajectoryFigures
 from eecompile.interrupt import check
 from eecompile.measure.timing import interleaved
 from eecompile.programs.choice import Choice
@@ -31,7 +31,7 @@ _LEAST = 3  # rounds
 class Sampled(NamedTuple):
     """Trajectories, their samples by (candidate, schedule), and what failed."""
 
-    trajectories: list[Trajectory]
+    trajectories: list[TrajectoryFigures]
     states: dict[tuple[str, str], Array]
     failures: dict[str, Exception]
 
@@ -47,7 +47,7 @@ def trajectories(
     candidates: Mapping[str, Opened],
     interface: Interface,
     schedules: Mapping[str, ExitSchedule],
-    settings: Settings,
+    settings: ComparisonSettings,
     request: SampleRequest,
     *,
     seconds: float,
@@ -110,7 +110,7 @@ def trajectories(
 def _run(
     sampler: Sampler,
     schedule: ExitSchedule,
-    settings: Settings,
+    settings: ComparisonSettings,
     request: SampleRequest,
     states: dict[tuple[str, str], Array],
     key: tuple[str, str],
@@ -138,21 +138,21 @@ def _figures(
     states: Mapping[tuple[str, str], Array],
     interface: Interface,
     batch: int,
-) -> Trajectory:
+) -> TrajectoryFigures:
     name, schedule = key
     full = states[name, FULL]
     low, high = interface.state.range or (float(full.min()), float(full.max()))
     squares = np.square(np.subtract(states[key], full, dtype=np.float64))
     distance = math.sqrt(float(squares.mean())) / ((high - low) or 1.0)
     apart = schedule != FULL
-    return Trajectory(
+    return TrajectoryFigures(
         candidate=name,
         schedule=schedule,
         choices=run.choices,
         batch=batch,
         seconds_per_sample=medians[key] / batch,
-        speedup=medians[name, FULL] / medians[key],
-        ideal=len(run.choices) / sum(map(interface.cost, run.choices)),
+        speed_up=medians[name, FULL] / medians[key],
+        ideal_speed_up=len(run.choices) / sum(map(interface.cost, run.choices)),
         psnr=-20 * math.log10(distance) if apart and distance else None,
         distance=distance if apart else None,
     )

@@ -15,7 +15,7 @@ from eecompile.errors import UsageError
 from eecompile.evaluate.bench import FEWEST, Bench, space_of
 from eecompile.evaluate.data import Source, Space
 from eecompile.evaluate.metrics import Frechet
-from eecompile.evaluate.report import Evaluation, Figures, Settings
+from eecompile.evaluate.report import Evaluation, EvaluationSettings, SampleFigures
 from eecompile.evaluate.samples import sample_all
 from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
@@ -139,13 +139,13 @@ class _Made:
         ]
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> EvaluationSettings:
         """How samples are made."""
         program = self._programs[0][1]
         facts = self._options.request.facts(self._sampler.interface)
-        return Settings(solver=program.solver, steps=len(program.steps), **facts)
+        return EvaluationSettings(solver=program.solver, steps=len(program.steps), **facts)
 
-    def rows(self, bench: Bench, reference: Array) -> Iterator[Figures]:
+    def rows(self, bench: Bench, reference: Array) -> Iterator[SampleFigures]:
         """The figures of each schedule."""
         interface, work = self._sampler.interface, self._options.work
         request = self._options.request
@@ -166,7 +166,7 @@ class _Made:
             figures, found = bench.compare(name, made, reference, in_turns=in_turns)
             choices = tuple(step.chosen for step in program.steps)
             cost = sum(map(interface.cost, choices)) / len(choices)
-            more = {"choices": choices, "cost": round(cost, 5)}
+            more = {"choices": choices, "cost_share": round(cost, 5)}
             if program.solver != self.settings.solver:
                 more["solver"] = program.solver
             if first:
@@ -176,7 +176,7 @@ class _Made:
             yield msgspec.structs.replace(figures, **more)
 
 
-def _floor(bench: Bench, reference: Array, more: Source | None) -> Figures:
+def _floor(bench: Bench, reference: Array, more: Source | None) -> SampleFigures:
     """Real data against real data: against other data, or one half against the other."""
     if more:
         name, real = Path(more.name).name, bench.of_real(more, len(reference))
@@ -186,7 +186,9 @@ def _floor(bench: Bench, reference: Array, more: Source | None) -> Figures:
     return bench.compare("one half", reference[one], reference[other])[0]
 
 
-def _warnings(reference: Array, halves: Figures | None, rows: Sequence[Figures]) -> list[str]:
+def _warnings(
+    reference: Array, halves: SampleFigures | None, rows: Sequence[SampleFigures]
+) -> list[str]:
     features, told = reference.shape[1], []
     sizes = {"the reference": len(reference)} | {row.name: row.samples for row in rows}
     for name, count in sizes.items():

@@ -17,14 +17,14 @@ from eecompile.runtime.sampler import Sampler
 from eecompile.tune.model import Costs
 from eecompile.tune.work import Work
 
-__all__ = ["Latency", "measured_costs"]
+__all__ = ["StepLatency", "measured_costs"]
 
 Progress = Callable[[str, int, int], Any]
 _STEPS = 6  # of a sampling that is timed
 _LEAST, _MOST = 5, 25  # rounds
 
 
-class Latency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class StepLatency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Milliseconds that a step takes with a choice, the solver's arithmetic included.
 
     Attributes:
@@ -55,7 +55,7 @@ def measured_costs(
     seconds: float,
     work: Work,
     report: Progress,
-) -> tuple[Costs, list[Latency]]:
+) -> tuple[Costs, list[StepLatency]]:
     """The costs of every choice at every step.
 
     Args:
@@ -170,11 +170,11 @@ def _split(
 
 def _latency(
     choice: Choice, kind: bool, median: float, seconds: Sequence[float], count: int
-) -> Latency:
+) -> StepLatency:
     """A step's figures; the spread is that of the samplings that were timed."""
     middle = float(np.median(seconds))
     low, high = (float(np.quantile(seconds, share)) / middle for share in (0.1, 0.9))
-    return Latency(
+    return StepLatency(
         choice=choice,
         guided=kind,
         median=1e3 * median,

@@ -15,10 +15,10 @@ from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
 from eecompile.tune.choices import Slots, choices_of, schedule_from_picks, slots_of
 from eecompile.tune.influence import local_errors, measured_influence
-from eecompile.tune.latency import Latency, measured_costs
+from eecompile.tune.latency import StepLatency, measured_costs
 from eecompile.tune.model import Model
 from eecompile.tune.probe import Prober
-from eecompile.tune.report import Settings
+from eecompile.tune.report import TuningSettings
 from eecompile.tune.work import Work
 
 __all__ = ["Problem", "checked", "posed"]
@@ -44,7 +44,7 @@ class Problem(NamedTuple):
     """
 
     sampler: Sampler
-    settings: Settings
+    settings: TuningSettings
     samples: SampleRequest
     program: Program
     choices: tuple[Exit, ...]
@@ -52,7 +52,7 @@ class Problem(NamedTuple):
     broken: dict[int, int]
     slots: Slots
     model: Model
-    latencies: list[Latency]
+    latencies: list[StepLatency]
 
     def schedule(self, picks: Sequence[int]) -> ExitSchedule:
         """The exit schedule that makes these picks; see :class:`eecompile.tune.optimise.Table`."""
@@ -75,7 +75,7 @@ class Problem(NamedTuple):
         return self.model.cost(self.picks(program))
 
 
-def checked(sampler: Sampler, settings: Settings, samples: SampleRequest) -> SampleRequest:
+def checked(sampler: Sampler, settings: TuningSettings, samples: SampleRequest) -> SampleRequest:
     """The samples in the number of the settings, when schedules can be looked for.
 
     Raises:
@@ -112,7 +112,7 @@ def checked(sampler: Sampler, settings: Settings, samples: SampleRequest) -> Sam
 
 
 def posed(
-    sampler: Sampler, settings: Settings, samples: SampleRequest, work: Work, report: Progress
+    sampler: Sampler, settings: TuningSettings, samples: SampleRequest, work: Work, report: Progress
 ) -> Problem:
     """Measure what every choice costs and loses.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -12,18 +12,19 @@ import numpy as np
 import eecompile
 from eecompile.errors import UsageError
 from eecompile.measure.machine import machine_facts
+from eecompile.programs.choice import Forecast
 from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
 from eecompile.tune.baselines import Baseline, baseline_schedules, fewer_steps
-from eecompile.tune.findings import comparisons, points, warnings
+from eecompile.tune.findings import Entry, comparisons, points, warnings
 from eecompile.tune.held_out import FULL, measured
 from eecompile.tune.influence import STALE
 from eecompile.tune.optimise import front, objective
 from eecompile.tune.probe import Prober
 from eecompile.tune.problem import Problem, checked, posed
-from eecompile.tune.report import Front, Kind, Point, Settings
+from eecompile.tune.report import Front, FrontPoint, TuningSettings
 from eecompile.tune.search import Picks, Trials, proposed, refined
 from eecompile.tune.work import Work
 
@@ -37,26 +38,13 @@ _AGAIN = 60.0  # seconds for the held-out samples and timing again, a minute of 
 _TRIED = 3  # of the picks that are predicted to be best
 
 
-class Entry(NamedTuple):
-    """A program to be measured on the held-out samples, as it goes into the report."""
-
-    name: str
-    kind: Kind
-    program: Program
-    schedule: ExitSchedule
-    steps: int
-    predicted: float
-    budget: float | None = None
-    chosen_by: float | None = None
-
-
 def _silent(phase: str, done: int = 0, total: int = 0) -> None:
     pass
 
 
 def tune(
     sampler: Sampler,
-    settings: Settings,
+    settings: TuningSettings,
     samples: SampleRequest | None = None,
     *,
     work: Work | None = None,
@@ -114,10 +102,10 @@ def tune(
     )
 
 
-def _front(problem: Problem, scale: float, *, points: tuple[Point, ...], **more: Any) -> Front:
+def _front(problem: Problem, scale: float, *, points: tuple[FrontPoint, ...], **more: Any) -> Front:
     sampler, settings = problem.sampler, problem.settings
-    ways = [choice.text for choice in problem.choices[1:]]
-    ways += [f"reuse {age + 1}" for age in range(STALE)] if settings.reuse else []
+    terms = [choice.text for choice in problem.choices[1:]]
+    terms += [f"{Forecast().text} {age + 1}" for age in range(STALE)] if settings.reuse else []
     return Front(
         eecompile=eecompile.__version__,
         network=sampler.interface.name,
@@ -127,7 +115,7 @@ def _front(problem: Problem, scale: float, *, points: tuple[Point, ...], **more:
         unit="range" if sampler.interface.state.range else "deviation",
         latencies=tuple(problem.latencies),
         moments=tuple(step.moment for step in problem.program.steps),
-        ways=tuple(ways),
+        error_terms=tuple(terms),
         errors=tuple(map(tuple, (problem.model.alone.T / scale).tolist())),
         points=points,
         **more,

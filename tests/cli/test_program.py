@@ -14,8 +14,9 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from eecompile.compiler.schedulers.program import program_from_scheduler
 from eecompile.programs.choice import Exit
 from eecompile.programs.program import Program, Step, Term, Update
-from eecompile.report import program_report
 from eecompile.runtime.sampler import Sampler
+from eecompile.show.programs import program_parts
+from eecompile.show.terminal import rendered
 from eecompile.store.bundle import open_bundle
 from tests.cli import test_cli
 from tests.cli.test_cli import Run, fails
@@ -195,7 +196,9 @@ def test_sums_are_written_as_one_writes_them(capsys: pytest.CaptureFixture[str])
         Update("state", (Term("data", -0.98), Term("state", 1.0), Term("noise", 0.1))),
     )
     step = Step(Exit(3), 999.0, (Term("state", 0.5),), updates, time=700.0)
-    Console(width=120).print(program_report(Program(solver="x", initial=2.0, steps=(step,) * 3)))
+    Console(width=120).print(
+        rendered(*program_parts(Program(solver="x", initial=2.0, steps=(step,) * 3)))
+    )
     out = capsys.readouterr().out
     assert "data = clip(1.25 state - output; -1 to 1)" in out
     assert "state = -0.98 data + state + 0.1 noise" in out

@@ -23,8 +23,9 @@ from eecompile.doctor.examine import BackendStatus, Report, Tool, examine
 from eecompile.doctor.packages import Conflict, conflicts
 from eecompile.doctor.packages import installed as installed_packages
 from eecompile.doctor.probes import YES, Answer, Finding
+from eecompile.doctor.tables import doctor_parts
 from eecompile.measure.machine import Cpu, Gpu, cpu
-from eecompile.report import doctor_report
+from eecompile.show.terminal import rendered
 
 NO = Answer(False, "a reason", "a remedy")
 TWO = (
@@ -44,7 +45,7 @@ def python(code: str) -> list[str]:
 def shown(report: Report) -> str:
     console = Console(width=80, color_system=None)
     with console.capture() as capture:
-        console.print(doctor_report(report))
+        console.print(rendered(*doctor_parts(report)))
     return capture.get()
 
 
