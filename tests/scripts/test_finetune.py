@@ -21,6 +21,7 @@ from torch import Tensor
 from eecompile.errors import UsageError
 from eecompile.networks.dit import DiT
 from eecompile.networks.load import load_network
+from eecompile.programs.choice import Exit, Forecast
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.recipe import ExportRecipe, load_recipe
 from tests.conftest import RECIPE, ROOT
@@ -135,7 +136,7 @@ def test_no_exit_is_trained_where_the_previous_output_is_used_again(
     finetune: Any, recipe: Path, full: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "found.json"
-    path.write_bytes(ExitSchedule((4, 0, 2), (0.25, 0.5)).to_json())
+    path.write_bytes(ExitSchedule((Exit(4), Forecast(), Exit(2)), (0.25, 0.5)).to_json())
     run = tuner(finetune, recipe, str(path), tmp_path / "run")
     _, timestep, *_ = run.batch(*pictures())
     assert run.plan.counts == (0, 16, 8)
