@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from eecompile.measure.bootstrap import intervals
 from eecompile.programs.choice import Choice
 from eecompile.programs.interface import Interface
-from eecompile.tune.held_out import FULL, Measured, intervals
+from eecompile.tune.held_out import FULL, Measured
 from eecompile.tune.report import Comparison, Point, Settings
 
 if TYPE_CHECKING:
