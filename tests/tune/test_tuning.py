@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from eecompile.errors import FormatError, NonFiniteError, OutputExistsError, UsageError
+from eecompile.measure.bootstrap import intervals
 from eecompile.programs.choice import Forecast
 from eecompile.programs.interface import Resizable, State
 from eecompile.programs.schedule import ExitSchedule
@@ -23,7 +24,7 @@ from eecompile.runtime.sampler import Sampler
 from eecompile.tune.baselines import ASE, baseline_schedules
 from eecompile.tune.choices import choices_of
 from eecompile.tune.findings import warnings
-from eecompile.tune.held_out import Measured, intervals, steadied
+from eecompile.tune.held_out import Measured, steadied
 from eecompile.tune.output import check_output, identity_of, opened_work, write
 from eecompile.tune.report import Front, Point, read_front
 from eecompile.tune.tuning import Entry, tune
