@@ -17,7 +17,6 @@ import eecompile
 from eecompile.compiler.graph.emulation import emulate_bfloat16
 from eecompile.compiler.graph.identity import name_by_content
 from eecompile.compiler.graph.merge import exit_outputs, merged_exits
-from eecompile.compiler.graph.names import output_names
 from eecompile.compiler.graph.partition import (
     Part,
     chained_parts,
@@ -25,6 +24,7 @@ from eecompile.compiler.graph.partition import (
     per_exit_parts,
 )
 from eecompile.compiler.graph.precision import first_non_finite, lowered
+from eecompile.compiler.names import output_names
 from eecompile.compiler.progress import Report, silent
 from eecompile.compiler.segments import (
     LOG,

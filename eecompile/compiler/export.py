@@ -18,9 +18,9 @@ import torch
 import eecompile
 from eecompile.compiler.files import evaluate_files, external_files, graph_from_files
 from eecompile.compiler.graph.merge import exit_outputs, merged_graphs
-from eecompile.compiler.graph.names import output_names
 from eecompile.compiler.graph.partition import check_nested, extract, per_exit_parts
 from eecompile.compiler.graph.sharing import exit_weights, sharing
+from eecompile.compiler.names import output_names
 from eecompile.compiler.progress import Report, silent
 from eecompile.compiler.sessions import evaluate_joined, run_session, session_from_graph
 from eecompile.compiler.trace import graph_from_network

@@ -14,9 +14,9 @@ from onnx_ir.passes import common
 
 from eecompile.compiler.graph.clean import clean
 from eecompile.compiler.graph.merge import joined
-from eecompile.compiler.graph.names import output_names
 from eecompile.compiler.graph.numbering import NumberValues
 from eecompile.compiler.graph.operators import check_operators
+from eecompile.compiler.names import output_names
 from eecompile.compiler.sessions import session_from_graph
 from eecompile.compiler.verify import Evaluate, Inputs, Outputs
 from eecompile.errors import EecompileError, TraceError

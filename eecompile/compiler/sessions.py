@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from eecompile.compiler.graph.names import output_names
+from eecompile.compiler.names import output_names
 from eecompile.compiler.verify import Evaluate, Inputs, Outputs
 from eecompile.errors import BackendError
 from eecompile.programs.interface import Interface

@@ -23,9 +23,9 @@ from torch.overrides import TorchFunctionMode
 
 from eecompile.compiler.graph.clean import clean
 from eecompile.compiler.graph.masks import ExpandMasks
-from eecompile.compiler.graph.names import output_names
 from eecompile.compiler.graph.numbering import NumberValues
 from eecompile.compiler.graph.operators import check_operators, place_of
+from eecompile.compiler.names import output_names
 from eecompile.compiler.verify import random_inputs
 from eecompile.errors import EecompileError, TraceError
 from eecompile.interrupt import check

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from eecompile.compiler.graph.aligned import as_bytes, write_safetensors
+from eecompile.compiler.aligned import as_bytes, write_safetensors
 from eecompile.errors import BundleError
 from eecompile.store.bundle import WEIGHTS
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from eecompile.compiler.graph.names import output_names
 from eecompile.compiler.graph.numbering import NumberValues
+from eecompile.compiler.names import output_names
 from eecompile.compiler.weights import content_key, load_graph
 from eecompile.errors import BundleError
 from eecompile.programs.interface import Interface
