@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from eecompile.programs.solvers.ddpm import ddpm
     from eecompile.runtime.engines.fake import FakeEngine
     from eecompile.runtime.request import SampleRequest
-    from eecompile.runtime.sampler import Sampler, StepMetrics, StepResult
+    from eecompile.runtime.sampler import Sampler
+    from eecompile.runtime.sampling import StepMetrics, StepResult
 
 __version__ = "0.1.0"
 
@@ -60,8 +61,8 @@ _HOMES = {
     "Sampler": "eecompile.runtime.sampler",
     "Sampling": "eecompile.programs.interface",
     "State": "eecompile.programs.interface",
-    "StepMetrics": "eecompile.runtime.sampler",
-    "StepResult": "eecompile.runtime.sampler",
+    "StepMetrics": "eecompile.runtime.sampling",
+    "StepResult": "eecompile.runtime.sampling",
     "UsageError": "eecompile.errors",
     "ddim": "eecompile.programs.solvers",
     "ddpm": "eecompile.programs.solvers",

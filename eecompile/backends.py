@@ -11,18 +11,6 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-__all__ = [
-    "BACKENDS",
-    "PEERS",
-    "TARGET_BACKENDS",
-    "Backend",
-    "BackendName",
-    "backend_from_library",
-    "backend_from_target",
-    "install",
-    "packages",
-]
-
 
 def install(extra: str) -> str:
     """The command that installs one of eecompile's extras."""

@@ -25,8 +25,6 @@ from eecompile.compiler.verify import random_inputs
 from eecompile.measure.machine import short
 from eecompile.measure.memory import on_gpus, resident
 
-__all__ = ["Job", "JobResult", "in_child", "memory"]
-
 _TIMEOUT = 1800  # seconds that it may take
 _SWITCH = "POLYGRAPHY_USE_TENSORRT_RTX"  # of polygraphy, read when it is imported
 

@@ -18,8 +18,6 @@ from eecompile.compiler.names import output_names
 from eecompile.programs.interface import Interface
 from eecompile.programs.schedule import ExitSchedule
 
-__all__ = ["Array", "Evaluate", "ExitRunner", "Feed"]
-
 Feed = Inputs
 Evaluate = Callable[[Feed], Sequence[Array]]
 

@@ -18,14 +18,6 @@ from eecompile.measure.machine import short
 from eecompile.measure.timing import Timings, interleaved, percentiles
 from eecompile.programs.interface import Interface
 
-__all__ = [
-    "latencies",
-    "latency",
-    "points",
-    "quiet",
-    "sentence",
-]
-
 Point = dict[str, NDArray[np.generic]]
 
 

@@ -33,8 +33,6 @@ from eecompile.networks import truncated
 from eecompile.networks.base import MultiExitNetwork
 from eecompile.programs.interface import Interface
 
-__all__ = ["OPSET", "Exits", "graph_from_network"]
-
 OPSET = 23  # the first with an Attention operator
 _LARGEST_BATCH = 2**16
 # What lies between a network's own code and the exporter.

@@ -12,8 +12,6 @@ from eecompile.compiler.aligned import as_bytes, write_safetensors
 from eecompile.errors import BundleError
 from eecompile.store.bundle import WEIGHTS
 
-__all__ = ["INLINE_BYTES", "WeightStore", "content_key", "load_graph"]
-
 INLINE_BYTES = 256  # smaller tensors, such as shapes, stay in the graph
 
 

@@ -10,8 +10,6 @@ import numpy as np
 
 from eecompile.interrupt import check
 
-__all__ = ["Timings", "interleaved", "percentiles"]
-
 Key = TypeVar("Key", bound=Hashable)
 
 

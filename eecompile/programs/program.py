@@ -17,8 +17,6 @@ from eecompile.programs.choice import OUTPUT, Choice
 from eecompile.programs.process import Process
 from eecompile.programs.schedule import ExitSchedule
 
-__all__ = ["Program", "Step", "Term", "Update"]
-
 FORMAT = 4
 _LARGEST = 3.4e38  # of float32
 RESERVED = frozenset({OUTPUT, "noise"})

@@ -29,9 +29,7 @@ from eecompile.runtime.request import (
     common_interval,
     request_for_warmup,
 )
-from eecompile.runtime.sampling import Hook, Sampling, StepMetrics, StepResult, plan_of
-
-__all__ = ["Sampler", "StepMetrics", "StepResult"]
+from eecompile.runtime.sampling import Hook, Sampling, StepResult, plan_of
 
 _log = logging.getLogger("eecompile.runtime")
 

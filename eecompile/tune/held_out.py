@@ -17,8 +17,6 @@ from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
 from eecompile.tune.work import Work
 
-__all__ = ["FULL", "Measured", "measured", "steadied"]
-
 FULL = "full"
 _ROUNDS = 7  # that are timed, where time allows
 

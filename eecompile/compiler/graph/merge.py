@@ -14,8 +14,6 @@ from eecompile.errors import BundleError
 from eecompile.programs.interface import Interface
 from eecompile.store.bundle import BundleManifest
 
-__all__ = ["exit_outputs", "joined", "merged_exits", "merged_graphs"]
-
 
 def exit_outputs(model: ir.Model, interface: Interface) -> dict[int, list[ir.Value]]:
     """What each exit gives, by depth, in a graph with all exits as outputs."""
