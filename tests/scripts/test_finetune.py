@@ -294,7 +294,8 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
     assert {"exit 1", "exit 4", "all, exit 2"} < set(rows[-1])
     with safe_open(whole / "weights.safetensors", "pt") as file:
         facts = file.metadata()
-    assert json.loads(facts["schedule"])["depths"] == [4, 2, 1, 1]
+    schedule = msgspec.json.decode(facts["schedule"], type=ExitSchedule)
+    assert schedule == ExitSchedule.from_slices([4, 2, 1, 1])
     assert facts["steps"] == "6"
     assert len(facts["checkpoint_digest"]) == 64
 
