@@ -12,19 +12,24 @@ import typer
 from bench_runtime import (
     TimedEngine,
     agreement_row,
-    leak_row,
+    exit_rows,
     memory,
     memory_rows,
+    open_samplers,
     outside_engines,
     outside_rows,
     overhead_rows,
     pool_rows,
     requests_rows,
+    schedule_speedup,
+    sizes,
     start_up,
+    step_row,
+    torch_samplers,
 )
-from bench_sampling import layout_rows, schedule_speedup, sizes, step_row, torch_samplers
 from bench_schedules import schedules
 from bundles import TARGETS, bundles_of, engine_set, random_recipe
+from children import a_thousand_samplings, in_child
 from results import BENCHMARKS, OUT, RECIPE, Results, console, main, medians
 
 from eecompile.compiler.export import bundle_from_recipe
@@ -84,7 +89,8 @@ def sampling(rounds: Rounds = 9, output: Output = None) -> None:
     )
     results.keep("overhead", overhead)
     results.keep("start_up", start_up(folders["per_exit"]))
-    results.keep("layouts_ms_per_step", layout_rows(layouts, rounds * 2))
+    with open_samplers(layouts) as opened:
+        results.keep("layouts_ms_per_step", exit_rows(opened, (1, 16), rounds * 2))
     used = {name: row["engines"] for name, row in memory(layouts, 3).items()}
     results.keep("layouts_memory_mib", used)
     results.keep("bytes_over_full_depth_only", sizes(folders))
@@ -114,7 +120,7 @@ def export(
     output: Output = None,
 ) -> None:
     """Exports at full size: time, memory, bytes, errors; export-cpu.json."""
-    from bench_export import export_rows
+    from bench_build import export_rows
 
     packages = ("onnx", "onnx-ir", "onnxruntime", "torch", "diffusers")
     results = Results(output or BENCHMARKS / "export-cpu.json", *packages)
@@ -167,7 +173,7 @@ def runtime(rounds: Rounds = 9, output: Output = None) -> None:
         results.keep("outside_engines", outside_rows(sampler, rounds))
         results.keep("start_up", [start_up(layouts["per_exit"])])
         results.keep("memory", memory_rows(sets, min(rounds, 5)))
-        results.keep("a_thousand_samplings", [leak_row(layouts["chained"])])
+        results.keep("a_thousand_samplings", [in_child(a_thousand_samplings, layouts["chained"])])
         results.keep("threads", [agreement_row(layouts["chained"])])
         results.keep("thread_pools", pool_rows(layouts, rounds))
         results.keep("requests", requests_rows(sampler, rounds * 2))

@@ -1,11 +1,11 @@
-"""Benchmarks of building: plans in both layouts, half precision, rebuilds, OpenVINO."""
+"""Benchmarks of exports and builds: full size, layouts, half precision, rebuilds, OpenVINO."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -13,21 +13,61 @@ from tempfile import TemporaryDirectory
 
 import msgspec
 import numpy as np
-from bundles import LAYOUTS, engine_set, random_recipe, target
-from children import medians_in_turns, opening
-from results import Row, medians, milliseconds
+from bench_runtime import exit_rows, open_samplers, step_row
+from bundles import LAYOUTS, NETWORKS, engine_set, random_recipe, target
+from children import exported, medians_in_turns, opening, runs_in_turns
+from results import ROOT, Row, medians
 
-from eecompile.arrays import Array
 from eecompile.compiler.build import engine_set_from_bundle, planned_build
 from eecompile.compiler.export import bundle_from_recipe
 from eecompile.compiler.verify import random_inputs
-from eecompile.programs.interface import Interface
-from eecompile.runtime.opening import engine_from_manifest, open_engine
-from eecompile.runtime.protocol import Engine
+from eecompile.runtime.opening import engine_from_manifest
 from eecompile.runtime.sampler import Sampler
 from eecompile.store.bundle import open_engine_set, write_manifest
 
 TARGETS = {"onnxruntime fp32": "cpu", "openvino fp32": "cpu-openvino", "openvino bf16": "cpu-bf16"}
+
+
+def export_rows(names: Sequence[str] | None, rounds: int | None) -> Iterator[Row]:
+    """Time, peak memory, bytes and errors of exports at full size, a row a network.
+
+    Networks are filled with random weights: what is measured does not depend on them. Every
+    export runs in a process of its own.
+
+    Args:
+        names: of networks; all if empty.
+        rounds: exports of each kind; None takes three, one for networks above 1 GB.
+    """
+    (ROOT / "out").mkdir(exist_ok=True)
+    for name in names or [name for name in NETWORKS if name != "DiT-B/2"]:
+        with TemporaryDirectory(dir=ROOT / "out") as temporary:
+            row = _row(name, Path(temporary), rounds)
+        print(json.dumps(row), flush=True)
+        yield row
+
+
+def _row(name: str, work: Path, rounds: int | None) -> Row:
+    recipe, unique = random_recipe(name, work)
+    rounds = rounds or (1 if unique > 1e9 else 3)
+    kinds = {"full": True, "all": False}
+    calls = {kind: (exported, recipe, work / "bundle", alone) for kind, alone in kinds.items()}
+    runs = runs_in_turns(calls, rounds)
+    full, every = runs["full"], runs["all"]
+    seconds = {kind: median(columns["seconds"]) for kind, columns in runs.items()}
+    return {
+        "network": name,
+        "exits": every["exits"][0],
+        "parameters_m": unique / 4e6,
+        "rounds": rounds,
+        "seconds_full_depth": seconds["full"],
+        "seconds_all_exits": seconds["all"],
+        "ratio": seconds["all"] / seconds["full"],
+        "peak_gib": max(every["peak_bytes"]) / 2**30,
+        "peak_over_weights": max(every["peak_bytes"]) / unique,
+        "bytes_over_unique": every["bundle_bytes"][0] / unique,
+        "bytes_over_full": every["bundle_bytes"][0] / full["bundle_bytes"][0],
+        "relative_error": every["relative_error"][0],
+    }
 
 
 def plan_rows(rounds: int) -> Iterator[Row]:
@@ -129,30 +169,44 @@ def rebuild_rows(bundle: Path, fewer: Path) -> list[Row]:
 
 
 def openvino_rows(bundle: Path, rounds: int) -> Iterator[Row]:
-    """Milliseconds at full depth, speed-ups over ONNX Runtime, and errors relative to it."""
-    with TemporaryDirectory() as temporary, ExitStack() as stack:
+    """Milliseconds a step at full depth, speed-ups over ONNX Runtime, and errors relative to it."""
+    with TemporaryDirectory() as temporary:
         folders = {n: engine_set(bundle, Path(temporary), kind) for n, kind in TARGETS.items()}
-        engines, interface = _opened(folders, stack)
-        depth = interface.exits[-1]
-        for batch in (1, 4, 16):
-            times = _times(engines, interface, depth, batch, rounds)
-            reference, *others = times
-            row: Row = {"batch": batch, "depth": depth}
-            row |= {f"{name}, ms": value for name, value in times.items()}
-            row |= {f"{name}, speed-up": times[reference] / times[name] for name in others}
-            errors = _errors(engines, interface, depth, batch)
-            yield row | {f"{name}, error": error for name, error in errors.items()}
+        with open_samplers(folders) as samplers:
+            for batch in (1, 4, 16):
+                times = step_row(samplers, batch, "full", rounds if batch > 1 else 5 * rounds)
+                reference, *others = times
+                depth = samplers[reference].interface.exits[-1]
+                row: Row = {"batch": batch, "depth": depth}
+                row |= {f"{name}, ms": value for name, value in times.items()}
+                row |= {f"{name}, speed-up": times[reference] / times[name] for name in others}
+                errors = _errors(samplers, depth, batch)
+                yield row | {f"{name}, error": error for name, error in errors.items()}
+
+
+def _errors(samplers: Mapping[str, Sampler], depth: int, batch: int) -> dict[str, float]:
+    """Largest |difference| to the first engine over its largest |output|, at any timestep."""
+    (_, reference), *others = samplers.items()
+    worst = dict.fromkeys((name for name, _ in others), 0.0)
+    last = reference.interface.process.timesteps - 1
+    for t in np.linspace(0, last, 11).round():
+        given = random_inputs(reference.interface, batch, t, seed=0)
+        inputs = given.pop("x"), given.pop("t"), given
+        wanted = reference.engine.evaluate(depth, *inputs)[0]
+        for name, sampler in others:
+            difference = np.abs(sampler.engine.evaluate(depth, *inputs)[0] - wanted).max()
+            worst[name] = max(worst[name], float(difference / np.abs(wanted).max()))
+    return worst
 
 
 def openvino_layout_rows(bundle: Path, rounds: int) -> Iterator[Row]:
-    """Milliseconds of BF16 engines in both layouts, at every exit."""
-    with TemporaryDirectory() as temporary, ExitStack() as stack:
-        engines, interface = _opened(_in_layouts(bundle, Path(temporary)), stack)
-        for batch in (1, 4, 16):
-            for depth in interface.exits:
-                times = _times(engines, interface, depth, batch, rounds)
-                row = {f"{name}, ms": value for name, value in times.items()}
-                yield {"batch": batch, "depth": depth} | row
+    """Milliseconds a step of BF16 engines in both layouts, at every exit."""
+    with (
+        TemporaryDirectory() as temporary,
+        open_samplers(_in_layouts(bundle, Path(temporary))) as samplers,
+    ):
+        yield from exit_rows(samplers, (1,), 5 * rounds, ", ms")
+        yield from exit_rows(samplers, (4, 16), rounds, ", ms")
 
 
 def openvino_opening_rows(bundle: Path, rounds: int) -> Iterator[Row]:
@@ -174,46 +228,6 @@ def openvino_opening_rows(bundle: Path, rounds: int) -> Iterator[Row]:
 
 def _in_layouts(bundle: Path, work: Path) -> dict[str, Path]:
     return {layout: engine_set(bundle, work, "cpu-bf16", layout) for layout in LAYOUTS}
-
-
-def _opened(folders: Mapping[str, Path], stack: ExitStack) -> tuple[dict[str, Engine], Interface]:
-    """Engines by name, open as long as the stack lasts, and their interface."""
-    opened = {name: open_engine(folder) for name, folder in folders.items()}
-    interface = next(iter(opened.values()))[1].interface
-    return {name: stack.enter_context(engine) for name, (engine, _) in opened.items()}, interface
-
-
-def _times(
-    engines: Mapping[str, Engine], interface: Interface, depth: int, batch: int, rounds: int
-) -> Row:
-    """Milliseconds of an evaluation by each engine, in turns."""
-    actions = {
-        name: partial(engine.evaluate, depth, *_given(interface, batch, 500))
-        for name, engine in engines.items()
-    }
-    return milliseconds(actions, rounds if batch > 1 else 5 * rounds)
-
-
-def _given(interface: Interface, batch: int, t: float) -> tuple[Array, Array, dict[str, Array]]:
-    """Input, timestep and conditions of an evaluation."""
-    given = random_inputs(interface, batch, t, seed=0)
-    return given["x"], given["t"], {name: given[name] for name in interface.conditions}
-
-
-def _errors(
-    engines: Mapping[str, Engine], interface: Interface, depth: int, batch: int
-) -> dict[str, float]:
-    """Largest |difference| to the first engine over its largest |output|, at any timestep."""
-    (_, reference), *others = engines.items()
-    worst = dict.fromkeys((name for name, _ in others), 0.0)
-    last = interface.process.timesteps - 1
-    for t in np.linspace(0, last, 11).round():
-        given = _given(interface, batch, t)
-        wanted = reference.evaluate(depth, *given)[0]
-        for name, engine in others:
-            difference = np.abs(engine.evaluate(depth, *given)[0] - wanted).max()
-            worst[name] = max(worst[name], float(difference / np.abs(wanted).max()))
-    return worst
 
 
 def _without_blobs(folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime
 import openvino
 import torch
+from bench_runtime import open_samplers
 from results import Row
 
 from eecompile.arrays import Array
@@ -21,7 +22,6 @@ from eecompile.measure.timing import interleaved, percentiles
 from eecompile.networks.load import load_network
 from eecompile.programs.interface import Interface
 from eecompile.recipe import load_recipe
-from eecompile.runtime.sampler import Sampler
 from eecompile.runtime.trajectory.noise import normal_noise
 from eecompile.store.bundle import exit_graph_name
 
@@ -72,8 +72,7 @@ def measured(case: Case, engines: Mapping[str, Path], rounds: int) -> Row:
         engines: engine sets, by name.
         rounds: in each, everything runs once, in turn, and each begins with another.
     """
-    with ExitStack() as stack:
-        opened = {name: stack.enter_context(Sampler.open(p)) for name, p in engines.items()}
+    with open_samplers(engines) as opened:
         planner = next(iter(opened.values()))
         interface = planner.interface
         programs = {n: planner.program("ddim", case.steps, n) for n in (case.schedule, "full")}

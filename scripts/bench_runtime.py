@@ -1,21 +1,27 @@
-"""Benchmarks of the runtime: what it costs beside the engines, in time and in memory."""
+"""Benchmarks of sampling and of the runtime: time and memory, in the engines and beside them."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
 import numpy as np
-from children import a_thousand_samplings, in_child, medians_in_turns, opening, pooled
-from results import Row, medians, milliseconds
+import torch
+from bundles import TARGETS, bundles_of, engine_set
+from children import medians_in_turns, opening, pooled
+from results import RECIPE, Row, medians, milliseconds
 
+from eecompile.networks.load import load_network
 from eecompile.programs.interface import Interface
+from eecompile.recipe import load_recipe
 from eecompile.runtime.protocol import Engine
 from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
@@ -60,6 +66,85 @@ class TimedEngine(NoEngine):
             self.seconds += time.perf_counter() - started
 
         return timed
+
+
+class TorchEngine(Engine):
+    """The torch network behind the runtime's engine protocol: the loop stays the same."""
+
+    precision, max_batch = "fp32", 64
+
+    def __init__(self, network: Any, compile_: bool = False) -> None:
+        self.exits = network.exits
+        self._predict = torch.compile(network.predict_at) if compile_ else network.predict_at
+
+    def evaluate(
+        self, depth: int, x: np.ndarray, t: np.ndarray, conditions: Mapping[str, np.ndarray]
+    ) -> list[np.ndarray]:
+        tensors = {name: torch.from_numpy(array) for name, array in conditions.items()}
+        with torch.inference_mode():
+            made = self._predict(depth, torch.from_numpy(x), torch.from_numpy(t), **tensors)
+        return [made.numpy()]
+
+
+def torch_samplers(interface: Any, *, compiled: bool) -> dict[str, Sampler]:
+    """Samplers of the shipped network in torch, by name."""
+    network = load_network(load_recipe(RECIPE).network, RECIPE.parent)
+    engines = {"torch eager": TorchEngine(network)}
+    if compiled:
+        engines["torch.compile"] = TorchEngine(network, compile_=True)
+    return {name: Sampler(engine, interface) for name, engine in engines.items()}
+
+
+def schedule_speedup(sampler: Sampler, schedule: str, batch: int, steps: int, rounds: int) -> Row:
+    """The schedule's speed-up over full depth, against its share of block evaluations."""
+    programs = {name: sampler.program("ddim", steps, name) for name in ("full", schedule)}
+    actions = {n: partial(sampler.sample, batch, solver=p) for n, p in programs.items()}
+    seconds = medians(actions, rounds)
+    blocks = [step.chosen.blocks for step in programs[schedule].steps]
+    promised = max(sampler.interface.exits) * len(blocks) / sum(blocks)
+    speedup = seconds["full"] / seconds[schedule]
+    return {
+        "batch": batch,
+        "schedule": schedule,
+        "full_ms_per_step": 1e3 * seconds["full"] / steps,
+        "schedule_ms_per_step": 1e3 * seconds[schedule] / steps,
+        "promised": promised,
+        "speedup": speedup,
+        "of_promised": speedup / promised,
+    }
+
+
+@contextmanager
+def open_samplers(folders: Mapping[str, Path]) -> Iterator[dict[str, Sampler]]:
+    """Samplers of engine sets by name, closed in the end."""
+    with ExitStack() as stack:
+        yield {n: stack.enter_context(Sampler.open(folder)) for n, folder in folders.items()}
+
+
+def step_row(
+    samplers: Mapping[str, Sampler],
+    batch: int,
+    depth: int | str,
+    rounds: int,
+    unit: str = "",
+) -> Row:
+    """Milliseconds a step at a depth, by sampler; ``unit`` ends the names."""
+    actions = {
+        name: partial(sampler.sample, batch, solver="ddim", steps=5, schedule=depth, guidance=1.0)
+        for name, sampler in samplers.items()
+    }
+    return milliseconds(actions, rounds, per=5, unit=unit)
+
+
+def exit_rows(
+    samplers: Mapping[str, Sampler], batches: Sequence[int], rounds: int, unit: str = ""
+) -> Iterator[Row]:
+    """The same at every exit."""
+    exits = next(iter(samplers.values())).interface.exits
+    for batch in batches:
+        for depth in exits:
+            row = step_row(samplers, batch, depth, rounds, unit)
+            yield {"batch": batch, "depth": depth} | row
 
 
 def overhead_rows(interface: Interface, rounds: int) -> Iterator[Row]:
@@ -131,11 +216,6 @@ def memory_rows(sets: Mapping[str, Mapping[str, Path]], rounds: int) -> Iterator
         yield row
 
 
-def leak_row(folder: Path) -> Row:
-    """What a thousand samplings leave in memory."""
-    return in_child(a_thousand_samplings, folder)
-
-
 def pool_rows(folders: Mapping[str, Path], rounds: int) -> Iterator[Row]:
     """Milliseconds a step of the default schedule: a pool a session, and one for all."""
     for layout, folder in folders.items():
@@ -175,3 +255,16 @@ def agreement_row(folder: Path) -> Row:
             found = list(threads.map(call, range(8)))
     same = all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
     return {"eight threads give the arrays of one": same}
+
+
+def sizes(folders: Mapping[str, Path]) -> Row:
+    """Bytes of all exits over bytes of a full-depth-only export and its engine sets."""
+    with TemporaryDirectory() as temporary:
+        _, deepest = bundles_of(RECIPE, Path(temporary))
+        alone = {"bundle": deepest}
+        alone |= {n: engine_set(deepest, Path(temporary), target) for n, target in TARGETS.items()}
+        return {name: _bytes(folders[name]) / _bytes(folder) for name, folder in alone.items()}
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
