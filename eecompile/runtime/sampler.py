@@ -125,7 +125,7 @@ class Sampler(Handle):
         """An exit schedule for this network.
 
         Args:
-            schedule: a name from the export recipe, ``full``, a depth or a choice for all timesteps,
+            schedule: a name from the export recipe, ``full``, a depth or choice for all times,
                 choices over equal slices of time (t = 0 first), or an ExitSchedule, such
                 as ``ExitSchedule.read(file)``; None takes the recipe's default.
 
