@@ -29,16 +29,8 @@ from eecompile.tune.output import check_output, identity_of, opened_work, write
 from eecompile.tune.report import Front, Point, read_front
 from eecompile.tune.tuning import Entry, tune
 from eecompile.tune.work import Work
-from tests.tune.planted import (
-    BLOCK,
-    EXITS,
-    SHAPE,
-    interface,
-    planted,
-    planted_time,
-    sampler_of,
-    settings,
-)
+from tests.clock import standing_clock
+from tests.tune.planted import BLOCK, EXITS, SHAPE, interface, planted, sampler_of, settings
 
 
 def late(depth: int, t: float) -> float:
@@ -57,7 +49,7 @@ def blocks(each: Point) -> list[int]:
 
 @pytest.fixture(scope="module", autouse=True)
 def clock() -> Iterator[None]:
-    with planted_time():
+    with standing_clock():
         yield
 
 
