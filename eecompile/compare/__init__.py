@@ -1,1 +1,47 @@
-"""Comparing engines with one another and with the network that they were made of."""
+"""Engine sets side by side, and beside the network that they were made of.
+
+:func:`compare` measures and returns a :class:`Comparison`; :class:`Report` is the form of
+``report.json``, which :func:`read_report` reads. The runners give one exit of a bundle, an
+engine set or the trained network to polygraphy's ``Comparator``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eecompile.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from eecompile.compare.comparison import Comparison, compare
+    from eecompile.compare.report import Report, read_report
+    from eecompile.compare.runners import (
+        EngineRunner,
+        OnnxRuntimeRunner,
+        OpenvinoRunner,
+        TensorrtRunner,
+        TorchRunner,
+        TrainedNetwork,
+    )
+
+__all__ = [
+    "Comparison",
+    "EngineRunner",
+    "OnnxRuntimeRunner",
+    "OpenvinoRunner",
+    "Report",
+    "TensorrtRunner",
+    "TorchRunner",
+    "TrainedNetwork",
+    "compare",
+    "read_report",
+]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "comparison": "Comparison compare",
+        "report": "Report read_report",
+        "runners": "EngineRunner OnnxRuntimeRunner OpenvinoRunner TensorrtRunner "
+        "TorchRunner TrainedNetwork",
+    },
+)
