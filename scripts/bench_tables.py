@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,11 @@ def whole_tables(result: Mapping[str, Any]) -> Iterator[str]:
     """Every row of every network on one machine, with its spread."""
     for name, found in _networks(result).items():
         yield ""
-        yield f"**{name}** on {_machine(result)}, batch {result['batch']}; the exit schedule"
-        yield f"`{found['schedule']}` leaves out {found['blocks left out']:.1%} of the blocks:"
+        yield textwrap.fill(
+            f"**{name}** on {_machine(result)}, batch {result['batch']}; the exit schedule "
+            f"`{found['schedule']}` leaves out {found['blocks left out']:.1%} of the blocks:",
+            width=100,
+        )
         yield ""
         yield (
             "| by | ms per step | at full depth | schedule saves | speed-up over eager | "
