@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from eecompile.programs.solvers.ddpm import ddpm
     from eecompile.runtime.engines.fake import FakeEngine
     from eecompile.runtime.request import SampleRequest
-    from eecompile.runtime.sampler import Sampler, StepMetrics, StepResult
+    from eecompile.runtime.sampler import Sampler
+    from eecompile.runtime.sampling import StepMetrics, StepResult
 
 __version__ = "0.1.0"
 
@@ -62,6 +63,7 @@ __getattr__, __dir__ = lazy_names(
         "programs.solvers": "ddim ddpm",
         "runtime.engines.fake": "FakeEngine",
         "runtime.request": "SampleRequest",
-        "runtime.sampler": "Sampler StepMetrics StepResult",
+        "runtime.sampler": "Sampler",
+        "runtime.sampling": "StepMetrics StepResult",
     },
 )

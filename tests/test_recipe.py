@@ -109,7 +109,7 @@ def test_a_schedule_with_a_depth_that_is_no_exit_is_refused(tmp_path: Path) -> N
 def test_a_schedule_may_have_thresholds(tmp_path: Path) -> None:
     line = "[schedules]\nodd = { depths = [12, 3], thresholds = [0.25] }"
     schedule = load_recipe(changed(tmp_path, "[schedules]", line)).exit_schedules()["odd"]
-    assert [schedule.depth_at(t, 1000) for t in (249, 250)] == [12, 3]
+    assert [schedule.choice_at(t, 1000).blocks for t in (249, 250)] == [12, 3]
 
 
 def test_a_default_schedule_that_does_not_exist_is_refused(tmp_path: Path) -> None:

@@ -7,12 +7,21 @@ from typing import Annotated
 
 import typer
 
-from eecompile.cli.console import as_it_is, err, extra, out, phases, say
-from eecompile.cli.options import Bundle, Guidance, Seed, Solver, Steps
-from eecompile.cli.values import numbers_of
+from eecompile.backends import PEERS
+from eecompile.cli.console import as_it_is, err, extra, phases, say, show
+from eecompile.cli.options import (
+    Bundle,
+    Conditions,
+    Guidance,
+    GuidanceInterval,
+    Nulls,
+    Seed,
+    Shape,
+    Solver,
+    Steps,
+)
+from eecompile.cli.values import numbers_of, request_of
 from eecompile.errors import UsageError
-
-__all__ = ["compare"]
 
 _REGRESSED = 3  # exit status where the baseline was better
 
@@ -32,10 +41,7 @@ def compare(
     ] = False,
     peer: Annotated[
         list[str] | None,
-        typer.Option(
-            help="One that must be there: onnxruntime, openvino, torch.compile, tensorrt, "
-            "tensorrt-rtx."
-        ),
+        typer.Option(help=f"One that must be there: {', '.join(PEERS)}."),
     ] = None,
     batch: Annotated[str, typer.Option(help="Batch sizes.")] = "1,16",
     rounds: Annotated[
@@ -43,8 +49,12 @@ def compare(
     ] = None,
     solver: Solver = None,
     steps: Steps = None,
-    seed: Seed = 0,
     guidance: Guidance = None,
+    guidance_interval: GuidanceInterval = None,
+    set_: Conditions = None,
+    null: Nulls = None,
+    shape: Shape = None,
+    seed: Seed = 0,
     schedule: Annotated[
         list[str] | None, typer.Option(help="An exit schedule, as for sample; default all.")
     ] = None,
@@ -85,7 +95,7 @@ def compare(
         from eecompile.compare.checks import checked_bundle
         from eecompile.compare.report import read_report
         from eecompile.compare.script import check_script, write_script
-        from eecompile.compare.tables import comparison_tables
+        from eecompile.compare.tables import comparison_parts
     comparing.check_output(output)
     older = None if baseline is None else read_report(baseline)
     if older is not None:
@@ -96,6 +106,7 @@ def compare(
     if script is not None:
         check_script(script)
     sizes, named = numbers_of("--batch", batch), peer or []
+    samples = request_of(seed, guidance, guidance_interval, set_, null, shape)
     with phases() as report:
         made = comparing.compare(
             bundle,
@@ -107,12 +118,11 @@ def compare(
             rounds=_rounds(rounds),
             solver=solver,
             steps=steps,
-            seed=seed,
-            guidance=guidance,
+            samples=samples,
             schedules=schedule,
             report=report,
         )
-    out.print(comparison_tables(made.report))
+    show(*comparison_parts(made.report))
     for path in comparing.write(made, output):
         say(f"report: {path}")
     if script is not None:

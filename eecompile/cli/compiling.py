@@ -7,12 +7,10 @@ from typing import Annotated
 
 import typer
 
-from eecompile.cli.console import extra, out, phases, say
+from eecompile.cli.console import extra, phases, say, show
 from eecompile.cli.options import Bundle, Force
 from eecompile.cli.values import numbers_of
 from eecompile.store.bundle import open_bundle
-
-__all__ = ["build", "export"]
 
 
 def export(
@@ -30,7 +28,7 @@ def export(
 ) -> None:
     """Export a trained network: one ONNX graph per exit, every weight stored once."""
     from eecompile.recipe import load_recipe
-    from eecompile.report import exits_table
+    from eecompile.show.bundles import exits_table
 
     folder = output or Path("out") / load_recipe(recipe).name / "bundle"
     with phases() as report:
@@ -45,7 +43,7 @@ def export(
             force=force,
             report=report,
         )
-    out.print(exits_table(manifest))
+    show(exits_table(manifest))
     left_out = set(load_recipe(recipe).exit_schedules()) - set(manifest.interface.schedules)
     if left_out:
         say(f"schedules left out, which need other exits: {', '.join(sorted(left_out))}")
@@ -69,7 +67,7 @@ def build(
     ] = False,
 ) -> None:
     """Build the engines of a bundle for a target, and verify them."""
-    from eecompile.report import engine_report, planned_report
+    from eecompile.show.bundles import engine_parts, planned_parts
     from eecompile.store.target import DEFAULT_TARGET, load_target
 
     chosen = DEFAULT_TARGET if target is None else load_target(target)
@@ -82,8 +80,8 @@ def build(
         else:
             built = engine_set_from_bundle(bundle, chosen, folder, force=force, report=report)
     if dry_run:
-        out.print(planned_report(planned.reasons, planned.segments))
+        show(*planned_parts(planned.reasons, planned.segments))
         return
     if not built.up_to_date:
-        out.print(engine_report(built.manifest))
+        show(*engine_parts(built.manifest))
     say(f"engine set{', up to date' if built.up_to_date else ''}: {folder}")

@@ -20,11 +20,12 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from eecompile.backends import backend_from_library, install
 from eecompile.errors import BackendError
 from eecompile.interrupt import check
-from eecompile.runtime.sampler import StepResult
-
-__all__ = ["as_it_is", "err", "extra", "last_state", "out", "phases", "say"]
+from eecompile.runtime.sampling import StepResult
+from eecompile.show.table import Part
+from eecompile.show.terminal import rendered
 
 out = Console()
 err = Console(stderr=True)
@@ -33,6 +34,11 @@ err = Console(stderr=True)
 def say(text: str) -> None:
     """Print a line as it is."""
     out.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def show(*parts: Part) -> None:
+    """Print tables, facts and lines."""
+    out.print(rendered(*parts))
 
 
 def as_it_is(text: str) -> Text:
@@ -46,11 +52,12 @@ def extra(name: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        wanted = "cpu" if error.name == "onnxruntime" else name
+        backend = backend_from_library(error.name or "")
+        wanted = backend.extra if backend else name
         raise BackendError(
             found=f"no package {error.name}",
             expected=f"the packages of eecompile's extra {wanted!r}",
-            remedy=f"pip install 'eecompile[{wanted}]'",
+            remedy=install(wanted),
         ) from error
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from eecompile.cli.console import extra, out, phases, say
+from eecompile.cli.console import extra, phases, say, show
 from eecompile.cli.files import check_json
 from eecompile.cli.options import (
     Conditions,
@@ -21,20 +21,12 @@ from eecompile.cli.options import (
     Steps,
     Threads,
 )
-from eecompile.cli.values import (
-    conditions_of,
-    interval_of,
-    program_of,
-    schedules_of,
-    shape_of,
-)
+from eecompile.cli.values import program_of, request_of, schedules_of
 from eecompile.errors import UsageError
 from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.store.bundle import open_engine_set
-from eecompile.store.files import written
-
-__all__ = ["evaluate"]
+from eecompile.store.files import form_bytes, written
 
 Named = list[tuple[str, ExitSchedule | str | Program]]
 
@@ -91,25 +83,15 @@ def evaluate(
     """Quality of samples beside real data: Frechet distance, precision and recall."""
     if output is not None:
         check_json(output)
-    conditions, nulls = conditions_of("--set", set_), conditions_of("--null", null)
+    request = request_of(seed, guidance, guidance_interval, set_, null, shape, n=n)
     with extra("evaluate"):
         from eecompile.evaluate import evaluation
-        from eecompile.evaluate.samples import Draw
-        from eecompile.evaluate.tables import evaluation_tables
+        from eecompile.evaluate.tables import evaluation_parts
     sets = [*([] if engines is None else [engines]), *(more or [])]
-    draw = Draw(
-        count=n,
-        seed=seed,
-        guidance=guidance,
-        guidance_interval=interval_of(guidance_interval),
-        conditions=conditions,
-        nulls=nulls,
-        shape=shape_of(shape),
-        batch=batch,
-    )
     options = evaluation.Options(
         reference=reference,
-        draw=draw,
+        request=request,
+        batch=batch,
         work=work,
         features=features,
         decoder=decoder,
@@ -122,10 +104,10 @@ def evaluate(
     with phases() as report, extra("evaluate"):
         named = _named(schedule, program, sets)
         made = evaluation.evaluate(sets, named, options, report)
-    out.print(evaluation_tables(made))
+    show(*evaluation_parts(made))
     if output is not None:
         with written(output) as partial:
-            partial.write_bytes(made.to_json())
+            partial.write_bytes(form_bytes(made))
         say(f"figures: {output}")
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from eecompile.cli.console import out, phases
+from eecompile.cli.console import phases, show
 from eecompile.cli.values import program_of, schedule_of
 from eecompile.errors import BackendError, UsageError
 from eecompile.runtime.engines.fake import FakeEngine
@@ -21,8 +21,6 @@ from eecompile.store.bundle import (
     open_engine_set,
     peek,
 )
-
-__all__ = ["doctor", "inspect", "planner_of"]
 
 
 def inspect(
@@ -37,7 +35,8 @@ def inspect(
     all_: Annotated[bool, typer.Option("--all", help="Show every step of a program.")] = False,
 ) -> None:
     """Show a bundle, an engine set (exits, sizes, sharing, schedules, errors) or a program."""
-    from eecompile.report import bundle_report, engine_report, program_report
+    from eecompile.show.bundles import bundle_parts, engine_parts
+    from eecompile.show.programs import program_parts
 
     if not program and (solver is not None or steps is not None or schedule is not None):
         raise UsageError(
@@ -61,15 +60,15 @@ def inspect(
         if json:
             sys.stdout.buffer.write(shown.to_json() + b"\n")
         else:
-            out.print(program_report(shown, interface, whole=all_))
+            show(*program_parts(shown, interface, whole=all_))
         return
     manifest = _manifest(path)
     if json:
         _print_json(manifest)
     elif isinstance(manifest, BundleManifest):
-        out.print(bundle_report(manifest))
+        show(*bundle_parts(manifest))
     else:
-        out.print(engine_report(manifest))
+        show(*engine_parts(manifest))
 
 
 def doctor(
@@ -77,7 +76,7 @@ def doctor(
 ) -> None:
     """Show what can build and run on this machine, why the rest cannot, and what to install."""
     from eecompile.doctor.examine import examine
-    from eecompile.report import doctor_report
+    from eecompile.doctor.tables import doctor_parts
 
     with phases() as progress:
         progress("asking every backend")
@@ -85,7 +84,7 @@ def doctor(
     if json:
         _print_json(report)
     else:
-        out.print(doctor_report(report))
+        show(*doctor_parts(report))
     if not report.usable:
         raise BackendError(
             found="no backend that can run here",

@@ -9,23 +9,6 @@ import typer
 
 from eecompile.programs.solvers import SOLVERS
 
-__all__ = [
-    "Bundle",
-    "Conditions",
-    "Engines",
-    "Force",
-    "Guidance",
-    "GuidanceInterval",
-    "MoreEngines",
-    "Nulls",
-    "Schedule",
-    "Seed",
-    "Shape",
-    "Solver",
-    "Steps",
-    "Threads",
-]
-
 Bundle = Annotated[Path, typer.Argument(help="Bundle that 'eecompile export' wrote.")]
 Engines = Annotated[Path, typer.Argument(help="Engine set that 'eecompile build' wrote.")]
 MoreEngines = Annotated[
@@ -49,7 +32,7 @@ Schedule = Annotated[
     str | None,
     typer.Option(
         help="A name, a depth, depths (12,9,6,3), 12:0.2,6:0.5,3 (fractions of T), or "
-        "a schedule's file (.json)."
+        "a schedule's file (.json); 'again' for the previous output once more."
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Same seed, same samples.")]
@@ -63,7 +46,10 @@ GuidanceInterval = Annotated[
 Conditions = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="NAME=VALUE", help="A condition: a number, a list, or @FILE.npy."
+        "--set",
+        metavar="NAME=VALUE",
+        help="A condition: a number, @FILE.npy, or a list such as [0,3]: one value for each "
+        "sample, repeated in turn where there are more samples.",
     ),
 ]
 Nulls = Annotated[

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from eecompile.cli.console import extra, last_state, out, say
+from eecompile.cli.console import extra, last_state, say, show
 from eecompile.cli.files import check_json, check_samples, write_samples
 from eecompile.cli.inspecting import planner_of
 from eecompile.cli.options import (
@@ -24,15 +24,13 @@ from eecompile.cli.options import (
     Steps,
     Threads,
 )
-from eecompile.cli.values import conditions_of, interval_of, program_of, schedule_of, shape_of
+from eecompile.cli.values import program_of, request_of, schedule_of
 from eecompile.errors import UsageError
 from eecompile.programs.interface import Interface
 from eecompile.programs.program import Program
 from eecompile.programs.solvers import SOLVERS
 from eecompile.runtime.sampler import Sampler
 from eecompile.store.files import written
-
-__all__ = ["program", "sample"]
 
 
 def sample(
@@ -58,7 +56,7 @@ def sample(
     threads: Threads = None,
 ) -> None:
     """Sample with the built engines; what is left out takes the recipe's default."""
-    conditions, nulls = conditions_of("--set", set_), conditions_of("--null", null)
+    asked = request_of(seed, guidance, guidance_interval, set_, null, shape, n=n)
     check_samples(output)
     with Sampler.open(engines, *(more or []), threads=threads) as sampler:
         interface = sampler.interface
@@ -66,17 +64,19 @@ def sample(
             from eecompile.show.pictures import check_pictures
 
             check_pictures(interface.state.shape)
-        interface.check_conditions(conditions)
+        request = asked.part(interface, 0, n)
+        sampler.check(request)
         given = solver if program is None else program_of(program, solver)
         chosen = sampler.program(given, steps, schedule_of(schedule, interface))
+        conditions: dict[str, Any] = dict(request.conditions)
         results = sampler.steps(
             n,
             solver=chosen,
             seed=seed,
-            guidance=guidance,
-            guidance_interval=interval_of(guidance_interval),
-            nulls=nulls,
-            shape=shape_of(shape),
+            guidance=request.guidance,
+            guidance_interval=request.guidance_interval,
+            nulls=request.nulls,
+            shape=request.shape,
             **conditions,
         )
         state = last_state(results, len(chosen.steps))
@@ -103,11 +103,11 @@ def program(
     ] = None,
     schedule: Annotated[
         str | None,
-        typer.Option(help="With --for: the exit schedule; without, sampling chooses the depths."),
+        typer.Option(help="With --for: the exit schedule; without, sampling chooses one."),
     ] = None,
 ) -> None:
     """Compile a diffusers scheduler, or a solver, to a program that any engine set can run."""
-    from eecompile.report import program_facts
+    from eecompile.show.programs import program_facts
 
     check_json(output)
     native = _is_solver(scheduler)
@@ -128,7 +128,7 @@ def program(
         made = planner.program(open_, count, schedule_of(schedule, interface))
     with written(output) as partial:
         partial.write_bytes(made.to_json())
-    out.print(program_facts(made, interface))
+    show(program_facts(made, interface))
     say(f"program: {output}")
 
 

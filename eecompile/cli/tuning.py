@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from eecompile.cli.console import out, phases, say
+from eecompile.cli.console import phases, say, show
 from eecompile.cli.options import (
     Conditions,
     Engines,
@@ -21,10 +21,8 @@ from eecompile.cli.options import (
     Steps,
     Threads,
 )
-from eecompile.cli.values import conditions_of, interval_of, shape_of
+from eecompile.cli.values import request_of
 from eecompile.runtime.sampler import Sampler
-
-__all__ = ["tune"]
 
 _BATCH = 16  # where the engines take as many
 
@@ -64,55 +62,40 @@ def tune(
         bool, typer.Option("--force", help="Replace schedules in the output folder.")
     ] = False,
 ) -> None:
-    """Find the exit schedules that lose least in a share of full depth's time, by measurement.
-
-    Samples take the values of a list in --set in turn.
-    """
+    """Find the exit schedules that lose least in a share of full depth's time, by measurement."""
     from eecompile.tune.output import check_output, identity_of, opened_work, write
     from eecompile.tune.problem import checked
-    from eecompile.tune.report import Settings
-    from eecompile.tune.tables import front_tables
+    from eecompile.tune.report import TuningSettings
+    from eecompile.tune.tables import front_parts
     from eecompile.tune.tuning import tune as tuned
 
-    conditions, nulls = conditions_of("--set", set_), conditions_of("--null", null)
-    interval, given_shape = interval_of(guidance_interval), shape_of(shape)
+    samples = request_of(seed, guidance, guidance_interval, set_, null, shape)
     check_output(output, force=force)
     folders = [engines, *(more or [])]
     with Sampler.open(*folders, threads=threads) as sampler:
         defaults = sampler.interface.sampling
-        sampler.interface.check_conditions(conditions)
-        settings = Settings(
+        settings = TuningSettings(
             solver=solver or defaults.solver,
             steps=defaults.steps if steps is None else steps,
             budgets=tuple(budget or ()),
             batch=min(_BATCH, sampler.engine.max_batch) if batch is None else batch,
-            guidance=defaults.guidance if guidance is None else guidance,
-            guidance_interval=defaults.guidance_interval if interval is None else interval,
-            shape=given_shape,
             seeds=seeds,
             held_out=held_out,
-            seed=seed,
             reuse=reuse,
             monotone=monotone,
             minutes=minutes,
         )
-        checked(sampler, settings)
-        identity = identity_of(settings, folders, conditions, nulls, threads=threads)
+        checked(sampler, settings, samples)
+        identity = identity_of(settings, folders, samples, threads=threads)
         try:
             with opened_work(output, identity) as work, phases() as report:
                 made = tuned(
-                    sampler,
-                    settings,
-                    conditions=conditions,
-                    nulls=nulls,
-                    work=work,
-                    identity=identity,
-                    report=report,
+                    sampler, settings, samples, work=work, identity=identity, report=report
                 )
                 files = write(made, output)
         except KeyboardInterrupt:
             say(f"what was measured is kept in {output}: the same command goes on from there")
             raise
-    out.print(front_tables(made))
+    show(*front_parts(made))
     for path in files:
         say(f"written: {path}")

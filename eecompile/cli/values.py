@@ -13,16 +13,7 @@ from eecompile.errors import UsageError
 from eecompile.programs.interface import Interface
 from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
-
-__all__ = [
-    "conditions_of",
-    "interval_of",
-    "numbers_of",
-    "program_of",
-    "schedule_of",
-    "schedules_of",
-    "shape_of",
-]
+from eecompile.runtime.request import SampleRequest
 
 
 def numbers_of(option: str, text: str) -> tuple[int, ...]:
@@ -37,12 +28,28 @@ def numbers_of(option: str, text: str) -> tuple[int, ...]:
         ) from error
 
 
-def shape_of(text: str | None) -> tuple[int, ...] | None:
-    """The shape of a sample, of ``--shape``."""
-    return None if text is None else numbers_of("--shape", text)
+def request_of(
+    seed: int,
+    guidance: float | None,
+    interval: str | None,
+    conditions: Sequence[str] | None,
+    nulls: Sequence[str] | None,
+    shape: str | None,
+    n: int = 1,
+) -> SampleRequest:
+    """Which samples the options of a command ask for."""
+    return SampleRequest(
+        n=n,
+        seed=seed,
+        guidance=guidance,
+        guidance_interval=_interval(interval),
+        conditions=_conditions("--set", conditions),
+        nulls=_conditions("--null", nulls),
+        shape=None if shape is None else numbers_of("--shape", shape),
+    )
 
 
-def interval_of(text: str | None) -> tuple[float, float] | None:
+def _interval(text: str | None) -> tuple[float, float] | None:
     """Two times, of ``--guidance-interval``."""
     if text is None:
         return None
@@ -86,7 +93,7 @@ def schedules_of(
     return [(n, schedule_of(t, interface) or t) for n, t in zip(names, given, strict=True)]
 
 
-def conditions_of(option: str, settings: Sequence[str] | None) -> dict[str, Any]:
+def _conditions(option: str, settings: Sequence[str] | None) -> dict[str, Any]:
     """Values by name, of ``--set`` or ``--null``."""
     conditions: dict[str, Any] = {}
     for setting in settings or ():
@@ -94,8 +101,8 @@ def conditions_of(option: str, settings: Sequence[str] | None) -> dict[str, Any]
         if name in conditions:
             raise UsageError(
                 found=f"{option} {name}=... twice",
-                expected="one value a condition",
-                remedy="give a list for values that differ by sample",
+                expected="each condition once",
+                remedy="give a list of values, one for each sample",
             )
         try:
             if text.startswith("@"):

@@ -1,6 +1,6 @@
 """Engine sets side by side, and beside the network that they were made of.
 
-:func:`compare` measures and returns a :class:`Comparison`; :class:`Report` is the form of
+:func:`compare` measures and returns a :class:`ComparisonResult`; :class:`Comparison` is the form of
 ``report.json``, which :func:`read_report` reads. The runners give one exit of a bundle, an
 engine set or the trained network to polygraphy's ``Comparator``.
 """
@@ -12,23 +12,22 @@ from typing import TYPE_CHECKING
 from eecompile.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from eecompile.compare.comparison import Comparison, compare
-    from eecompile.compare.report import Report, read_report
+    from eecompile.compare.comparison import ComparisonResult, compare
+    from eecompile.compare.report import Comparison, read_report
     from eecompile.compare.runners import (
         EngineRunner,
         OnnxRuntimeRunner,
         OpenvinoRunner,
         TensorrtRunner,
-        TorchRunner,
-        TrainedNetwork,
     )
+    from eecompile.compare.torch_runners import TorchRunner, TrainedNetwork
 
 __all__ = [
     "Comparison",
+    "ComparisonResult",
     "EngineRunner",
     "OnnxRuntimeRunner",
     "OpenvinoRunner",
-    "Report",
     "TensorrtRunner",
     "TorchRunner",
     "TrainedNetwork",
@@ -39,9 +38,9 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "comparison": "Comparison compare",
-        "report": "Report read_report",
-        "runners": "EngineRunner OnnxRuntimeRunner OpenvinoRunner TensorrtRunner "
-        "TorchRunner TrainedNetwork",
+        "comparison": "ComparisonResult compare",
+        "report": "Comparison read_report",
+        "runners": "EngineRunner OnnxRuntimeRunner OpenvinoRunner TensorrtRunner",
+        "torch_runners": "TorchRunner TrainedNetwork",
     },
 )

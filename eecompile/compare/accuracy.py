@@ -18,17 +18,15 @@ from polygraphy.comparator import (
 
 from eecompile.arrays import Array
 from eecompile.compare.measure import Point
-from eecompile.compare.report import PointError
+from eecompile.compare.report import OutputError
 from eecompile.errors import VerificationError
 from eecompile.store.target import Tolerance
-
-__all__ = ["Accuracy", "accuracy", "outputs_of"]
 
 
 class Accuracy(msgspec.Struct, frozen=True):
     """One exit's errors, metrics and verdict; see :class:`eecompile.compare.report.ExitFigures`."""
 
-    errors: tuple[PointError, ...]
+    errors: tuple[OutputError, ...]
     metrics: dict[str, float]
     passed: bool
 
@@ -84,12 +82,12 @@ class _Compared(msgspec.Struct, frozen=True):
     passed: bool
 
 
-def _error(compared: Sequence[_Compared], point: Point) -> PointError:
+def _error(compared: Sequence[_Compared], point: Point) -> OutputError:
     """The worst of one evaluation's outputs; JSON has None for what is not finite."""
     worst = max((each.worst for each in compared), default=math.inf)
     mean = float(np.mean([each.mean for each in compared])) if compared else math.inf
     relative = max((each.relative for each in compared), default=math.inf)
-    return PointError(
+    return OutputError(
         timestep=float(point["t"].flat[0]),
         batch=len(point["x"]),
         worst=worst if math.isfinite(worst) else None,

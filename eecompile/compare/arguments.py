@@ -5,29 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 
-from eecompile.compare.candidates import DEFAULT, PEERS, Source, Spec, max_batch, peer
+from eecompile.backends import PEERS
+from eecompile.compare.candidates import DEFAULT, Source, Spec, max_batch, peer
 from eecompile.compare.measure import points
-from eecompile.compare.report import Candidate, Settings
+from eecompile.compare.report import Candidate, ComparisonSettings
 from eecompile.compiler.verify import random_inputs
 from eecompile.errors import EecompileError, ScheduleError, UsageError
 from eecompile.programs.interface import Interface
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.engines.fake import FakeEngine
+from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
-
-__all__ = [
-    "FULL",
-    "check_batches",
-    "found_peers",
-    "given_conditions",
-    "named_once",
-    "schedules_of",
-    "settings_of",
-]
 
 FULL = "full"
 """The schedule that every comparison samples: the deepest exit at every timestep."""
@@ -70,60 +62,50 @@ def settings_of(
     rounds: int,
     solver: str | None,
     steps: int | None,
-    seed: int,
-    guidance: float | None,
-) -> Settings:
-    """The settings, with the recipe's defaults for what is None.
+    samples: SampleRequest,
+) -> tuple[ComparisonSettings, SampleRequest]:
+    """The settings, with the recipe's defaults for what is None; and what is sampled.
 
     Raises:
         UsageError: an argument is out of range, or nothing can be sampled so.
     """
     numbers = [("batch size", batch, 1) for batch in batches]
-    for what, value, least in (*numbers, ("rounds", rounds, 0), ("seed", seed, 0)):
+    for what, value, least in (*numbers, ("rounds", rounds, 0)):
         if value < least:
-            raise UsageError(found=f"{what} {value}", expected=f"{least} or more", remedy="mend it")
+            raise UsageError(found=f"{what} {value}", expected=f"{least} or more", remedy="fix it")
     sizes = tuple(sorted(set(batches)))
     if not sizes:
         raise UsageError(
             found="no batch sizes", expected="at least one", remedy="for example --batch 1,16"
         )
+    planner = Sampler(FakeEngine(interface.exits, lambda depth, x, t, given: x), interface)
+    request = _completed(msgspec.structs.replace(samples, n=sizes[-1]), interface)
+    planner.check(request)
     defaults = interface.sampling
-    settings = Settings(
+    settings = ComparisonSettings(
         batches=sizes,
         rounds=rounds,
         solver=defaults.solver if solver is None else solver,
         steps=defaults.steps if steps is None else steps,
-        seed=seed,
-        guidance=defaults.guidance if guidance is None else guidance,
         timesteps=tuple(float(p["t"].flat[0]) for p in points(interface, sizes)[:-1]),
         absolute=DEFAULT.absolute,
         relative=DEFAULT.relative,
+        **samples.facts(interface),
     )
-    _rehearse(interface, schedules, settings)
-    return settings
-
-
-def _rehearse(
-    interface: Interface, schedules: Mapping[str, ExitSchedule], settings: Settings
-) -> None:
-    """Refuse what cannot be sampled: a sampler checks its arguments before its first step."""
-    planner = Sampler(FakeEngine(interface.exits, lambda depth, x, t, given: x), interface)
     for schedule in schedules.values():
-        planner.steps(
-            1,
-            solver=planner.program(settings.solver, settings.steps, schedule),
-            seed=settings.seed,
-            guidance=settings.guidance,
-            **given_conditions(interface, 1, settings.seed),
-        )
+        planner.program(settings.solver, settings.steps, schedule)
+    return settings, request
 
 
-def given_conditions(interface: Interface, batch: int, seed: int) -> dict[str, Any]:
-    """Conditions that have no default, made up; and ``nulls`` for those without a null value."""
-    made, specs = random_inputs(interface, batch, 0, seed=seed), interface.conditions
-    found: dict[str, Any] = {k: made[k] for k, spec in specs.items() if spec.default is None}
+def _completed(samples: SampleRequest, interface: Interface) -> SampleRequest:
+    """With what was not given made up: conditions without default, and nulls."""
+    whole, specs = samples.part(interface, samples.first, samples.n), interface.conditions
+    made = random_inputs(interface, whole.n, 0, seed=abs(whole.seed))  # refused below 0
+    conditions = {k: made[k] for k, spec in specs.items() if spec.default is None}
     nulls = {k: np.zeros(spec.shape, spec.dtype) for k, spec in specs.items() if spec.null is None}
-    return found | {"nulls": nulls}
+    return msgspec.structs.replace(
+        whole, conditions=conditions | dict(whole.conditions), nulls=nulls | dict(whole.nulls)
+    )
 
 
 def check_batches(every: Sequence[Spec], batches: Sequence[int]) -> None:

@@ -8,11 +8,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal, cast
 
 import msgspec
 
 from eecompile.arrays import Array, Inputs
+from eecompile.backends import BACKENDS, packages
 from eecompile.compare.checks import (
     check_belongs,
     check_recipe,
@@ -39,45 +39,9 @@ from eecompile.runtime.protocol import Engine
 from eecompile.store.bundle import WEIGHTS, exit_graph_name
 from eecompile.store.target import Target, Tolerance
 
-__all__ = [
-    "DEFAULT",
-    "PEERS",
-    "Opened",
-    "RunnersEngine",
-    "Source",
-    "Spec",
-    "described",
-    "max_batch",
-    "opened",
-    "peer",
-    "plans",
-    "specs",
-    "tolerance",
-]
-
-Source = Literal[
-    "engines", "torch", "torch.compile", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"
-]
-PEERS: tuple[Source, ...] = (
-    "onnxruntime",
-    "openvino",
-    "torch.compile",
-    "tensorrt",
-    "tensorrt-rtx",
-)
-"""What people would use instead, by the names that ``--peer`` takes."""
-
-_PACKAGES = {
-    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
-    "openvino": ("openvino",),
-    "tensorrt": ("tensorrt", "polygraphy"),
-    "tensorrt-rtx": ("tensorrt-rtx", "polygraphy"),
-    "torch": ("torch",),
-    "torch.compile": ("torch",),
-}
+Source = str  # "engines", "torch", or one of PEERS
 DEFAULT = Tolerance()
 """How far the outputs of what has no target may be from the reference's."""
-_LIBRARIES = {"tensorrt": ("tensorrt", "tensorrt"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
 _UNLIMITED = 1 << 16  # samples in a batch of what has no limit of its own
 
 
@@ -99,7 +63,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def apart(self) -> bool:
         """Whether polygraphy must run it in a process of its own, by its switch."""
-        return self.source in ("tensorrt", "tensorrt-rtx")
+        return self.source in BACKENDS and BACKENDS[self.source].gpu
 
 
 class Opened:
@@ -180,20 +144,17 @@ def peer(source: Source, bundle: Path, recipe: Path | None) -> Spec:
         UsageError: it needs the recipe, and there is none.
     """
     if source == "torch.compile":
-        require("torch", "eecompile[export]")
+        require("torch", "export")
         if recipe is None:
             raise UsageError(
                 found="torch.compile without the trained network",
                 expected="the export recipe that names it",
                 remedy="add --torch RECIPE",
             )
-    elif source in ("tensorrt", "tensorrt-rtx"):
-        module, extra = _LIBRARIES[source]
-        require(module, f"eecompile[{extra}]")
-        if not gpus():
-            raise no_gpu(source)
     else:
-        require(source, {"onnxruntime": "eecompile[cpu]"}.get(source))
+        require(BACKENDS[source].library)
+        if BACKENDS[source].gpu and not gpus():
+            raise no_gpu(source)
     path = str(recipe) if source == "torch.compile" else ""
     return Spec(name=source, source=source, bundle=str(bundle), path=path)
 
@@ -247,8 +208,7 @@ def plans(spec: Spec) -> Iterator[str]:
     from eecompile.compiler.build import engine_set_from_bundle
 
     with TemporaryDirectory() as folder:
-        backend = cast(Literal["tensorrt", "tensorrt-rtx"], spec.source)
-        target = Target(name=spec.source, backend=backend)
+        target = Target(name=spec.source, backend=spec.source)
         engine_set_from_bundle(Path(spec.bundle), target, Path(folder) / "plans")
         yield str(Path(folder) / "plans")
 
@@ -302,7 +262,7 @@ def _bytes(spec: Spec) -> int | None:
 
 def _versions(backend: str) -> dict[str, str]:
     found = {}
-    for package in _PACKAGES[backend]:
+    for package in packages(backend) if backend in BACKENDS else ("torch",):
         with suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found

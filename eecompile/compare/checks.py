@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 
+from eecompile.backends import backend_from_library, install
 from eecompile.errors import BackendError, UsageError
 from eecompile.recipe import load_recipe
 from eecompile.store.bundle import (
@@ -17,16 +18,6 @@ from eecompile.store.bundle import (
     open_engine_set,
     sha256,
 )
-
-__all__ = [
-    "Folder",
-    "check_belongs",
-    "check_recipe",
-    "checked_bundle",
-    "checked_engine_set",
-    "no_gpu",
-    "require",
-]
 
 Folder = str | PathLike[str]
 
@@ -79,18 +70,18 @@ def no_gpu(backend: str) -> BackendError:
     )
 
 
-def require(package: str, extra: str | None = None) -> None:
-    """Pass when a package is installed.
+def require(package: str, extra: str = "compare") -> None:
+    """Pass when a package is installed; a backend's library comes with the backend's extra.
 
     Raises:
         BackendError: it is not.
     """
     if find_spec(package) is None:
-        name = extra or {"onnxruntime": "eecompile[cpu]"}.get(package, f"eecompile[{package}]")
+        backend = backend_from_library(package)
         raise BackendError(
             found=f"no package {package}",
             expected="it, for this comparison",
-            remedy=f"pip install '{name}'",
+            remedy=install(backend.extra if backend else extra),
         )
 
 

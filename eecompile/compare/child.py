@@ -1,14 +1,13 @@
 """What is done in a process of its own: memory, and what cannot run beside the others.
 
 ``python -m eecompile.compare.child FOLDER`` does the :class:`Job` in the folder and leaves its
-:class:`Answer` there; what libraries print goes to ``log.txt``.
+:class:`JobResult` there; what libraries print goes to ``log.txt``.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,13 +17,13 @@ from tempfile import TemporaryDirectory
 
 import msgspec
 
+from eecompile.backends import BACKENDS
 from eecompile.compare.candidates import Opened, Spec, described, opened
 from eecompile.compare.measure import latencies, latency, points, quiet, sentence
-from eecompile.compare.report import Latency
+from eecompile.compare.report import EvaluationLatency
 from eecompile.compiler.verify import random_inputs
 from eecompile.measure.machine import short
-
-__all__ = ["Answer", "Job", "in_child", "memory"]
+from eecompile.measure.memory import on_gpus, resident
 
 _TIMEOUT = 1800  # seconds that it may take
 _SWITCH = "POLYGRAPHY_USE_TENSORRT_RTX"  # of polygraphy, read when it is imported
@@ -48,7 +47,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     memory: bool = False
 
 
-class Answer(msgspec.Struct, kw_only=True):
+class JobResult(msgspec.Struct, kw_only=True):
     """What a child process found.
 
     Attributes:
@@ -60,18 +59,18 @@ class Answer(msgspec.Struct, kw_only=True):
 
     resident_mib: float | None = None
     gpu_mib: float | None = None
-    latencies: dict[int, tuple[Latency, ...]] = {}
+    latencies: dict[int, tuple[EvaluationLatency, ...]] = {}
     error: str = ""
 
 
-def memory(spec: Spec, batches: Sequence[int]) -> Answer:
+def memory(spec: Spec, batches: Sequence[int]) -> JobResult:
     """What opening a candidate and running every exit adds; nothing where that fails."""
     with TemporaryDirectory() as folder:
         job = Job(spec=spec, batches=tuple(batches), memory=True)
         return in_child(job, Path(folder))
 
 
-def in_child(job: Job, folder: Path) -> Answer:
+def in_child(job: Job, folder: Path) -> JobResult:
     """Do a job in a process of its own, in which polygraphy works with the library it needs.
 
     Args:
@@ -92,49 +91,28 @@ def in_child(job: Job, folder: Path) -> Answer:
         try:
             status = process.wait(_TIMEOUT)
         except subprocess.TimeoutExpired:
-            return Answer(error=f"it did not end within {_TIMEOUT} s")
+            return JobResult(error=f"it did not end within {_TIMEOUT} s")
         finally:
             process.kill()
             process.wait()
     try:
-        return msgspec.json.decode((folder / "answer.json").read_bytes(), type=Answer)
+        return msgspec.json.decode((folder / "answer.json").read_bytes(), type=JobResult)
     except (OSError, msgspec.DecodeError):
         lines = (folder / "log.txt").read_text(errors="replace").strip().splitlines() or [""]
-        return Answer(error=f"its process ended with status {status} ({short(lines[-1])})")
-
-
-def _resident() -> float | None:
-    """MiB that the process has in memory; None where the system does not say."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return None
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def _on_gpus() -> float | None:
-    """MiB in use on all GPUs, by any process; None without a driver that says."""
-    if shutil.which("nvidia-smi") is None:
-        return None
-    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
-        return float(sum(map(int, done.stdout.split())))
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return None
+        return JobResult(error=f"its process ended with status {status} ({short(lines[-1])})")
 
 
 class _Added:
     """What is added to the memory in use since this was made."""
 
     def __init__(self) -> None:
-        self._before = _resident(), _on_gpus()
+        self._before = resident(), on_gpus()
 
-    def to(self, answer: Answer) -> None:
+    def to(self, answer: JobResult) -> None:
         """Note it."""
         host, gpus = (
             None if before is None or now is None else now - before
-            for before, now in zip(self._before, (_resident(), _on_gpus()), strict=True)
+            for before, now in zip(self._before, (resident(), on_gpus()), strict=True)
         )
         answer.resident_mib, answer.gpu_mib = host, gpus
 
@@ -148,7 +126,7 @@ def _import_library(spec: Spec) -> None:
         import_openvino()
     else:
         with suppress(ImportError):  # where another library takes its place, it is loaded later
-            importlib.import_module(backend.replace("-", "_"))
+            importlib.import_module(BACKENDS[backend].library if backend in BACKENDS else backend)
 
 
 def _run_all(candidate: Opened, batch: int, stack: ExitStack) -> None:
@@ -159,16 +137,16 @@ def _run_all(candidate: Opened, batch: int, stack: ExitStack) -> None:
         stack.enter_context(runner).infer(feed, check_inputs=False)
 
 
-def _memory(job: Job) -> Answer:
+def _memory(job: Job) -> JobResult:
     _import_library(job.spec)
-    answer, added = Answer(), _Added()
+    answer, added = JobResult(), _Added()
     with ExitStack() as stack:
         _run_all(stack.enter_context(opened(job.spec)), max(job.batches), stack)
         added.to(answer)
     return answer
 
 
-def _outputs(job: Job, folder: Path, answer: Answer) -> None:
+def _outputs(job: Job, folder: Path, answer: JobResult) -> None:
     """Outputs, times and memory; what has been found when something fails is kept."""
     from polygraphy.comparator import Comparator
 
@@ -187,15 +165,13 @@ def _outputs(job: Job, folder: Path, answer: Answer) -> None:
             for batch in job.batches:
                 only = {spec.name: candidate}
                 timings = latencies(only, interface, depth, batch, rounds=job.rounds)
-                for error in timings.failures.values():
-                    raise error
-                found = latency(batch, timings.seconds[spec.name])
+                found = latency(batch, timings.checked().seconds[spec.name])
                 answer.latencies[depth] = (*answer.latencies.get(depth, ()), found)
 
 
 def _main(folder: Path) -> None:
     job = msgspec.json.decode((folder / "job.json").read_bytes(), type=Job)
-    answer = Answer()
+    answer = JobResult()
     try:
         with quiet():
             if job.memory:

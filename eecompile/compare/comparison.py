@@ -31,10 +31,15 @@ from eecompile.compare.candidates import (
     tolerance,
 )
 from eecompile.compare.checks import checked_bundle
-from eecompile.compare.child import Answer, Job, in_child, memory
+from eecompile.compare.child import Job, JobResult, in_child, memory
 from eecompile.compare.measure import Point, latencies, latency, points, quiet, sentence
-from eecompile.compare.output import PAGE, REPORT, check_output, write_files
-from eecompile.compare.report import Candidate, ExitFigures, Latency, Report, Settings
+from eecompile.compare.report import (
+    Candidate,
+    Comparison,
+    ComparisonSettings,
+    EvaluationLatency,
+    ExitFigures,
+)
 from eecompile.compare.torch_runners import TrainedNetwork
 from eecompile.compare.trajectories import Sampled, pictures, trajectories
 from eecompile.compiler.progress import Report as Progress
@@ -44,23 +49,45 @@ from eecompile.interrupt import check
 from eecompile.measure.machine import machine_facts
 from eecompile.programs.interface import Interface
 from eecompile.programs.schedule import ExitSchedule
+from eecompile.runtime.request import SampleRequest
+from eecompile.store.files import form_bytes
+from eecompile.store.results import PAGE, check_results, page_file, write_results
 
-__all__ = ["PAGE", "REPORT", "Comparison", "check_output", "compare", "write"]
-
+REPORT = "report.json"
 _CELL = 1.5  # seconds for one exit at one batch size, where the rounds are not given
 _SAMPLING = 30.0  # seconds for all trajectories, where the rounds are not given
 
 
-class Comparison(NamedTuple):
+class ComparisonResult(NamedTuple):
     """A report, and a PNG strip of the same samples for each candidate and schedule."""
 
-    report: Report
+    report: Comparison
     images: dict[str, bytes]
 
 
-def write(comparison: Comparison, folder: Path) -> list[Path]:
-    """See :func:`eecompile.compare.output.write_files`."""
-    return write_files(comparison.report, comparison.images, folder)
+def check_output(folder: Path) -> None:
+    """Pass when a report may be written there; see :func:`check_results`."""
+    check_results(folder, (REPORT, PAGE), "an empty folder, or one with an older report")
+
+
+def write(result: ComparisonResult, folder: Path) -> list[Path]:
+    """Write ``report.json``, and ``report.html`` where the packages for it are installed.
+
+    Returns:
+        What was written.
+
+    Raises:
+        OutputExistsError: the folder holds something else.
+    """
+
+    def page() -> str:
+        from eecompile.compare.page import page_of
+
+        return page_of(result.report, result.images)
+
+    check_output(folder)
+    files = {REPORT: form_bytes(result.report), **page_file(page)}
+    return write_results(folder, files, [PAGE])
 
 
 class _Entry:
@@ -69,9 +96,9 @@ class _Entry:
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
         self.opened: Opened | None = None
-        self.latencies: dict[int, tuple[Latency, ...]] = {}
+        self.latencies: dict[int, tuple[EvaluationLatency, ...]] = {}
         self.accuracies: dict[int, Accuracy] = {}
-        self.memory = Answer()
+        self.memory = JobResult()
         self.failed = ""
 
     def fail(self, doing: str, error: Exception | str) -> None:
@@ -114,10 +141,9 @@ def compare(
     solver: str | None = None,
     steps: int | None = None,
     schedules: Sequence[str] | None = None,
-    seed: int = 0,
-    guidance: float | None = None,
+    samples: SampleRequest | None = None,
     report: Progress = silent,
-) -> Comparison:
+) -> ComparisonResult:
     """Measure engine sets of a bundle beside one another and beside a reference.
 
     The reference is the trained torch network where ``recipe`` is given, else the bundle's
@@ -135,8 +161,8 @@ def compare(
         steps: of the trajectories; None takes the recipe's.
         schedules: names, files, or depths as the command line takes them; None takes the
             recipe's.
-        seed: of the trajectories.
-        guidance: of the trajectories, 1 for none; None takes the recipe's.
+        samples: which ones trajectories lead to; their number is that of the largest batch.
+            Conditions that have no default are made up where they are not given.
         report: told of each phase and its steps.
 
     Raises:
@@ -148,15 +174,14 @@ def compare(
     report("checking digests")
     interface = checked_bundle(bundle).interface
     chosen = schedules_of(interface, schedules)
-    settings = settings_of(
+    settings, request = settings_of(
         interface,
         chosen,
         batches=batches,
         rounds=rounds,
         solver=solver,
         steps=steps,
-        seed=seed,
-        guidance=guidance,
+        samples=samples or SampleRequest(),
     )
     wanted = specs(bundle, engines, recipe)
     check_batches(wanted, settings.batches)
@@ -171,11 +196,11 @@ def compare(
         _open(entries, recipe, stack, report)
         _compare_outputs(entries, entries[reference.name], interface, settings, report)
         _measure(entries, interface, settings, report)
-        sampled = _sample(entries, interface, chosen, settings, report)
+        sampled = _sample(entries, interface, chosen, settings, request, report)
         images = pictures(sampled.states, interface, list(entries))
     _measure_memory(entries, settings, report)
     candidates = [entry.candidate() for entry in entries.values()]
-    made = Report(
+    made = Comparison(
         eecompile=eecompile.__version__,
         network=interface.name,
         bundle_digest=checked_bundle(bundle).digest,
@@ -185,7 +210,7 @@ def compare(
         candidates=(*candidates, *skipped),
         trajectories=tuple(sampled.trajectories),
     )
-    return Comparison(made, images)
+    return ComparisonResult(made, images)
 
 
 def _open(
@@ -216,7 +241,7 @@ def _compare_outputs(
     entries: dict[str, _Entry],
     reference: _Entry,
     interface: Interface,
-    settings: Settings,
+    settings: ComparisonSettings,
     report: Progress,
 ) -> None:
     """Every exit's outputs against the reference's."""
@@ -275,7 +300,10 @@ def _reference_outputs(reference: _Entry, depth: int, inputs: Sequence[Point]) -
 
 
 def _apart(
-    entry: _Entry, right: Mapping[int, RunResults], settings: Settings, inputs: Sequence[Point]
+    entry: _Entry,
+    right: Mapping[int, RunResults],
+    settings: ComparisonSettings,
+    inputs: Sequence[Point],
 ) -> None:
     """A candidate in a process of its own, its outputs joined through saved results."""
     with TemporaryDirectory() as folder:
@@ -301,7 +329,7 @@ def _apart(
 
 
 def _measure(
-    entries: dict[str, _Entry], interface: Interface, settings: Settings, report: Progress
+    entries: dict[str, _Entry], interface: Interface, settings: ComparisonSettings, report: Progress
 ) -> None:
     """Every exit at every batch size, all candidates in turns."""
     cells = [(depth, batch) for batch in settings.batches for depth in interface.exits]
@@ -327,19 +355,22 @@ def _sample(
     entries: dict[str, _Entry],
     interface: Interface,
     schedules: dict[str, ExitSchedule],
-    settings: Settings,
+    settings: ComparisonSettings,
+    request: SampleRequest,
     report: Progress,
 ) -> Sampled:
     """Whole trajectories, all candidates and schedules in turns."""
     sampled = trajectories(
-        _alive(entries), interface, schedules, settings, seconds=_SAMPLING, report=report
+        _alive(entries), interface, schedules, settings, request, seconds=_SAMPLING, report=report
     )
     for name, error in sampled.failures.items():
         entries[name].fail("sampling", error)
     return sampled
 
 
-def _measure_memory(entries: dict[str, _Entry], settings: Settings, report: Progress) -> None:
+def _measure_memory(
+    entries: dict[str, _Entry], settings: ComparisonSettings, report: Progress
+) -> None:
     """Memory of each candidate, once nothing else is in it."""
     for index, entry in enumerate(entries.values()):
         report("measuring memory", index, len(entries))

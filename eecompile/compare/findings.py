@@ -5,20 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from eecompile.compare.markup import duration, number
-from eecompile.compare.report import Candidate, Report, Trajectory, largest
-
-__all__ = ["findings"]
+from eecompile.compare.report import Candidate, Comparison, TrajectoryFigures, largest
+from eecompile.show.table import duration, number
 
 
-def findings(report: Report) -> Iterator[str]:
+def findings(report: Comparison) -> Iterator[str]:
     """Sentences: the fastest evaluation, the fastest trajectory, and how far outputs are."""
     yield from _fastest_evaluation(report)
     yield from _fastest_trajectory(report.trajectories)
     yield from _accuracy(report)
 
 
-def _fastest_evaluation(report: Report) -> Iterator[str]:
+def _fastest_evaluation(report: Comparison) -> Iterator[str]:
     """At the deepest exit and the largest batch."""
     found = [
         (exit_.depth, row.batch, row.median, candidate.name)
@@ -45,7 +43,7 @@ def _fastest_evaluation(report: Report) -> Iterator[str]:
     yield f"{sentence}."
 
 
-def _fastest_trajectory(trajectories: Sequence[Trajectory]) -> Iterator[str]:
+def _fastest_trajectory(trajectories: Sequence[TrajectoryFigures]) -> Iterator[str]:
     if not trajectories:
         return
     best = min(trajectories, key=lambda row: row.seconds_per_sample)
@@ -56,13 +54,13 @@ def _fastest_trajectory(trajectories: Sequence[Trajectory]) -> Iterator[str]:
     )
     if best.psnr is not None:
         sentence += (
-            f", {number(best.speedup)} times as fast as its full depth "
-            f"(ideal {number(best.ideal)}), PSNR {number(best.psnr)} dB to it"
+            f", {number(best.speed_up)} times as fast as its full depth "
+            f"(ideal {number(best.ideal_speed_up)}), PSNR {number(best.psnr)} dB to it"
         )
     yield f"{sentence}."
 
 
-def _accuracy(report: Report) -> Iterator[str]:
+def _accuracy(report: Comparison) -> Iterator[str]:
     compared = [one for one in report.candidates if any(exit_.errors for exit_ in one.exits)]
     if not compared:
         return

@@ -6,10 +6,8 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 
-from eecompile.compare.report import Candidate, Report
+from eecompile.compare.report import Candidate, Comparison
 from eecompile.errors import UsageError
-
-__all__ = ["check_limits", "check_network", "fraction", "regressions", "unjudged"]
 
 _Figures = dict[str, float]
 
@@ -30,7 +28,7 @@ def fraction(text: str) -> float:
     return float(found[1]) / (100 if found[2] else 1)
 
 
-def check_network(baseline: Report, network: str) -> None:
+def check_network(baseline: Comparison, network: str) -> None:
     """Pass when a baseline is of the network.
 
     Raises:
@@ -60,7 +58,7 @@ def check_limits(max_slowdown: float, max_error: float) -> None:
 
 
 def regressions(
-    report: Report, baseline: Report, *, max_slowdown: float = 0.05, max_error: float = 1e-3
+    report: Comparison, baseline: Comparison, *, max_slowdown: float = 0.05, max_error: float = 1e-3
 ) -> list[str]:
     """What regressed, as sentences; empty where nothing did.
 
@@ -105,7 +103,7 @@ def regressions(
     return lost + list(_slower(now, then, max_slowdown, report, ratios))
 
 
-def unjudged(report: Report, baseline: Report) -> int:
+def unjudged(report: Comparison, baseline: Comparison) -> int:
     """How many times of a baseline have no counterpart, as for another batch size."""
     ratios = _same_yardstick(report, baseline)
     return len(_times(baseline, ratios).keys() - _times(report, ratios).keys())
@@ -145,7 +143,7 @@ def _slower(
     now: Mapping[str, float],
     then: Mapping[str, float],
     max_slowdown: float,
-    report: Report,
+    report: Comparison,
     ratios: bool,
 ) -> Iterator[str]:
     unit = f" times that of {report.reference}" if ratios else " ms"
@@ -158,7 +156,7 @@ def _slower(
             )
 
 
-def _times(report: Report, ratios: bool) -> _Figures:
+def _times(report: Comparison, ratios: bool) -> _Figures:
     """Medians by what was timed: in milliseconds, or in the reference's own."""
     found = {
         (each.name, f"exit {exit_.depth}, batch {latency.batch}"): latency.median
@@ -170,6 +168,10 @@ def _times(report: Report, ratios: bool) -> _Figures:
     steps = f"{settings.solver}, {settings.steps} steps"
     if settings.guidance != 1:
         steps += f", guidance {settings.guidance:g}"
+        if settings.guidance_interval:
+            steps += " between t = {:g} and {:g}".format(*settings.guidance_interval)
+    if settings.shape:
+        steps += ", samples of " + "x".join(map(str, settings.shape))
     found |= {
         (each.candidate, f"{each.schedule}, {steps}, batch {each.batch}"): 1e3
         * each.seconds_per_sample
@@ -184,7 +186,7 @@ def _times(report: Report, ratios: bool) -> _Figures:
     }
 
 
-def _same_yardstick(report: Report, baseline: Report) -> bool:
+def _same_yardstick(report: Comparison, baseline: Comparison) -> bool:
     """Whether both were measured beside the same reference."""
     new, old = _reference(report), _reference(baseline)
     if new is None or old is None or not new.exits or not old.exits:
@@ -193,16 +195,16 @@ def _same_yardstick(report: Report, baseline: Report) -> bool:
     return same and any(each.latencies for each in new.exits)
 
 
-def _reference(report: Report) -> Candidate | None:
+def _reference(report: Comparison) -> Candidate | None:
     named = [each for each in report.candidates if each.name == report.reference]
     return named[0] if named else None
 
 
-def _same_machine(report: Report, baseline: Report) -> bool:
+def _same_machine(report: Comparison, baseline: Comparison) -> bool:
     facts = ("cpu", "cores", "gpus")
     return all(report.machine.get(name) == baseline.machine.get(name) for name in facts)
 
 
-def _where(report: Report) -> str:
+def _where(report: Comparison) -> str:
     machine = report.machine
     return machine.get("gpus") or f"{machine.get('cpu')}, {machine.get('cores')} cores"

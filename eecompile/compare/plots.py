@@ -1,253 +1,170 @@
-"""The plots of a comparison, built with plotly.
-
-Colours are names of CSS variables, which page.js replaces by what they stand for in the
-theme in use. What a candidate is called may hold markup, and plotly reads some in all its
-texts: names are escaped here, and texts are complete, never templates.
-"""
+"""The plots of a comparison."""
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
+from eecompile.compare.report import (
+    Candidate,
+    Comparison,
+    ExitFigures,
+    OutputError,
+    TrajectoryFigures,
+    largest,
+)
+from eecompile.show.plots import (
+    INK,
+    SOFT,
+    Figure,
+    Mark,
+    bars,
+    choices_by_step,
+    heat_map,
+    marks,
+    name_cells,
+    new_figure,
+    points,
+    readable,
+    shown_name,
+    text_lines,
+    whiskers,
+)
+from eecompile.show.table import duration, number
 
-from eecompile.compare.markup import duration, number
-from eecompile.compare.report import Candidate, Latency, Report, Trajectory
-
-__all__ = [
-    "Mark",
-    "depths",
-    "latency",
-    "marks",
-    "new_figure",
-    "shown_name",
-    "speed_and_distance",
-    "speedups",
-    "text_lines",
-]
-
-_COLOURS = 5  # --candidate-1 to -5 in page.css; --candidate-0 is the reference's
-_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "triangle-down", "x")
-_PATTERNS = ("", "/", "x", ".", "-")
-_INK, _SOFT, _LINE, _ACCENT = "var(--ink)", "var(--soft)", "var(--line)", "var(--accent)"
-_NAME = 24  # characters of a name that a plot shows
-
-
-@dataclass(frozen=True)
-class Mark:
-    """How a candidate looks in every plot.
-
-    Attributes:
-        index: which candidate.
-        colour: a CSS variable.
-        symbol: of points.
-        pattern: of areas; "" until the colours come round again.
-    """
-
-    index: int
-    colour: str
-    symbol: str
-    pattern: str
+_LABELLED = 8  # with no more timesteps than this, cells have room for their figures
 
 
-def marks(report: Report) -> dict[str, Mark]:
+def looks_of(report: Comparison) -> dict[str, Mark]:
     """By candidate; the reference is grey."""
     names = [one.name for one in sorted(report.candidates, key=lambda one: not one.exits)]
     names += [trajectory.candidate for trajectory in report.trajectories]
-    found: dict[str, Mark] = {}
-    turn = 0
-    for name in dict.fromkeys(names):
-        colour, pattern = 0, ""
-        if name != report.reference:
-            colour, pattern = turn % _COLOURS + 1, _PATTERNS[turn // _COLOURS % len(_PATTERNS)]
-            turn += 1
-        index = len(found)
-        symbol = _SYMBOLS[index % len(_SYMBOLS)]
-        found[name] = Mark(index, f"var(--candidate-{colour})", symbol, pattern)
-    return found
+    return marks(names, grey=report.reference)
 
 
-def latency(report: Report, batch: int, looks: Mapping[str, Mark]) -> go.Figure | None:
+def latency(report: Comparison, batch: int, looks: Mapping[str, Mark]) -> Figure | None:
     """Median latency by exit and candidate, with a whisker up to the p90; None without any."""
     figure = new_figure(340, "exit (depth in blocks)", "latency (ms an evaluation)")
     seen = {exit_.depth for candidate in report.candidates for exit_ in candidate.exits}
-    order = [str(depth) for depth in sorted(seen)]
     for candidate in report.candidates:
+        mark, name = looks[candidate.name], shown_name(candidate.name)
         rows = [
-            (exit_.depth, row)
-            for exit_ in candidate.exits
-            for row in exit_.latencies
-            if row.batch == batch
+            (e.depth, row) for e in candidate.exits for row in e.latencies if row.batch == batch
         ]
+        texts = [
+            text_lines(
+                name,
+                f"exit {depth}, batch {batch}",
+                f"median {number(row.median)} ms, p90 {number(row.p90)} ms",
+                f"{number(row.median / batch)} ms a sample, {row.rounds} rounds",
+            )
+            for depth, row in rows
+        ]
+        medians = [row.median for _, row in rows]
+        upper = [(row.median, row.p90) for _, row in rows]
+        pattern = {"shape": mark.pattern, "fillmode": "overlay", "fgcolor": "var(--card)"}
         if rows:
-            figure.add_trace(_bars(candidate, rows, looks[candidate.name]))
+            figure.add_trace(
+                bars(
+                    [str(depth) for depth, _ in rows],
+                    medians,
+                    texts,
+                    mark.colour,
+                    error_y=whiskers(medians, upper, SOFT),
+                    marker={"pattern": pattern | {"fgopacity": 1, "size": 5}},
+                    meta=mark.index,
+                    name=name,
+                )
+            )
     figure.update_layout(barmode="group", bargap=0.25, bargroupgap=0.06)
+    order = [str(depth) for depth in sorted(seen)]
     figure.update_xaxes(type="category", categoryorder="array", categoryarray=order, showgrid=False)
     figure.update_yaxes(rangemode="tozero")
     return figure if figure.data else None
 
 
-def _bars(candidate: Candidate, rows: Sequence[tuple[int, Latency]], mark: Mark) -> go.Bar:
-    texts = [
-        text_lines(
-            shown_name(candidate.name),
-            f"exit {depth}, batch {row.batch}",
-            f"median {number(row.median)} ms, p90 {number(row.p90)} ms",
-            f"{number(row.median / row.batch)} ms a sample, {row.rounds} rounds",
-        )
-        for depth, row in rows
-    ]
-    return go.Bar(
-        x=[str(depth) for depth, _ in rows],
-        y=[row.median for _, row in rows],
-        error_y={
-            "type": "data",
-            "symmetric": False,
-            "array": [max(0.0, row.p90 - row.median) for _, row in rows],
-            "arrayminus": [0.0] * len(rows),
-            "color": _SOFT,
-            "thickness": 1.2,
-            "width": 3,
-        },
-        marker={
-            "color": mark.colour,
-            "pattern": {
-                "shape": mark.pattern,
-                "fillmode": "overlay",
-                "fgcolor": "var(--card)",
-                "fgopacity": 1,
-                "size": 5,
-            },
-        },
-        meta=mark.index,
-        hovertext=texts,
-        hoverinfo="text",
-        name=shown_name(candidate.name),
-    )
-
-
-def depths(report: Report) -> go.Figure | None:
-    """Depth of each step, a row a schedule; None without trajectories."""
+def choices(report: Comparison) -> Figure | None:
+    """What each step evaluates, by exit schedule; None without trajectories."""
     chosen = dict.fromkeys(
-        (row.schedule, tuple(choice.blocks for choice in row.choices))
-        for row in report.trajectories
+        (row.schedule, row.choices, row.mean_depth) for row in report.trajectories
     )
-    if not chosen:
-        return None
-    used = [depth for _, row in chosen for depth in row]
-    ticks = sorted({*used, *(exit_.depth for row in report.candidates for exit_ in row.exits)})
-    height = _height(len(chosen))
-    figure = make_subplots(
-        rows=len(chosen),
-        shared_xaxes=True,
-        vertical_spacing=min(0.9 / len(chosen), 34 / height),
-        subplot_titles=[_schedule_title(name, row, ticks[-1]) for name, row in chosen],
-    )
-    for index, (name, row) in enumerate(chosen):
-        figure.add_trace(_steps(name, row), row=index + 1, col=1)
-    _quiet(figure, height)
-    figure.update_annotations(x=0, xanchor="left", font={"size": 13, "color": _INK})
-    figure.update_yaxes(tickvals=ticks, range=[0, ticks[-1] * 1.08])
-    figure.update_yaxes(title_text="depth (blocks)", row=(len(chosen) + 1) // 2)
-    figure.update_xaxes(range=[0, max(len(row) for _, row in chosen)], showgrid=False)
-    figure.update_xaxes(title_text="step (left: noise, right: data)", row=len(chosen))
-    figure.update_layout(margin_t=30)
-    return figure
-
-
-def _height(schedules: int) -> int:
-    """Of the plots that have a row a schedule."""
-    return 66 + 104 * schedules
-
-
-def _schedule_title(name: str, row: Sequence[int], full: int) -> str:
-    mean = sum(row) / len(row) if row else math.nan
-    return f"<b>{shown_name(name)}</b>  mean depth {number(mean)} of {full}"
-
-
-def _steps(name: str, row: Sequence[int]) -> go.Scatter:
-    texts = [
-        f"{shown_name(name)}: depth {depth} in step {step + 1}" for step, depth in enumerate(row)
+    depths = {choice.blocks for _, row, _ in chosen for choice in row}
+    depths |= {exit_.depth for row in report.candidates for exit_ in row.exits}
+    ticks = sorted(depths - {0})
+    rows = [
+        (name, f"mean depth {number(mean)} of {ticks[-1]}", row)
+        for name, row, mean in chosen
+        if row
     ]
-    return go.Scatter(
-        x=list(range(len(row) + 1)),
-        y=[*row, *row[-1:]],  # so that the last step is as wide as the others
-        mode="lines",
-        line={"shape": "hv", "width": 2, "color": _ACCENT},
-        fill="tozeroy",
-        fillcolor="var(--wash)",
-        hovertext=[*texts, *texts[-1:]],
-        hoverinfo="text",
-    )
+    return choices_by_step(rows, ticks) if rows else None
 
 
-def speedups(rows: Sequence[Trajectory], looks: Mapping[str, Mark]) -> go.Figure | None:
+def speed_ups(rows: Sequence[TrajectoryFigures], looks: Mapping[str, Mark]) -> Figure | None:
     """Measured speed-ups beside what each schedule promises; None without any.
 
     Args:
         rows: trajectories of one batch size.
         looks: of their candidates.
     """
-    rows = [row for row in rows if not _is_full(row)]
+    rows = [row for row in rows if not row.is_full]
     if not rows:
         return None
     schedules = list(dict.fromkeys(row.schedule for row in rows))
     candidates = list(dict.fromkeys(row.candidate for row in rows))
     between = 0.56 / max(1, len(candidates) - 1)
-    height = max(_height(len(schedules) + 1), 112 + 20 * len(schedules) * len(candidates))
+    height = max(170 + 104 * len(schedules), 112 + 20 * len(schedules) * len(candidates))
     figure = new_figure(height, "speed-up over full depth (times)", "exit schedule")
-    figure.add_trace(_ideals(rows, schedules))
+    ideals = dict.fromkeys((row.ideal_speed_up, schedules.index(row.schedule)) for row in rows)
+    # An upright line for each schedule, as high as its points are spread.
+    figure.add_scatter(
+        x=[x for ideal, _ in ideals for x in (ideal, ideal, ideal, None)],
+        y=[y for _, at in ideals for y in (at - 0.4, at, at + 0.4, None)],
+        mode="lines",
+        line={"color": INK, "width": 2},
+        hovertext=[
+            text
+            for ideal, at in ideals
+            for line in [text_lines(shown_name(schedules[at]), f"ideal {number(ideal)} times")]
+            for text in (line, line, line, "")
+        ],
+        hoverinfo="text",
+    )
     for place, name in enumerate(candidates):
         offset = (place - (len(candidates) - 1) / 2) * between
         mine = [row for row in rows if row.candidate == name]
         heights = [schedules.index(row.schedule) + offset for row in mine]
-        figure.add_trace(_points([row.speedup for row in mine], heights, mine, looks[name]))
+        figure.add_trace(
+            points(
+                [row.speed_up for row in mine],
+                heights,
+                _texts(mine),
+                looks[name],
+                name=shown_name(name),
+            )
+        )
     figure.update_yaxes(
         tickvals=list(range(len(schedules))),
         ticktext=[shown_name(name) for name in schedules],
         range=[len(schedules) - 0.45, -0.55],
         showgrid=False,
     )
-    ends = [1.0, *(row.ideal for row in rows), *(row.speedup for row in rows)]
+    ends = [1.0, *(row.ideal_speed_up for row in rows), *(row.speed_up for row in rows)]
     margin = 0.06 * (max(ends) - min(ends)) or 0.1
     figure.update_xaxes(range=[min(ends) - margin, max(ends) + margin])
-    figure.add_vline(x=1, line={"color": _SOFT, "width": 1, "dash": "dot"})
+    figure.add_vline(x=1, line={"color": SOFT, "width": 1, "dash": "dot"})
     return figure
 
 
-def _ideals(rows: Sequence[Trajectory], schedules: Sequence[str]) -> go.Scatter:
-    """An upright line a schedule, as high as its points are spread."""
-    across: list[float | None] = []
-    along: list[float | None] = []
-    texts: list[str] = []
-    for ideal, schedule in dict.fromkeys((row.ideal, row.schedule) for row in rows):
-        middle = schedules.index(schedule)
-        across += [ideal, ideal, ideal, None]
-        along += [middle - 0.4, middle, middle + 0.4, None]
-        texts += [text_lines(shown_name(schedule), f"ideal {number(ideal)} times")] * 3 + [""]
-    return go.Scatter(
-        x=across,
-        y=along,
-        mode="lines",
-        line={"color": _INK, "width": 2},
-        hovertext=texts,
-        hoverinfo="text",
-    )
-
-
-def speed_and_distance(rows: Sequence[Trajectory], looks: Mapping[str, Mark]) -> go.Figure | None:
+def speed_and_distance(
+    rows: Sequence[TrajectoryFigures], looks: Mapping[str, Mark]
+) -> Figure | None:
     """Seconds a sample against distance to full depth, labelled; None without any.
 
     Args:
         rows: trajectories of one batch size; full depth is at distance 0.
         looks: of their candidates.
     """
-    placed = [row for row in rows if row.distance is not None or _is_full(row)]
+    placed = [row for row in rows if row.distance is not None or row.is_full]
     if not any(row.distance is not None for row in placed):
         return None
     slowest = max(row.seconds_per_sample for row in placed)
@@ -257,101 +174,117 @@ def speed_and_distance(rows: Sequence[Trajectory], looks: Mapping[str, Mark]) ->
     for place, name in enumerate(dict.fromkeys(row.candidate for row in placed)):
         mine = [row for row in placed if row.candidate == name]
         across = [row.seconds_per_sample * scale for row in mine]
-        points = _points(across, [row.distance or 0.0 for row in mine], mine, looks[name])
-        colour = looks[name].colour
-        points.update(
-            mode="lines+markers+text",
-            line={"color": colour, "width": 1, "dash": "dot"},
-            text=[shown_name(row.schedule) for row in mine],
-            textposition=_beside(place, min(across) / (slowest * scale)),
-            textfont={"color": _SOFT, "size": 11},
-            cliponaxis=False,
+        # Labels of neighbours go to other sides, and none over the axis at the left.
+        low = "bottom left" if min(across) > 0.1 * slowest * scale else "bottom right"
+        figure.add_trace(
+            points(
+                across,
+                [row.distance or 0.0 for row in mine],
+                _texts(mine),
+                looks[name],
+                name=shown_name(name),
+                mode="lines+markers+text",
+                line={"color": looks[name].colour, "width": 1, "dash": "dot"},
+                text=[shown_name(row.schedule) for row in mine],
+                textposition="top right" if place % 2 else low,
+                textfont={"color": SOFT, "size": 11},
+                cliponaxis=False,
+            )
         )
-        figure.add_trace(points)
     farthest = max(row.distance or 0.0 for row in placed) or 1.0
     figure.update_yaxes(range=[-0.06 * farthest, 1.15 * farthest], zeroline=True)
     figure.update_xaxes(range=[0, 1.15 * slowest * scale])
     return figure
 
 
-def _beside(place: int, share: float) -> str:
-    """Where labels go: neighbours' on other sides, and none over the axis at the left."""
-    if place % 2:
-        return "top right"
-    return "bottom left" if share > 0.1 else "bottom right"
-
-
-def _is_full(row: Trajectory) -> bool:
-    return row.psnr is None and row.distance is None
-
-
-def _points(
-    across: Sequence[float], along: Sequence[float], rows: Sequence[Trajectory], mark: Mark
-) -> go.Scatter:
+def _texts(rows: Sequence[TrajectoryFigures]) -> list[str]:
+    """What is shown of trajectories when their points are touched."""
     texts = []
     for row in rows:
         lines = [
             f"{shown_name(row.candidate)}, {shown_name(row.schedule)}, batch {row.batch}",
             f"{number(row.seconds_per_sample)} s a sample",
-            f"speed-up {number(row.speedup)}, ideal {number(row.ideal)}",
+            f"speed-up {number(row.speed_up)}, ideal {number(row.ideal_speed_up)}",
         ]
-        if not _is_full(row):
+        if not row.is_full:
             lines.append(f"PSNR {number(row.psnr)} dB, distance {number(row.distance)}")
         texts.append(text_lines(*lines))
-    return go.Scatter(
-        x=list(across),
-        y=list(along),
-        mode="markers",
-        marker={"color": mark.colour, "symbol": mark.symbol, "size": 10},
-        meta=mark.index,
-        hovertext=texts,
-        hoverinfo="text",
-        name=shown_name(rows[0].candidate),
-    )
+    return texts
 
 
-def new_figure(height: int, across: str, along: str) -> go.Figure:
-    """An empty plot, ``height`` pixels high, and the titles of its axes."""
-    figure = go.Figure()
-    _quiet(figure, height)
-    figure.update_xaxes(title_text=across)
-    figure.update_yaxes(title_text=along)
+def errors(report: Comparison, candidate: Candidate, mark: Mark) -> Figure | None:
+    """Relative error by timestep and exit, worst of the batches; None without any.
+
+    All candidates of a report share one logarithmic scale of colours.
+    """
+    exits = [exit_ for exit_ in candidate.exits if exit_.errors]
+    if not exits:
+        return None
+    times = sorted({point.timestep for exit_ in exits for point in exit_.errors})
+    low, high = _decades(report)
+    figure = new_figure(110 + 44 * len(exits), "timestep", "exit (depth in blocks)")
+    cells = [[_worst(exit_, time) for time in times] for exit_ in exits]
+    levels = [[_level(point, low, high) for point in row] for row in cells]
+    named = [f"{shown_name(candidate.name)}<br>exit {exit_.depth}" for exit_ in exits]
+    texts = [
+        [_cell_text(name, point) for point in row] for name, row in zip(named, cells, strict=True)
+    ]
+    figure.add_trace(heat_map(levels, texts, meta=mark.index, colorbar=_colour_bar(low, high)))
+    for y, row in enumerate(cells if len(times) <= _LABELLED else ()):
+        for x, point in enumerate(row):
+            level = levels[y][x]
+            if point is not None:
+                text = "not finite" if level is None else number(point.relative, 2)
+                font = {"size": 10, "color": SOFT if level is None else readable(level)}
+                figure.add_annotation(x=x, y=y, text=text, font=font, showarrow=False)
+    name_cells(figure.layout.xaxis, [f"{time:g}" for time in times])
+    name_cells(figure.layout.yaxis, [str(exit_.depth) for exit_ in exits])
     return figure
 
 
-def _quiet(figure: go.Figure, height: int) -> None:
-    """The looks that all plots share; their key is the page's."""
-    axis: dict[str, Any] = {
-        "automargin": True,
-        "fixedrange": True,
-        "gridcolor": _LINE,
-        "linecolor": _LINE,
-        "zeroline": False,
-        "zerolinecolor": _LINE,
-        "title": {"font": {"size": 12, "color": _SOFT}, "standoff": 10},
-        "tickfont": {"size": 12, "color": _SOFT},
+def _worst(exit_: ExitFigures, timestep: float) -> OutputError | None:
+    """The largest relative error at a timestep; one that is not finite is the largest."""
+    there = [point for point in exit_.errors if point.timestep == timestep]
+    return max(there, key=lambda point: largest([point.relative]) or 0.0, default=None)
+
+
+def _decades(report: Comparison) -> tuple[int, int]:
+    """Powers of ten around all relative errors of a report."""
+    logarithms = [
+        math.log10(point.relative)
+        for candidate in report.candidates
+        for exit_ in candidate.exits
+        for point in exit_.errors
+        if point.relative and math.isfinite(point.relative)
+    ]
+    low = math.floor(min(logarithms, default=-8))
+    return low, max(low + 1, math.ceil(max(logarithms, default=-7)))
+
+
+def _level(point: OutputError | None, low: int, high: int) -> float | None:
+    """Where on the scale, 0 to 1; None for what has no place there."""
+    if point is None or point.relative is None or not math.isfinite(point.relative):
+        return None
+    return (math.log10(point.relative) - low) / (high - low) if point.relative > 0 else 0.0
+
+
+def _colour_bar(low: int, high: int) -> dict[str, object]:
+    ticks = range(low, high + 1, math.ceil((high - low) / 4))
+    return {
+        "title": {"text": "relative error", "side": "right", "font": {"color": SOFT, "size": 12}},
+        "tickfont": {"color": SOFT, "size": 12},
+        "tickvals": [(tick - low) / (high - low) for tick in ticks],
+        "ticktext": [f"10<sup>{tick}</sup>" for tick in ticks],
+        "thickness": 10,
+        "outlinewidth": 0,
     }
-    figure.update_xaxes(**axis)
-    figure.update_yaxes(**axis)
-    figure.update_layout(
-        template="none",
-        height=height,
-        margin={"l": 8, "r": 8, "t": 12, "b": 8},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "system-ui, sans-serif", "size": 12, "color": _INK},
-        hoverlabel={"bgcolor": "var(--card)", "bordercolor": _LINE, "font": {"color": _INK}},
-        hovermode="closest",
-        dragmode=False,
-        showlegend=False,
-    )
 
 
-def shown_name(name: str) -> str:
-    """A name as plotly shows it literally, cut where it is long."""
-    return html.escape(name if len(name) <= _NAME else f"{name[: _NAME - 1]}…")
-
-
-def text_lines(*lines: str) -> str:
-    """Escaped texts below one another."""
-    return "<br>".join(lines)
+def _cell_text(exit_: str, point: OutputError | None) -> str:
+    if point is None:
+        return ""
+    place = f"{exit_}, timestep {point.timestep:g}, batch {point.batch}"
+    if _level(point, 0, 1) is None:
+        return text_lines(place, "not finite")
+    figures = f"largest {number(point.worst)}, mean {number(point.mean)}"
+    return text_lines(place, f"relative {number(point.relative)}", figures)

@@ -10,30 +10,17 @@ from typing import Literal
 import msgspec
 
 from eecompile.programs.choice import Choice
-from eecompile.store.files import read_form, written
+from eecompile.runtime.request import SampleFacts
+from eecompile.store.files import read_form
 
-__all__ = [
-    "FORMAT",
-    "Candidate",
-    "ExitFigures",
-    "Latency",
-    "PointError",
-    "Report",
-    "Settings",
-    "Trajectory",
-    "largest",
-    "read_report",
-    "write_report",
-]
-
-FORMAT = 1
+FORMAT = 2
 
 
 class _Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Part of a report."""
 
 
-class Latency(_Frozen, frozen=True, kw_only=True):
+class EvaluationLatency(_Frozen, frozen=True, kw_only=True):
     """Milliseconds of one evaluation, over ``rounds`` in turn with the other candidates.
 
     Attributes:
@@ -49,7 +36,7 @@ class Latency(_Frozen, frozen=True, kw_only=True):
     rounds: int
 
 
-class PointError(_Frozen, frozen=True, kw_only=True):
+class OutputError(_Frozen, frozen=True, kw_only=True):
     """How far one evaluation's outputs are from the reference's.
 
     Attributes:
@@ -89,8 +76,8 @@ class ExitFigures(_Frozen, frozen=True, kw_only=True):
     """
 
     depth: int
-    latencies: tuple[Latency, ...] = ()
-    errors: tuple[PointError, ...] = ()
+    latencies: tuple[EvaluationLatency, ...] = ()
+    errors: tuple[OutputError, ...] = ()
     metrics: dict[str, float] = {}
     passed: bool = True
 
@@ -132,7 +119,7 @@ class Candidate(_Frozen, frozen=True, kw_only=True):
     skipped: str = ""
 
 
-class Trajectory(_Frozen, frozen=True, kw_only=True):
+class TrajectoryFigures(_Frozen, frozen=True, kw_only=True):
     """Whole samplings by one candidate with one exit schedule.
 
     Attributes:
@@ -141,8 +128,8 @@ class Trajectory(_Frozen, frozen=True, kw_only=True):
         choices: of each step.
         batch: samples at once.
         seconds_per_sample: median.
-        speedup: over the same candidate at full depth, measured in turn.
-        ideal: what the schedule's share of cost promises.
+        speed_up: over the same candidate at full depth, measured in turn.
+        ideal_speed_up: what the schedule's share of cost promises.
         psnr: in dB, to full depth of the same candidate at the same seeds; None for full
             depth itself.
         distance: root of the mean squared difference to it, in units of the data's range.
@@ -153,22 +140,31 @@ class Trajectory(_Frozen, frozen=True, kw_only=True):
     choices: tuple[Choice, ...]
     batch: int
     seconds_per_sample: float
-    speedup: float
-    ideal: float
+    speed_up: float
+    ideal_speed_up: float
     psnr: float | None = None
     distance: float | None = None
 
+    @property
+    def is_full(self) -> bool:
+        """Whether it is full depth itself."""
+        return self.psnr is None and self.distance is None
 
-class Settings(_Frozen, frozen=True, kw_only=True):
-    """How it was measured.
+    @property
+    def mean_depth(self) -> float | None:
+        """Blocks that run in a step, on average; None without steps."""
+        blocks = [choice.blocks for choice in self.choices]
+        return sum(blocks) / len(blocks) if blocks else None
+
+
+class ComparisonSettings(SampleFacts, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How it was measured, and which samples trajectories lead to.
 
     Attributes:
         batches: batch sizes; trajectories are sampled at the largest.
         rounds: of every figure; 0 where they were chosen by time.
-        solver: of the trajectories, as are ``steps``, ``seed`` and ``guidance`` (1 is none).
+        solver: of the trajectories, as are ``steps``.
         steps: number of steps.
-        seed: of the noise.
-        guidance: scale of classifier-free guidance.
         timesteps: at which outputs were compared.
         absolute: tolerance of what has no target, with ``relative``.
         relative: to the largest output.
@@ -178,14 +174,12 @@ class Settings(_Frozen, frozen=True, kw_only=True):
     rounds: int
     solver: str
     steps: int
-    seed: int
-    guidance: float = 1.0
     timesteps: tuple[float, ...]
     absolute: float
     relative: float
 
 
-class Report(_Frozen, frozen=True, kw_only=True):
+class Comparison(_Frozen, frozen=True, kw_only=True):
     """A comparison.
 
     Attributes:
@@ -206,22 +200,11 @@ class Report(_Frozen, frozen=True, kw_only=True):
     bundle_digest: str
     machine: dict[str, str]
     reference: str
-    settings: Settings
+    settings: ComparisonSettings
     candidates: tuple[Candidate, ...]
-    trajectories: tuple[Trajectory, ...] = ()
+    trajectories: tuple[TrajectoryFigures, ...] = ()
 
 
-def write_report(report: Report, path: Path) -> None:
-    """Write ``report.json``, whole or not at all."""
-    with written(path) as partial:
-        partial.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
-
-
-def read_report(path: Path) -> Report:
-    """The report in a file.
-
-    Raises:
-        UsageError: there is none.
-        FormatError: it is of another format.
-    """
-    return read_form(path, Report, FORMAT, what="report", command="compare")
+def read_report(path: Path) -> Comparison:
+    """The report in a file; see :func:`eecompile.store.files.read_form`."""
+    return read_form(path, Comparison, FORMAT, what="report", command="compare")

@@ -9,8 +9,6 @@ from eecompile.compare.checks import checked_bundle
 from eecompile.errors import UsageError
 from eecompile.store.files import written
 
-__all__ = ["check_script", "write_script"]
-
 _HEAD = '''#!/usr/bin/env python3
 """Compares exits of {network} with polygraphy; written by eecompile {version}."""
 

@@ -11,17 +11,16 @@ from typing import NamedTuple
 import numpy as np
 
 from eecompile.arrays import Array
-from eecompile.compare.arguments import FULL, given_conditions
+from eecompile.compare.arguments import FULL
 from eecompile.compare.candidates import Opened, RunnersEngine
-from eecompile.compare.report import Settings, Trajectory
+from eecompile.compare.report import ComparisonSettings, TrajectoryFigures
 from eecompile.interrupt import check
 from eecompile.measure.timing import interleaved
 from eecompile.programs.choice import Choice
 from eecompile.programs.interface import Interface
 from eecompile.programs.schedule import ExitSchedule
+from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
-
-__all__ = ["Sampled", "pictures", "trajectories"]
 
 _SHOWN = 8  # pictures a strip
 _LEAST = 3  # rounds
@@ -30,7 +29,7 @@ _LEAST = 3  # rounds
 class Sampled(NamedTuple):
     """Trajectories, their samples by (candidate, schedule), and what failed."""
 
-    trajectories: list[Trajectory]
+    trajectories: list[TrajectoryFigures]
     states: dict[tuple[str, str], Array]
     failures: dict[str, Exception]
 
@@ -46,7 +45,8 @@ def trajectories(
     candidates: Mapping[str, Opened],
     interface: Interface,
     schedules: Mapping[str, ExitSchedule],
-    settings: Settings,
+    settings: ComparisonSettings,
+    request: SampleRequest,
     *,
     seconds: float,
     report: Callable[[str, int, int], object],
@@ -57,7 +57,8 @@ def trajectories(
         candidates: by name.
         interface: of the network.
         schedules: by name, full depth among them.
-        settings: solver, steps, seed, guidance, rounds; the largest batch size is sampled.
+        settings: solver, steps and rounds.
+        request: what is sampled.
         seconds: about how long to measure, where ``settings.rounds`` is 0.
         report: told of each sampling.
     """
@@ -74,7 +75,7 @@ def trajectories(
                 if candidate.engine is None:  # an engine set's is closed by its owner
                     samplers.append(sampler)
                 made = {
-                    (name, key): _run(sampler, schedule, settings, states, (name, key))
+                    (name, key): _run(sampler, schedule, settings, request, states, (name, key))
                     for key, schedule in schedules.items()
                 }
             except Exception as error:  # a library's errors share no base class
@@ -97,7 +98,7 @@ def trajectories(
         failures.setdefault(name, failure)
     medians = {key: float(np.median(times)) for key, times in timings.seconds.items() if times}
     found = [
-        _figures(key, run, medians, states, interface, max(settings.batches))
+        _figures(key, run, medians, states, interface, request.n)
         for key, run in runs.items()
         if key in medians and (key[0], FULL) in medians
     ]
@@ -107,18 +108,23 @@ def trajectories(
 def _run(
     sampler: Sampler,
     schedule: ExitSchedule,
-    settings: Settings,
+    settings: ComparisonSettings,
+    request: SampleRequest,
     states: dict[tuple[str, str], Array],
     key: tuple[str, str],
 ) -> _Run:
     """Ready to sample: warmed up. What was sampled is put under the key among the states."""
-    batch, seed, guidance = max(settings.batches), settings.seed, settings.guidance
     program = sampler.program(settings.solver, settings.steps, schedule)
-    given = given_conditions(sampler.interface, batch, seed)
-    sampler.warmup(batch, solver=program, guidance=guidance)
+    sampler.warmup(
+        request.n,
+        solver=program,
+        guidance=settings.guidance,
+        guidance_interval=request.guidance_interval,
+        shape=request.shape,
+    )
 
     def sample() -> None:
-        states[key] = sampler.sample(batch, solver=program, seed=seed, guidance=guidance, **given)
+        (states[key],) = sampler.sample_requests([request], solver=program)
 
     return _Run(tuple(step.chosen for step in program.steps), sample)
 
@@ -130,21 +136,21 @@ def _figures(
     states: Mapping[tuple[str, str], Array],
     interface: Interface,
     batch: int,
-) -> Trajectory:
+) -> TrajectoryFigures:
     name, schedule = key
     full = states[name, FULL]
     low, high = interface.state.range or (float(full.min()), float(full.max()))
     squares = np.square(np.subtract(states[key], full, dtype=np.float64))
     distance = math.sqrt(float(squares.mean())) / ((high - low) or 1.0)
     apart = schedule != FULL
-    return Trajectory(
+    return TrajectoryFigures(
         candidate=name,
         schedule=schedule,
         choices=run.choices,
         batch=batch,
         seconds_per_sample=medians[key] / batch,
-        speedup=medians[name, FULL] / medians[key],
-        ideal=len(run.choices) / sum(map(interface.cost, run.choices)),
+        speed_up=medians[name, FULL] / medians[key],
+        ideal_speed_up=len(run.choices) / sum(map(interface.cost, run.choices)),
         psnr=-20 * math.log10(distance) if apart and distance else None,
         distance=distance if apart else None,
     )

@@ -14,10 +14,10 @@ import numpy as np
 import onnx_ir as ir
 
 import eecompile
+from eecompile.arrays import Inputs
 from eecompile.compiler.graph.emulation import emulate_bfloat16
 from eecompile.compiler.graph.identity import name_by_content
 from eecompile.compiler.graph.merge import exit_outputs, merged_exits
-from eecompile.compiler.graph.names import output_names
 from eecompile.compiler.graph.partition import (
     Part,
     chained_parts,
@@ -25,26 +25,20 @@ from eecompile.compiler.graph.partition import (
     per_exit_parts,
 )
 from eecompile.compiler.graph.precision import first_non_finite, lowered
+from eecompile.compiler.names import output_names
 from eecompile.compiler.progress import Report, silent
 from eecompile.compiler.segments import (
     LOG,
-    Apart,
-    Backend,
+    BuildModule,
+    SegmentBuilder,
     SegmentStore,
-    backend_for,
+    build_module_for,
     compile_all,
     segments_from_parts,
     warnings_in,
 )
 from eecompile.compiler.sessions import evaluate_joined, run_session, session_from_graph
-from eecompile.compiler.verify import (
-    Error,
-    Evaluate,
-    Inputs,
-    Outputs,
-    compare,
-    verification_points,
-)
+from eecompile.compiler.verify import Error, Evaluate, Outputs, compare, verification_points
 from eecompile.errors import (
     BackendError,
     BundleError,
@@ -69,8 +63,6 @@ from eecompile.store.bundle import (
 )
 from eecompile.store.folders import check_replaceable, new_folder
 from eecompile.store.target import Target, load_target
-
-__all__ = ["Built", "PlannedBuild", "PlannedSegment", "engine_set_from_bundle", "planned_build"]
 
 
 class Built(NamedTuple):
@@ -109,8 +101,7 @@ def engine_set_from_bundle(
     _check_output(bundle, output)
     report("checking the bundle")
     source = open_bundle(bundle)
-    backend = backend_for(wanted)
-    backend.check(wanted)
+    backend = build_module_for(wanted)
     fingerprint = _fingerprint(source, wanted, _ingredients(backend))
     existing = _existing(output)
     if existing and existing.fingerprint == fingerprint and not force:
@@ -191,8 +182,7 @@ def planned_build(
     wanted = _wanted(target)
     _check_output(bundle, output)
     report("checking the bundle")
-    source, backend, existing = open_bundle(bundle), backend_for(wanted), _existing(output)
-    backend.check(wanted)
+    source, backend, existing = open_bundle(bundle), build_module_for(wanted), _existing(output)
     reasons = _reasons(existing, source, wanted, _ingredients(backend), output)
     if reasons:
         check_replaceable(output, force or _same(existing, output, source, wanted))
@@ -206,7 +196,7 @@ def planned_build(
         job = _Job(work, bundle, source, wanted, backend, store, report)
         model, _ = _prepared(job, work, verify=False)
         _, segments = _partitioned(job, model)
-        alone = isinstance(backend, Apart)
+        alone = isinstance(backend, SegmentBuilder)
         planned = [
             PlannedSegment(s.file, s.exits, s.bytes, alone and store.find(s.key) is not None)
             for s in segments
@@ -221,7 +211,7 @@ class _Job(NamedTuple):
     bundle: Path
     source: BundleManifest
     target: Target
-    backend: Backend
+    backend: BuildModule
     store: SegmentStore
     report: Report
 
@@ -291,7 +281,7 @@ def _prepared(job: _Job, work: Path, *, verify: bool = True) -> tuple[ir.Model, 
     interface, target = job.source.interface, job.target
     job.report("joining the exits")
     model = merged_exits(job.bundle, job.source)
-    if not job.backend.lowers(target):
+    if not job.backend.precision_in_graph(target):
         return model, {}
     if target.precision != "fp32":
         job.report(f"lowering the precision to {target.precision}")
@@ -373,7 +363,7 @@ def _verify(job: _Job, candidate: Evaluate, what: str) -> dict[int, Error]:
     return compare(points, reference, candidate, tolerance, named, job.report)
 
 
-def _ingredients(backend: Backend) -> dict[str, str]:
+def _ingredients(backend: BuildModule) -> dict[str, str]:
     """What shapes the engines besides the bundle and the target."""
     return {"eecompile": eecompile.__version__, **backend.versions()}
 

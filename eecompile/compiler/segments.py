@@ -14,9 +14,11 @@ from typing import Protocol, runtime_checkable
 import msgspec
 import onnx_ir as ir
 
+from eecompile.backends import BACKENDS, backend_from_target
 from eecompile.compiler.graph.identity import computation
 from eecompile.compiler.graph.partition import Part, extract
 from eecompile.compiler.progress import Report
+from eecompile.errors import BackendError
 from eecompile.store.bundle import EngineManifest, Segment, segment_name
 from eecompile.store.target import Target
 
@@ -25,21 +27,12 @@ LOG = "build.log"  # of an engine set: what its backend printed
 _NOISE = ("'colored' module", "has Int64 binding")
 _MOST_WARNINGS = 20
 
-__all__ = [
-    "Backend",
-    "SegmentStore",
-    "backend_for",
-    "compile_all",
-    "segments_from_parts",
-    "warnings_in",
-]
 
+class BuildModule(Protocol):
+    """What the module that builds for a backend provides; :mod:`eecompile.backends` names it.
 
-class Backend(Protocol):
-    """What a module of :mod:`eecompile.compiler.backends` provides.
-
-    It also has either ``compile_segments`` (:class:`Together`) or ``compile_segment``
-    (:class:`Apart`).
+    It also has either ``compile_segments`` (:class:`BatchBuilder`) or ``builder``
+    (:class:`SegmentBuilder`).
 
     Attributes:
         SUFFIX: of the engines' file names.
@@ -54,6 +47,8 @@ class Backend(Protocol):
     def check(self, target: Target) -> None:
         """Pass when engines for this target can be built here.
 
+        The precision and the layout are among those that the backend's record names.
+
         Raises:
             BackendError: they cannot, or an option of the target is unknown.
         """
@@ -67,17 +62,17 @@ class Backend(Protocol):
         """Whether engines built here may be meant for other machines, and need not run here."""
         ...
 
-    def lowers(self, target: Target) -> bool:
+    def precision_in_graph(self, target: Target) -> bool:
         """Whether the precision lies in the graph, which is lowered before building."""
         ...
 
     def prepare(self, model: ir.Model, target: Target) -> None:
-        """Bring the joined graph into the form that the backend takes, if it lowers."""
+        """Bring the joined graph, in its precision, into the form that the backend takes."""
         ...
 
 
 @runtime_checkable
-class Together(Protocol):
+class BatchBuilder(Protocol):
     """A backend whose engines share a file, so that they are written together."""
 
     def compile_segments(
@@ -106,7 +101,7 @@ class Builder(Protocol):
 
 
 @runtime_checkable
-class Apart(Protocol):
+class SegmentBuilder(Protocol):
     """A backend whose engines are files of their own, which can be kept."""
 
     def builder(self, work: Path, cache: Path) -> AbstractContextManager[Builder]:
@@ -118,11 +113,51 @@ class Apart(Protocol):
         ...
 
 
-def backend_for(target: Target) -> Backend:
-    """The module that builds for a target."""
-    name = target.backend.replace("-", "_")
-    backend: Backend = importlib.import_module(f"eecompile.compiler.backends.{name}")
-    return backend
+def build_module_for(target: Target) -> BuildModule:
+    """The module that builds for a target, once it has passed the target.
+
+    Raises:
+        BackendError: the backend has not the target's precision or layout, or its module
+            refuses the target.
+    """
+    backend = backend_from_target(target.backend, target.options)
+    module: BuildModule = importlib.import_module(backend.build)
+    for key, wanted, known in (
+        ("precision", target.precision, backend.precisions),
+        ("layout", target.layout, backend.layouts),
+    ):
+        if wanted not in known:
+            raise BackendError(
+                found=f"{key} {wanted!r} for {backend.name}",
+                expected=" or ".join(map(repr, known)),
+                remedy=f"choose one of these in the target, or {_elsewhere(target)}",
+            )
+    module.check(target)
+    return module
+
+
+def _elsewhere(target: Target) -> str:
+    """What else in a target gives its precision: an option of its backend, if there is one."""
+    for flavour in BACKENDS.values():
+        if flavour.flavour_of == target.backend and target.precision in flavour.precisions:
+            for key, (value, *_) in flavour.options.items():
+                return f"options.{key} = {value!r}, or another backend"
+    return "another backend"
+
+
+def check_options(target: Target, known: Mapping[str, type]) -> None:
+    """Pass when every option of the target is known, and of its type.
+
+    Raises:
+        BackendError: one is not.
+    """
+    for name, value in target.options.items():
+        if name not in known or not isinstance(value, known[name]):
+            raise BackendError(
+                found=f"option {name} = {value!r} for {target.backend}",
+                expected=", ".join(f"{n} ({kind.__name__})" for n, kind in known.items()),
+                remedy="fix or remove it in the target's [options]",
+            )
 
 
 class SegmentStore:
@@ -171,7 +206,7 @@ class SegmentStore:
 
 
 def segments_from_parts(
-    model: ir.Model, parts: Sequence[Part], target: Target, backend: Backend
+    model: ir.Model, parts: Sequence[Part], target: Target, backend: BuildModule
 ) -> tuple[Segment, ...]:
     """The segment of each part, in order.
 
@@ -208,17 +243,17 @@ def compile_all(
     model: ir.Model,
     segments: Sequence[Segment],
     target: Target,
-    backend: Backend,
+    backend: BuildModule,
     store: SegmentStore,
     work: Path,
     report: Report,
 ) -> None:
     """Write the segments' engines to ``folder``, building those that the store lacks."""
-    if isinstance(backend, Together):
+    if isinstance(backend, BatchBuilder):
         models = {s.file: extract(model, s.inputs, s.outputs) for s in segments}
         backend.compile_segments(folder, models, target, work, report)
         return
-    assert isinstance(backend, Apart)
+    assert isinstance(backend, SegmentBuilder)
     # The deepest first: what is measured for it serves the others.
     store.start()
     ordered = sorted(segments, key=lambda segment: -max(segment.exits))
@@ -245,7 +280,7 @@ def warnings_in(log: Path) -> tuple[str, ...]:
     return tuple(dict.fromkeys(telling))[:_MOST_WARNINGS]
 
 
-def _context(target: Target, backend: Backend) -> object:
+def _context(target: Target, backend: BuildModule) -> object:
     """What shapes an engine besides its graph."""
     return {
         "versions": backend.versions(),

@@ -20,10 +20,9 @@ from typing import Any
 
 import msgspec
 
+from eecompile.backends import BACKENDS, Backend
 from eecompile.measure.machine import Gpu, cpu, gpus, search_gpus, short
 from eecompile.runtime.engines.openvino import import_openvino
-
-__all__ = ["PROBES", "YES", "Answer", "Finding"]
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -53,7 +52,6 @@ class Finding(msgspec.Struct, frozen=True):
 YES = Answer(True)
 
 _KEPT: list[object] = []
-_LEAN = "it only runs engines, version-compatible ones that package tensorrt builds"
 _CUDA = "CUDAExecutionProvider"
 # y = Relu(x) of two floats as an ONNX graph (opset 13): trying a backend needs no onnx.
 _RELU = bytes.fromhex(
@@ -71,13 +69,20 @@ def _gpus() -> Finding:
     return Finding(no, no)
 
 
-def _onnxruntime(provider: str) -> Finding:
+def library(backend: Backend) -> Finding:
+    """Imports the library."""
+    module = importlib.import_module(backend.library)
+    return Finding(YES, YES, str(getattr(module, "__version__", "")))
+
+
+def onnxruntime(backend: Backend) -> Finding:
     """Runs a graph: that a provider is listed does not mean that its libraries load."""
-    ort = importlib.import_module("onnxruntime")
+    ort = importlib.import_module(backend.library)
+    provider = _CUDA if backend.gpu else "CPUExecutionProvider"
     available = ort.get_available_providers()
     detail = "providers " + ", ".join(name.removesuffix("ExecutionProvider") for name in available)
     if provider not in available:
-        remedy = "pip uninstall -y onnxruntime; pip install 'eecompile[gpu]'"
+        remedy = f"pip uninstall -y onnxruntime; {backend.install}"
         no = Answer(False, "this onnxruntime has no CUDA provider", remedy)
         return Finding(no, YES, ort.__version__, detail)  # building needs no provider
     if provider == _CUDA and hasattr(ort, "preload_dlls"):
@@ -112,7 +117,8 @@ def _example() -> Any:
     return np.array([-1, 2], np.float32)
 
 
-def _openvino() -> Finding:
+def openvino(backend: Backend) -> Finding:
+    """Runs a graph, and says what BF16 is worth on this processor."""
     ov = import_openvino()  # which then sends no telemetry
     core = ov.Core()
     core.compile_model(core.read_model(_RELU), "CPU")([_example()])
@@ -121,12 +127,12 @@ def _openvino() -> Finding:
     native = any("BF16" in name for name in cpu().instructions)
     bf16 = ("native" if native else "emulated") if listed else "none"
     detail = f"devices {', '.join(core.available_devices)}; BF16 on the CPU: {bf16}"
-    return Finding(YES, YES, metadata.version("openvino"), detail)
+    return Finding(YES, YES, metadata.version(backend.package), detail)
 
 
-def _tensorrt(module: str) -> Finding:
+def tensorrt(backend: Backend) -> Finding:
     """Builds an engine and opens it; TensorRT-RTX does the first without a GPU."""
-    trt = importlib.import_module(module)
+    trt = importlib.import_module(backend.library)
     errors: list[str] = []
 
     def log(_: object, severity: Any, message: str) -> None:
@@ -134,8 +140,12 @@ def _tensorrt(module: str) -> Finding:
             errors.append(message)
 
     logger = type("Logger", (trt.ILogger,), {"log": log})()
-    plan, builds = None, Answer(False, _LEAN, "pip install 'eecompile[tensorrt]'")
-    if hasattr(trt, "Builder"):
+    plan, builds = None, YES
+    if backend.flavour_of:
+        full = BACKENDS[backend.flavour_of]
+        reason = f"it only runs engines, version-compatible ones that package {full.package} builds"
+        builds = Answer(False, reason, full.install)
+    else:
         builder, builds = _step(lambda: trt.Builder(logger), errors, creates=True)
         if builds.yes:
             plan, builds = _step(lambda: _plan(trt, builder), errors)
@@ -197,14 +207,15 @@ def _package(module: str) -> Finding:
     return Finding(YES, YES)
 
 
+def _backend(backend: Backend) -> Finding:
+    module, _, function = backend.probe.partition(":")
+    probe: Callable[[Backend], Finding] = getattr(importlib.import_module(module), function)
+    return probe(backend)
+
+
 PROBES: Mapping[str, Callable[[], Finding]] = {
     "gpus": _gpus,
-    "onnxruntime": partial(_onnxruntime, "CPUExecutionProvider"),
-    "onnxruntime-cuda": partial(_onnxruntime, _CUDA),
-    "openvino": _openvino,
-    "tensorrt": partial(_tensorrt, "tensorrt"),
-    "tensorrt-rtx": partial(_tensorrt, "tensorrt_rtx"),
-    "tensorrt-lean": partial(_tensorrt, "tensorrt_lean"),
+    **{name: partial(_backend, backend) for name, backend in BACKENDS.items()},
     "cuda-core": _cuda_core,
     "torch": partial(_package, "torch"),
     "onnx": partial(_package, "onnx"),

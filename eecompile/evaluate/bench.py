@@ -24,9 +24,7 @@ from eecompile.evaluate.metrics import (
     frechet_distance,
     manifolds,
 )
-from eecompile.evaluate.report import Figures
-
-__all__ = ["FEWEST", "Bench", "space_of"]
+from eecompile.evaluate.report import SampleFigures
 
 Report = Callable[[str, int, int], None]
 FEWEST = 2 * GROUPS
@@ -90,15 +88,15 @@ class Bench:
 
     def compare(
         self, name: str, samples: Array, reference: Array, *, in_turns: bool = False
-    ) -> tuple[Figures, Frechet]:
+    ) -> tuple[SampleFigures, Frechet]:
         """Features of samples against those of real data; see :func:`frechet_distance`."""
         self.report(f"comparing {name}", 0, 0)
         found = frechet_distance(samples, reference, in_turns=in_turns)
         precision, recall = manifolds(samples, reference)
-        figures = Figures(
+        figures = SampleFigures(
             name=name,
             samples=len(samples),
-            distance=round(found.distance, 4),
+            frechet_distance=round(found.distance, 4),
             error=round(found.error, 4),
             precision=round(precision, 5),
             recall=round(recall, 5),

@@ -15,14 +15,13 @@ from eecompile.errors import UsageError
 from eecompile.evaluate.bench import FEWEST, Bench, space_of
 from eecompile.evaluate.data import Source, Space
 from eecompile.evaluate.metrics import Frechet
-from eecompile.evaluate.report import Evaluation, Figures, Settings
-from eecompile.evaluate.samples import Draw, sample_all
+from eecompile.evaluate.report import Evaluation, EvaluationSettings, SampleFigures
+from eecompile.evaluate.samples import sample_all
 from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
+from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
 from eecompile.store.bundle import EngineManifest, open_engine_set
-
-__all__ = ["Options", "evaluate"]
 
 Report = Callable[[str, int, int], None]
 
@@ -32,7 +31,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         reference: real data: a folder of pictures, .npy, .npz or an IDX file.
-        draw: which samples are made.
+        request: which samples are made.
+        batch: samples made, and kept, at a time.
         work: folder that keeps samples and features, for an evaluation that goes on.
         features: an ONNX feature network; None takes EfficientNet-Lite0.
         decoder: an ONNX graph that makes pictures of samples.
@@ -44,8 +44,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     reference: Path
-    draw: Draw
+    request: SampleRequest
     work: Path
+    batch: int = 256
     features: Path | None = None
     decoder: Path | None = None
     floor: Path | None = None
@@ -122,9 +123,9 @@ class _Made:
     ) -> None:
         self._sampler, self._options = sampler, options
         self._fingerprints = [manifest.fingerprint for manifest in manifests]
-        state, shape = sampler.interface.state, options.draw.shape
-        self.space = Space(state.check_shape(shape or state.shape), state.range)
-        options.draw.check(sampler)
+        state, request = sampler.interface.state, options.request
+        sampler.check(request.part(sampler.interface, request.first, request.n))
+        self.space = Space(state.check_shape(request.shape or state.shape), state.range)
         self._programs: list[tuple[str, Program]] = [
             (
                 name,
@@ -136,41 +137,34 @@ class _Made:
         ]
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> EvaluationSettings:
         """How samples are made."""
-        draw, program = self._options.draw, self._programs[0][1]
-        own = self._sampler.interface.sampling.guidance
-        return Settings(
-            solver=program.solver,
-            steps=len(program.steps),
-            guidance=own if draw.guidance is None else draw.guidance,
-            seed=draw.seed,
-            guidance_interval=draw.guidance_interval,
-            shape=draw.shape,
-            conditions=tuple(draw.conditions),
-            nulls=tuple(draw.nulls),
-        )
+        program = self._programs[0][1]
+        facts = self._options.request.facts(self._sampler.interface)
+        return EvaluationSettings(solver=program.solver, steps=len(program.steps), **facts)
 
-    def rows(self, bench: Bench, reference: Array) -> Iterator[Figures]:
+    def rows(self, bench: Bench, reference: Array) -> Iterator[SampleFigures]:
         """The figures of each schedule."""
         interface, work = self._sampler.interface, self._options.work
+        request = self._options.request
+        in_turns = not any(np.ndim(given) for given in request.conditions.values())
         first: Frechet | None = None
         for name, program in self._programs:
             source: Source = sample_all(
                 self._sampler,
                 self._fingerprints,
                 program,
-                self._options.draw,
+                request,
+                batch=self._options.batch,
                 name=name,
                 work=work,
                 report=bench.report,
             )
             made = bench.of_made(source)
-            in_turns = not self._options.draw.orders
             figures, found = bench.compare(name, made, reference, in_turns=in_turns)
             choices = tuple(step.chosen for step in program.steps)
             cost = sum(map(interface.cost, choices)) / len(choices)
-            more = {"choices": choices, "cost": round(cost, 5)}
+            more = {"choices": choices, "cost_share": round(cost, 5)}
             if program.solver != self.settings.solver:
                 more["solver"] = program.solver
             if first:
@@ -180,7 +174,7 @@ class _Made:
             yield msgspec.structs.replace(figures, **more)
 
 
-def _floor(bench: Bench, reference: Array, more: Source | None) -> Figures:
+def _floor(bench: Bench, reference: Array, more: Source | None) -> SampleFigures:
     """Real data against real data: against other data, or one half against the other."""
     if more:
         name, real = Path(more.name).name, bench.of_real(more, len(reference))
@@ -190,7 +184,9 @@ def _floor(bench: Bench, reference: Array, more: Source | None) -> Figures:
     return bench.compare("one half", reference[one], reference[other])[0]
 
 
-def _warnings(reference: Array, halves: Figures | None, rows: Sequence[Figures]) -> list[str]:
+def _warnings(
+    reference: Array, halves: SampleFigures | None, rows: Sequence[SampleFigures]
+) -> list[str]:
     features, told = reference.shape[1], []
     sizes = {"the reference": len(reference)} | {row.name: row.samples for row in rows}
     for name, count in sizes.items():
@@ -216,9 +212,9 @@ def _check(engines: Sequence[Path], options: Options) -> None:
             expected="something to evaluate",
             remedy="name an engine set, or a file of samples",
         )
-    if options.draw.count < FEWEST or options.draw.batch < 1:
+    if options.request.n < FEWEST or options.batch < 1:
         raise UsageError(
-            found=f"-n {options.draw.count}, --batch {options.draw.batch}",
+            found=f"-n {options.request.n}, --batch {options.batch}",
             expected=f"{FEWEST} samples or more (10,000 are usual), and a batch of 1 or more",
             remedy="ask for more",
         )

@@ -5,64 +5,51 @@ from __future__ import annotations
 import msgspec
 
 from eecompile.programs.choice import Choice
+from eecompile.runtime.request import SampleFacts
 
-__all__ = ["FORMAT", "Evaluation", "Figures", "Settings"]
-
-FORMAT = 1
+FORMAT = 2
 
 
-class Figures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class SampleFigures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One set of samples against the reference.
 
     Attributes:
         name: the exit schedule, the file, or what the floor is made of.
         samples: how many.
-        distance: Frechet distance on the features.
+        frechet_distance: on the features.
         error: its standard error from which samples were drawn.
         beyond: by how much the distance exceeds the first schedule's.
         beyond_error: standard error of that; less than of either, where seeds are the same.
         precision: share of the samples that lie in the reference's manifold.
         recall: share of the reference that lies in the samples' manifold.
         choices: of each step, where the samples were made here.
-        cost: mean over the steps, of what full depth costs; by the recipe's costs or blocks.
+        cost_share: mean over the steps, of what full depth costs; by the recipe's costs or blocks.
         solver: where it is another than in the settings: a program's.
     """
 
     name: str
     samples: int
-    distance: float
+    frechet_distance: float
     error: float
     precision: float
     recall: float
     beyond: float | None = None
     beyond_error: float | None = None
     choices: tuple[Choice, ...] = ()
-    cost: float | None = None
+    cost_share: float | None = None
     solver: str | None = None
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class EvaluationSettings(SampleFacts, frozen=True, kw_only=True):
     """How samples were made.
 
     Attributes:
         solver: and its options, of the first row that was made here.
         steps: of it; a row of other steps has other ``choices``.
-        guidance: scale.
-        seed: of the noise.
-        guidance_interval: times t between which it acts, where they were given.
-        shape: of a sample, where it was given.
-        conditions: those that were given; others took the recipe's default.
-        nulls: the same, of what stands for "no condition".
     """
 
     solver: str
     steps: int
-    guidance: float
-    seed: int
-    guidance_interval: tuple[float, float] | None = None
-    shape: tuple[int, ...] | None = None
-    conditions: tuple[str, ...] = ()
-    nulls: tuple[str, ...] = ()
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,12 +81,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     dimensions: int
     reference: str
     reference_samples: int
-    floor: Figures
+    floor: SampleFigures
     floor_kind: str
-    rows: tuple[Figures, ...]
-    settings: Settings | None = None
+    rows: tuple[SampleFigures, ...]
+    settings: EvaluationSettings | None = None
     warnings: tuple[str, ...] = ()
-
-    def to_json(self) -> bytes:
-        """As a file's content."""
-        return msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"

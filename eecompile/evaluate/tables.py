@@ -2,52 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from rich import box
-from rich.console import Group, RenderableType
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
-
-from eecompile.evaluate.report import Evaluation, Figures
-
-__all__ = ["evaluation_tables"]
+from eecompile.evaluate.report import Evaluation, SampleFigures
+from eecompile.show.table import Cell, Column, Line, Part, Row, Table, percent, whole
 
 
-def evaluation_tables(evaluation: Evaluation) -> RenderableType:
-    """A row each set of samples, the floor last, and what to know of the figures."""
-    table = Table(
-        title=escape(_title(evaluation)),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
-    )
-    rows, counts = evaluation.rows, _counts(evaluation)
-    table.add_column("samples", overflow="fold", min_width=12)
+def evaluation_parts(evaluation: Evaluation) -> list[Part]:
+    """A row for each set of samples, the floor last, and what to know of the figures."""
+    rows, floor = evaluation.rows, evaluation.floor
+    counts = {row.samples for row in rows}
     shown = {
         "steps": len({len(row.choices) for row in rows if row.choices}) > 1,
-        "cost": any(row.cost is not None for row in rows),
+        "cost": any(row.cost_share is not None for row in rows),
         "n": len(counts) > 1,
         "to first": any(row.beyond is not None for row in rows),
     }
-    names = ["steps", "cost", "n", "distance", "to first", "precision", "recall"]
-    names = [name for name in names if shown.get(name, True)]
-    for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(_name(row), *(_cell(row, name) for name in names))
-    table.add_section()
-    floor = evaluation.floor
+    columns = [
+        Column("steps", form=whole),
+        Column("cost", form=percent),
+        Column("n", form=whole),
+        Column("Frechet", "distance"),
+        *map(Column, ("to first", "precision", "recall")),
+    ]
+    kept = [place for place, column in enumerate(columns) if shown.get(column.heading, True)]
     label = f"real: {floor.name}" + ("" if {floor.samples} == counts else f" ({floor.samples:,})")
-    table.add_row(Text(label), *(_cell(floor, name) for name in names))
-    return Group(table, *_notes(evaluation))
+    named = [(_name(row), row, "made") for row in rows] + [(label, floor, "real")]
+    each = f"{counts.pop():,} samples a row. " if len(counts) == 1 else ""
+    table = Table(
+        "samples",
+        _title(evaluation),
+        [Column("samples", form=None), *(columns[place] for place in kept)],
+        [
+            Row((name, *(cells[place] for place in kept)), group=group)
+            for name, row, group in named
+            for cells in [_cells(row)]
+        ],
+        notes=[
+            f"{each}Frechet distance on {evaluation.dimensions} features of "
+            f"{evaluation.features}, to {evaluation.reference_samples:,} real samples: comparable "
+            "with the same features, reference and number of samples only, and no FID. ± is one "
+            "standard error."
+        ],
+    )
+    return [table, *(Line(f"warning: {text}", "warning") for text in evaluation.warnings)]
 
 
 def _title(evaluation: Evaluation) -> str:
-    made = evaluation.settings
-    what = evaluation.network or "samples"
+    made, what = evaluation.settings, evaluation.network or "samples"
     if made is None:
         return f"{what} beside {evaluation.reference}"
     steps = sorted({len(row.choices) for row in evaluation.rows if row.choices}, reverse=True)
@@ -57,35 +57,18 @@ def _title(evaluation: Evaluation) -> str:
     )
 
 
-def _counts(evaluation: Evaluation) -> set[int]:
-    return {row.samples for row in evaluation.rows}
+def _name(row: SampleFigures) -> str:
+    return row.name + (f" ({row.solver.partition('(')[0]})" if row.solver else "")
 
 
-def _name(row: Figures) -> Text:
-    solver = f" ({row.solver.partition('(')[0]})" if row.solver else ""
-    return Text(row.name + solver)
-
-
-def _cell(row: Figures, name: str) -> str:
+def _cells(row: SampleFigures) -> tuple[Cell, ...]:
     beyond = row.beyond is not None and row.beyond_error is not None
-    return {
-        "steps": str(len(row.choices) or ""),
-        "cost": "" if row.cost is None else f"{row.cost:.0%}",
-        "n": f"{row.samples:,}",
-        "distance": f"{row.distance:.2f} ± {row.error:.2f}",
-        "to first": f"{row.beyond:+.2f} ± {row.beyond_error:.2f}" if beyond else "",
-        "precision": f"{row.precision:.3f}",
-        "recall": f"{row.recall:.3f}",
-    }[name]
-
-
-def _notes(evaluation: Evaluation) -> Iterator[RenderableType]:
-    counts = _counts(evaluation)
-    each = f"{counts.pop():,} samples a row. " if len(counts) == 1 else ""
-    yield Text(
-        f"{each}Frechet distance on {evaluation.dimensions} features of {evaluation.features}, to "
-        f"{evaluation.reference_samples:,} real samples: comparable with the same features, "
-        "reference and number of samples only, and no FID. ± is one standard error."
+    return (
+        len(row.choices) or None,
+        row.cost_share,
+        row.samples,
+        f"{row.frechet_distance:.2f} ± {row.error:.2f}",
+        f"{row.beyond:+.2f} ± {row.beyond_error:.2f}" if beyond else None,
+        row.precision,
+        row.recall,
     )
-    for warning in evaluation.warnings:
-        yield Text(f"warning: {warning}", style="yellow")

@@ -16,8 +16,6 @@ from msgspec import Meta
 
 from eecompile.errors import ScheduleError
 
-__all__ = ["OUTPUT", "Choice", "Exit", "Forecast", "check_exits", "choice_from_text", "choice_of"]
-
 OUTPUT = "output"
 """The memory that holds the last prediction, and the learned variance where there is one."""
 _AGAIN = "again"
@@ -83,7 +81,7 @@ class Exit(_Kind, frozen=True, tag="exit"):
 
     def __post_init__(self) -> None:
         try:
-            depth = operator.index(self.depth)
+            depth = 0 if isinstance(self.depth, bool) else operator.index(self.depth)
         except TypeError:
             depth = 0
         if depth < 1 or not isinstance(self.engine, str):

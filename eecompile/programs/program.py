@@ -17,8 +17,6 @@ from eecompile.programs.choice import OUTPUT, Choice
 from eecompile.programs.process import Process
 from eecompile.programs.schedule import ExitSchedule
 
-__all__ = ["Program", "Step", "Term", "Update"]
-
 FORMAT = 4
 _LARGEST = 3.4e38  # of float32
 RESERVED = frozenset({OUTPUT, "noise"})
@@ -106,7 +104,7 @@ class Program(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def __post_init__(self) -> None:
         msgspec.structs.force_setattr(self, "steps", tuple(self.steps))
         if self.format != FORMAT:
-            raise _malformed(f"a program of format {self.format}", f"format {FORMAT}")
+            raise _other_format(self.format)
         if not self.steps:
             raise _malformed("a program without steps", "at least one step")
         written, kept = {"state"}, set[str]()
@@ -168,9 +166,19 @@ class Program(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             UsageError: it is no such program.
         """
         try:
+            if (found := msgspec.json.decode(data, type=_Header).format) != FORMAT:
+                raise _other_format(found)
             return msgspec.json.decode(data, type=cls)
         except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
             raise _malformed(f"JSON that is no program ({error})", "Program.to_json()") from error
+
+
+class _Header(msgspec.Struct):
+    format: int = FORMAT
+
+
+def _other_format(found: int) -> UsageError:
+    return _malformed(f"a program of format {found}", f"format {FORMAT}")
 
 
 def _problems(step: Step, written: set[str]) -> Iterator[str]:

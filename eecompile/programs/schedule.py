@@ -15,8 +15,6 @@ import msgspec
 from eecompile.errors import ScheduleError
 from eecompile.programs.choice import Choice, check_exits, choice_from_text, choice_of
 
-__all__ = ["ExitSchedule"]
-
 _FORMAT = 2  # of a schedule's file
 
 
@@ -40,7 +38,7 @@ class ExitSchedule(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkno
 
     def __post_init__(self) -> None:
         try:
-            choices = tuple(choice_of(choice) for choice in self.choices)
+            choices = _choices(self.choices)
             thresholds = tuple(float(threshold) for threshold in self.thresholds)
         except (TypeError, ValueError, OverflowError) as error:
             raise ScheduleError(
@@ -66,7 +64,7 @@ class ExitSchedule(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkno
                 )
         if choices[-1].reads:
             raise ScheduleError(
-                found=f"exit schedule {self.text}",
+                found=f"exit schedule {self.text!r}",
                 expected="an exit in the last slice, with which sampling begins: there is "
                 "no previous output yet",
                 remedy="name the exit to begin with",
@@ -79,7 +77,7 @@ class ExitSchedule(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkno
 
     @property
     def text(self) -> str:
-        """As :meth:`parse` reads it, with explicit thresholds."""
+        """As :meth:`parse` reads it, with explicit thresholds to six digits."""
         ends = (*(f":{threshold:g}" for threshold in self.thresholds), "")
         return ",".join(c.text + end for c, end in zip(self.choices, ends, strict=True))
 
@@ -95,7 +93,7 @@ class ExitSchedule(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkno
         The form in which the ASE paper (arXiv 2408.05927) and its code give schedules.
         """
         try:
-            given = tuple(choice_of(choice) for choice in choices)
+            given = _choices(choices)
         except TypeError as error:
             raise ScheduleError(
                 found=f"exit schedule {choices!r}",
@@ -187,11 +185,17 @@ class ExitSchedule(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkno
         return sum(w * cost(c) for w, c in zip(widths, self.choices, strict=True))
 
 
+def _choices(given: Iterable[Choice | int | str]) -> tuple[Choice, ...]:
+    if isinstance(given, str):
+        raise TypeError("a text instead of choices")
+    return tuple(map(choice_of, given))
+
+
 def _unread(text: str) -> ScheduleError:
     return ScheduleError(
         found=f"exit schedule {text!r}",
-        expected="a name, a depth, depths such as 12,9,6,3, or 12:0.2,6:0.5,3, each with an "
-        "engine set as in 12@cpu, 'again' for the previous output once more, or a schedule's "
+        expected="a name, a depth, depths such as 12,9,6,3 or 12:0.2,6:0.5,3 (with 12@cpu for a "
+        "depth of one engine set, 'again' for the previous output once more), or a schedule's "
         "file (.json)",
         remedy="list the schedules' names with 'eecompile inspect'",
     )

@@ -7,22 +7,12 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from eecompile.backends import BACKENDS, TARGET_BACKENDS
 from eecompile.errors import BackendError, UsageError
 from eecompile.runtime.engines._onnxruntime import share_pool
 from eecompile.runtime.engines.group import grouped
 from eecompile.runtime.protocol import Engine
 from eecompile.store.bundle import EngineManifest, open_engine_set
-
-__all__ = ["engine_from_manifest", "open_engine", "open_engines"]
-
-
-# One module a backend; each has open_backend(folder, manifest, threads, share_device_with).
-_BACKENDS = {
-    "onnxruntime": "eecompile.runtime.engines.onnxruntime",
-    "openvino": "eecompile.runtime.engines.openvino",
-    "tensorrt": "eecompile.runtime.engines.tensorrt",
-    "tensorrt-rtx": "eecompile.runtime.engines.tensorrt",
-}
 
 
 def open_engine(
@@ -130,14 +120,14 @@ def engine_from_manifest(
         BackendError: its backend is missing, or refuses an engine.
     """
     name = manifest.target.backend
-    if name not in _BACKENDS:
+    if name not in TARGET_BACKENDS:
         built = ", ".join(f"{what} {which}" for what, which in manifest.versions.items())
         raise BackendError(
             found=f"engines for {name}, built by {built}",
-            expected=f"a backend that this version runs: {', '.join(_BACKENDS)}",
+            expected=f"a backend that this version runs: {', '.join(TARGET_BACKENDS)}",
             remedy="build the bundle for one of these, or run the engines with their own library",
         )
-    module = importlib.import_module(_BACKENDS[name])
+    module = importlib.import_module(BACKENDS[name].run)
     chosen = manifest.target.threads if threads is None else threads
     if chosen < 0:
         raise BackendError(

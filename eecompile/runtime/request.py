@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import operator
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -15,22 +16,47 @@ from eecompile.errors import ConditionError, UsageError
 from eecompile.programs.interface import Interface
 from eecompile.runtime.trajectory.plan import Rows
 
-__all__ = ["Batch", "SampleRequest", "batches", "checked", "whole"]
-
 Inputs = dict[str, NDArray[np.generic]]
-
-
+Interval = tuple[float, float]
+"""The smallest and the largest time t at which guidance acts."""
 _MOST = 1_000_000  # samples of one request; ask for more in portions
 
 
+class SampleFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a report says of its samples, beside how many there are.
+
+    Attributes:
+        seed: of the noise.
+        guidance: scale of classifier-free guidance; 1 is none.
+        guidance_interval: times t between which it acts; None for all of them.
+        shape: of a sample, where it was given; None for the network's own.
+        conditions: those that were given; others took the recipe's default.
+        nulls: the same, of what stands for "no condition".
+        digest: see :meth:`SampleRequest.digest`.
+    """
+
+    seed: int = 0
+    guidance: float = 1.0
+    guidance_interval: tuple[float, float] | None = None
+    shape: tuple[int, ...] | None = None
+    conditions: tuple[str, ...] = ()
+    nulls: tuple[str, ...] = ()
+    digest: str = ""
+
+
 class SampleRequest(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """Samples that one caller wants.
+    """Which samples a caller wants.
+
+    A sampler takes one value for all samples, or one for each; :meth:`part` repeats a list of
+    fewer values.
 
     Attributes:
         n: how many.
         seed: 0 to 2**64 - 1. Sample i of a seed is the same whatever batch it is in.
         guidance: scale of classifier-free guidance (arXiv 2207.12598), one for all
             samples or one for each; 1 is none; None takes the recipe's.
+        guidance_interval: smallest and largest time t, of [0, T], at which guidance acts
+            (arXiv 2404.07724); None takes the recipe's.
         conditions: by name, a value for all samples or one for each.
         nulls: by condition, what stands for "no condition" in guidance, such as the
             embedding of an empty text; those left out take the recipe's.
@@ -41,10 +67,97 @@ class SampleRequest(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     n: int = 1
     seed: int = 0
     guidance: ArrayLike | None = None
+    guidance_interval: tuple[float, float] | None = None
     conditions: Mapping[str, ArrayLike] = {}
     nulls: Mapping[str, ArrayLike] = {}
     shape: Sequence[int] | None = None
     first: int = 0
+
+    def part(self, interface: Interface, first: int, n: int) -> SampleRequest:
+        """``n`` of these samples, from index ``first`` on, as a sampler takes them.
+
+        A list of values has one for each sample, from this request's first one on; where there
+        are more samples, the list is repeated in turn. So a sample has the same values in
+        whatever part it is. A list of more values than this request has samples stays as it
+        is, and a sampler refuses it, as whatever else is wrong.
+
+        Args:
+            interface: of the network, whose recipe also gives guidance where that is None.
+            first: index of the part's first sample.
+            n: how many.
+        """
+        limit, start, usual = min(self.n, _MOST), first - self.first, interface.sampling
+        axes = {name: len(spec.shape) for name, spec in interface.conditions.items()}
+        conditions, nulls = (
+            {
+                name: _repeated(given, axes[name], limit, start, n) if name in axes else given
+                for name, given in values.items()
+            }
+            for values in (self.conditions, self.nulls)
+        )
+        scale, interval = self.guidance, self.guidance_interval
+        return msgspec.structs.replace(
+            self,
+            n=n,
+            first=first,
+            guidance=_repeated(usual.guidance if scale is None else scale, 0, limit, start, n),
+            guidance_interval=usual.guidance_interval if interval is None else interval,
+            conditions=conditions,
+            nulls=nulls,
+        )
+
+    def facts(self, interface: Interface) -> dict[str, Any]:
+        """The fields of :class:`SampleFacts`.
+
+        Raises:
+            UsageError: guidance is not one scale for all samples.
+        """
+        whole = self.part(interface, self.first, self.n)
+        if np.asarray(whole.guidance).ndim:
+            raise UsageError(
+                found="guidance with a scale for each sample",
+                expected="one scale for all samples of a report",
+                remedy="give one number",
+            )
+        return {
+            "seed": self.seed,
+            "guidance": whole.guidance,
+            "guidance_interval": whole.guidance_interval,
+            "shape": None if self.shape is None else tuple(self.shape),
+            "conditions": tuple(self.conditions),
+            "nulls": tuple(self.nulls),
+            "digest": self.digest(),
+        }
+
+    def digest(self) -> str:
+        """Of all that decides a sample, but for the network and ``n``.
+
+        Requests of one digest have the same samples at the indices that both have.
+        """
+        shape = None if self.shape is None else tuple(self.shape)
+        told = hashlib.sha256(repr((self.first, self.seed, self.guidance_interval, shape)).encode())
+        scales = {} if self.guidance is None else {"": np.asarray(self.guidance, np.float64)}
+        for what, values in (("g", scales), ("c", self.conditions), ("n", self.nulls)):
+            for name, given in sorted(values.items()):
+                array = np.asarray(given)
+                told.update(repr((what, name, array.dtype.str, array.shape)).encode())
+                told.update(array.tobytes())
+        return told.hexdigest()
+
+
+def _repeated(given: ArrayLike, axes: int, limit: int, start: int, n: int) -> ArrayLike:
+    """Values ``start`` to ``start + n`` of a list of values, which begins again at its end.
+
+    A single value, which has so many ``axes``, is left as it is, and so is a list that is empty
+    or of more values than ``limit``.
+    """
+    try:
+        values = np.asarray(given)
+    except Exception:  # whatever other libraries' arrays raise: the sampler says what is wrong
+        return given
+    if values.ndim != axes + 1 or not 0 < len(values) <= limit:
+        return given
+    return values[np.arange(start, start + n) % len(values)]
 
 
 class Checked(NamedTuple):
@@ -88,10 +201,10 @@ def checked(interface: Interface, request: SampleRequest) -> Checked:
             expected="a SampleRequest",
             remedy="make one: SampleRequest(n=4, conditions={...})",
         )
-    for name in ("conditions", "nulls"):
-        if not isinstance(getattr(request, name), Mapping):
+    for name, values in (("conditions", request.conditions), ("nulls", request.nulls)):
+        if not isinstance(values, Mapping):
             raise ConditionError(
-                found=f"{name} {getattr(request, name)!r}",
+                found=f"{name} {values!r}",
                 expected="values by the conditions' names",
                 remedy="pass a dictionary, which may be empty",
             )
@@ -119,6 +232,66 @@ def checked(interface: Interface, request: SampleRequest) -> Checked:
         nulls = {name: c.nulls(name, samples, request.nulls.get(name)) for name, c in known.items()}
     seeds = np.full(n, seed, np.uint64)
     return Checked(shape, seeds, np.array(samples, np.uint64), scales, given, nulls)
+
+
+def common_interval(interface: Interface, requests: Sequence[SampleRequest]) -> Interval | None:
+    """The times at which guidance acts, which all requests have in common.
+
+    Raises:
+        UsageError: they are not two ascending times, or not the same for all.
+    """
+    usual, limit = interface.sampling.guidance_interval, interface.process.timesteps
+    each = [usual if r.guidance_interval is None else r.guidance_interval for r in requests]
+    found = list(dict.fromkeys(g if g is None else _checked_interval(g, limit) for g in each))
+    if len(found) > 1:
+        raise UsageError(
+            found=f"requests with guidance intervals {found[0]} and {found[1]}",
+            expected="the same for all requests that are sampled together",
+            remedy="sample them in calls of their own",
+        )
+    return found[0] if found else None
+
+
+def _checked_interval(given: Interval, limit: float) -> Interval:
+    try:
+        low, high = (float(bound) for bound in given)
+    except (TypeError, ValueError, OverflowError):
+        low, high = 1.0, 0.0
+    if isinstance(given, str) or not 0 <= low <= high <= limit:
+        raise UsageError(
+            found=f"guidance interval {given!r}",
+            expected="two ascending times within [0, T]",
+            remedy="give the smallest and the largest t at which guidance is to act",
+        )
+    return low, high
+
+
+def request_for_warmup(
+    interface: Interface,
+    n: int,
+    guidance: ArrayLike | None,
+    guidance_interval: Interval | None,
+    shape: Sequence[int] | None,
+) -> SampleRequest:
+    """A request whose conditions are the defaults, or else zeros or the least in their range."""
+    conditions = {
+        name: np.full(c.shape, c.range[0] if c.range else 0, c.dtype)
+        for name, c in interface.conditions.items()
+        if c.default is None
+    }
+    nulls = {
+        name: np.zeros(c.shape, c.dtype)
+        for name, c in interface.conditions.items()
+        if c.null is None
+    }
+    return SampleRequest(
+        n=n,
+        guidance=guidance,
+        guidance_interval=guidance_interval,
+        conditions=conditions,
+        nulls=nulls,
+        shape=shape,
+    )
 
 
 def batches(requests: Sequence[Checked], largest: int) -> Iterator[Batch]:

@@ -12,8 +12,6 @@ import msgspec
 
 from eecompile.errors import FormatError, UsageError
 
-__all__ = ["read_form", "written"]
-
 Form = TypeVar("Form")
 
 
@@ -30,6 +28,11 @@ def written(path: Path) -> Iterator[Path]:
 
 class _Header(msgspec.Struct):
     format: int
+
+
+def form_bytes(form: object) -> bytes:
+    """A form as JSON, which :func:`read_form` reads."""
+    return msgspec.json.format(msgspec.json.encode(form), indent=1) + b"\n"
 
 
 def read_form(path: Path, kind: type[Form], known: int, *, what: str, command: str) -> Form:

@@ -8,10 +8,9 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from eecompile.backends import BackendName
 from eecompile.errors import RecipeError
 from eecompile.store.toml import read_toml
-
-__all__ = ["DEFAULT_TARGET", "BatchProfile", "Name", "Target", "Tolerance", "load_target"]
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z", max_length=100)]
 
@@ -68,7 +67,7 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """
 
     name: Name
-    backend: Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
+    backend: BackendName
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     layout: Literal["chained", "per_exit"] = "per_exit"
     batch: BatchProfile = BatchProfile()

@@ -2,7 +2,7 @@
 
 :func:`tune` measures what every choice costs and how far it moves the samples, finds the
 schedules that lose least, and measures those; it returns a :class:`Front`, which
-:func:`read_front` reads from ``front.json``. :class:`Settings` says how to search. Needs numpy
+:func:`read_front` reads from ``front.json``. :class:`TuningSettings` says how to search. Needs numpy
 and the runtime; the page needs plotly, the tables rich.
 """
 
@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 from eecompile.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from eecompile.tune.report import Front, Settings, read_front
+    from eecompile.tune.report import Front, TuningSettings, read_front
     from eecompile.tune.tuning import tune
 
-__all__ = ["Front", "Settings", "read_front", "tune"]
+__all__ = ["Front", "TuningSettings", "read_front", "tune"]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "report": "Front Settings read_front",
+        "report": "Front TuningSettings read_front",
         "tuning": "tune",
     },
 )

@@ -5,23 +5,34 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import numpy as np
 
+from eecompile.measure.bootstrap import intervals
 from eecompile.programs.choice import Choice
 from eecompile.programs.interface import Interface
-from eecompile.tune.held_out import FULL, Measured, intervals
-from eecompile.tune.report import Comparison, Point, Settings
-
-if TYPE_CHECKING:
-    from eecompile.tune.tuning import Entry
-
-__all__ = ["comparisons", "findings", "points", "warnings"]
+from eecompile.programs.program import Program
+from eecompile.programs.schedule import ExitSchedule
+from eecompile.tune.held_out import FULL, Measured
+from eecompile.tune.report import BaselineComparison, FrontPoint, Kind, TuningSettings
 
 _ROOM = 1.005  # predicted times that differ by less are equal
 _APART = 0.05  # of predicted and measured time, that a busy machine explains
 _SURE = 0.1  # half an interval, as a share of the distance, that a front can be read with
+
+
+class Entry(NamedTuple):
+    """A program to be measured on the held-out samples, as it goes into the report."""
+
+    name: str
+    kind: Kind
+    program: Program
+    schedule: ExitSchedule
+    steps: int
+    predicted: float
+    budget: float | None = None
+    chosen_by: float | None = None
 
 
 def points(
@@ -29,8 +40,8 @@ def points(
     results: Mapping[str, Measured],
     scale: float,
     interface: Interface,
-    settings: Settings,
-) -> list[Point]:
+    settings: TuningSettings,
+) -> list[FrontPoint]:
     """A point for each program that gave finite samples, full depth first."""
     kept = [entry for entry in entries if entry.name in results]
     spans = intervals([results[entry.name].squares for entry in kept], seed=settings.seed)
@@ -42,17 +53,17 @@ def points(
         choices = tuple(step.chosen for step in entry.program.steps)
         bounded = interface.state.range is not None and distance > 0
         made.append(
-            Point(
+            FrontPoint(
                 name=entry.name,
                 kind=entry.kind,
                 steps=entry.steps,
                 schedule=entry.schedule,
                 choices=choices,
                 budget=entry.budget,
-                predicted=entry.predicted,
-                time=float(np.median(result.times)),
+                predicted_share=entry.predicted,
+                time_share=float(np.median(result.times)),
                 spread=(float(result.times.min()), float(result.times.max())),
-                ideal=sum(map(interface.cost, choices)) / full,
+                ideal_share=sum(map(interface.cost, choices)) / full,
                 seconds_per_sample=float(np.median(result.seconds)) / settings.batch,
                 distance=distance,
                 interval=(span[0] / scale, span[1] / scale),
@@ -64,13 +75,13 @@ def points(
 
 
 def comparisons(
-    made: Sequence[Point], results: Mapping[str, Measured], seed: int
-) -> list[Comparison]:
+    made: Sequence[FrontPoint], results: Mapping[str, Measured], seed: int
+) -> list[BaselineComparison]:
     """Every baseline beside the found schedule that takes as long as it, or a little less."""
-    found = sorted((p for p in made if p.kind == "found"), key=lambda point: point.predicted)
+    found = sorted((p for p in made if p.kind == "found"), key=lambda point: point.predicted_share)
     pairs = []
     for baseline in (p for p in made if p.kind not in ("found", "full") and p.distance > 0):
-        within = [p for p in found if p.predicted <= baseline.predicted * _ROOM]
+        within = [p for p in found if p.predicted_share <= baseline.predicted_share * _ROOM]
         if within:
             pairs.append((baseline, within[-1]))
     if not pairs:
@@ -81,39 +92,39 @@ def comparisons(
         seed=seed,
     )
     return [
-        Comparison(
+        BaselineComparison(
             baseline=baseline.name,
             found=best.name,
-            time=best.time / baseline.time,
-            distance=best.distance / baseline.distance,
+            time_share=best.time_share / baseline.time_share,
+            distance_ratio=best.distance / baseline.distance,
             interval=span,
-            time_at_distance=_time_at(found, baseline, made[0]),
+            time_share_at_distance=_time_at(found, baseline, made[0]),
         )
         for (baseline, best), span in zip(pairs, spans, strict=True)
     ]
 
 
-def _time_at(found: Sequence[Point], baseline: Point, full: Point) -> float | None:
+def _time_at(found: Sequence[FrontPoint], baseline: FrontPoint, full: FrontPoint) -> float | None:
     """Time over the baseline's at which a found schedule is as near to full depth as it."""
     if full.name != FULL or not found:
         return None
     if found[0].distance <= baseline.distance:
-        return found[0].time / baseline.time
+        return found[0].time_share / baseline.time_share
     times = [
-        fast.time + (slow.time - fast.time) * share
+        fast.time_share + (slow.time_share - fast.time_share) * share
         for fast, slow in pairwise([*found, full])
         if slow.distance <= baseline.distance < fast.distance
         for share in [(fast.distance - baseline.distance) / (fast.distance - slow.distance)]
     ]
-    return min(times) / baseline.time if times else None
+    return min(times) / baseline.time_share if times else None
 
 
 def warnings(
-    made: Sequence[Point],
+    made: Sequence[FrontPoint],
     entries: Sequence[Entry],
     broken: Mapping[int, int],
     choices: Sequence[Choice],
-    settings: Settings,
+    settings: TuningSettings,
 ) -> Iterator[str]:
     """What a reader must know before believing the figures."""
     moments = entries[0].program.steps
@@ -134,7 +145,7 @@ def warnings(
             "schedules apart"
         )
 
-    apart = float(np.median([abs(point.time / point.predicted - 1) for point in made]))
+    apart = float(np.median([abs(point.time_share / point.predicted_share - 1) for point in made]))
     if apart > _APART:
         yield (
             f"whole samplings took {100 * apart:.0f} % more or less than their steps did alone: "
@@ -142,18 +153,18 @@ def warnings(
         )
 
 
-def _half(point: Point) -> float:
+def _half(point: FrontPoint) -> float:
     return (point.interval[1] - point.interval[0]) / 2 / point.distance
 
 
-def findings(made: Sequence[Point], compared: Sequence[Comparison]) -> Iterator[str]:
+def findings(made: Sequence[FrontPoint], compared: Sequence[BaselineComparison]) -> Iterator[str]:
     """What came out, in a few sentences."""
     named = {point.name: point for point in made}
     compared = [each for each in compared if each.baseline in named]
     for kind, what in (("ase", "the authors' schedule"), ("linear", "a linear schedule")):
         own = [each for each in compared if named[each.baseline].kind == kind]
         if own:
-            best = min(own, key=lambda each: abs(1 - each.time))
+            best = min(own, key=lambda each: abs(1 - each.time_share))
             yield _sentence(best, f"{what} ({best.baseline})")
     steps = [each for each in compared if named[each.baseline].kind == "steps"]
     if steps:
@@ -169,13 +180,15 @@ def findings(made: Sequence[Point], compared: Sequence[Comparison]) -> Iterator[
             yield "No schedule can be told from fewer steps at full depth in the same time."
 
 
-def _sentence(each: Comparison, what: str) -> str:
-    said = "less" if each.distance < 1 else "more"
+def _sentence(each: BaselineComparison, what: str) -> str:
+    said = "less" if each.distance_ratio < 1 else "more"
     sentence = (
-        f"In {each.time:.2f} of the time of {what}, {each.found} has "
-        f"{100 * abs(1 - each.distance):.0f} % {said} distance to full depth "
+        f"In {each.time_share:.2f} of the time of {what}, {each.found} has "
+        f"{100 * abs(1 - each.distance_ratio):.0f} % {said} distance to full depth "
         f"(95 %: {each.interval[0]:.2f} to {each.interval[1]:.2f} of its)"
     )
-    if each.time_at_distance is not None:
-        sentence += f"; as near as it, found schedules take {each.time_at_distance:.2f} of its time"
+    if each.time_share_at_distance is not None:
+        sentence += (
+            f"; as near as it, found schedules take {each.time_share_at_distance:.2f} of its time"
+        )
     return f"{sentence}."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,16 +13,12 @@ from eecompile.arrays import Array, Floats
 from eecompile.errors import NonFiniteError
 from eecompile.interrupt import check
 from eecompile.programs.program import Program
+from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
-from eecompile.tune.probe import Samples
 from eecompile.tune.work import Work
-
-__all__ = ["FULL", "Measured", "intervals", "measured", "steadied"]
 
 FULL = "full"
 _ROUNDS = 7  # that are timed, where time allows
-_RESAMPLES = 2000
-_LEVELS = (0.025, 0.975)
 
 
 class Measured(NamedTuple):
@@ -42,7 +38,7 @@ class Measured(NamedTuple):
 def measured(
     sampler: Sampler,
     programs: Mapping[str, Program],
-    samples: Samples,
+    samples: SampleRequest,
     batch: int,
     work: Work,
     report: Callable[[int, int], Any],
@@ -72,7 +68,7 @@ def measured(
     for round_ in range(max(own, _ROUNDS)):
         if round_ >= own and time.perf_counter() - began > seconds:
             break
-        part = samples.part(starts[round_ % own], sizes[round_ % own])
+        part = samples.part(sampler.interface, starts[round_ % own], sizes[round_ % own])
         done, total = len(programs) * round_, len(programs) * max(own, _ROUNDS)
         tell = partial(_tell, report, done, total)
         _round(sampler, programs, part, round_, rows, work, tell)
@@ -111,7 +107,7 @@ def steadied(seconds: Floats) -> Floats:
 def _round(
     sampler: Sampler,
     programs: Mapping[str, Program],
-    part: Samples,
+    part: SampleRequest,
     round_: int,
     rows: dict[str, list[tuple[float, list[float]]]],
     work: Work,
@@ -127,7 +123,7 @@ def _round(
         report(index)
         known = work.get(keys[name])
         if known is None and right is None and name != FULL:  # after an interruption
-            right = part.draw(sampler, programs[FULL])
+            (right,) = sampler.sample_requests([part], solver=programs[FULL])
         if known is None:
             seconds, made = _timed(sampler, programs[name], part)
             right = made if name == FULL else right
@@ -140,13 +136,13 @@ def _round(
         rows[name].append((known[0], known[1]))
 
 
-def _timed(sampler: Sampler, program: Program, part: Samples) -> tuple[float, Array | None]:
+def _timed(sampler: Sampler, program: Program, part: SampleRequest) -> tuple[float, Array | None]:
     """Seconds, and the samples; None where they are not finite."""
     try:
         if sampler.engine.runs_trajectories:  # a device records it first
-            part.draw(sampler, program)
+            sampler.sample_requests([part], solver=program)
         started = time.perf_counter()
-        made = part.draw(sampler, program)
+        (made,) = sampler.sample_requests([part], solver=program)
     except NonFiniteError:
         return float("inf"), None
     return time.perf_counter() - started, made
@@ -154,27 +150,3 @@ def _timed(sampler: Sampler, program: Program, part: Samples) -> tuple[float, Ar
 
 def _key(program: Program) -> str:
     return " ".join(step.chosen.text for step in program.steps)
-
-
-def intervals(
-    squares: Sequence[Floats], *, over: Sequence[Floats] | None = None, seed: int = 0
-) -> list[tuple[float, float]]:
-    """95 % intervals of the root mean square, by bootstrap over samples.
-
-    Args:
-        squares: mean squared differences of each sample, in which all have one order.
-        over: divisors: intervals of ratios then, in which both have the same samples.
-        seed: of the resamples.
-    """
-    count = len(squares[0])
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(count, np.full(count, 1 / count), _RESAMPLES) / count
-    found = []
-    for index, values in enumerate(squares):
-        roots = np.sqrt(weights @ values)
-        if over is not None:
-            divisor = np.sqrt(weights @ over[index])
-            roots = np.divide(roots, divisor, out=np.full_like(roots, np.inf), where=divisor > 0)
-        low, high = np.quantile(roots, _LEVELS)
-        found.append((float(low), float(high)))
-    return found

@@ -26,10 +26,9 @@ from eecompile.interrupt import check
 from eecompile.programs.choice import Choice, Exit, Forecast
 from eecompile.programs.interface import Interface
 from eecompile.programs.program import Program, Step
-from eecompile.tune.probe import Outputs, Prober, Samples
+from eecompile.runtime.request import SampleRequest
+from eecompile.tune.probe import Outputs, Prober
 from eecompile.tune.work import Work
-
-__all__ = ["STALE", "Errors", "Influence", "local_errors", "measured_influence", "movement"]
 
 Progress = Callable[[str, int, int], Any]
 STALE = 3  # evaluations for which one output is used again at most
@@ -68,7 +67,7 @@ def local_errors(
     prober: Prober,
     program: Program,
     choices: Sequence[Exit],
-    samples: Samples,
+    samples: SampleRequest,
     *,
     reuse: bool,
     work: Work,
@@ -145,14 +144,15 @@ def _cosines(vectors: Array) -> Floats:
     return np.asarray(unit @ unit.T, np.float64)
 
 
-def _guided(prediction: Array, interface: Interface, samples: Samples) -> Array:
+def _guided(prediction: Array, interface: Interface, samples: SampleRequest) -> Array:
     """The prediction that the solver reads: with guidance, of both halves of the rows."""
     if len(prediction) == samples.n:
         return prediction.copy()
     channels = interface.sampling.guided_channels
     part = (slice(None),) if channels is None else (slice(None), slice(channels))
     given, without = prediction[: samples.n].copy(), prediction[samples.n :]
-    given[part] = without[part] + np.float32(samples.guidance) * (given[part] - without[part])
+    scale = np.asarray(samples.guidance, np.float32)
+    given[part] = without[part] + scale * (given[part] - without[part])
     return given
 
 
@@ -161,14 +161,14 @@ def measured_influence(
     program: Program,
     choices: Sequence[Exit],
     errors: Errors,
-    samples: Samples,
+    samples: SampleRequest,
     *,
     reuse: bool,
     work: Work,
     report: Progress,
 ) -> Influence:
     """What a local error does to the samples, measured at some steps; as :func:`local_errors`."""
-    samples = samples.part(samples.first, min(samples.n, _SAMPLES))
+    samples = samples.part(prober.interface, samples.first, min(samples.n, _SAMPLES))
     record: dict[int, Outputs] = {}
     full = prober.run(program, samples, record=record)
     kinds = [*range(1, len(choices)), *([len(choices)] if reuse else [])]

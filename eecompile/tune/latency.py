@@ -12,19 +12,17 @@ from eecompile.measure.timing import interleaved
 from eecompile.programs.choice import Choice, Exit, Forecast
 from eecompile.programs.interface import Interface
 from eecompile.programs.program import Program, Step
+from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
 from eecompile.tune.model import Costs
-from eecompile.tune.probe import Samples
 from eecompile.tune.work import Work
-
-__all__ = ["Latency", "measured_costs"]
 
 Progress = Callable[[str, int, int], Any]
 _STEPS = 6  # of a sampling that is timed
 _LEAST, _MOST = 5, 25  # rounds
 
 
-class Latency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class StepLatency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Milliseconds that a step takes with a choice, the solver's arithmetic included.
 
     Attributes:
@@ -48,14 +46,14 @@ def measured_costs(
     sampler: Sampler,
     program: Program,
     choices: Sequence[Exit],
-    samples: Samples,
+    samples: SampleRequest,
     *,
     reuse: bool,
     skip: Sequence[int] = (),
     seconds: float,
     work: Work,
     report: Progress,
-) -> tuple[Costs, list[Latency]]:
+) -> tuple[Costs, list[StepLatency]]:
     """The costs of every choice at every step.
 
     Args:
@@ -109,7 +107,7 @@ def measured_costs(
     return Costs(start / full, steps / full, again / full), found
 
 
-def acts(step: Step, interface: Interface, samples: Samples) -> bool:
+def acts(step: Step, interface: Interface, samples: SampleRequest) -> bool:
     """Whether guidance acts in a step."""
     interval = samples.guidance_interval or interface.sampling.guidance_interval
     if samples.guidance == 1:
@@ -117,8 +115,8 @@ def acts(step: Step, interface: Interface, samples: Samples) -> bool:
     return interval is None or interval[0] <= step.moment <= interval[1]
 
 
-def _drawing(sampler: Sampler, program: Program, samples: Samples) -> Callable[[], object]:
-    return lambda: samples.draw(sampler, program)
+def _drawing(sampler: Sampler, program: Program, samples: SampleRequest) -> Callable[[], object]:
+    return lambda: sampler.sample_requests([samples], solver=program)
 
 
 def _repeated(
@@ -170,11 +168,11 @@ def _split(
 
 def _latency(
     choice: Choice, kind: bool, median: float, seconds: Sequence[float], count: int
-) -> Latency:
+) -> StepLatency:
     """A step's figures; the spread is that of the samplings that were timed."""
     middle = float(np.median(seconds))
     low, high = (float(np.quantile(seconds, share)) / middle for share in (0.1, 0.9))
-    return Latency(
+    return StepLatency(
         choice=choice,
         guided=kind,
         median=1e3 * median,

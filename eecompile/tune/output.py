@@ -3,45 +3,39 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import msgspec
-import numpy as np
 
 import eecompile
 from eecompile.errors import OutputExistsError
-from eecompile.store.files import written
-from eecompile.tune.report import Front, Point, Settings, read_front
+from eecompile.runtime.request import SampleRequest
+from eecompile.store.files import form_bytes
+from eecompile.store.results import PAGE, check_results, page_file, write_results
+from eecompile.tune.report import Front, FrontPoint, TuningSettings, read_front
 from eecompile.tune.work import Work
 
-__all__ = ["FRONT", "PAGE", "check_output", "identity_of", "opened_work", "write"]
-
-FRONT, PAGE, _WORK = "front.json", "report.html", ".tune.partial"
+FRONT, _WORK = "front.json", ".tune.partial"
 
 
 def identity_of(
-    settings: Settings,
+    settings: TuningSettings,
     engines: Sequence[Path],
-    *given: Mapping[str, Any],
+    samples: SampleRequest,
+    *,
     threads: int | None = None,
 ) -> str:
-    """Digest of what measurements depend on: settings, engine sets, conditions, threads.
+    """Digest of what measurements depend on: settings, engine sets, samples, threads.
 
     Budgets and minutes are not among them: what was measured serves for others too.
     """
     measured = msgspec.structs.replace(settings, budgets=(), minutes=0.0)
-    digest = hashlib.sha256(msgspec.json.encode((eecompile.__version__, measured, threads)))
+    facts = (eecompile.__version__, measured, samples.digest(), threads)
+    digest = hashlib.sha256(msgspec.json.encode(facts))
     for folder in engines:
         digest.update((folder / "manifest.json").read_bytes())
-    for values in given:
-        for name, value in sorted(values.items()):
-            array = np.asarray(value)
-            digest.update(msgspec.json.encode((name, array.dtype.str, array.shape)))
-            digest.update(array.tobytes())
-        digest.update(b"\n")
     return digest.hexdigest()[:32]
 
 
@@ -50,22 +44,15 @@ def check_output(folder: Path, *, force: bool) -> None:
 
     Raises:
         OutputExistsError: it holds a tuning that is not to be replaced, or something else.
+        UsageError: nothing can be written there.
     """
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise _occupied(f"{folder}, which is no folder", "choose another output folder")
-    ours = {FRONT, PAGE, _WORK, *_written(folder)}
-    others = sorted(path.name for path in folder.iterdir() if path.name not in ours)
-    if others:
-        more = ", ..." if len(others) > 3 else ""
-        raise _occupied(
-            f"{folder}, which holds {', '.join(others[:3])}{more}", "choose another output folder"
-        )
+    expected = "an empty folder, or one that a tuning was begun in"
+    check_results(folder, {FRONT, PAGE, _WORK, *_written(folder)}, expected)
     if (folder / FRONT).exists() and not force:
-        raise _occupied(
-            f"{folder}, which holds schedules already",
-            "choose another output folder, or pass --force to replace them",
+        raise OutputExistsError(
+            found=f"{folder}, which holds schedules already",
+            expected=expected,
+            remedy="choose another output folder, or pass --force to replace them",
         )
 
 
@@ -74,12 +61,6 @@ def _written(folder: Path) -> set[str]:
     if not (folder / FRONT).is_file():
         return set()
     return {f"{point.name}.json" for point in read_front(folder / FRONT).points}
-
-
-def _occupied(found: str, remedy: str) -> OutputExistsError:
-    return OutputExistsError(
-        found=found, expected="an empty folder, or one that a tuning was begun in", remedy=remedy
-    )
 
 
 @contextmanager
@@ -112,34 +93,20 @@ def write(front: Front, folder: Path) -> list[Path]:
     Returns:
         What was written, the front first.
     """
-    former = _written(folder)
-    (folder / FRONT).unlink(missing_ok=True)
-    for name in former | {PAGE}:
-        (folder / name).unlink(missing_ok=True)
-    made = []
+
+    def page() -> str:
+        from eecompile.tune.page import page_of
+
+        return page_of(front)
+
+    files = {FRONT: form_bytes(front), **page_file(page)}
     for point in front.points:
         if point.kind == "found":
-            _whole(folder / f"{point.name}.json", point.schedule.to_json(**_about(point, front)))
-            made.append(folder / f"{point.name}.json")
-    if page := _page(front):
-        _whole(folder / PAGE, page.encode())
-        made.insert(0, folder / PAGE)
-    _whole(folder / FRONT, front.to_json())
-    return [folder / FRONT, *made]
+            files[f"{point.name}.json"] = point.schedule.to_json(**_about(point, front))
+    return write_results(folder, files, {PAGE, *_written(folder)})
 
 
-def _page(front: Front) -> str:
-    """The page; "" where its packages are not installed."""
-    try:
-        from eecompile.tune.page import page_of
-    except ModuleNotFoundError as error:
-        if error.name != "plotly":
-            raise
-        return ""
-    return page_of(front)
-
-
-def _about(point: Point, front: Front) -> dict[str, object]:
+def _about(point: FrontPoint, front: Front) -> dict[str, object]:
     """What a schedule's file says of it, for people."""
     return {
         "network": front.network,
@@ -150,16 +117,11 @@ def _about(point: Point, front: Front) -> dict[str, object]:
         "guidance_interval": front.settings.guidance_interval,
         "shape": front.settings.shape,
         "budget": point.budget,
-        "time": round(point.time, 4),
-        "ideal": round(point.ideal, 4),
+        "time_share": round(point.time_share, 4),
+        "ideal_share": round(point.ideal_share, 4),
         "distance": float(f"{point.distance:.4g}"),
         "interval": [float(f"{bound:.4g}") for bound in point.interval],
         "unit": front.unit,
         "psnr": None if point.psnr is None else round(point.psnr, 2),
         "eecompile": front.eecompile,
     }
-
-
-def _whole(path: Path, data: bytes) -> None:
-    with written(path) as partial:
-        partial.write_bytes(data)

@@ -8,74 +8,18 @@ evaluated again: the outputs are replayed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
-import msgspec
 import numpy as np
 
 from eecompile.arrays import Array, Inputs
 from eecompile.programs.choice import Exit
-from eecompile.programs.interface import Interface
 from eecompile.programs.program import Program
 from eecompile.runtime.protocol import Engine
+from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
-
-__all__ = ["Outputs", "Prober", "Samples", "engines_of"]
 
 Outputs = list[Array]
 _ANY = 1 << 30  # batch size of a prober, which divides what it is given
-
-
-class Samples(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """Which samples to draw: ``n`` from index ``first`` on of a seed.
-
-    Attributes:
-        n: how many.
-        first: index of the first.
-        seed: of the noise.
-        guidance: scale of classifier-free guidance; 1 is none.
-        guidance_interval: times t between which it acts; None takes the network's own.
-        shape: of a sample; None takes the network's own.
-        conditions: by name, a value for all samples, or values that the samples take in
-            turn, by their index.
-        nulls: by condition, what stands for "no condition".
-    """
-
-    n: int
-    first: int = 0
-    seed: int = 0
-    guidance: float = 1.0
-    guidance_interval: tuple[float, float] | None = None
-    shape: tuple[int, ...] | None = None
-    conditions: Mapping[str, Any] = {}
-    nulls: Mapping[str, Any] = {}
-
-    def part(self, first: int, n: int) -> Samples:
-        """``n`` of these, from index ``first`` on."""
-        return msgspec.structs.replace(self, first=first, n=n)
-
-    def draw(self, sampler: Sampler, program: Program) -> Array:
-        """Sample; float32 [n, *shape]."""
-        return sampler.sample(
-            self.n,
-            solver=program,
-            seed=self.seed,
-            first=self.first,
-            guidance=self.guidance,
-            guidance_interval=self.guidance_interval,
-            shape=self.shape,
-            nulls=self.nulls,
-            **self._values(sampler.interface),
-        )
-
-    def _values(self, interface: Interface) -> dict[str, Any]:
-        """The conditions of these samples; what the sampler must refuse is left as it is."""
-        made = dict(self.conditions)
-        for name, given in self.conditions.items():
-            spec, values = interface.conditions.get(name), np.asarray(given)
-            if spec is not None and values.ndim == len(spec.shape) + 1 and len(values):
-                made[name] = values[np.arange(self.first, self.first + self.n) % len(values)]
-        return made
 
 
 def engines_of(sampler: Sampler) -> dict[str, Engine]:
@@ -107,7 +51,6 @@ class Prober(Engine):
         self.members = {name: _Member(self, name) for name in self._engines}
         self.watch: Callable[[int, Outputs, Array, Array, Inputs], None] | None = None
         self._sampler = Sampler(self, sampler.interface)
-        self._sampler.engines = tuple(self.members)
         self._replayed: Mapping[int, Outputs] = {}
         self._recorded: dict[int, Outputs] | None = None
         self._steps: Iterator[int] = iter(())
@@ -115,7 +58,7 @@ class Prober(Engine):
     def run(
         self,
         program: Program,
-        samples: Samples,
+        samples: SampleRequest,
         *,
         replay: Mapping[int, Outputs] | None = None,
         record: dict[int, Outputs] | None = None,
@@ -133,7 +76,7 @@ class Prober(Engine):
         """
         self._replayed, self._recorded = replay or {}, record
         self._steps = iter(i for i, step in enumerate(program.steps) if step.chosen.evaluates)
-        return samples.draw(self._sampler, program)
+        return self._sampler.sample_requests([samples], solver=program)[0]
 
     def evaluate(self, depth: int, x: Array, t: Array, conditions: Inputs) -> Outputs:
         """See :meth:`eecompile.runtime.protocol.Engine.evaluate`."""

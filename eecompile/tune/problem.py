@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from eecompile.errors import UsageError
 from eecompile.programs.choice import Choice, Exit, Forecast
 from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
+from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
 from eecompile.tune.choices import Slots, choices_of, schedule_from_picks, slots_of
 from eecompile.tune.influence import local_errors, measured_influence
-from eecompile.tune.latency import Latency, measured_costs
+from eecompile.tune.latency import StepLatency, measured_costs
 from eecompile.tune.model import Model
-from eecompile.tune.probe import Prober, Samples
-from eecompile.tune.report import Settings
+from eecompile.tune.probe import Prober
+from eecompile.tune.report import TuningSettings
 from eecompile.tune.work import Work
-
-__all__ = ["Problem", "checked", "posed"]
 
 Progress = Callable[[str, int, int], Any]
 _TIMING = 15.0  # seconds for what choices cost, a minute of refinement
@@ -41,15 +42,15 @@ class Problem(NamedTuple):
     """
 
     sampler: Sampler
-    settings: Settings
-    samples: Samples
+    settings: TuningSettings
+    samples: SampleRequest
     program: Program
     choices: tuple[Exit, ...]
     usable: tuple[Exit, ...]
     broken: dict[int, int]
     slots: Slots
     model: Model
-    latencies: list[Latency]
+    latencies: list[StepLatency]
 
     def schedule(self, picks: Sequence[int]) -> ExitSchedule:
         """The exit schedule that makes these picks; see :class:`eecompile.tune.optimise.Table`."""
@@ -72,11 +73,12 @@ class Problem(NamedTuple):
         return self.model.cost(self.picks(program))
 
 
-def checked(sampler: Sampler, settings: Settings) -> None:
-    """Pass when schedules can be looked for.
+def checked(sampler: Sampler, settings: TuningSettings, samples: SampleRequest) -> SampleRequest:
+    """The samples in the number of the settings, when schedules can be looked for.
 
     Raises:
-        UsageError: a setting is out of range, or there is nothing to choose from.
+        UsageError: a setting is out of range, there is nothing to choose from, or the network
+            does not take such samples.
     """
     largest = sampler.engine.max_batch
     ranges: tuple[tuple[str, float, float, float], ...] = (
@@ -102,10 +104,13 @@ def checked(sampler: Sampler, settings: Settings) -> None:
             remedy="export it with more exits, add another engine set (--engines), or allow "
             "the previous output (--reuse)",
         )
+    whole = msgspec.structs.replace(samples, n=settings.seeds + settings.held_out)
+    sampler.check(whole.part(sampler.interface, whole.first, whole.n))
+    return whole
 
 
 def posed(
-    sampler: Sampler, settings: Settings, samples: Samples, work: Work, report: Progress
+    sampler: Sampler, settings: TuningSettings, samples: SampleRequest, work: Work, report: Progress
 ) -> Problem:
     """Measure what every choice costs and loses.
 
@@ -133,7 +138,7 @@ def posed(
         sampler,
         program,
         choices,
-        samples.part(0, settings.batch),
+        samples.part(interface, samples.first, settings.batch),
         reuse=reuse,
         skip=list(errors.broken),
         seconds=_TIMING * settings.minutes,

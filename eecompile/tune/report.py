@@ -9,12 +9,11 @@ import msgspec
 
 from eecompile.programs.choice import Choice
 from eecompile.programs.schedule import ExitSchedule
+from eecompile.runtime.request import SampleFacts
 from eecompile.store.files import read_form
-from eecompile.tune.latency import Latency
+from eecompile.tune.latency import StepLatency
 
-__all__ = ["FORMAT", "Comparison", "Front", "Kind", "Point", "Settings", "read_front"]
-
-FORMAT = 1
+FORMAT = 2
 Kind = Literal["full", "found", "exit", "linear", "ase", "recipe", "steps"]
 
 
@@ -22,20 +21,16 @@ class _Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Part of a front."""
 
 
-class Settings(_Frozen, frozen=True, kw_only=True):
-    """How schedules are looked for.
+class TuningSettings(SampleFacts, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How schedules are looked for; tuning fills in the facts of the samples.
 
     Attributes:
         solver: its name and options.
         steps: as the solver counts them.
         budgets: shares of full depth's time; empty for the whole front.
         batch: samples at once, where time is measured.
-        guidance: scale; 1 is none.
-        guidance_interval: times t between which it acts; None for all of them.
-        shape: of a sample; None for the network's own.
         seeds: samples by which schedules are chosen.
         held_out: further samples, by which they are reported.
-        seed: of the noise.
         reuse: whether the previous output may be used again.
         monotone: whether the depth must not fall as t goes to 0.
         minutes: for trying changes on real distances, over all budgets; times are measured
@@ -46,18 +41,14 @@ class Settings(_Frozen, frozen=True, kw_only=True):
     steps: int
     budgets: tuple[float, ...] = ()
     batch: int = 16
-    guidance: float = 1.0
-    guidance_interval: tuple[float, float] | None = None
-    shape: tuple[int, ...] | None = None
     seeds: int = 16
     held_out: int = 48
-    seed: int = 0
     reuse: bool = False
     monotone: bool = False
     minutes: float = 2.0
 
 
-class Point(_Frozen, frozen=True, kw_only=True):
+class FrontPoint(_Frozen, frozen=True, kw_only=True):
     """A program, measured on the held-out samples.
 
     Attributes:
@@ -68,10 +59,10 @@ class Point(_Frozen, frozen=True, kw_only=True):
         schedule: of exits.
         choices: of each step.
         budget: for which it was looked for; None where for none.
-        predicted: time over full depth's, by the measured cost of each step.
-        time: the same, of whole samplings: the median of the rounds.
+        predicted_share: time over full depth's, by the measured cost of each step.
+        time_share: the same, of whole samplings: the median of the rounds.
         spread: smallest and largest of the rounds.
-        ideal: what the choices promise, by the network's costs or else by blocks.
+        ideal_share: what the choices promise, by the network's costs or else by blocks.
         seconds_per_sample: median.
         distance: root of the mean squared difference to full depth at the same seeds, in
             units of the data's range, or of full depth's standard deviation where the
@@ -87,10 +78,10 @@ class Point(_Frozen, frozen=True, kw_only=True):
     schedule: ExitSchedule
     choices: tuple[Choice, ...]
     budget: float | None = None
-    predicted: float
-    time: float
+    predicted_share: float
+    time_share: float
     spread: tuple[float, float]
-    ideal: float
+    ideal_share: float
     seconds_per_sample: float
     distance: float
     interval: tuple[float, float]
@@ -98,25 +89,25 @@ class Point(_Frozen, frozen=True, kw_only=True):
     chosen_by: float | None = None
 
 
-class Comparison(_Frozen, frozen=True, kw_only=True):
+class BaselineComparison(_Frozen, frozen=True, kw_only=True):
     """A baseline beside what tuning found.
 
     Attributes:
         baseline: its name.
         found: the found schedule that takes no more time, as predicted.
-        time: of the found one over the baseline's, measured.
-        distance: of the found one over the baseline's.
+        time_share: time of the found one over the baseline's, measured.
+        distance_ratio: distance of the found one over the baseline's.
         interval: 95 % interval of that ratio, by bootstrap over the samples of both.
-        time_at_distance: time over the baseline's that a distance as small as its takes,
+        time_share_at_distance: time over the baseline's that a distance as small as its takes,
             interpolated between the found schedules; None where none is as near.
     """
 
     baseline: str
     found: str
-    time: float
-    distance: float
+    time_share: float
+    distance_ratio: float
     interval: tuple[float, float]
-    time_at_distance: float | None = None
+    time_share_at_distance: float | None = None
 
 
 class Front(_Frozen, frozen=True, kw_only=True):
@@ -134,9 +125,9 @@ class Front(_Frozen, frozen=True, kw_only=True):
         seconds: that the tuning took, interruptions left out.
         latencies: of every choice.
         moments: t of each step.
-        errors: by choice, in the order of ``ways``, distance that it leads to where it is
+        errors: by choice, in the order of ``error_terms``, distance that it leads to where it is
             taken at one step alone, by step.
-        ways: names of the choices in ``errors``.
+        error_terms: names of the choices in ``errors``.
         points: full depth, what was found, and baselines.
         comparisons: with every baseline.
         warnings: what a reader must know.
@@ -148,27 +139,18 @@ class Front(_Frozen, frozen=True, kw_only=True):
     engines: tuple[str, ...]
     identity: str
     machine: dict[str, str] = {}
-    settings: Settings
+    settings: TuningSettings
     unit: Literal["range", "deviation"]
     seconds: float
-    latencies: tuple[Latency, ...]
+    latencies: tuple[StepLatency, ...]
     moments: tuple[float, ...]
-    ways: tuple[str, ...]
+    error_terms: tuple[str, ...]
     errors: tuple[tuple[float, ...], ...]
-    points: tuple[Point, ...]
-    comparisons: tuple[Comparison, ...] = ()
+    points: tuple[FrontPoint, ...]
+    comparisons: tuple[BaselineComparison, ...] = ()
     warnings: tuple[str, ...] = ()
-
-    def to_json(self) -> bytes:
-        """As ``front.json``."""
-        return msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"
 
 
 def read_front(path: Path) -> Front:
-    """The front in a file.
-
-    Raises:
-        UsageError: there is none.
-        FormatError: it is of another format.
-    """
+    """The front in a file; see :func:`eecompile.store.files.read_form`."""
     return read_form(path, Front, FORMAT, what="front", command="tune")

@@ -12,12 +12,11 @@ from eecompile.arrays import Array
 from eecompile.errors import NonFiniteError
 from eecompile.interrupt import check
 from eecompile.programs.program import Program
+from eecompile.runtime.request import SampleRequest
 from eecompile.tune.model import Model
 from eecompile.tune.optimise import objective
-from eecompile.tune.probe import Outputs, Prober, Samples
+from eecompile.tune.probe import Outputs, Prober
 from eecompile.tune.work import Work
-
-__all__ = ["Picks", "Trials", "improved", "neighbours", "proposed", "refined"]
 
 Picks = tuple[int, ...]
 _PATIENCE = 10  # trials without a better one
@@ -40,7 +39,7 @@ class Trials:
         self,
         prober: Prober,
         programs: Callable[[Picks], Program],
-        samples: Samples,
+        samples: SampleRequest,
         slots: Sequence[Sequence[int]],
         work: Work,
     ) -> None:

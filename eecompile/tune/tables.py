@@ -1,20 +1,29 @@
-"""What the command line shows of a tuning."""
+"""The tables of a tuning."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from itertools import groupby
 
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-
+from eecompile.show.table import Cell, Column, Line, Part, Row, Table, whole
 from eecompile.tune.findings import findings
-from eecompile.tune.report import Front, Point
+from eecompile.tune.report import Front, FrontPoint, Kind
 
-__all__ = ["front_tables"]
+KINDS: dict[Kind, str] = {
+    "found": "found",
+    "steps": "fewer steps",
+    "ase": "authors' shares (ASE)",
+    "linear": "linear",
+    "exit": "one exit throughout",
+    "recipe": "the recipe's",
+    "full": "full depth",
+}
+"""What each kind of program is called."""
+_GROUPS: tuple[tuple[Kind, ...], ...] = (
+    ("full", "found"), ("ase", "linear", "recipe"), ("exit",), ("steps",)
+)  # fmt: skip
 
 
-def front_tables(front: Front) -> RenderableType:
+def front_parts(front: Front) -> list[Part]:
     """What choices cost, the front among the baselines, and what came out."""
     settings, facts = front.settings, front.machine
     where = ", ".join(filter(None, (facts.get("gpus"), facts.get("cpu"))))
@@ -22,59 +31,107 @@ def front_tables(front: Front) -> RenderableType:
         f"{front.network} on {where}: {settings.solver}, {settings.steps} steps, batch "
         f"{settings.batch}; times and distances are to full depth"
     )
-    return Group(Text(words), _choices(front), _points(front), *_remarks(front))
+    return [
+        Line(words),
+        latencies_table(front),
+        points_table(front),
+        *([comparisons_table(front)] if front.comparisons else []),
+        *map(Line, findings(front.points, front.comparisons)),
+        *(Line(f"note: {warning}", "warning") for warning in front.warnings),
+    ]
 
 
-def _choices(front: Front) -> Table:
-    table = _table("what a step takes", "choice")
-    for heading in ("ms", "p10 to p90"):
-        table.add_column(heading, justify="right")
+def latencies_table(front: Front) -> Table:
+    """What a step takes with each choice."""
+    columns = [
+        Column("choice", form=None),
+        *(Column(heading, "ms") for heading in ("median", "p10", "p90")),
+        Column("rounds", "", whole),
+    ]
+    rows = []
     for each in front.latencies:
-        table.add_row(
-            Text(each.choice.text + (", guided" if each.guided else "")),
-            f"{each.median:.4g}",
-            f"{each.p10:.3g} to {each.p90:.3g}",
+        name = each.choice.text + (", guided" if each.guided else "")
+        rows.append(Row((name, each.median, each.p10, each.p90, each.rounds)))
+    title = f"What a step takes at batch {front.settings.batch}, the solver's arithmetic included"
+    return Table("latencies", title, columns, rows)
+
+
+def points_table(front: Front) -> Table:
+    """A row for each program, with those alike together."""
+    columns = [
+        Column("schedule", form=None),
+        Column("kind", form=None, detail=True),
+        Column("steps", "", whole, detail=True),
+        *(Column(heading, "share") for heading in ("time", "predicted", "ideal")),
+        Column("time", "ms a sample", detail=True),
+        Column("distance", f"of the {front.unit}"),
+        *(Column(heading, "95 %") for heading in ("from", "to")),
+        Column("PSNR", "dB", detail=True),
+        Column("when chosen", "distance", detail=True),
+        Column("choices", "per step", form=None, detail=True, long=True),
+    ]
+    rows = [
+        Row(
+            _cells(point),
+            "" if point.kind == "full" else KINDS[point.kind],
+            kinds[0],
+            "strong" if point.kind == "found" else "",
         )
-    return table
+        for kinds in _GROUPS
+        for point in sorted(front.points, key=lambda point: -point.predicted_share)
+        if point.kind in kinds
+    ]
+    unit = "data's range" if front.unit == "range" else "samples' deviation"
+    title = (
+        f"Programs, on {front.settings.held_out} held-out samples; times are shares of full "
+        f"depth's, distances are of the {unit}"
+    )
+    return Table("points", title, columns, rows)
 
 
-def _points(front: Front) -> Table:
-    unit = "of the data's range" if front.unit == "range" else "of the samples' deviation"
-    title = f"{front.settings.held_out} held-out samples; distance in 1/1000 {unit}"
-    table = _table(title)
-    table.add_column("schedule", no_wrap=True)
-    for heading in ("time", "predicted", "ideal", "distance", "95 %"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for kinds in (("full", "found"), ("ase", "linear", "recipe"), ("exit",), ("steps",)):
-        table.add_section()
-        for point in sorted(front.points, key=lambda point: -point.predicted):
-            if point.kind in kinds:
-                table.add_row(*_cells(point), style="bold" if point.kind == "found" else "")
-    return table
-
-
-def _cells(point: Point) -> Iterator[Text]:
-    low, high = (1e3 * bound for bound in point.interval)
-    for cell in (
+def _cells(point: FrontPoint) -> tuple[Cell, ...]:
+    runs = ((choice.text, len(list(run))) for choice, run in groupby(point.choices))
+    distances = (point.distance, *point.interval) if point.distance > 0 else (None,) * 3
+    return (
         point.name,
-        f"{point.time:.3f}",
-        f"{point.predicted:.3f}",
-        f"{point.ideal:.3f}",
-        f"{1e3 * point.distance:.3g}",
-        f"{low:.3g} to {high:.3g}" if point.distance else "",
-    ):
-        yield Text(cell)
+        KINDS[point.kind],
+        point.steps,
+        point.time_share,
+        point.predicted_share,
+        point.ideal_share,
+        1e3 * point.seconds_per_sample,
+        *distances,
+        point.psnr,
+        point.chosen_by,
+        ", ".join(name if count == 1 else f"{name} x {count}" for name, count in runs),
+    )
 
 
-def _remarks(front: Front) -> Iterator[Text]:
-    for sentence in findings(front.points, front.comparisons):
-        yield Text(sentence)
-    for warning in front.warnings:
-        yield Text(f"note: {warning}", "yellow")
-
-
-def _table(title: str, *headings: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
-    return table
+def comparisons_table(front: Front) -> Table:
+    """Baselines beside the found schedules that take no longer."""
+    columns = [
+        *(Column(heading, form=None) for heading in ("baseline", "found")),
+        Column("time", "share"),
+        Column("distance", "ratio"),
+        *(Column(heading, "95 %") for heading in ("from", "to")),
+        Column("time at its distance", "share"),
+    ]
+    rows = [
+        Row(
+            (
+                each.baseline,
+                each.found,
+                each.time_share,
+                each.distance_ratio,
+                *each.interval,
+                each.time_share_at_distance,
+            )
+        )
+        for each in front.comparisons
+    ]
+    without = "No found schedule takes as little time as these."
+    title = (
+        "Against what needs no tuning: the found schedule that takes no longer, with its time and "
+        "distance over the baseline's"
+    )
+    return Table("comparisons", title, columns, rows, without=without)

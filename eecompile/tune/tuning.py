@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
+import msgspec
 import numpy as np
 
 import eecompile
 from eecompile.errors import UsageError
 from eecompile.measure.machine import machine_facts
+from eecompile.programs.choice import Forecast
 from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
+from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
 from eecompile.tune.baselines import Baseline, baseline_schedules, fewer_steps
-from eecompile.tune.findings import comparisons, points, warnings
+from eecompile.tune.findings import Entry, comparisons, points, warnings
 from eecompile.tune.held_out import FULL, measured
 from eecompile.tune.influence import STALE
 from eecompile.tune.optimise import front, objective
-from eecompile.tune.probe import Prober, Samples
+from eecompile.tune.probe import Prober
 from eecompile.tune.problem import Problem, checked, posed
-from eecompile.tune.report import Front, Kind, Point, Settings
+from eecompile.tune.report import Front, FrontPoint, TuningSettings
 from eecompile.tune.search import Picks, Trials, proposed, refined
 from eecompile.tune.work import Work
-
-__all__ = ["Entry", "tune"]
 
 Progress = Callable[[str, int, int], Any]
 _BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
@@ -35,29 +36,15 @@ _AGAIN = 60.0  # seconds for the held-out samples and timing again, a minute of 
 _TRIED = 3  # of the picks that are predicted to be best
 
 
-class Entry(NamedTuple):
-    """A program to be measured on the held-out samples, as it goes into the report."""
-
-    name: str
-    kind: Kind
-    program: Program
-    schedule: ExitSchedule
-    steps: int
-    predicted: float
-    budget: float | None = None
-    chosen_by: float | None = None
-
-
 def _silent(phase: str, done: int = 0, total: int = 0) -> None:
     pass
 
 
 def tune(
     sampler: Sampler,
-    settings: Settings,
+    settings: TuningSettings,
+    samples: SampleRequest | None = None,
     *,
-    conditions: Mapping[str, Any] | None = None,
-    nulls: Mapping[str, Any] | None = None,
     work: Work | None = None,
     identity: str = "",
     report: Progress = _silent,
@@ -68,9 +55,8 @@ def tune(
         sampler: the engines that will run; of several engine sets, full depth of the first
             is what times and distances are relative to.
         settings: how to look.
-        conditions: by name, a value for all samples, or values that the samples take in
-            turn.
-        nulls: as a sampler takes them, for guidance.
+        samples: which ones: those that schedules are chosen by, and then the held-out ones;
+            their number is that of the settings.
         work: keeps what has been measured.
         identity: digest of the settings and the engine sets.
         report: told of each phase.
@@ -80,27 +66,21 @@ def tune(
             to choose from.
         NonFiniteError: full depth gives NaN or infinity.
     """
-    checked(sampler, settings)
+    whole = checked(sampler, settings, samples or SampleRequest())
+    settings = msgspec.structs.replace(settings, **whole.facts(sampler.interface))
     work = work or Work(None)
     started, before = time.perf_counter(), float(work.get("elapsed") or 0.0)
-    samples = Samples(
-        n=settings.seeds,
-        seed=settings.seed,
-        guidance=settings.guidance,
-        guidance_interval=settings.guidance_interval,
-        shape=settings.shape,
-        conditions=dict(conditions or {}),
-        nulls=dict(nulls or {}),
-    )
+    chosen_by = whole.part(sampler.interface, whole.first, settings.seeds)
+    held_out = whole.part(sampler.interface, whole.first + settings.seeds, settings.held_out)
     try:
-        problem = posed(sampler, settings, samples, work, report)
+        problem = posed(sampler, settings, chosen_by, work, report)
         baselines = baseline_schedules(sampler.interface, problem.usable)
         found, scale = _searched(problem, baselines, work, report)
         entries = [*found, *_baselines(problem, baselines, found)]
         results = measured(
             sampler,
             {entry.name: entry.program for entry in entries},
-            samples.part(settings.seeds, settings.held_out),
+            held_out,
             settings.batch,
             work,
             lambda done, total: report("measuring on the held-out samples", done, total),
@@ -120,10 +100,10 @@ def tune(
     )
 
 
-def _front(problem: Problem, scale: float, *, points: tuple[Point, ...], **more: Any) -> Front:
+def _front(problem: Problem, scale: float, *, points: tuple[FrontPoint, ...], **more: Any) -> Front:
     sampler, settings = problem.sampler, problem.settings
-    ways = [choice.text for choice in problem.choices[1:]]
-    ways += [f"reuse {age + 1}" for age in range(STALE)] if settings.reuse else []
+    terms = [choice.text for choice in problem.choices[1:]]
+    terms += [f"{Forecast().text} {age + 1}" for age in range(STALE)] if settings.reuse else []
     return Front(
         eecompile=eecompile.__version__,
         network=sampler.interface.name,
@@ -133,7 +113,7 @@ def _front(problem: Problem, scale: float, *, points: tuple[Point, ...], **more:
         unit="range" if sampler.interface.state.range else "deviation",
         latencies=tuple(problem.latencies),
         moments=tuple(step.moment for step in problem.program.steps),
-        ways=tuple(ways),
+        error_terms=tuple(terms),
         errors=tuple(map(tuple, (problem.model.alone.T / scale).tolist())),
         points=points,
         **more,

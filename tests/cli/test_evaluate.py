@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from eecompile.programs.schedule import ExitSchedule
+from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
 from eecompile.store.bundle import open_engine_set
 from tests.cli.test_cli import Run, fails, run
@@ -57,7 +58,9 @@ def test_schedules_files_and_samples_share_a_table(evaluated: Evaluate, tmp_path
     assert written["format"] == 1
     assert written["network"] == "fashion-dit"
     assert written["settings"] == {
-        "solver": "ddim(eta=0, trailing)", "steps": 2, "guidance": 1.0, "seed": 0,
+        "solver": "ddim(eta=0, trailing)", "steps": 2, "guidance": 1.0, "seed": 0, "shape": None,
+        "guidance_interval": None, "conditions": [], "nulls": [],
+        "digest": SampleRequest().digest(),
     }  # fmt: skip
     found = rows(tmp_path)
     assert list(found) == ["full", "3", "found", "ready.npy"]
@@ -93,9 +96,11 @@ def test_what_is_evaluated_is_what_the_sampler_makes(
         changed = [other if word == before else word for word in given]
         assert evaluated(*settings, *changed)[0] == 0
         assert rows(tmp_path)["fast"]["distance"] != found["fast"]["distance"]
-    labels = ",".join(str(index % 3) for index in range(24))
-    assert evaluated("--set", f"label=[{labels}]", "--schedule", "fast")[0] == 0
-    assert rows(tmp_path)["fast"]["distance"] != found["fast"]["distance"]
+    listed = []
+    for labels in ([0, 1, 2], [index % 3 for index in range(24)]):  # repeated in turn, and whole
+        assert evaluated("--set", f"label={labels}", "--schedule", "fast")[0] == 0
+        listed.append(rows(tmp_path)["fast"]["distance"])
+    assert listed[0] == listed[1] != found["fast"]["distance"]
 
 
 def test_programs_are_further_rows(
@@ -158,15 +163,15 @@ def test_an_interrupted_evaluation_goes_on(
     assert evaluated("--schedule", "fast", "--work", tmp_path / "at once")[0] == 0
     expected = rows(tmp_path)
     (tmp_path / "out.json").unlink()
-    sample, calls = Sampler.sample, []
+    sample, calls = Sampler.sample_requests, []
 
-    def failing(self: Sampler, *arguments: Any, **options: Any) -> Any:
-        calls.append(options["first"])
+    def failing(self: Sampler, requests: list[SampleRequest], **options: Any) -> Any:
+        calls.append(requests[0].first)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return sample(self, *arguments, **options)
+        return sample(self, requests, **options)
 
-    monkeypatch.setattr(Sampler, "sample", failing)
+    monkeypatch.setattr(Sampler, "sample_requests", failing)
     status, _, error = evaluated("--schedule", "fast")
     assert (status, calls) == (1, [0, 10, 20])
     assert "interrupted" in error
@@ -201,7 +206,7 @@ def test_wrong_input_is_a_sentence(evaluated: Evaluate, run: Run, tmp_path: Path
     fails(evaluated("-n", 10), "-n 10", "20 samples or more")
     fails(evaluated("--batch", 0), "--batch 0")
     fails(evaluated("--set", "colour=3"), "'colour'", "['label']")
-    fails(evaluated("--set", "label=[1,2]"), "label", "[24]")
+    fails(evaluated("--set", f"label={[3] * 25}"), "label", "[25]", "[24]")
     fails(evaluated("--shape", "1,14,14"), "[1, 14, 14]", "[1, 28, 28]")
     fails(evaluated("--guidance-interval", "5"), "--guidance-interval 5", "LOW,HIGH")
     fails(evaluated("--guidance-interval", "9,5"), "9", "5")

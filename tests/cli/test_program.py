@@ -12,9 +12,11 @@ import pytest
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
 from eecompile.compiler.schedulers.program import program_from_scheduler
-from eecompile.programs.program import OPEN, Program, Step, Term, Update
-from eecompile.report import program_report
+from eecompile.programs.choice import Exit
+from eecompile.programs.program import Program, Step, Term, Update
 from eecompile.runtime.sampler import Sampler
+from eecompile.show.programs import program_parts
+from eecompile.show.terminal import rendered
 from eecompile.store.bundle import open_bundle
 from tests.cli import test_cli
 from tests.cli.test_cli import Run, fails
@@ -38,7 +40,7 @@ def read(path: Path) -> Program:
     return Program.from_json(path.read_bytes())
 
 
-def test_a_config_becomes_a_program_with_open_depths(run: Run, tmp_path: Path) -> None:
+def test_a_config_becomes_a_program_with_open_choices(run: Run, tmp_path: Path) -> None:
     output = tmp_path / "program.json"
     output.write_text("an older one")
     status, out, _ = run("program", config(tmp_path), "--steps", 8, "-o", output)
@@ -47,11 +49,11 @@ def test_a_config_becomes_a_program_with_open_depths(run: Run, tmp_path: Path) -
     assert str(output) in "".join(out.split())
     program = read(output)
     assert program == program_from_scheduler(DPMSolverMultistepScheduler(**NETWORK), 8)
-    assert set(program.depths) == {OPEN}
+    assert set(program.choices) == {None}
     assert {p.name for p in tmp_path.iterdir()} == {"program.json", "scheduler_config.json"}
 
 
-def test_a_program_for_a_network_has_its_depths(run: Run, bundle: Path, tmp_path: Path) -> None:
+def test_a_program_for_a_network_has_its_choices(run: Run, bundle: Path, tmp_path: Path) -> None:
     output, made = tmp_path / "program.json", config(tmp_path)
     interface = open_bundle(bundle).interface
     total = interface.process.timesteps
@@ -62,10 +64,10 @@ def test_a_program_for_a_network_has_its_depths(run: Run, bundle: Path, tmp_path
         assert "of the blocks" in out
         program = read(output)
         exits = interface.schedules[name]
-        assert program.depths == tuple(exits.depth_at(s.moment, total) for s in program.steps)
+        assert program.choices == tuple(exits.choice_at(s.moment, total) for s in program.steps)
         assert program.process == interface.process
     assert run("program", made, "--for", bundle, "--schedule", "6", "-o", output)[0] == 0
-    assert read(output).depths == (6,) * interface.sampling.steps
+    assert read(output).choices == (Exit(6),) * interface.sampling.steps
 
 
 def test_a_solver_becomes_the_program_that_sampling_runs(
@@ -193,8 +195,10 @@ def test_sums_are_written_as_one_writes_them(capsys: pytest.CaptureFixture[str])
         Update("data", (Term("state", 1.25), Term("output", -1.0)), clip=(-1.0, 1.0)),
         Update("state", (Term("data", -0.98), Term("state", 1.0), Term("noise", 0.1))),
     )
-    step = Step(3, 999.0, (Term("state", 0.5),), updates, time=700.0)
-    Console(width=120).print(program_report(Program(solver="x", initial=2.0, steps=(step,) * 3)))
+    step = Step(Exit(3), 999.0, (Term("state", 0.5),), updates, time=700.0)
+    Console(width=120).print(
+        rendered(*program_parts(Program(solver="x", initial=2.0, steps=(step,) * 3)))
+    )
     out = capsys.readouterr().out
     assert "data = clip(1.25 state - output; -1 to 1)" in out
     assert "state = -0.98 data + state + 0.1 noise" in out

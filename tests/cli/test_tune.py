@@ -8,14 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from eecompile.compiler.build import engine_set_from_bundle
+from eecompile.store.target import Target
 from eecompile.tune.report import Front, read_front
 from tests.cli.test_cli import Run, fails, run
-from tests.conftest import RECIPE, ROOT
+from tests.conftest import ROOT
 from tests.test_import import without
 
 __all__ = ["run"]
@@ -53,7 +56,7 @@ def front(printed: str, folder: Path) -> Front:
 
 
 def test_tables_and_files(printed: str, front: Front, folder: Path) -> None:
-    for words in ("what a step takes", "reuse", "full", "ASE", "linear to 3", "exit 9", "steps"):
+    for words in ("what a step takes", "again", "full", "ASE", "linear to 3", "exit 9", "steps"):
         assert words in printed
     found = [point for point in front.points if point.kind == "found"]
     names = {"front.json", *(f"{point.name}.json" for point in found)}
@@ -64,12 +67,12 @@ def test_tables_and_files(printed: str, front: Front, folder: Path) -> None:
 def test_the_figures_are_those_of_the_shipped_network(front: Front) -> None:
     assert front.network == "fashion-dit"
     assert front.unit == "range"
-    blocks = {each.depth: each.median for each in front.latencies}
-    assert blocks[0] < blocks[3] < blocks[9] < 1.2 * blocks[12]
+    medians = {each.choice.text: each.median for each in front.latencies}
+    assert medians["again"] < medians["3"] < medians["9"] < 1.2 * medians["12"]
     points = {point.name: point for point in front.points}
     assert points["exit 3"].distance > points["exit 6"].distance > points["exit 9"].distance > 0
     for point in front.points:
-        assert point.ideal == pytest.approx(sum(point.depths) / 48)
+        assert point.ideal == pytest.approx(sum(c.blocks for c in point.choices) / 48)
         assert point.interval[0] <= point.distance <= point.interval[1]
     for each in front.points:
         if each.kind == "found":
@@ -121,17 +124,11 @@ def test_what_cannot_be_done_is_said(
     assert "--budget" in arguments or not out.exists()
 
 
-@pytest.mark.slow
 def test_engine_sets_of_other_networks_are_refused(
-    run: Run, engine_sets: dict[str, Path], tmp_path: Path
+    run: Run, engine_sets: dict[str, Path], other_exits: Callable[..., Path], tmp_path: Path
 ) -> None:
-    from eecompile.compiler.build import engine_set_from_bundle
-    from eecompile.compiler.export import bundle_from_recipe
-    from eecompile.store.target import Target
-
-    bundle_from_recipe(RECIPE, tmp_path / "bundle", exits=(3, 12))
     target = Target(name="other", backend="onnxruntime")
-    engine_set_from_bundle(tmp_path / "bundle", target, tmp_path / "other")
+    engine_set_from_bundle(other_exits(3, 12), target, tmp_path / "other")
     result = run("tune", engine_sets["chained"], "--engines", tmp_path / "other", *FAST,
                  "-o", tmp_path / "out")  # fmt: skip
     fails(result, "another bundle")

@@ -28,6 +28,7 @@ from eecompile.compare.tables import comparison_tables
 from eecompile.compiler.build import engine_set_from_bundle
 from eecompile.compiler.export import bundle_from_recipe
 from eecompile.errors import BackendError, NonFiniteError, OutputExistsError, UsageError
+from eecompile.runtime.request import SampleRequest
 from eecompile.store.bundle import open_engine_set, records, write_manifest
 from eecompile.store.target import DEFAULT_TARGET, Tolerance
 from tests.conftest import RECIPE
@@ -93,7 +94,8 @@ def test_trajectories_have_speed_and_distance(comparison: Comparison) -> None:
     for (_, schedule), each in found.items():
         assert each.batch == 3
         assert each.seconds_per_sample > 0
-        assert each.ideal == pytest.approx(12 * len(each.depths) / sum(each.depths))
+        blocks = [choice.blocks for choice in each.choices]
+        assert each.ideal == pytest.approx(12 * len(blocks) / sum(blocks))
         if schedule == "full":
             assert (each.speedup, each.psnr) == (1, None)
         else:
@@ -238,9 +240,11 @@ def test_a_missing_peer_is_left_out_with_its_reason_or_refused_by_name(
         ({"schedules": ["5"]}, "depth 5"),
         ({"schedules": ["12@cpu,6"]}, "chooses among engine sets"),
         ({"solver": "rk45"}, "rk45"),
-        ({"seed": -1}, "seed -1"),
-        ({"seed": 2**64}, "seed"),
-        ({"guidance": float("nan")}, "guidance"),
+        ({"samples": SampleRequest(seed=-1)}, "seed -1"),
+        ({"samples": SampleRequest(seed=2**64)}, "seed"),
+        ({"samples": SampleRequest(guidance=float("nan"))}, "guidance"),
+        ({"samples": SampleRequest(conditions={"label": [1, 2, 3, 4]})}, r"\[4\]; .* \[3\]"),
+        ({"samples": SampleRequest(conditions={"label": [[1, 2], [3]]})}, "unequal lengths"),
         ({"named": ["tvm"]}, "peer 'tvm'"),
     ],
 )
@@ -283,7 +287,8 @@ def test_one_exit_of_a_series_with_a_condition_without_default(
     bundle_from_recipe(recipe, tmp_path / "bundle")
     for folder in folders:
         engine_set_from_bundle(tmp_path / "bundle", DEFAULT_TARGET, folder)
-    made = compare(tmp_path / "bundle", folders, guidance=2.0, seed=5, solver="dpmpp-2m", **FAST)
+    asked = SampleRequest(guidance=2.0, seed=5)
+    made = compare(tmp_path / "bundle", folders, samples=asked, solver="dpmpp-2m", **FAST)
     report = made.report
     assert (report.settings.guidance, report.settings.seed) == (2, 5)
     assert report.settings.solver == "dpmpp-2m"

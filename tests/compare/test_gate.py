@@ -23,6 +23,7 @@ from eecompile.compare.report import (
 )
 from eecompile.compare.runners import Evaluate, ExitRunner
 from eecompile.errors import UsageError
+from eecompile.programs.choice import Exit
 from eecompile.programs.interface import Interface, State
 
 FACE = Interface(name="fake", exits=(4,), state=State(shape=(2,)))
@@ -125,7 +126,7 @@ def test_trajectories_are_judged_too() -> None:
             Trajectory(
                 candidate=name,
                 schedule="fast",
-                depths=(4, 4),
+                choices=(Exit(4), Exit(4)),
                 batch=1,
                 seconds_per_sample=each,
                 speedup=1.0,

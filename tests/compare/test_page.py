@@ -26,6 +26,7 @@ from eecompile.compare.report import (
     Trajectory,
 )
 from eecompile.errors import UsageError
+from eecompile.programs.choice import Exit
 from tests.compare.chromium import Browser, chromium
 
 EXITS = (3, 6, 9, 12)
@@ -95,7 +96,7 @@ def trajectories(name: str, milliseconds: float) -> Iterator[Trajectory]:
         yield Trajectory(
             candidate=name,
             schedule=schedule,
-            depths=depths,
+            choices=tuple(map(Exit, depths)),
             batch=16,
             seconds_per_sample=milliseconds * (share + 0.03) * 12 * len(depths) / 16e3,
             speedup=1 / share if not place else 0.96 / share,
@@ -176,7 +177,7 @@ def poor_reports() -> dict[str, Report]:
     odd = msgspec.structs.replace(
         bf16, exits=(msgspec.structs.replace(bf16.exits[0], errors=(broken,)), *bf16.exits[1:])
     )
-    short = msgspec.structs.replace(whole.trajectories[1], depths=())
+    short = msgspec.structs.replace(whole.trajectories[1], choices=())
     return {
         "no trajectories": changed(trajectories=()),
         "only full depth": changed(trajectories=whole.trajectories[:1]),

@@ -104,9 +104,10 @@ def test_a_runner_can_be_used_again_and_with_several_batch_sizes(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler uses its own past
-def test_the_compiled_network_agrees(network: TrainedNetwork) -> None:
+def test_the_compiled_network_agrees(small_bundle: Path, small_recipe: Path) -> None:
+    network = TrainedNetwork(small_bundle, small_recipe)
     inputs = points(network.interface, [2])[:2]
-    runners = [TorchRunner(network, 3), TorchRunner(network, 3, compiled=True, name="compiled")]
+    runners = [TorchRunner(network, 1), TorchRunner(network, 1, compiled=True, name="compiled")]
     function = SimpleCompareFunc(check_error_stat="max", atol=1e-4, rtol=0)
     results = Comparator.run(runners, data_loader=inputs)
     assert Comparator.compare_accuracy(results, compare_func=function)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 
@@ -16,6 +17,7 @@ from eecompile.compare.runners import TensorrtRunner
 from eecompile.errors import BackendError
 from eecompile.measure.machine import Gpu, gpus
 from eecompile.store.bundle import open_engine_set
+from tests.conftest import Shared
 
 pytest.importorskip("tensorrt_rtx")
 pytestmark = [
@@ -26,13 +28,15 @@ FAKE = Gpu(name="none", compute_capability="9.0", memory_bytes=0, driver="", cud
 
 
 @pytest.fixture(scope="module")
-def plans(bundle: Path) -> Path:
+def plans(bundle: Path, shared: Shared) -> Path:
     """What the peer builds for itself, kept."""
-    from shutil import copytree
-
     spec = Spec(name="tensorrt-rtx", source="tensorrt-rtx", bundle=str(bundle))
-    with candidates.plans(spec) as folder:
-        return Path(copytree(folder, bundle.parent / "plans"))
+
+    def kept(folder: Path) -> None:
+        with candidates.plans(spec) as made:
+            copytree(made, folder)
+
+    return shared("plans", kept)
 
 
 def test_the_peer_builds_a_plan_an_exit(plans: Path) -> None:

@@ -103,10 +103,10 @@ def test_a_network_of_another_family_is_sampled_as_by_diffusers(
     state = torch.from_numpy(normal_noise(4, range(3), 0, (8,))) * float(program.initial)
     for index, t in enumerate(scheduler.timesteps):
         x = scheduler.scale_model_input(state, t) if family == "edm" else state
-        depth = program.depths[index]
+        depth = program.steps[index].chosen.blocks
         with torch.no_grad():
             output = network(x, torch.full((3,), float(t)))[depth - 1]
         state = scheduler.step(output, t, state).prev_sample
-    assert set(program.depths) == {1, 2}
+    assert {step.chosen.blocks for step in program.steps} == {1, 2}
     scale = float(state.abs().max())
     np.testing.assert_allclose(found, state.numpy(), atol=2e-4 * scale)

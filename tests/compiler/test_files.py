@@ -120,7 +120,7 @@ def test_unrelated_networks_are_switched_by_the_schedule(write: Callable[..., Pa
         Sampler.open(path.parent / "per_exit") as apart,
     ):
         results = list(chained.steps(3))
-        assert [result.depth for result in results] == [1, 1, 2, 2]
+        assert [result.choice.blocks for result in results] == [1, 1, 2, 2]
         np.testing.assert_allclose(results[-1].state, apart.sample(3), atol=1e-6)
 
 

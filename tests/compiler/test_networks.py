@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from eecompile.compiler.build import engine_set_from_bundle
 from eecompile.compiler.export import bundle_from_recipe
 from eecompile.compiler.verify import random_inputs
 from eecompile.networks.load import load_network
@@ -21,128 +19,12 @@ from eecompile.recipe import load_recipe
 from eecompile.runtime.opening import open_engine
 from eecompile.runtime.sampler import Sampler
 from eecompile.store.bundle import BundleManifest, open_bundle, open_engine_set
-from tests.conftest import ROOT, TARGETS
+from tests.compiler.small_networks import SMALL, write
+from tests.conftest import TARGETS
 from tests.networks import reference
 
-# Recipe, and what of it is changed to make the network small.
-SMALL: dict[str, tuple[str, dict[str, str]]] = {
-    "dit": (
-        "dit-xl2-256",
-        {
-            "exits = .*": "exits = [3, 6, 12]",
-            '"DiT-XL/2"': '"DiT-S/8"',
-            "size = 32.*": "size = 16\nchannels = 2\nclasses = 9",
-            "shape = .*": "shape = [2, 16, 16]",
-            r"range = \[0, 999\]": "range = [0, 8]",
-            "null = 1000": "null = 9",
-            "ase = .*": "ase = [12, 6, 3]",
-            "guided_channels = .*": "guided_channels = 1",
-        },
-    ),
-    "dit of any size": (
-        "dit-xl2-256",
-        {
-            "exits = .*": "exits = [4, 12]",
-            '"DiT-XL/2"': '"DiT-S/8"',
-            "size = 32.*": "size = 32\nlargest = 64",
-            "shape = .*": "shape = [4, 32, 32]\n"
-            "resizable = { axes = [1, 2], min = 16, max = 64, multiple = 8 }",
-            "ase = .*": "ase = [12, 4]",
-        },
-    ),
-    "uvit": (
-        "uvit-s4-celeba64",
-        {
-            "exits = .*": "exits = [3, 4, 5]",
-            "width = .*": "width = 32",
-            "depth = .*": "depth = 4",
-            "heads = .*": "heads = 4\nmlp_time_embed = true",
-            "size = 64": "size = 16",
-            "shape = .*": "shape = [3, 16, 16]",
-            "descending = .*": "descending = [5, 4, 3]",
-        },
-    ),
-    "uvit with classes": (
-        "uvit-h2-imagenet256",
-        {
-            "exits = .*": "exits = [3, 5]",
-            "width = .*": "width = 32",
-            "depth = .*": "depth = 4",
-            "heads = .*": "heads = 4",
-            "size = 32.*": "size = 8",
-            "shape = .*": "shape = [4, 8, 8]",
-            "descending = .*": "descending = [5, 3]",
-        },
-    ),
-    "dit of diffusers": (
-        "dit-xl2-256-diffusers",
-        {
-            "exits = .*": "exits = [2, 3, 5]",
-            "num_attention_heads = .*": "num_attention_heads = 2",
-            "attention_head_dim = .*": "attention_head_dim = 8",
-            "num_layers = .*": "num_layers = 5",
-            "sample_size = .*": "sample_size = 8",
-            "shape = .*": "shape = [4, 8, 8]",
-            "ase = .*": "ase = [5, 3, 2]",
-        },
-    ),
-    "pixart": (
-        "pixart-alpha-512",
-        {
-            "exits = .*": "exits = [2, 3, 5]",
-            "num_attention_heads = .*": "num_attention_heads = 2",
-            "attention_head_dim = .*": "attention_head_dim = 8",
-            "num_layers = .*": "num_layers = 5",
-            "cross_attention_dim = .*": "cross_attention_dim = 16",
-            "caption_channels = .*": "caption_channels = 12",
-            "sample_size = .*": "sample_size = 8",
-            r"shape = \[4, 64, 64\]": "shape = [4, 8, 8]",
-            r"shape = \[120, 4096\]": "shape = [7, 12]",
-            r"shape = \[120\]": "shape = [7]",
-            "descending = .*": "descending = [5, 3, 2]",
-        },
-    ),
-}
-
-
-SMALL["DiT-S/2"] = (
-    "dit-xl2-256",
-    {
-        "exits = .*": "exits = [4, 6, 8, 12]",
-        '"DiT-XL/2"': '"DiT-S/2"',
-        "ase = .*": "ase = [12, 8, 6, 4]",
-    },
-)
-
-
-def write(name: str, folder: Path) -> Path:
-    """The small recipe and its checkpoint, of random weights; returns the recipe."""
-    recipe, changes = SMALL[name]
-    text = (ROOT / "export" / f"{recipe}.toml").read_text()
-    for old, new in {**changes, 'checkpoint = ".*"': 'checkpoint = "w.safetensors"'}.items():
-        text, count = re.subn(old, new, text)
-        assert count, old
-    path = folder / "recipe.toml"
-    path.write_text(text)
-    network = load_recipe(path).network
-    assert network.factory
-    module, _, attribute = network.factory.partition(":")
-    exits: dict[str, Any] = {} if network.blocks else {"exits": network.exits}
-    made = getattr(importlib.import_module(module), attribute)(**exits, **network.options)
-    draws = torch.Generator().manual_seed(0)
-    state = made.state_dict()
-    for key, value in state.items():
-        fan = value[0].numel() if value.ndim > 1 else 50
-        value.copy_(torch.randn(value.shape, generator=draws) / fan**0.5)
-        # The published checkpoint repeats the embedders in every block.
-        first = re.sub(r"\.\d+\.norm1\.emb\.", ".0.norm1.emb.", key)
-        value.copy_(state[first])
-    save_file({key: value.contiguous() for key, value in state.items()}, folder / "w.safetensors")
-    return path
-
-
 # Of each kind of network one is exported fast by default, the others with the slow tests.
-SLOW = ("dit of any size", "uvit with classes", "dit of diffusers")
+SLOW = ("dit of any size", "uvit with classes")
 PARAMS = [
     pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
     for name in SMALL
@@ -150,14 +32,10 @@ PARAMS = [
 ]
 
 
-@pytest.fixture(scope="module", params=PARAMS)
-def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(params=PARAMS)
+def exported(request: pytest.FixtureRequest, network_sets: Callable[[str], Path]) -> Path:
     """The folder of a small recipe, its bundle, and an engine set a layout."""
-    folder = tmp_path_factory.mktemp("network")
-    bundle_from_recipe(write(request.param, folder), folder / "bundle")
-    for layout, target in TARGETS.items():
-        engine_set_from_bundle(folder / "bundle", target, folder / layout)
-    return folder
+    return network_sets(request.param)
 
 
 def test_chained_per_exit_and_torch_agree(exported: Path) -> None:
@@ -231,20 +109,24 @@ def test_it_can_be_sampled(exported: Path) -> None:
         for solver in ("ddim", "ddpm"):
             result = list(sampler.steps(2, solver=solver, steps=6, **given))
             assert result[-1].state.shape == (2, *interface.state.shape)
-            assert [step.depth for step in result] == sorted(step.depth for step in result)
+            depths = [step.choice.blocks for step in result]
+            assert depths == sorted(depths)
         if interface.state.resizable:
             wide = sampler.sample(1, steps=2, shape=(4, 16, 64))
             assert wide.shape == (1, 4, 16, 64)
 
 
-def test_equal_embedders_of_every_block_are_stored_once(tmp_path: Path) -> None:
-    path = write("dit of diffusers", tmp_path)
-    manifest = bundle_from_recipe(path, tmp_path / "bundle")
-    state = load_network(load_recipe(path).network, tmp_path).state_dict()  # type: ignore[attr-defined]
+def test_equal_embedders_of_every_block_are_stored_once(
+    network_sets: Callable[[str], Path],
+) -> None:
+    folder = network_sets("dit of diffusers")
+    network = load_network(load_recipe(folder / "recipe.toml").network, folder)
+    state = network.state_dict()  # type: ignore[attr-defined]
     embedders = [v.nbytes for k, v in state.items() if ".norm1.emb." in k]
     total = sum(value.nbytes for value in state.values())
     # Four of the five copies are gone.
-    assert manifest.exits[-1].bytes < total - 0.79 * sum(embedders)
+    exits = open_bundle(folder / "bundle").exits
+    assert exits[-1].bytes < total - 0.79 * sum(embedders)
 
 
 @pytest.mark.slow

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -81,11 +81,10 @@ def write(tmp_path: Path, beside: Beside) -> Write:
         (tmp_path / "recipe.toml").write_text(recipe)
         torch.save({}, tmp_path / "own.pt")
         if weights:
-            code = (
-                f"import torch, {module}; torch.manual_seed(0);"
-                f"torch.save({module}.Own().state_dict(), 'own.pt')"
-            )
-            subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+            torch.manual_seed(0)
+            names: dict[str, Any] = {"__name__": "not imported"}
+            exec(MODULE + source, names)  # the export is to be the first that imports it
+            torch.save(names["Own"]().state_dict(), tmp_path / "own.pt")
         return tmp_path / "recipe.toml"
 
     return written

@@ -19,7 +19,7 @@ from eecompile.compiler.verify import calibration_inputs
 from eecompile.errors import RecipeError
 from eecompile.store.bundle import CALIBRATION, open_bundle
 from eecompile.store.target import Target, load_target
-from tests.conftest import RECIPE, ROOT
+from tests.conftest import ROOT
 
 autocast: Any = pytest.importorskip("modelopt.onnx.autocast")
 TARGET = load_target(ROOT / "engines" / "rtx-fp16.toml")
@@ -134,20 +134,26 @@ def test_data_is_noised_as_the_process_says(bundle: Path) -> None:
     assert points["x"].dtype == np.float32
 
 
-@pytest.mark.slow
+DATA = np.random.default_rng(0).uniform(-1, 1, (4, 1, 28, 28)).astype(np.float32)
+
+
+@pytest.fixture
+def calibrated(small_recipe: Path, tmp_path: Path) -> Path:
+    """The small network's recipe with data for calibration."""
+    np.save(tmp_path / "data.npy", DATA)
+    weights = small_recipe.with_suffix(".safetensors")
+    text = re.sub('checkpoint = ".*"', f'checkpoint = "{weights}"', small_recipe.read_text())
+    (tmp_path / "recipe.toml").write_text('calibration = "data.npy"\n' + text)
+    return tmp_path / "recipe.toml"
+
+
 def test_a_recipes_data_calibrates_what_is_built(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    calibrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = np.random.default_rng(0).uniform(-1, 1, (4, 1, 28, 28)).astype(np.float32)
-    np.save(tmp_path / "data.npy", data)
-    recipe = tmp_path / "recipe.toml"
-    weights = ROOT / "eecompile" / "networks" / "weights" / "fashion-dit.safetensors"
-    text = re.sub('checkpoint = ".*"', f'checkpoint = "{weights}"', RECIPE.read_text())
-    recipe.write_text('calibration = "data.npy"\n' + text)
-    bundle_from_recipe(recipe, tmp_path / "bundle", exits=(3, 12))
+    bundle_from_recipe(calibrated, tmp_path / "bundle")
     manifest = open_bundle(tmp_path / "bundle")
     assert CALIBRATION in {record.name for record in manifest.files}
-    expected = calibration_inputs(manifest.interface, data)
+    expected = calibration_inputs(manifest.interface, DATA)
     used: dict[str, np.ndarray] = {}
     convert = autocast.convert_to_mixed_precision
 
@@ -159,10 +165,14 @@ def test_a_recipes_data_calibrates_what_is_built(
     engine_set_from_bundle(tmp_path / "bundle", ROOT / "engines/cuda-fp16.toml", tmp_path / "set")
     for name, value in expected.items():
         np.testing.assert_array_equal(used[name], value)
-    for bad in (data[:, :, :27], data * np.nan, data[:0], data.astype(np.int64)):
+
+
+def test_data_that_cannot_calibrate_is_refused(calibrated: Path, tmp_path: Path) -> None:
+    for bad in (DATA[:, :, :27], DATA * np.nan, DATA[:0], DATA.astype(np.int64)):
         np.save(tmp_path / "data.npy", bad)
         with pytest.raises(RecipeError, match="for calibration; expected finite samples"):
-            bundle_from_recipe(recipe, tmp_path / "other", exits=(3, 12))
+            bundle_from_recipe(calibrated, tmp_path / "other")
     (tmp_path / "data.npy").write_bytes(b"no array")
     with pytest.raises(RecipeError, match="no array"):
-        bundle_from_recipe(recipe, tmp_path / "other", exits=(3, 12))
+        bundle_from_recipe(calibrated, tmp_path / "other")
+    assert not (tmp_path / "other").exists()

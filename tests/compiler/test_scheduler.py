@@ -30,9 +30,10 @@ from eecompile.compiler.schedulers.config import (
 )
 from eecompile.compiler.schedulers.program import program_from_scheduler
 from eecompile.errors import UsageError
+from eecompile.programs.choice import Exit
 from eecompile.programs.interface import Interface, State
 from eecompile.programs.process import Process
-from eecompile.programs.program import OPEN, Program
+from eecompile.programs.program import Program
 from eecompile.runtime.engines.fake import FakeEngine
 from eecompile.runtime.sampler import Sampler
 from tests.programs import interpreter
@@ -237,7 +238,7 @@ def test_a_program_does_what_the_scheduler_does(
     assert times[0] > 0.8 * total
     falling = [after <= before + 1e-9 for before, after in pairwise(times)]
     assert all(falling) or name.startswith("KDPM2")  # whose steps go there and back
-    assert set(program.depths) == {OPEN}
+    assert set(program.choices) == {None}
     assert Program.from_json(program.to_json()) == program
 
 
@@ -591,20 +592,24 @@ def test_one_step() -> None:
     assert step.timestep == step.moment == 1  # of 1000, and not the whole of time
 
 
-def test_depths_follow_the_time() -> None:
+def test_choices_follow_the_time() -> None:
     scheduler = made("HeunDiscreteScheduler", {})
-    program = program_from_scheduler(scheduler, 6, lambda time: 12 if time < 500 else 3)
-    assert program.depths == tuple(12 if s.timestep < 500 else 3 for s in program.steps)
-    assert set(program.depths) == {3, 12}
-    flat = program_from_scheduler(made("EDMEulerScheduler", {}), 6, lambda time: 1 + int(time))
-    assert flat.depths[0] == 1001  # sigma_max is T, not ln(80) / 4
+    program = program_from_scheduler(scheduler, 6, lambda time: Exit(12 if time < 500 else 3))
+    assert program.choices == tuple(Exit(12 if s.timestep < 500 else 3) for s in program.steps)
+    assert set(program.choices) == {Exit(3), Exit(12)}
+    flat = program_from_scheduler(
+        made("EDMEulerScheduler", {}), 6, lambda time: Exit(1 + int(time))
+    )
+    assert flat.choices[0] == Exit(1001)  # sigma_max is T, not ln(80) / 4
 
 
 def test_a_sampler_takes_the_program() -> None:
     program = program_from_scheduler(made("UniPCMultistepScheduler", {}), 8)
     engine = FakeEngine((1, 2), lambda depth, x, t, conditions: np.tanh(x) * depth)
     interface = Interface(name="x", exits=(1, 2), state=State(shape=(3, 4)))
-    made_ = Sampler(engine, interface).sample(2, solver=program.with_depths(lambda _: 2), seed=1)
+    made_ = Sampler(engine, interface).sample(
+        2, solver=program.with_choices(lambda _: Exit(2)), seed=1
+    )
     assert made_.shape == (2, 3, 4)
     assert [depth for depth, _ in engine.calls] == [2] * 8
 

@@ -25,8 +25,7 @@ from eecompile.measure.machine import gpus
 from eecompile.runtime.sampler import Sampler
 from eecompile.store.bundle import open_bundle, open_engine_set
 from eecompile.store.target import Target, load_target
-from tests.compiler.test_networks import write
-from tests.conftest import RECIPE, ROOT, TARGETS, Beside
+from tests.conftest import ROOT, TARGETS, Beside
 
 trt = pytest.importorskip("tensorrt_rtx")
 
@@ -37,20 +36,16 @@ def target(precision: str, **changes: Any) -> Target:
     )
 
 
-@pytest.fixture(scope="module")
-def fp16(bundle: Path) -> Path:
+@pytest.fixture
+def fp16(rtx_set: Callable[[str], Path]) -> Path:
     """The shipped network's plans in FP16, chained; not to be written to."""
-    folder = bundle.parent / "rtx-fp16"
-    engine_set_from_bundle(bundle, target("fp16"), folder)
-    return folder
+    return rtx_set("fp16")
 
 
-@pytest.fixture(scope="module")
-def fewer(bundle: Path) -> Path:
+@pytest.fixture
+def fewer(other_exits: Callable[..., Path]) -> Path:
     """The shipped network without exit 6; not to be written to."""
-    folder = bundle.parent / "fewer"
-    bundle_from_recipe(RECIPE, folder, exits=(3, 9, 12))
-    return folder
+    return other_exits(3, 9, 12)
 
 
 def test_half_precision_is_within_its_tolerance_before_anything_is_built(fp16: Path) -> None:
@@ -103,13 +98,15 @@ def test_the_other_precisions_and_layouts_build(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["dit", "uvit", "pixart"])
-def test_other_networks_build_in_every_layout_and_precision(tmp_path: Path, name: str) -> None:
-    bundle_from_recipe(write(name, tmp_path), tmp_path / "bundle")
+def test_other_networks_build_in_every_layout_and_precision(
+    network: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    bundle = network(name) / "bundle"
     for precision, bound in BOUNDS.items():
         for layout in ("chained", "per_exit"):
             folder = tmp_path / f"{precision}-{layout}"
             wanted = like_tensorrt(precision, layout)
-            manifest = engine_set_from_bundle(tmp_path / "bundle", wanted, folder).manifest
+            manifest = engine_set_from_bundle(bundle, wanted, folder).manifest
             assert all(plan.relative_error < bound for plan in manifest.exits)
             assert all((folder / s.file).stat().st_size > s.bytes for s in manifest.segments)
 
@@ -135,7 +132,7 @@ def test_an_unchanged_set_is_up_to_date(bundle: Path, fp16: Path) -> None:
 
 def test_a_dry_run_says_which_plans_would_be_built(bundle: Path, fp16: Path, fewer: Path) -> None:
     assert planned_build(bundle, target("fp16"), fp16).reasons == ()
-    before = sorted(path.name for path in fp16.parent.iterdir())
+    before = sorted(path.name for path in fp16.parent.glob(f"*{fp16.name}*"))
     planned = planned_build(fewer, target("fp16"), fp16)
     assert [reason.partition(":")[0] for reason in planned.reasons] == ["bundle"]
     built = {segment.exits for segment in planned.segments if not segment.reused}
@@ -143,7 +140,7 @@ def test_a_dry_run_says_which_plans_would_be_built(bundle: Path, fp16: Path, few
     changed = planned_build(bundle, target("fp16", workspace_mib=100), fp16)
     assert changed.reasons == ("target's workspace_mib: None -> 100",)
     assert not any(segment.reused for segment in changed.segments)
-    assert sorted(path.name for path in fp16.parent.iterdir()) == before
+    assert sorted(path.name for path in fp16.parent.glob(f"*{fp16.name}*")) == before
 
 
 def test_with_an_exit_less_only_what_changes_is_built(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -22,11 +23,12 @@ import eecompile
 from eecompile.compiler.export import bundle_from_recipe
 from eecompile.errors import TraceError
 from eecompile.store.bundle import open_bundle
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Shared
 
 HOW_TO = ROOT / "docs" / "how-to"
 DOCUMENT = HOW_TO / "own-network.md"
 CYCLES = np.array([2, 5, 9])  # of each regime, in a window of 64
+PRINTED = "printed.json"
 SLOWEST = 300  # seconds that no command should need, even on a busy machine
 
 
@@ -55,26 +57,32 @@ def run(line: str, folder: Path) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def printed() -> dict[str, str]:
-    """What each command printed; filled by ``folder``."""
-    return {}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, printed: dict[str, str]) -> Path:
+@pytest.fixture(scope="session")
+def folder(shared: Shared) -> Path:
     """The document's files, after all of its commands; not to be written to."""
-    place = tmp_path_factory.mktemp("own-network")
+    return shared("own-network", carry_out)
+
+
+@pytest.fixture
+def printed(folder: Path) -> dict[str, str]:
+    """What each command printed."""
+    return json.loads((folder / PRINTED).read_text())
+
+
+def carry_out(place: Path) -> None:
+    """Write the document's files, run its commands, and keep what they print."""
+    place.mkdir()
     for text in blocks("python", "toml"):
         name = re.match(r"# (\w+\.(?:py|toml))\n", text)
         assert name, f"a block that names no file, so that nothing tests it:\n{text}"
         assert not (place / name[1]).exists(), f"{name[1]} is there twice"
         (place / name[1]).write_text(text)
+    printed = {}
     for text in blocks("console"):
         for line in text.splitlines():
             if line.startswith("$ "):
                 printed[line[2:]] = run(line[2:], place)
-    return place
+    (place / PRINTED).write_text(json.dumps(printed))
 
 
 def waves_in(samples: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -155,7 +163,7 @@ def test_unrelated_onnx_files_are_switched_by_the_schedule(
         eecompile.Sampler.open(folder / "out" / "two" / "cpu") as two,
         eecompile.Sampler.open(folder / "out" / "series" / "cpu") as series,
     ):
-        depths = [step.depth for step in two.steps(1, steps=10)]
+        depths = [step.choice.blocks for step in two.steps(1, steps=10)]
         assert depths == [1] * 4 + [2] * 6
         large = two.sample(4, schedule=2, steps=10, regime=0)
         deepest = series.sample(4, schedule=6, steps=10, regime=0)

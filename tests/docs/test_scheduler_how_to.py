@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from functools import partial
@@ -12,37 +13,38 @@ import pytest
 from numpy.typing import NDArray
 
 from eecompile import Program, Sampler, ddim
-from eecompile.programs.program import OPEN
-from tests.docs.test_how_to import HOW_TO, run
+from tests.conftest import Shared
+from tests.docs.test_how_to import HOW_TO, PRINTED, run
 
 DOCUMENT = HOW_TO / "diffusers-scheduler.md"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
-@pytest.fixture(scope="module")
-def printed() -> dict[str, str]:
-    """What each command printed; filled by ``folder``."""
-    return {}
-
-
-@pytest.fixture(scope="module")
-def folder(
-    tmp_path_factory: pytest.TempPathFactory,
-    engine_sets: dict[str, Path],
-    printed: dict[str, str],
-) -> Path:
+@pytest.fixture(scope="session")
+def folder(engine_sets: dict[str, Path], shared: Shared) -> Path:
     """The document's files, after all of its commands; not to be written to."""
-    place = tmp_path_factory.mktemp("scheduler")
-    shutil.copytree(engine_sets["per_exit"], place / "out" / "fashion-dit" / "cpu")
+    return shared("scheduler-how-to", partial(carry_out, engine_sets["per_exit"]))
+
+
+@pytest.fixture
+def printed(folder: Path) -> dict[str, str]:
+    """What each command printed."""
+    return json.loads((folder / PRINTED).read_text())
+
+
+def carry_out(engines: Path, place: Path) -> None:
+    """Write the document's files, run its commands, and keep what they print."""
+    shutil.copytree(engines, place / "out" / "fashion-dit" / "cpu")
     for language, text in BLOCK.findall(DOCUMENT.read_text()):
         if language == "python":
             name = re.match(r"# (\w+\.py)\n", text)
             assert name, f"a block that names no file, so that nothing tests it:\n{text}"
             (place / name[1]).write_text(text)
+    printed = {}
     for language, text in BLOCK.findall(DOCUMENT.read_text()):
         for line in text.splitlines() if language == "console" else ():
             printed[line.removeprefix("$ ")] = run(line.removeprefix("$ "), place)
-    return place
+    (place / PRINTED).write_text(json.dumps(printed))
 
 
 def program(folder: Path, name: str) -> Program:
@@ -56,11 +58,11 @@ def samples(folder: Path, name: str) -> NDArray[np.float32]:
 
 
 @pytest.mark.slow
-def test_the_program_for_the_network_has_depths_and_noise(
+def test_the_program_for_the_network_has_choices_and_noise(
     folder: Path, printed: dict[str, str]
 ) -> None:
     made = program(folder, "sde")
-    assert OPEN not in made.depths
+    assert None not in made.choices
     assert sum(step.reads_noise for step in made.steps) > 20
     assert made.process is not None
     shown = printed["eecompile inspect sde.json"]
@@ -71,8 +73,8 @@ def test_the_program_for_the_network_has_depths_and_noise(
 
 
 @pytest.mark.slow
-def test_the_programs_from_python_leave_the_depths_open(folder: Path) -> None:
-    assert set(program(folder, "ddim").depths) == {OPEN}
+def test_the_programs_from_python_leave_the_choices_open(folder: Path) -> None:
+    assert set(program(folder, "ddim").choices) == {None}
     assert "eta=0.5" in program(folder, "ddim").solver
     assert 0.3 < np.abs(samples(folder, "ddim")).mean() < 1.1
 

@@ -15,12 +15,17 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from eecompile.backends import BACKENDS
 from eecompile.cli import main
 from eecompile.doctor import examine as doctor
-from eecompile.doctor.examine import Backend, Conflict, Report, Tool, ask, conflicts, examine
+from eecompile.doctor.children import ask
+from eecompile.doctor.examine import BackendStatus, Report, Tool, examine
+from eecompile.doctor.packages import Conflict, conflicts
+from eecompile.doctor.packages import installed as installed_packages
 from eecompile.doctor.probes import YES, Answer, Finding
+from eecompile.doctor.tables import doctor_parts
 from eecompile.measure.machine import Cpu, Gpu, cpu
-from eecompile.report import doctor_report
+from eecompile.show.terminal import rendered
 
 NO = Answer(False, "a reason", "a remedy")
 TWO = (
@@ -40,7 +45,7 @@ def python(code: str) -> list[str]:
 def shown(report: Report) -> str:
     console = Console(width=80, color_system=None)
     with console.capture() as capture:
-        console.print(doctor_report(report))
+        console.print(rendered(*doctor_parts(report)))
     return capture.get()
 
 
@@ -54,11 +59,11 @@ def report() -> Report:
 
 
 @pytest.fixture(scope="module")
-def backends(report: Report) -> dict[str, Backend]:
+def backends(report: Report) -> dict[str, BackendStatus]:
     return {backend.name: backend for backend in report.backends}
 
 
-def test_every_backend_answers(backends: dict[str, Backend]) -> None:
+def test_every_backend_answers(backends: dict[str, BackendStatus]) -> None:
     names = "onnxruntime onnxruntime-cuda openvino tensorrt tensorrt-rtx tensorrt-lean"
     assert list(backends) == names.split()
     for backend in backends.values():
@@ -74,7 +79,7 @@ def test_every_backend_answers(backends: dict[str, Backend]) -> None:
     ],
 )
 def test_a_backend_for_cpus_runs_where_it_is_installed(
-    backends: dict[str, Backend], name: str, module: str, extra: str
+    backends: dict[str, BackendStatus], name: str, module: str, extra: str
 ) -> None:
     backend = backends[name]
     assert backend.runs.yes == installed(module)
@@ -87,7 +92,7 @@ def test_a_backend_for_cpus_runs_where_it_is_installed(
 
 
 def test_tensorrt_rtx_builds_without_a_gpu_and_does_not_run(
-    report: Report, backends: dict[str, Backend]
+    report: Report, backends: dict[str, BackendStatus]
 ) -> None:
     rtx = backends["tensorrt-rtx"]
     assert rtx.builds.yes == installed("tensorrt_rtx")
@@ -98,7 +103,7 @@ def test_tensorrt_rtx_builds_without_a_gpu_and_does_not_run(
 
 
 def test_nothing_runs_on_a_gpu_that_is_not_there(
-    report: Report, backends: dict[str, Backend]
+    report: Report, backends: dict[str, BackendStatus]
 ) -> None:
     assert bool(report.gpus) == (not report.no_gpu)
     for name in ("onnxruntime-cuda", "tensorrt", "tensorrt-rtx", "tensorrt-lean"):
@@ -140,9 +145,13 @@ def test_the_worst_report_fits_80_columns_and_hides_nothing() -> None:
             gpus=(*TWO, Gpu("NVIDIA Thor", "", 0, "", "")),
             no_gpu="",
             backends=(
-                Backend("onnxruntime", "onnxruntime", "1.31.1.dev20261122", wordy, NO, "x " * 60),
-                Backend("tensorrt-rtx", "tensorrt-rtx", "", YES, wordy, ""),
-                Backend("tensorrt", "tensorrt", "", NO, Answer(False, "a reason; more", "r"), ""),
+                BackendStatus(
+                    "onnxruntime", "onnxruntime", "1.31.1.dev20261122", wordy, NO, "x " * 60
+                ),
+                BackendStatus("tensorrt-rtx", "tensorrt-rtx", "", YES, wordy, ""),
+                BackendStatus(
+                    "tensorrt", "tensorrt", "", NO, Answer(False, "a reason; more", "r"), ""
+                ),
             ),
             tools=(Tool("torch", "", "export", NO), Tool("onnx", "", "export", NO)),
             conflicts=(Conflict("conflict", "[a] and b", "uninstall [b]"),),
@@ -245,9 +254,9 @@ def test_a_folder_that_is_no_package_is_not_installed(
 
 @pytest.mark.parametrize(("no_gpu", "remedy"), [(True, "a machine"), (False, "the NVIDIA driver")])
 def test_the_remedy_depends_on_whether_there_is_a_gpu(no_gpu: bool, remedy: str) -> None:
-    library = next(item for item in doctor._LIBRARIES if item.name == "tensorrt")
+    library = BACKENDS["tensorrt"]
     failed = Answer(False, "cudaError 35: driver is too old")
-    backend = doctor._backend(library, Finding(failed, failed, "11.4"), (), no_gpu)
+    backend = doctor._status(library, Finding(failed, failed, "11.4"), (), no_gpu)
     assert remedy in backend.runs.remedy
     assert backend.runs.reason == ("no NVIDIA GPU" if no_gpu else failed.reason)
     assert backend.builds.reason == failed.reason
@@ -255,11 +264,11 @@ def test_the_remedy_depends_on_whether_there_is_a_gpu(no_gpu: bool, remedy: str)
 
 @pytest.mark.parametrize("name", ["onnxruntime-cuda", "tensorrt", "tensorrt-rtx"])
 def test_a_backend_for_gpus_runs_where_cuda_core_does(name: str) -> None:
-    library = next(item for item in doctor._LIBRARIES if item.name == name)
+    library = BACKENDS[name]
     fine = Finding(YES, YES, "1.0")
-    assert doctor._backend(library, fine, (), no_gpu=False, core=YES).runs == YES
+    assert doctor._status(library, fine, (), no_gpu=False, core=YES).runs == YES
     missing = Answer(False, "not installed", "pip install 'eecompile[cuda]'")
-    found = doctor._backend(library, fine, (), no_gpu=False, core=missing)
+    found = doctor._status(library, fine, (), no_gpu=False, core=missing)
     assert found.builds == YES
     assert found.runs.reason == "cuda-core, which runs it: not installed"
     assert found.runs.remedy == missing.remedy
@@ -307,7 +316,7 @@ def found(
     ]
     monkeypatch.setattr(metadata, "distributions", lambda: distributions)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    return conflicts(doctor._installed(), gpus)
+    return conflicts(installed_packages(), gpus)
 
 
 def test_what_fits_together_is_no_conflict(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,7 +383,7 @@ def test_notes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "POLYGRAPHY_USE_TENSORRT_RTX=1" in note.remedy
     found(monkeypatch)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    (note,) = conflicts(doctor._installed(), TWO)
+    (note,) = conflicts(installed_packages(), TWO)
     assert "CUDA_VISIBLE_DEVICES is '1'" in note.found
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from eecompile.backends import BACKENDS
 from eecompile.doctor import examine as doctor
 from eecompile.doctor import probes
 from eecompile.doctor.probes import YES, Answer, Finding
@@ -209,11 +210,11 @@ def test_onnxruntime_without_a_cuda_provider(monkeypatch: pytest.MonkeyPatch) ->
     assert finding.works.reason == "this onnxruntime has no CUDA provider"
     assert "pip uninstall -y onnxruntime" in finding.works.remedy
     assert finding.builds == YES
-    library = next(each for each in doctor._LIBRARIES if each.name == "onnxruntime-cuda")
-    without = doctor._backend(library, finding, (), no_gpu=True)
+    library = BACKENDS["onnxruntime-cuda"]
+    without = doctor._status(library, finding, (), no_gpu=True)
     assert without.runs.remedy == doctor._NO_GPU  # other packages alone would not help
     assert without.runs.reason.endswith("no NVIDIA GPU")
-    assert doctor._backend(library, finding, (), no_gpu=False).runs == finding.works
+    assert doctor._status(library, finding, (), no_gpu=False).runs == finding.works
 
 
 def fake_tensorrt(fails: str) -> Any:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from eecompile.errors import UsageError
 from eecompile.evaluate.evaluation import Options, evaluate
 from eecompile.evaluate.report import Evaluation
-from eecompile.evaluate.samples import Draw
+from eecompile.runtime.request import SampleRequest
 from tests.evaluate.pictures import feature_network, function, garments, noise, quiet
 
 Array = NDArray[np.float32]
@@ -34,7 +34,7 @@ def evaluated(tmp_path: Path) -> Evaluate:
         options = Options(
             **{
                 "reference": tmp_path / "real.npy",
-                "draw": Draw(count=20),
+                "request": SampleRequest(n=20),
                 "work": tmp_path / "work",
                 "features": network,
                 "samples": tuple(tmp_path / f"samples-{index}.npy" for index in range(len(sets))),

@@ -15,27 +15,22 @@ from rich.console import RenderableType
 
 from eecompile import Interface, Program
 from eecompile.compare.gate import regressions, unjudged
-from eecompile.compare.page import write_page
-from eecompile.compare.report import read_report, write_report
-from eecompile.compare.tables import comparison_tables
+from eecompile.compare.page import page_of as page_of_comparison
+from eecompile.compare.report import read_report
+from eecompile.compare.tables import comparison_parts
 from eecompile.doctor.examine import Report as DoctorReport
+from eecompile.doctor.tables import doctor_parts
 from eecompile.evaluate.report import Evaluation
-from eecompile.evaluate.tables import evaluation_tables
-from eecompile.programs.program import OPEN
+from eecompile.evaluate.tables import evaluation_parts
 from eecompile.programs.solvers import FACTS
-from eecompile.report import (
-    bundle_report,
-    doctor_report,
-    engine_report,
-    exits_table,
-    planned_report,
-    program_facts,
-    program_report,
-)
+from eecompile.show.bundles import bundle_parts, engine_parts, exits_table, planned_parts
+from eecompile.show.programs import program_facts, program_parts
+from eecompile.show.terminal import rendered
 from eecompile.store.bundle import BundleManifest, EngineManifest, records, write_manifest
+from eecompile.store.files import form_bytes
 from eecompile.tune.page import page_of
 from eecompile.tune.report import read_front
-from eecompile.tune.tables import front_tables
+from eecompile.tune.tables import front_parts
 
 __all__ = [
     "FAMILIES",
@@ -68,29 +63,28 @@ def json_of_program(program: Program) -> dict[str, Any]:
 
 def open_program(program: Program) -> Program:
     """The same for which an exit schedule has yet to be chosen."""
-    return program.with_depths(lambda time: OPEN)
+    return program.with_choices(lambda time: None)
 
 
 def program_table(
     program: Program, interface: Interface | None = None, *, whole: bool = False
 ) -> RenderableType:
     """What ``eecompile inspect`` shows of a program."""
-    return program_report(program, interface, whole=whole)
+    return rendered(*program_parts(program, interface, whole=whole))
 
 
 def short_program_table(program: Program) -> RenderableType:
     """What ``eecompile program`` shows of one."""
-    return program_facts(program)
+    return rendered(program_facts(program))
 
 
 def rewritten(path: Path, folder: Path) -> bytes:
     """A stored report, read and written again; ``folder`` may be written to."""
     if path.stem == "report":
-        write_report(read_report(path), folder / path.name)
-        return (folder / path.name).read_bytes()
+        return form_bytes(read_report(path))
     if path.stem == "evaluation":
-        return msgspec.json.decode(path.read_bytes(), type=Evaluation).to_json()
-    return read_front(path).to_json()
+        return form_bytes(msgspec.json.decode(path.read_bytes(), type=Evaluation))
+    return form_bytes(read_front(path))
 
 
 def table(path: Path) -> RenderableType:
@@ -98,17 +92,17 @@ def table(path: Path) -> RenderableType:
     data = path.read_bytes()
     match path.stem:
         case "front":
-            return front_tables(read_front(path))
+            return rendered(*front_parts(read_front(path)))
         case "report":
-            return comparison_tables(read_report(path))
+            return rendered(*comparison_parts(read_report(path)))
         case "evaluation":
-            return evaluation_tables(msgspec.json.decode(data, type=Evaluation))
+            return rendered(*evaluation_parts(msgspec.json.decode(data, type=Evaluation)))
         case "doctor":
-            return doctor_report(msgspec.json.decode(data, type=DoctorReport))
+            return rendered(*doctor_parts(msgspec.json.decode(data, type=DoctorReport)))
         case "bundle":
-            return bundle_report(_manifest(path))
+            return rendered(*bundle_parts(_manifest(path)))
         case _:
-            return engine_report(_manifest(path))
+            return rendered(*engine_parts(_manifest(path)))
 
 
 def interface_of(stored: Path) -> Interface:
@@ -130,22 +124,21 @@ def _manifest(stored: Path) -> BundleManifest | EngineManifest:
 
 def exported_table(bundle: Path) -> RenderableType:
     """What ``eecompile export`` shows of the bundle that it wrote."""
-    return exits_table(_manifest(bundle))
+    return rendered(exits_table(_manifest(bundle)))
 
 
 def planned_table(
     reasons: Sequence[str], segments: Sequence[tuple[str, Sequence[int], int, bool]]
 ) -> RenderableType:
     """What ``eecompile build --dry-run`` shows: reasons; (file, exits, bytes, kept) a segment."""
-    return planned_report(reasons, segments)
+    return rendered(*planned_parts(reasons, segments))
 
 
 def page(path: Path, images: Mapping[str, bytes], folder: Path) -> str:
     """The page of a stored front or comparison; ``folder`` may be written to."""
     if path.stem == "front":
         return page_of(read_front(path))
-    write_page(read_report(path), images, folder / "report.html")
-    return (folder / "report.html").read_text("utf-8")
+    return page_of_comparison(read_report(path), images)
 
 
 def figures_of(page: str) -> list[dict[str, Any]]:

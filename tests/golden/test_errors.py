@@ -29,6 +29,7 @@ from eecompile import (
     State,
 )
 from eecompile.__main__ import main
+from eecompile.programs.choice import Exit, Forecast
 from tests.conftest import RECIPE, ROOT
 from tests.golden.adapters import interface_of, write_folder
 from tests.golden.stored import check
@@ -44,6 +45,8 @@ COMMANDS = """
     sample engines -o out.npy --schedule fastest
     sample engines -o out.npy --schedule 12,5
     sample engines -o out.npy --schedule 12,0
+    sample engines -o out.npy --schedule 12,again
+    sample engines -o out.npy --schedule 12,again@gpu,6
     sample engines -o out.npy --schedule 12;9
     sample engines -o out.npy --schedule 12@,6
     sample engines -o out.npy --schedule 12@gpu,6
@@ -101,10 +104,24 @@ COMMANDS = """
     compare bundle -o report --engines engines --rounds 0
     compare bundle -o report --engines engines --batch one
     compare bundle -o report --peer keras
+    compare bundle -o report --engines engines --set label=12
+    compare bundle -o report --engines engines --set class=1
+    compare bundle -o report --engines engines --set label=[[1,2],[3]]
+    compare bundle -o report --engines engines --set label=[1,2,3] --batch 1,2
+    compare bundle -o report --engines engines --guidance-interval 800,100
+    compare bundle -o report --engines engines --shape 1,14,14
+    compare bundle -o report --engines engines --seed -1
     compare bundle -o taken --engines engines
     tune engines -o schedules --budget 2
     tune engines -o schedules --seeds 1
     tune engines -o schedules --batch 100000
+    tune engines -o schedules --set label=12
+    tune engines -o schedules --set class=1
+    tune engines -o schedules --set label=[[1,2],[3]]
+    tune engines -o schedules --set label=[1,2,3,4,5] --seeds 2 --held-out 2
+    tune engines -o schedules --guidance-interval 800,100
+    tune engines -o schedules --shape 1,14,14
+    tune engines -o schedules --seed -1
     tune engines -o taken
     tune engines -o tuned
     program ddimm -o out.json
@@ -121,6 +138,13 @@ COMMANDS = """
     evaluate --reference real.npy
     evaluate --reference real.npy --schedule full
     evaluate --reference real.npy engines -n 1
+    evaluate --reference real.npy engines --set label=12
+    evaluate --reference real.npy engines --set class=1
+    evaluate --reference real.npy engines --set label=[[1,2],[3]]
+    evaluate --reference real.npy engines --set label=@labels.npy -n 20
+    evaluate --reference real.npy engines --guidance-interval 800,100
+    evaluate --reference real.npy engines --shape 1,14,14
+    evaluate --reference real.npy engines --seed -1
     evaluate --reference real.npy engines -o out.txt
     evaluate --reference real.npy --samples nowhere.npy
 """
@@ -177,6 +201,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     report = (REPORTS / "report.json").read_text()
     (folder / "report.json").write_text(report)
     (folder / "other.json").write_text(report.replace('"fashion-dit"', '"other-dit"'))
+    np.save(folder / "labels.npy", np.zeros(30, np.int64))
     np.save(folder / "real.npy", np.zeros((4, 1, 28, 28), np.float32))
     (folder / "taken").mkdir()
     (folder / "taken" / "mine.txt").touch()
@@ -243,8 +268,9 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "a depth that is no number", lambda: sampler.schedule([12, 2.5])
     yield "too few thresholds", lambda: ExitSchedule((12, 3))
     yield "a negative depth", lambda: ExitSchedule((-3, 12), (0.5,))
-    yield "reuse at the beginning", lambda: ExitSchedule((12, 0), (0.5,))
-    yield "engines of another number", lambda: ExitSchedule((12, 3), (0.5,), ("cpu",))
+    yield "depth 0", lambda: ExitSchedule((12, 0, 6), (0.2, 0.5))
+    yield "nothing to use again", lambda: ExitSchedule((12, Forecast()), (0.5,))
+    yield "a text in place of choices", lambda: ExitSchedule.from_slices("12")
     yield "no schedule", lambda: ExitSchedule.parse("deep")
     yield "no samples", lambda: sampler.sample(0)
     yield "half a sample", lambda: sampler.sample(1.5)
@@ -285,7 +311,7 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
     yield (
         "engines that are not open",
         lambda: Sampler(FakeEngine((3, 12), lambda depth, x, t, given: x), interface).sample(
-            1, schedule=ExitSchedule((12,), (), ("gpu",)), **given
+            1, schedule=ExitSchedule((Exit(12, "gpu"),)), **given
         ),
     )
 

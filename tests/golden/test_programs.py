@@ -18,13 +18,13 @@ DEPTHS = "12,9,6,3"
 Case = tuple[Process, str, str]
 OTHERS: dict[str, dict[str, Case]] = {
     "reuse": {
-        "ddim": (SHIPPED, "ddim", "12,0,9,0,3"),
-        "dpmpp-2m": (SHIPPED, "dpmpp-2m", "0,12,0,3"),
-        "heun": (SHIPPED, "heun", "12:0.2,0:0.6,6"),
+        "ddim": (SHIPPED, "ddim", "12,again,9,again,3"),
+        "dpmpp-2m": (SHIPPED, "dpmpp-2m", "again,12,again,3"),
+        "heun": (SHIPPED, "heun", "12:0.2,again:0.6,6"),
     },
     "engines": {
         "ddim": (SHIPPED, "ddim", "12@cpu,9,6@gpu-fp16,3@cpu"),
-        "dpmpp-2m": (SHIPPED, "dpmpp-2m", "12@cpu:0.3,0:0.6,3@cpu"),
+        "dpmpp-2m": (SHIPPED, "dpmpp-2m", "12@cpu:0.3,again:0.6,3@cpu"),
     },
     "processes": {
         "learned variance": (LEARNED, "ddpm", DEPTHS),
@@ -108,7 +108,7 @@ def test_data_that_is_clipped() -> None:
 
 
 def test_the_file_of_a_program() -> None:
-    text = compiled(SHIPPED, "dpmpp-2m", "12@cpu,0,3", clipped=True).to_json().decode()
+    text = compiled(SHIPPED, "dpmpp-2m", "12@cpu,again,3", clipped=True).to_json().decode()
     check("programs/as-written.json", text, numbers=True)
 
 

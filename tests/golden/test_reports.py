@@ -56,8 +56,8 @@ def test_what_export_and_a_dry_run_show() -> None:
 
 def test_programs_in_the_terminal() -> None:
     stochastic = compiled(LEARNED, "ddpm", "12,9,6,3", clipped=True)
-    named = compiled(SHIPPED, "dpmpp-2m", "12@cpu,0,3@gpu-fp16", steps=6)
-    long = compiled(SHIPPED, "dpmpp-2m", "12,0,9,3", steps=12)
+    named = compiled(SHIPPED, "dpmpp-2m", "12@cpu,again,3@gpu-fp16", steps=6)
+    long = compiled(SHIPPED, "dpmpp-2m", "12,again,9,3", steps=12)
     stamped = compiled(SHIPPED, "heun", "12,9,3")
     shown = [
         adapters.program_table(stochastic),

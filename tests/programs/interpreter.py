@@ -24,8 +24,9 @@ def run(program: Program, network: Network, noise_of: NoiseOf) -> Array:
 
     Args:
         program: to run.
-        network: the prediction for (depth, x, t), shaped as x; or, for a program that
-            reads a learned variance, that and the variance's choice, from -1 to 1.
+        network: the prediction for (depth, x, t), shaped as x (depth 0 where the choice
+            is open); or, for a program that reads a learned variance, that and the
+            variance's choice, from -1 to 1.
         noise_of: standard normal noise; 0 is the initial one, step i draws i + 1.
     """
     return states(program, network, noise_of)[-1]
@@ -36,7 +37,9 @@ def states(program: Program, network: Network, noise_of: NoiseOf) -> list[Array]
     buffers = {"state": program.initial * np.asarray(noise_of(0), np.float64)}
     found = [buffers["state"]]
     for index, step in enumerate(program.steps):
-        outputs = network(step.depth, total(step.input, buffers), step.timestep)
+        if step.choice is None or step.choice.evaluates:
+            depth = step.choice.blocks if step.choice else 0
+            outputs = network(depth, total(step.input, buffers), step.timestep)
         output, *rest = outputs if isinstance(outputs, tuple) else (outputs,)
         local = {"output": np.asarray(output, np.float64)}
         if step.reads_noise:

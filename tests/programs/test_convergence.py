@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
 
+from eecompile.programs.choice import Exit
 from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import Point, Process
 from eecompile.programs.program import Program
@@ -112,7 +113,7 @@ def errors(
         expected = exact(process, visited[0], end)
         if last:
             expected = expected_data(expected, end.alpha, end.sigma)
-        states = trajectory(solver(process, count, lambda time: 1, grid=grid), process)
+        states = trajectory(solver(process, count, lambda time: Exit(1), grid=grid), process)
         found.append(np.sqrt(np.mean((states[-1 if last else -2] - expected) ** 2)))
     return np.array(found)
 
@@ -239,7 +240,7 @@ def test_stochastic_solvers_give_the_distribution_of_the_data(name: str, process
         pytest.skip("a solver for other processes")
     found = []
     for steps in (100, 400):
-        program = STOCHASTIC[name](process, steps, lambda time: 1)
+        program = STOCHASTIC[name](process, steps, lambda time: Exit(1))
         found.append(abs(math.sqrt(variance_of(program, process)) / SPREAD - 1))
     assert found[1] < 0.02
     assert found[1] < 0.7 * found[0] or found[1] < 1e-3
@@ -258,16 +259,16 @@ def test_a_consistency_function_gives_the_data_in_one_step() -> None:
         return np.eye(4)[draw]
 
     for steps in (1, 4):
-        program = SOLVERS["lcm"](process, steps, lambda time: 1)
+        program = SOLVERS["lcm"](process, steps, lambda time: Exit(1))
         found = states(program, network, draw_of)[-1]
         assert np.sqrt(np.sum(found**2)) == pytest.approx(SPREAD, rel=1e-3)
 
 
 def test_a_learned_variance_between_its_bounds() -> None:
     process = Process(variance="learned_range")
-    program = ddpm(process, 10, lambda time: 1)
+    program = ddpm(process, 10, lambda time: Exit(1))
     low, high = (
-        ddpm(Process(variance=kind), 10, lambda time: 1)  # type: ignore[arg-type]
+        ddpm(Process(variance=kind), 10, lambda time: Exit(1))  # type: ignore[arg-type]
         for kind in ("fixed_small", "fixed_large")
     )
     for choice, fixed in ((-1.0, low), (1.0, high)):

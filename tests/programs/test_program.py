@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 
 from eecompile.errors import UsageError
+from eecompile.programs.choice import Exit
 from eecompile.programs.process import Process
 from eecompile.programs.program import FORMAT, Program, Step, Term, Update
 from eecompile.programs.schedule import ExitSchedule
@@ -14,7 +15,7 @@ STATE = (Term("state", 1.0),)
 
 
 def program(*updates: Update, terms: tuple[Term, ...] = STATE, initial: float = 1.0) -> Program:
-    return Program(solver="x", initial=initial, steps=(Step(1, 0.0, terms, updates),))
+    return Program(solver="x", initial=initial, steps=(Step(Exit(1), 0.0, terms, updates),))
 
 
 @given(
@@ -33,9 +34,9 @@ def test_a_program_survives_json(
 ) -> None:
     process = Process(prediction=prediction)  # type: ignore[arg-type]
     schedule = ExitSchedule.from_slices(depths)
-    made = SOLVERS[name](process, steps, lambda t: schedule.depth_at(t, 1000), clip=clip)
+    made = SOLVERS[name](process, steps, lambda t: schedule.choice_at(t, 1000), clip=clip)
     assert Program.from_json(made.to_json()) == made
-    assert made.depths == tuple(schedule.depth_at(s.timestep, 1000) for s in made.steps)
+    assert made.choices == tuple(schedule.choice_at(s.timestep, 1000) for s in made.steps)
 
 
 @pytest.mark.parametrize(
@@ -77,5 +78,5 @@ def test_a_malformed_program_is_refused(make: object, words: str) -> None:
 
 def test_a_buffer_may_be_read_once_written() -> None:
     keep = Update("old", (Term("output", 1.0),))
-    steps = (Step(1, 9.0, STATE, (keep,)), Step(1, 0.0, (Term("old", 1.0),), ()))
+    steps = (Step(Exit(1), 9.0, STATE, (keep,)), Step(Exit(1), 0.0, (Term("old", 1.0),), ()))
     assert Program(solver="x", initial=1.0, steps=steps).steps == steps

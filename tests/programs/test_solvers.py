@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from eecompile.errors import UsageError
+from eecompile.programs.choice import Exit
 from eecompile.programs.grids import points
 from eecompile.programs.process import Family, Process
 from eecompile.programs.solvers import (
@@ -68,12 +69,12 @@ def noise_of(draw: int) -> Array:
     return np.random.default_rng(draw).standard_normal(SHAPE)
 
 
-def depth_one(time: float) -> int:
-    return 1
+def first_exit(time: float) -> Exit:
+    return Exit(1)
 
 
 def sample(solver: Any, process: Process, steps: int, **options: Any) -> Array:
-    return run(solver(process, steps, depth_one, **options), network, noise_of)
+    return run(solver(process, steps, first_exit, **options), network, noise_of)
 
 
 def agree(found: Array, expected: Array, tolerance: float = 1e-5) -> None:
@@ -204,7 +205,7 @@ def test_a_learned_variance_is_that_of_diffusers(drawn: Any) -> None:
         return take(both, t, state, noise)
 
     expected = follow(scheduler, step)
-    program = ddpm(process, 20, depth_one, grid="leading")
+    program = ddpm(process, 20, first_exit, grid="leading")
     found = run(program, lambda d, x, t: (network(d, x, t), choice(x)), noise_of)
     agree(found, expected)
 
@@ -249,7 +250,7 @@ def test_lcm_is_that_of_diffusers(
         "LCMScheduler", process, prediction_type=prediction, clip_sample=clip is not None
     )
     scheduler.set_timesteps(steps)
-    program = lcm(process, steps, depth_one, clip=clip)
+    program = lcm(process, steps, first_exit, clip=clip)
     assert [step.timestep for step in program.steps] == scheduler.timesteps.tolist()
     agree(run(program, network, noise_of), follow(scheduler, drawn("lcm", scheduler)))
 
@@ -596,7 +597,7 @@ def test_heun_with_churn_is_the_papers() -> None:
 
     draws = [
         index
-        for index, step in enumerate(heun(process, steps, depth_one, **options).steps)
+        for index, step in enumerate(heun(process, steps, first_exit, **options).steps)
         if step.reads_noise
     ]
     assert len(draws) == sum(0.05 <= sigma <= 5 for sigma in sigmas[1:])
@@ -639,10 +640,10 @@ def test_facts_hold(name: str) -> None:
     for family, process in PROCESSES.items():
         if family not in facts.families:
             with pytest.raises(UsageError, match=f"{family}; expected.*{facts.families[0]}"):
-                facts.solver(process, 10, depth_one)
+                facts.solver(process, 10, first_exit)
             continue
         for steps in (4, 10, 31):
-            program = facts.solver(process, steps, depth_one)
+            program = facts.solver(process, steps, first_exit)
             assert len(program.steps) == facts.evaluations * steps + facts.extra
             assert any(step.reads_noise for step in program.steps) == facts.stochastic
             assert not program.steps[-1].reads_noise
@@ -673,7 +674,7 @@ def test_the_documentation_has_every_solver() -> None:
         assert families == ", ".join(facts.families), name
         assert grid == default_grid(facts.solver), name
         known = set(inspect.signature(facts.solver).parameters)
-        known -= {"process", "steps", "depth_at", "grid", "clip"}
+        known -= {"process", "steps", "choice_at", "grid", "clip"}
         assert set(re.findall(r"`([a-z_]+)=", options)) == known, name
 
 
@@ -690,7 +691,7 @@ def test_modules_cite_their_papers() -> None:
 def test_steps_out_of_range_are_refused(name: str, steps: int) -> None:
     process = PROCESSES[FACTS[name].families[0]]
     with pytest.raises(UsageError, match=r"expected 1 to (1000|50)"):
-        SOLVERS[name](process, steps, depth_one)
+        SOLVERS[name](process, steps, first_exit)
 
 
 @pytest.mark.parametrize(
@@ -713,7 +714,7 @@ def test_steps_out_of_range_are_refused(name: str, steps: int) -> None:
 )
 def test_options_out_of_range_are_refused(make: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        make(PROCESSES["diffusion"], 10, depth_one)
+        make(PROCESSES["diffusion"], 10, first_exit)
 
 
 @pytest.mark.parametrize("name", sorted(SOLVERS))
@@ -721,7 +722,7 @@ def test_data_is_clipped(name: str) -> None:
     process = PROCESSES[FACTS[name].families[0]]
     free, clipped = (
         run(
-            SOLVERS[name](process, 12, depth_one, clip=clip),
+            SOLVERS[name](process, 12, first_exit, clip=clip),
             lambda depth, x, t: np.full_like(x, 3.0) if t else x,
             noise_of,
         )
@@ -730,4 +731,4 @@ def test_data_is_clipped(name: str) -> None:
     assert np.abs(free).max() > 0.6
     # Solvers that extrapolate may leave the bounds by what they extrapolate.
     assert np.abs(clipped).max() <= 0.9
-    assert np.all(np.isfinite(states(SOLVERS[name](process, 1, depth_one), network, noise_of)[-1]))
+    assert np.all(np.isfinite(states(SOLVERS[name](process, 1, first_exit), network, noise_of)[-1]))

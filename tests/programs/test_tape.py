@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from eecompile.programs.choice import Choice, Exit
 from eecompile.programs.process import Family, Process
 from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
@@ -65,13 +66,13 @@ def test_every_program_is_sound(case: Any, depths: list[int]) -> None:
     name, process, steps, options = case
     schedule = ExitSchedule.from_slices(depths)
 
-    def depth_at(time: float) -> int:
+    def choice_at(time: float) -> Choice:
         assert 0 <= time <= process.timesteps
-        return schedule.depth_at(time, process.timesteps)
+        return schedule.choice_at(time, process.timesteps)
 
-    made = FACTS[name].solver(process, steps, depth_at, **options)
+    made = FACTS[name].solver(process, steps, choice_at, **options)
     assert Program.from_json(made.to_json()) == made
-    assert made.depths == tuple(depth_at(step.moment) for step in made.steps)
+    assert made.choices == tuple(choice_at(step.moment) for step in made.steps)
     moments = [step.moment for step in made.steps]
     assert len(set(moments)) >= steps
     assert max(len(update.terms) for step in made.steps for update in step.updates) <= 6
@@ -80,7 +81,7 @@ def test_every_program_is_sound(case: Any, depths: list[int]) -> None:
     assert np.all(np.isfinite(found))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Tape, "_assign", apart)
-        spread = FACTS[name].solver(process, steps, depth_at, **options)
+        spread = FACTS[name].solver(process, steps, choice_at, **options)
     assert len(spread.buffers) >= len(made.buffers)
     np.testing.assert_array_equal(found, run(spread, network, noise_of))
 
@@ -90,7 +91,7 @@ def test_buffers_do_not_grow_with_the_steps(name: str) -> None:
     facts = FACTS[name]
     for family in facts.families:
         process = Process(family=family, prediction=PREDICTIONS[family][0])  # type: ignore[arg-type]
-        few, many = (facts.solver(process, steps, lambda time: 1).buffers for steps in (12, 48))
+        few, many = (facts.solver(process, steps, lambda t: Exit(1)).buffers for steps in (12, 48))
         assert few == many
         assert set(many).isdisjoint({"output", "noise"})
 
@@ -104,7 +105,7 @@ def test_values_are_linear() -> None:
 @pytest.fixture
 def tape() -> Tape:
     process = Process()
-    return Tape(process, lambda time: 1, process.last)
+    return Tape(process, lambda time: Exit(1), process.last)
 
 
 def test_a_prediction_is_of_data_and_noise(tape: Tape) -> None:

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from eecompile.errors import BackendError, NonFiniteError, UsageError
 from eecompile.measure.machine import gpus
+from eecompile.programs.choice import Choice, Exit, Forecast
 from eecompile.programs.interface import Condition, Interface, Sampling, State
 from eecompile.programs.process import Process
-from eecompile.programs.program import REUSE, Program, Step, Term, Update
+from eecompile.programs.program import Program, Step, Term, Update
 from eecompile.runtime.cuda import device as cuda_device
 from eecompile.runtime.cuda.device import KERNELS, open_device
 from eecompile.runtime.engines.group import DeviceGroup, EngineGroup, grouped
@@ -92,8 +93,9 @@ def some_program(draw: np.random.Generator, learned: bool) -> Program:
             written = [*dict.fromkeys([*written, into])]
         scaled = (-3.0, -0.5) if learned and draw.random() < 0.7 else None
         time = float(draw.uniform(0, 999))
-        depth = int(draw.choice([2, 5, REUSE] if steps else [2, 5]))
-        steps.append(Step(depth, time / 4, inputs, tuple(updates), scaled, time))
+        depth = int(draw.choice([2, 5, 0] if steps else [2, 5]))
+        choice: Choice = Exit(depth) if depth else Forecast()
+        steps.append(Step(choice, time / 4, inputs, tuple(updates), scaled, time))
     return Program(solver="any", initial=float(draw.uniform(0.5, 2)), steps=tuple(steps))
 
 
@@ -125,11 +127,12 @@ def by_hand(plan: Plan, rows: Rows, row: int) -> Array:
 
     for index, step in enumerate(plan.program.steps):
         low, high = plan.interval or (-np.inf, np.inf)
-        if step.depth != REUSE:
+        choice = step.chosen
+        if choice.evaluates:
             x = total(step.input)
-            prediction, variance = evaluated(step.depth, x, step.timestep, row)
-        if step.depth != REUSE and row < plan.guided and low <= step.moment <= high:
-            without = evaluated(step.depth, x, step.timestep, n + row)[0]
+            prediction, variance = evaluated(choice.blocks, x, step.timestep, row)
+        if choice.evaluates and row < plan.guided and low <= step.moment <= high:
+            without = evaluated(choice.blocks, x, step.timestep, n + row)[0]
             guided = without + rows.scales[row] * (prediction - without)
             channels = plan.interface.sampling.guided_channels
             kept = [] if channels is None else prediction[0][channels:]
@@ -203,7 +206,9 @@ def test_a_trajectory_is_what_each_sample_is_by_itself(seed: int, device: Emulat
 def test_engines_of_a_group_share_a_stream_and_a_graph(seed: int) -> None:
     plan, rows = some_plan(seed, apart=False)
     steps = tuple(
-        msgspec.structs.replace(step, engine=("", "half")[index % 2])
+        msgspec.structs.replace(step, choice=Exit(step.choice.depth, ("", "half")[index % 2]))
+        if isinstance(step.choice, Exit)
+        else step
         for index, step in enumerate(plan.program.steps)
     )
     program = msgspec.structs.replace(plan.program, steps=steps)
@@ -223,7 +228,7 @@ def test_engines_of_a_group_share_a_stream_and_a_graph(seed: int) -> None:
                 trajectory.start(rows)
                 trajectory.run()
                 np.testing.assert_array_equal(trajectory.state(), on_host.state())
-        expected = [s.depth for s in steps if s.engine == "half" and s.depth != REUSE]
+        expected = [s.chosen.blocks for s in steps if s.chosen.engine == "half"]
         assert [depth for depth, _ in other.calls[: len(expected)]] == expected
         assert one.device.graphs == 1  # the second time
     assert one.device.closed
@@ -265,7 +270,10 @@ def test_a_graph_takes_other_seeds_scales_and_conditions() -> None:
 
 def noisy_program(steps: int) -> Program:
     terms = (Term("state", 0.9), Term("output", -0.1), Term("noise", 0.3))
-    made = [Step(5, 10.0 * at, (Term("state", 1.0),), (Update("state", terms),)) for at in range(9)]
+    made = [
+        Step(Exit(5), 10.0 * at, (Term("state", 1.0),), (Update("state", terms),))
+        for at in range(9)
+    ]
     return Program(solver="s", initial=1.0, steps=tuple(made[:steps]))
 
 
@@ -287,7 +295,7 @@ def test_much_noise_is_taken_in_parts(
 
 def test_long_sums_may_write_what_they_read(device: EmulatedDevice) -> None:
     terms = tuple(Term(("state", "output")[at % 2], 0.1 * at - 0.7) for at in range(23))
-    step = Step(2, 0.0, (Term("state", 1.0),), (Update("state", terms, (-2.0, 2.0)),))
+    step = Step(Exit(2), 0.0, (Term("state", 1.0),), (Update("state", terms, (-2.0, 2.0)),))
     program = Program(solver="s", initial=1.0, steps=(step, step))
     plan, rows = some_plan(4, program=program, size=2, guided=0, apart=False)
     with engine_for(plan, device).trajectory(plan) as trajectory:
@@ -322,7 +330,7 @@ def test_the_first_step_that_is_not_finite_is_named(value: float, device: Emulat
 
 
 def test_a_state_that_overflows_is_not_returned(device: EmulatedDevice) -> None:
-    step = Step(2, 0.0, (Term("state", 0.0),), (Update("state", (Term("state", 3e38),)),))
+    step = Step(Exit(2), 0.0, (Term("state", 0.0),), (Update("state", (Term("state", 3e38),)),))
     program = Program(solver="s", initial=9.0, steps=(step,))
     plan, rows = some_plan(4, program=program, size=2, guided=0, apart=False)
     with engine_for(plan, device).trajectory(plan) as trajectory, np.errstate(over="ignore"):

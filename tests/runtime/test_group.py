@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -10,24 +11,23 @@ import pytest
 
 from eecompile.compiler.build import engine_set_from_bundle
 from eecompile.errors import UsageError
+from eecompile.programs.choice import Forecast
 from eecompile.programs.interface import Interface, State
-from eecompile.programs.program import REUSE, Program
+from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.engines.fake import FakeEngine
 from eecompile.runtime.engines.group import EngineGroup, grouped
-from eecompile.runtime.sampler import Sampler, StepMetrics
+from eecompile.runtime.sampler import Sampler
+from eecompile.runtime.sampling import StepMetrics
 from eecompile.store.target import Target
 
 SETTINGS = {"solver": "ddim", "steps": 10, "seed": 3}
 
 
-@pytest.fixture(scope="module")
-def both(engine_sets: dict[str, Path], bundle: Path) -> tuple[Path, Path]:
+@pytest.fixture
+def both(engine_sets: dict[str, Path], openvino_set: Path) -> tuple[Path, Path]:
     """Engine sets of the shipped network for ONNX Runtime and for OpenVINO."""
-    pytest.importorskip("openvino")
-    folder = bundle.parent / "openvino"
-    engine_set_from_bundle(bundle, Target(name="vino", backend="openvino"), folder)
-    return engine_sets["chained"], folder
+    return engine_sets["chained"], openvino_set
 
 
 def named(sampler: Sampler, text: str) -> Program:
@@ -41,7 +41,7 @@ def test_a_schedule_chooses_the_engine_set(both: tuple[Path, Path]) -> None:
         first, second = sampler.engines
         program = named(sampler, f"12@{second},6")
         states = [result.state for result in sampler.steps(2, solver=program, seed=3)]
-        engines = [result.engine for result in sampler.steps(2, solver=program, seed=3)]
+        engines = [result.choice.engine for result in sampler.steps(2, solver=program, seed=3)]
         unnamed = sampler.sample(2, solver=named(sampler, "12,6"), seed=3)
     assert engines == [""] * 5 + ["vino"] * 5
     assert {metrics.engine for metrics in told} >= {
@@ -62,14 +62,15 @@ def test_a_schedule_chooses_the_engine_set(both: tuple[Path, Path]) -> None:
 def test_the_previous_output_is_used_again(engine_sets: dict[str, Path]) -> None:
     """Against the same sampling by hand, with an engine that remembers."""
     with Sampler.open(engine_sets["chained"]) as sampler:
-        program = named(sampler, "12,0,9,0,6")
+        program = named(sampler, "12,again,9,again,6")
         found = sampler.sample(2, solver=program, seed=3, guidance=2.0)
         kept: list[np.ndarray] = []
 
         def remembering(depth: int, x: np.ndarray, t: np.ndarray, given: object) -> np.ndarray:
             step = len(kept)
-            if program.steps[step].depth != REUSE:
-                depth = program.steps[step].depth
+            choice = program.steps[step].chosen
+            if choice.evaluates:
+                depth = choice.blocks
                 kept.append(sampler.engine.evaluate(depth, x, t, given)[0])  # type: ignore[arg-type]
             else:
                 kept.append(kept[-1])
@@ -79,7 +80,7 @@ def test_the_previous_output_is_used_again(engine_sets: dict[str, Path]) -> None
         full = named(sampler, "12")
         with Sampler(engine, sampler.interface) as other:
             expected = other.sample(2, solver=full, seed=3, guidance=2.0)
-    assert program.depths.count(REUSE) == 4
+    assert program.choices.count(Forecast()) == 4
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -87,7 +88,7 @@ def test_reuse_evaluates_nothing() -> None:
     interface = Interface(name="n", exits=(2, 4), state=State(shape=(3,)))
     engine = FakeEngine(interface.exits, lambda depth, x, t, given: 0.1 * x)
     with Sampler(engine, interface) as sampler:
-        sampler.sample(2, solver="ddim", steps=4, schedule=[2, 0, 0, 4])
+        sampler.sample(2, solver="ddim", steps=4, schedule=[2, "again", "again", 4])
     assert [depth for depth, _ in engine.calls] == [4, 2]
 
 
@@ -96,7 +97,7 @@ def test_programs_that_do_not_fit_are_refused(both: tuple[Path, Path]) -> None:
         with pytest.raises(UsageError, match="'elsewhere'"):
             sampler.sample(1, solver="ddim", steps=2, schedule=ExitSchedule.parse("12@elsewhere"))
         program = named(sampler, "12")
-        steps = (msgspec.structs.replace(program.steps[0], depth=REUSE), *program.steps[1:])
+        steps = (msgspec.structs.replace(program.steps[0], choice=Forecast()), *program.steps[1:])
         with pytest.raises(UsageError, match="begins with an evaluation"):
             msgspec.structs.replace(program, steps=steps)
         assert sampler.sample(1, solver="ddim", steps=2).shape == (1, 1, 28, 28)
@@ -105,16 +106,12 @@ def test_programs_that_do_not_fit_are_refused(both: tuple[Path, Path]) -> None:
 
 
 def test_engine_sets_that_do_not_belong_together_are_refused(
-    both: tuple[Path, Path], bundle: Path, tmp_path: Path
+    both: tuple[Path, Path], other_exits: Callable[..., Path], tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="two engine sets for the target"):
         Sampler.open(both[0], both[0])
-    from eecompile.compiler.export import bundle_from_recipe
-    from tests.conftest import RECIPE
-
-    bundle_from_recipe(RECIPE, tmp_path / "other", exits=(3, 12))
     target = Target(name="alone", backend="onnxruntime")
-    engine_set_from_bundle(tmp_path / "other", target, tmp_path / "alone")
+    engine_set_from_bundle(other_exits(3, 12), target, tmp_path / "alone")
     with pytest.raises(UsageError, match="another bundle"):
         Sampler.open(both[0], tmp_path / "alone")
     with pytest.raises(UsageError, match="different exits"):

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from eecompile.compiler.build import engine_set_from_bundle
-from eecompile.compiler.export import bundle_from_recipe
-from tests.conftest import RECIPE, TARGETS
+from tests.conftest import TARGETS
 
 pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc"),
@@ -51,10 +50,12 @@ def measure() -> Measure:
 
 
 def test_all_exits_chained_take_little_more_than_the_deepest_alone(
-    engine_sets: dict[str, Path], tmp_path: Path, measure: Measure
+    engine_sets: dict[str, Path],
+    other_exits: Callable[..., Path],
+    tmp_path: Path,
+    measure: Measure,
 ) -> None:
-    bundle_from_recipe(RECIPE, tmp_path / "bundle", exits=(12,))
-    engine_set_from_bundle(tmp_path / "bundle", TARGETS["chained"], tmp_path / "deepest")
+    engine_set_from_bundle(other_exits(12), TARGETS["chained"], tmp_path / "deepest")
     alone = measure(EVERY_EXIT, tmp_path / "deepest")
     assert measure(EVERY_EXIT, engine_sets["chained"]) < 1.1 * alone
 

@@ -16,17 +16,20 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given
+from msgspec.structs import replace
 
 from eecompile.errors import BackendError, ConditionError, NonFiniteError, UsageError
+from eecompile.programs.choice import Exit
 from eecompile.programs.interface import Condition, Interface, Resizable, Sampling, State
 from eecompile.programs.process import Process
-from eecompile.programs.program import OPEN, Program, Step, Term, Update
+from eecompile.programs.program import Program, Step, Term, Update
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.programs.solvers import FACTS, ddim
 from eecompile.runtime.engines.fake import FakeEngine
 from eecompile.runtime.protocol import Engine
 from eecompile.runtime.request import SampleRequest
-from eecompile.runtime.sampler import Sampler, StepMetrics
+from eecompile.runtime.sampler import Sampler
+from eecompile.runtime.sampling import StepMetrics
 from eecompile.runtime.trajectory.host import HostTrajectory
 from eecompile.runtime.trajectory.plan import Plan, Rows
 
@@ -88,6 +91,85 @@ def test_requests_of_one_shape_share_evaluations() -> None:
     assert [rows for _, rows in calls(sampler)] == [3 + 5 + 3] * 4
 
 
+LISTED = SampleRequest(
+    n=7,
+    seed=2,
+    first=10,
+    guidance=[2.0, 3.0],
+    guidance_interval=(300.0, 1000.0),
+    conditions={"label": [4, 1, 3]},
+    nulls={"label": [5, 6, 7, 8, 9]},
+    shape=(4, 8),
+)
+
+
+def test_a_list_of_values_is_repeated_in_turn() -> None:
+    sampler = fake()
+    written_out = replace(
+        LISTED,
+        guidance=[2.0, 3.0, 2.0, 3.0, 2.0, 3.0, 2.0],
+        conditions={"label": [4, 1, 3, 4, 1, 3, 4]},
+        nulls={"label": [5, 6, 7, 8, 9, 5, 6]},
+    )
+    whole = LISTED.part(sampler.interface, 10, 7)
+    made, expected = sampler.sample_requests([whole, written_out], **QUICK)
+    np.testing.assert_array_equal(made, expected)
+    with pytest.raises(UsageError, match="one for each"):
+        sampler.check(LISTED)  # only a part is what a sampler takes
+
+
+@given(first=st.integers(10, 16), n=st.integers(1, 12), whole=st.booleans())
+def test_portions_of_a_request_agree(first: int, n: int, whole: bool) -> None:
+    sampler = fake()
+    every = LISTED.part(sampler.interface, 10, 20)
+    (expected,) = sampler.sample_requests([every], **QUICK)
+    part = (every if whole else LISTED).part(sampler.interface, first, n)
+    (made,) = sampler.sample_requests([part], **QUICK)
+    np.testing.assert_allclose(made, expected[first - 10 : first - 10 + n], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("values", [[], [1, 2, 3], [[1, 2], [3]], [[1], [2]], "boot", 11])
+def test_values_that_a_sampler_refuses_are_left_to_it(values: Any) -> None:
+    sampler = fake()
+    for name in ("label", "colour"):
+        request = SampleRequest(n=2, conditions={name: values})
+        with pytest.raises(UsageError):
+            sampler.check(request.part(sampler.interface, 0, 2))
+
+
+def test_the_digest_is_of_all_that_decides_a_sample() -> None:
+    changes: list[dict[str, Any]] = [
+        {"seed": 3},
+        {"first": 11},
+        {"guidance": [2.0, 4.0]},
+        {"guidance": 2.0},
+        {"guidance": None},
+        {"guidance_interval": (300.0, 999.0)},
+        {"guidance_interval": None},
+        {"conditions": {"label": [4, 3, 1]}},
+        {"conditions": {"label": [4.0, 1.0, 3.0]}},
+        {"conditions": {"label": [[4], [1], [3]]}},
+        {"conditions": {"other": [4, 1, 3]}},
+        {"conditions": {}},
+        {"nulls": {"label": 5}},
+        {"nulls": {}},
+        {"conditions": LISTED.nulls, "nulls": LISTED.conditions},
+        {"shape": (8, 4)},
+        {"shape": None},
+    ]
+    known = [LISTED, *(replace(LISTED, **change) for change in changes)]
+    assert len({request.digest() for request in known}) == len(known)
+    assert {name for change in changes for name in change} | {"n"} == set(LISTED.__struct_fields__)
+    assert replace(LISTED, n=9).digest() == LISTED.digest()
+    assert replace(LISTED, shape=[4, 8]).digest() == LISTED.digest()
+
+
+def test_requests_together_have_one_guidance_interval() -> None:
+    requests = [SampleRequest(guidance_interval=(0, high)) for high in (500, 600)]
+    with pytest.raises(UsageError, match=r"\(0.0, 500.0\) and \(0.0, 600.0\)"):
+        fake().sample_requests(requests, **QUICK)
+
+
 def test_each_sample_may_have_its_own_guidance() -> None:
     sampler = fake()
     mixed = sampler.sample(3, guidance=[1.0, 3.0, 2.0], label=4, **QUICK)
@@ -117,12 +199,12 @@ def test_guidance_may_act_in_an_interval_of_time_only() -> None:
             sampler.sample(1, guidance_interval=wrong, **options)  # type: ignore[arg-type]
 
 
-def test_a_program_with_open_depths_takes_a_schedule() -> None:
+def test_a_program_with_open_choices_takes_a_schedule() -> None:
     sampler = fake()
     chosen = sampler.program("ddim", 4, [12, 3])
-    opened = chosen.with_depths(lambda time: OPEN)
+    opened = chosen.with_choices(lambda time: None)
     assert sampler.program(opened, schedule=[12, 3]) == chosen
-    assert set(sampler.program(opened).depths) == {12}  # the recipe's default
+    assert set(sampler.program(opened).choices) == {Exit(12)}  # the recipe's default
     with pytest.raises(UsageError, match="together with steps or a schedule"):
         sampler.program(chosen, schedule=[12, 3])
 
@@ -167,9 +249,9 @@ def test_hooks_are_told_of_every_step_on_every_batch(caplog: pytest.LogCaptureFi
     sampler = fake(max_batch=4)
     sampler.on_step = seen.append
     sampler.sample(3, guidance=2.0, **QUICK)
-    assert [(m.index, m.depth, m.samples, m.rows) for m in seen] == [
-        *((i, d, 2, 4) for i, d in enumerate((3, 3, 12, 12))),
-        *((i, d, 1, 2) for i, d in enumerate((3, 3, 12, 12))),
+    assert [(m.index, m.choice, m.samples, m.rows) for m in seen] == [
+        *((i, Exit(d), 2, 4) for i, d in enumerate((3, 3, 12, 12))),
+        *((i, Exit(d), 1, 2) for i, d in enumerate((3, 3, 12, 12))),
     ]
     assert all(m.seconds > 0 and m.engine == "fake" and "ddim" in m.program for m in seen)
 
@@ -226,7 +308,7 @@ def test_a_sampler_is_usable_after_an_error() -> None:
 def test_a_state_that_overflows_is_reported() -> None:
     sampler = fake()
     large = Update("state", (Term("output", 1e38), Term("state", 1e38)))
-    step = Step(12, 0.0, (Term("state", 1.0),), (large, large))
+    step = Step(Exit(12), 0.0, (Term("state", 1.0),), (large, large))
     with pytest.raises(NonFiniteError, match="the state after the step of exit 12 at step 0"):
         sampler.sample(1, solver=Program(solver="x", initial=1.0, steps=(step,)))
 
@@ -390,7 +472,7 @@ def test_buffers_are_kept_for_few_batches_and_never_lost(sampler: Sampler) -> No
     next(steps)
     for n in range(2, 12):
         fakes.sample(n, steps=2)
-    assert sum(map(len, fakes._idle.values())) <= 8
+    assert sum(map(len, fakes._pool._idle.values())) <= 8
     list(steps)
 
     def call(kind: int) -> Any:

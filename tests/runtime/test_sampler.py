@@ -22,6 +22,7 @@ from eecompile.errors import (
     ScheduleError,
     UsageError,
 )
+from eecompile.programs.choice import Exit
 from eecompile.programs.interface import Condition, Interface, Resizable, Sampling, State
 from eecompile.programs.process import Process
 from eecompile.programs.program import Program, Step, Term, Update
@@ -94,7 +95,7 @@ def test_steps_say_what_ran() -> None:
     results = list(sampler.steps(2, solver="ddim", steps=4, schedule=[12, 6, 3, 3]))
     assert [r.index for r in results] == [0, 1, 2, 3]
     assert [r.timestep for r in results] == [999, 749, 499, 249]
-    assert [r.depth for r in results] == [3, 3, 6, 12]
+    assert [r.choice.blocks for r in results] == [3, 3, 6, 12]
     assert [depth for depth, _ in sampler.engine.calls] == [3, 3, 6, 12]  # type: ignore[attr-defined]
     assert all(r.seconds >= 0 and r.state.shape == (2, 5) for r in results)
     expected = sampler.sample(2, solver="ddim", steps=4, schedule=[12, 6, 3, 3])
@@ -136,8 +137,9 @@ def test_schedules_come_in_every_form() -> None:
     sampler = fake()
     forms: list[Any] = ["full", 12, [12, 12], ExitSchedule((12, 12), (0.3,)), None]
     forms += [np.int64(12), np.array([12, 12])]
-    depths = [sampler.program(steps=5, schedule=form).depths for form in forms]
-    assert depths == [(12,) * 5] * len(forms)
+    forms += [[Exit(12)], (Exit(12), "12")]
+    choices = [sampler.program(steps=5, schedule=form).choices for form in forms]
+    assert choices == [(Exit(12),) * 5] * len(forms)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -184,7 +186,7 @@ def test_a_real_engines_nan_is_reported(engine_sets: dict[str, Path]) -> None:
         ({"seed": 1.5}, UsageError, "seed 1.5; expected a whole number"),
         ({"n": 1.5}, UsageError, "number of samples 1.5"),
         ({"steps": 2.5}, UsageError, "steps 2.5"),
-        ({"schedule": [3.5, 6]}, ScheduleError, "whole numbers"),
+        ({"schedule": [3.5, 6]}, ScheduleError, "depth 3.5"),
         ({"solver": partial(ddim, eta=2)}, UsageError, "eta 2"),
         ({"labels": 1}, ConditionError, r"'labels'; expected one of \['label'\]"),
     ],
@@ -203,8 +205,10 @@ def test_a_program_comes_alone_and_fits_the_exits() -> None:
     program = sampler.program("ddim", 3, 12)
     with pytest.raises(UsageError, match="together with steps"):
         sampler.sample(1, solver=program, steps=3)
-    deeper = Sampler(FakeEngine((12, 24), lambda *_: 0), sampler.interface)
-    deeper.interface = Interface(name="x", exits=(24,), state=State(shape=(5,)))
+    deeper = Sampler(
+        FakeEngine((12, 24), lambda *_: 0),
+        Interface(name="x", exits=(24,), state=State(shape=(5,))),
+    )
     with pytest.raises(ScheduleError, match="depth 12"):
         deeper.sample(1, solver=program)
 
@@ -334,7 +338,7 @@ def test_nulls_may_be_given_by_the_caller() -> None:
     sampler = Sampler(FakeEngine((12,), predict), interface)
     given = np.arange(5.0)
     program = Program(
-        solver="output", initial=1.0, steps=(Step(12, 0, (Term("state", 1.0),), (OUTPUT,)),)
+        solver="output", initial=1.0, steps=(Step(Exit(12), 0, (Term("state", 1.0),), (OUTPUT,)),)
     )
     call = partial(sampler.sample, 1, solver=program, text=given, guidance=3.0)
     found = call(nulls={"text": given / 2})

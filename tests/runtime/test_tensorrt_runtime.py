@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from eecompile.compiler.build import engine_set_from_bundle
 from eecompile.errors import BackendError
 from eecompile.measure.machine import Gpu, gpus
+from eecompile.programs.choice import Exit
 from eecompile.programs.interface import Condition, Interface, State
 from eecompile.programs.program import Program, Step, Term, Update
 from eecompile.runtime.cuda.kernel_cache import KernelCache, cache_path
@@ -41,7 +42,7 @@ from eecompile.store.bundle import (
     write_manifest,
 )
 from eecompile.store.target import load_target
-from tests.conftest import ROOT, TARGETS
+from tests.conftest import ROOT, Shared
 from tests.runtime.emulated import EmulatedDevice
 
 FLOAT = np.float32
@@ -187,12 +188,9 @@ def test_the_lean_runtime_runs_version_compatible_plans(monkeypatch: pytest.Monk
 
 
 @pytest.fixture(scope="module")
-def plans(bundle: Path) -> Path:
+def plans(rtx_set: Callable[[str], Path]) -> Path:
     """The shipped network's plans for TensorRT-RTX; not to be written to."""
-    pytest.importorskip("tensorrt_rtx")
-    folder = bundle.parent / "rtx-runtime"
-    engine_set_from_bundle(bundle, ROOT / "engines" / "rtx-fp32.toml", folder)
-    return folder
+    return rtx_set("fp32")
 
 
 @needs_no_gpu
@@ -436,7 +434,7 @@ def test_a_trajectory_on_plans_is_captured_and_its_kernels_kept(folder: Path) ->
     engine = opened(folder, library, manifest())
     terms = (Term("state", 0.5), Term("output", 0.1))
     steps = tuple(
-        Step(d, t, (Term("state", 1.0),), (Update("state", terms),))
+        Step(Exit(d), t, (Term("state", 1.0),), (Update("state", terms),))
         for d, t in ((2, 1.5), (5, 0.5))
     )
     program = Program(solver="s", initial=1.0, steps=steps)
@@ -707,22 +705,21 @@ def test_onnxruntime_without_its_provider_is_a_sentence(bundle: Path, tmp_path: 
 
 
 @pytest.fixture(scope="module", params=["rtx-fp32", "cuda-fp16"])
-def on_gpu(request: pytest.FixtureRequest, bundle: Path) -> Path:
+def on_gpu(request: pytest.FixtureRequest, bundle: Path, shared: Shared) -> Path:
     """The shipped network for a GPU; not to be written to."""
-    folder = bundle.parent / f"on-gpu-{request.param}"
     if request.param == "cuda-fp16":
         runtime: Any = pytest.importorskip("onnxruntime")
         if "CUDAExecutionProvider" not in runtime.get_available_providers():
             pytest.skip("no CUDA provider")
-    engine_set_from_bundle(bundle, ROOT / "engines" / f"{request.param}.toml", folder)
-    return folder
+    target = ROOT / "engines" / f"{request.param}.toml"
+    return shared(
+        f"on-gpu-{request.param}", lambda folder: engine_set_from_bundle(bundle, target, folder)
+    )
 
 
 @pytest.fixture(scope="module")
-def on_host(bundle: Path) -> Path:
-    folder = bundle.parent / "on-host"
-    engine_set_from_bundle(bundle, TARGETS["chained"], folder)
-    return folder
+def on_host(engine_sets: dict[str, Path]) -> Path:
+    return engine_sets["chained"]
 
 
 def tolerance(folder: Path) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,21 +12,29 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import RECIPE, ROOT
 from tests.evaluate.pictures import garments
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle: Path) -> Any:
+    """The script as a module, for which the shipped network has been exported."""
+
+    def exported(recipe: Path, folder: Path) -> None:
+        assert recipe == RECIPE
+        shutil.copytree(bundle, folder, dirs_exist_ok=True)
+
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     module = importlib.import_module("bench_schedules")
     monkeypatch.setattr(module, "OUT", tmp_path / "out")
+    monkeypatch.setattr(module, "bundle_from_recipe", exported)
     return module
 
 
 def run(bench: Any, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["bench_schedules.py", *map(str, arguments)])
-    bench.main()
+    command = ["schedules", *map(str, arguments)]
+    monkeypatch.setattr(sys, "argv", ["bench.py", *command])
+    importlib.import_module("bench").app(command, standalone_mode=False)
 
 
 @pytest.mark.slow

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eecompile.programs.program import REUSE, Program
+from eecompile.programs.choice import Exit, Forecast
+from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
-from eecompile.tune.choices import Choice, choices_of, schedule_from_picks, slots_of
-from eecompile.tune.optimise import AGAIN
+from eecompile.tune.choices import choices_of, schedule_from_picks, slots_of
 from tests.tune.planted import planted, sampler_of
 
 SOLVERS = ("ddim", "dpmpp-2m", "heun", "dpm-solver-2", "dpm-solver-3", "ddpm", "unipc", "f-pndm")
@@ -22,9 +22,9 @@ def program(solver: str, steps: int) -> Program:
 
 
 def test_full_depth_of_the_first_engine_set_comes_first() -> None:
-    labels = [choice.label for choice in CHOICES]
-    assert labels == ["4", "2", "1", "4@second", "2@second", "1@second"]
-    assert choices_of((3, 6), ()) == (Choice("", 6), Choice("", 3))
+    texts = [choice.text for choice in CHOICES]
+    assert texts == ["4", "2", "1", "4@second", "2@second", "1@second"]
+    assert choices_of((3, 6), ()) == (Exit(6), Exit(3))
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -41,8 +41,7 @@ def test_the_schedule_makes_the_picks(solver: str, data: st.DataObject) -> None:
     chosen = made.with_schedule(schedule, 1000)
     for pick, steps in zip(picks, slots.steps, strict=True):
         for step in steps:
-            found = Choice(chosen.steps[step].engine, chosen.steps[step].depth)
-            assert found == CHOICES[pick]
+            assert chosen.steps[step].choice == CHOICES[pick]
 
 
 def test_evaluations_at_one_moment_share_a_slot() -> None:
@@ -54,11 +53,13 @@ def test_evaluations_at_one_moment_share_a_slot() -> None:
 
 def test_neighbours_that_are_equal_are_one_slice_and_bounds_are_short() -> None:
     slots = slots_of(program("ddim", 10), 1000)
-    picks = (0, 0, 0, AGAIN, 0, 1, 1, 1, 1, 1)
-    schedule = schedule_from_picks(picks, CHOICES, slots)
-    assert schedule.depths == (2, 4, REUSE, 4)
+    again = len(CHOICES)
+    picks = (0, 0, 0, again, 0, 1, 1, 1, 1, 1)
+    schedule = schedule_from_picks(picks, (*CHOICES, Forecast()), slots)
+    assert schedule.choices == (Exit(2), Exit(4), Forecast(), Exit(4))
     assert schedule.thresholds == (0.55, 0.65, 0.75)
-    text = "2:0.55,4:0.65,0:0.75,4"
+    text = "2:0.55,4:0.65,again:0.75,4"
+    assert schedule.text == text
     assert ExitSchedule.parse(text) == schedule
 
 

@@ -8,17 +8,19 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from eecompile.programs.choice import Exit, Forecast
+from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
-from eecompile.tune.choices import Choice, Slots, choices_of, schedule_from_picks, slots_of
+from eecompile.tune.choices import Slots, choices_of, schedule_from_picks, slots_of
 from eecompile.tune.influence import local_errors, measured_influence, movement
 from eecompile.tune.model import Costs, Model
-from eecompile.tune.optimise import AGAIN, objective
-from eecompile.tune.probe import Outputs, Prober, Samples
+from eecompile.tune.optimise import objective
+from eecompile.tune.probe import Outputs, Prober
 from eecompile.tune.search import Trials, improved, neighbours
 from eecompile.tune.work import Work
 from tests.tune.planted import planted, sampler_of
 
-SAMPLES = Samples(n=3, seed=5)
+SAMPLES = SampleRequest(n=3, seed=5)
 
 
 def silent(*_: object) -> None:
@@ -32,7 +34,7 @@ def modelled(
     program = sampler.program(solver, steps, sampler.interface.exits[-1])
     choices = choices_of(sampler.interface.exits, sampler.engines)
     slots = slots_of(program, 1000)
-    samples = Samples(n=3, seed=5, **given)
+    samples = SampleRequest(n=3, seed=5, **given)
     prober, work = Prober(sampler), Work(None)
     shared: dict[str, Any] = {"reuse": reuse, "work": work, "report": silent}
     errors = local_errors(prober, program, choices, samples, **shared)
@@ -42,11 +44,11 @@ def modelled(
     count = len(program.steps)
     costs = Costs(0.0, np.tile(share, (count, 1)), np.zeros(count))
     model = Model(slots, costs, errors, influence, depths, reuse=reuse)
-    full = samples.draw(sampler, program)
+    (full,) = sampler.sample_requests([samples], solver=program)
 
     def real(picks: tuple[int, ...]) -> float:
-        schedule = schedule_from_picks(picks, choices, slots)
-        made = samples.draw(sampler, sampler.program(solver, steps, schedule))
+        schedule = schedule_from_picks(picks, (*choices, Forecast()), slots)
+        (made,) = sampler.sample_requests([samples], solver=solver, steps=steps, schedule=schedule)
         return float(np.sqrt(np.square(made - full).mean()))
 
     return model, slots, real
@@ -75,7 +77,7 @@ def test_a_former_output_is_predicted_with_what_it_had_lost() -> None:
     model, _slots, real = modelled(sampler, "ddim", 20, reuse=True)
     for place in (3, 10, 17):
         picks = [0] * 20
-        picks[place], picks[place - 1] = AGAIN, 2
+        picks[place], picks[place - 1] = model.table.again, 2
         assert model.distance(picks) == pytest.approx(real(tuple(picks)), rel=0.15)
     assert model.cost(picks) == pytest.approx((18 + 0.25) / 20)
 
@@ -109,18 +111,10 @@ def test_a_prober_divides_what_engines_do_not_take() -> None:
     engine.max_batch = 2
     sampler = sampler_of(engine)
     program = sampler.program("ddim", 3, 4)
-    samples = Samples(n=5, guidance=2.0)
+    samples = SampleRequest(n=5, guidance=2.0)
     found = Prober(sampler).run(program, samples)
     np.testing.assert_allclose(found, sampler.sample(5, solver=program, guidance=2.0), atol=1e-6)
     assert max(batch for _, batch in engine.calls) == 2
-
-
-def test_samples_take_listed_values_in_turn() -> None:
-    sampler = sampler_of(planted(error))
-    program = sampler.program("ddim", 3, 4)
-    found = Samples(n=3, first=2, conditions={"label": [0, 3]}).draw(sampler, program)
-    expected = sampler.sample(3, solver=program, first=2, label=[0, 3, 0])
-    np.testing.assert_array_equal(found, expected)
 
 
 def test_movement_is_what_a_unit_of_the_output_does_to_the_next_state() -> None:
@@ -186,5 +180,5 @@ def test_choices_of_a_second_engine_set_are_asked_of_it() -> None:
     prober = Prober(sampler)
     x, t = np.zeros((2, 6), np.float32), np.zeros(2, np.float32)
     given = {"label": np.zeros(2, np.int64)}
-    assert np.abs(prober.ask(Choice("", 4), x, t, given)[0]).max() == 0
-    assert np.abs(prober.ask(Choice("second", 4), x, t, given)[0]).max() == 0.5
+    assert np.abs(prober.ask(Exit(4), x, t, given)[0]).max() == 0
+    assert np.abs(prober.ask(Exit(4, "second"), x, t, given)[0]).max() == 0.5

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eecompile.tune.optimise import AGAIN, Reuse, Table, front, objective
+from eecompile.tune.optimise import Reuse, Table, front, objective
 
 # Of few values, so that sums are often equal; and of any.
 figures = st.one_of(
@@ -41,8 +41,7 @@ def tables(draw: st.DrawFn) -> Table:
 
 def every(table: Table, monotone: bool) -> list[tuple[float, float]]:
     """Cost and error of all solutions."""
-    slots, choices = table.costs.shape
-    picks = itertools.product(range(AGAIN, choices), repeat=slots)
+    picks = itertools.product(range(table.again + 1), repeat=len(table.costs))
     sums = (objective(table, each, monotone=monotone) for each in picks)
     return [(cost, error) for cost, error in sums if math.isfinite(error)]
 
@@ -106,8 +105,9 @@ def test_reuse_depends_on_what_is_used_again() -> None:
     costs, errors = np.tile([1.0, 0.9], (2, 1)), np.array([[0.0, 0.1], [0.0, 5.0]])
     again = np.full((2, 1, 2), 9.0)
     again[1, 0] = [2.0, 0.5]  # a former output of choice 1 is the better one to keep
-    found = front(Table(costs, errors, (2, 1), Reuse(np.zeros(2), again, (1, 1))))
-    assert found.best(1.0) == (1, AGAIN)
+    table = Table(costs, errors, (2, 1), Reuse(np.zeros(2), again, (1, 1)))
+    found = front(table)
+    assert found.best(1.0) == (1, table.again)
     assert found.best(2.0) == (0, 0)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from eecompile.programs.choice import Choice, Exit, Forecast
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.tune.latency import Latency
 from eecompile.tune.page import page_of
@@ -20,13 +21,18 @@ MOMENTS = tuple(float(t) for t in range(950, 0, -100))
 
 def point(name: str, kind: Kind, depths: tuple[int, ...], distance: float) -> Point:
     share = sum(depths) / 120
+    mixed = kind == "found" and len(depths) == 10
+    engines = ("", "cpu-bf16") * 5 if mixed else ("",) * len(depths)
+    choices: list[Choice] = [
+        Exit(depth, engine) if depth else Forecast()
+        for depth, engine in zip(depths, engines, strict=True)
+    ]
     return Point(
         name=name,
         kind=kind,
         steps=len(depths),
         schedule=ExitSchedule.from_slices([depth or 6 for depth in reversed(depths)]),
-        depths=depths,
-        engines=("", "cpu-bf16") * 5 if kind == "found" and len(depths) == 10 else (),
+        choices=tuple(choices),
         budget=0.7 if kind == "found" else None,
         predicted=share,
         time=1.03 * share,
@@ -53,8 +59,7 @@ def sample_front(network: str = "fashion-dit") -> Front:
     )
     latencies = [
         Latency(
-            engine=engine,
-            depth=depth,
+            choice=Exit(depth, engine),
             guided=False,
             median=depth * 3.2,
             p10=depth * 3.0,
@@ -106,7 +111,7 @@ def test_it_says_what_came_out() -> None:
     assert "45 % less distance to full depth" in text
     assert "7 steps beat budget-60" in text
     assert "to within 15 %" in text
-    assert "12, reuse, 9, reuse, 9" in text.replace("@cpu-bf16", "")
+    assert "12, again, 9, again, 9" in text.replace("@cpu-bf16", "")
     assert len(text.encode()) < 3_000_000
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,31 @@ import numpy as np
 import pytest
 
 from eecompile.errors import FormatError, NonFiniteError, OutputExistsError, UsageError
+from eecompile.measure.bootstrap import intervals
+from eecompile.programs.choice import Forecast
 from eecompile.programs.interface import Resizable, State
-from eecompile.programs.program import REUSE
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.engines.fake import FakeEngine
+from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
 from eecompile.tune.baselines import ASE, baseline_schedules
 from eecompile.tune.choices import choices_of
 from eecompile.tune.findings import warnings
-from eecompile.tune.held_out import Measured, intervals, steadied
+from eecompile.tune.held_out import Measured, steadied
 from eecompile.tune.output import check_output, identity_of, opened_work, write
-from eecompile.tune.report import Front, read_front
+from eecompile.tune.report import Front, Point, read_front
 from eecompile.tune.tuning import Entry, tune
 from eecompile.tune.work import Work
-from tests.tune.planted import BLOCK, EXITS, SHAPE, interface, planted, sampler_of, settings
+from tests.tune.planted import (
+    BLOCK,
+    EXITS,
+    SHAPE,
+    interface,
+    planted,
+    planted_time,
+    sampler_of,
+    settings,
+)
 
 
 def late(depth: int, t: float) -> float:
@@ -38,31 +50,41 @@ def point(front: Front, name: str) -> Any:
     return next(point for point in front.points if point.name == name)
 
 
+def blocks(each: Point) -> list[int]:
+    """Of each step; 0 where nothing is evaluated."""
+    return [choice.blocks for choice in each.choices]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def clock() -> Iterator[None]:
+    with planted_time():
+        yield
+
+
 @pytest.fixture(scope="module")
-def tuned() -> Front:
+def tuned(clock: None) -> Front:
     sampler = sampler_of(planted(late, BLOCK))
     return tune(sampler, settings(budgets=(0.75,), minutes=0.4))
 
 
 def test_it_finds_the_planted_schedule(tuned: Front) -> None:
     found = point(tuned, "budget-75")
-    early = found.depths[:5]  # t from 999 down to 500
-    assert found.depths[5:] == (4,) * 5
+    early = blocks(found)[:5]  # t from 999 down to 500
+    assert blocks(found)[5:] == [4] * 5
     assert sum(early) / 20 <= 0.45
     assert found.distance < 1e-5
-    assert ExitSchedule(found.schedule.depths, found.schedule.thresholds) == found.schedule
+    assert ExitSchedule(found.schedule.choices, found.schedule.thresholds) == found.schedule
 
 
 def test_time_is_what_was_planted(tuned: Front) -> None:
-    shares = [sum(each.depths) / 40 for each in tuned.points]
-    for name, within in (("predicted", 0.15), ("time", 0.3)):  # on a busy machine
-        off = [abs(getattr(p, name) - s) for p, s in zip(tuned.points, shares, strict=True)]
-        assert np.median(off) < within
+    shares = [sum(blocks(each)) / 40 for each in tuned.points]
+    for name in ("predicted", "time"):
+        assert [getattr(each, name) for each in tuned.points] == pytest.approx(shares, rel=0.01)
     assert [each.ideal for each in tuned.points] == pytest.approx(shares)
     for each in tuned.points:
         assert each.spread[0] <= each.time <= each.spread[1]
-    blocks = {each.depth: each.median for each in tuned.latencies}
-    assert blocks[4] == pytest.approx(4 * blocks[1], rel=0.35)
+    medians = {each.choice.text: each.median for each in tuned.latencies}
+    assert medians["4"] == pytest.approx(4 * medians["1"], rel=0.01)
 
 
 def test_distances_are_those_of_samples(tuned: Front) -> None:
@@ -83,7 +105,7 @@ def test_distances_are_those_of_samples(tuned: Front) -> None:
 def test_baselines_are_in_the_same_table(tuned: Front) -> None:
     kinds = {each.kind for each in tuned.points}
     assert kinds == {"full", "found", "exit", "linear", "ase", "steps"}
-    assert len(point(tuned, "8 steps").depths) == 8
+    assert len(point(tuned, "8 steps").choices) == 8
 
 
 def test_without_a_budget_the_whole_front() -> None:
@@ -106,9 +128,9 @@ def test_reuse_is_taken_where_it_costs_nothing() -> None:
     sampler = sampler_of(planted(late, BLOCK, slope=1e-6))
     front = tune(sampler, settings(budgets=(0.45,), reuse=True, steps=12))
     found = point(front, "budget-45")
-    assert REUSE in found.depths
-    assert found.depths[0] != REUSE
-    runs = "".join("." if depth == REUSE else "x" for depth in found.depths)
+    assert Forecast() in found.choices
+    assert found.choices[0].evaluates
+    runs = "".join("x" if choice.evaluates else "." for choice in found.choices)
     assert "...." not in runs
     assert "reuse 1" in front.ways
     assert found.distance < 0.1 * point(front, "exit 1").distance
@@ -121,9 +143,9 @@ def test_a_second_engine_set_is_taken_where_it_is_as_good() -> None:
     )
     front = tune(sampler_of(slow, fast), settings(budgets=(0.4,)))
     found = point(front, "budget-40")
-    assert "second" in found.engines
+    assert "second" in {choice.engine for choice in found.choices}
     assert found.distance < 1e-4
-    assert found.schedule.engines
+    assert "@second" in found.schedule.text
     assert front.engines == ("first", "second")
 
 
@@ -133,26 +155,31 @@ def test_monotone_schedules_never_fall() -> None:
 
     free = tune(sampler_of(planted(early, BLOCK)), settings(budgets=(0.7,)))
     bound = tune(sampler_of(planted(early, BLOCK)), settings(budgets=(0.7,), monotone=True))
-    depths = point(bound, "budget-70").depths
-    assert list(depths) == sorted(depths)
-    free_depths = point(free, "budget-70").depths
-    assert list(free_depths) != sorted(free_depths)
+    depths = blocks(point(bound, "budget-70"))
+    assert depths == sorted(depths)
+    free_depths = blocks(point(free, "budget-70"))
+    assert free_depths != sorted(free_depths)
 
 
 def test_guidance_is_part_of_it() -> None:
-    front = tune(sampler_of(planted(late, BLOCK)), settings(budgets=(0.75,), guidance=2.0))
+    front = tune(
+        sampler_of(planted(late, BLOCK)), settings(budgets=(0.75,)), SampleRequest(guidance=2.0)
+    )
     assert {each.guided for each in front.latencies} == {True}
     assert point(front, "budget-75").distance < 1e-5
 
 
 def test_guidance_acts_within_its_interval() -> None:
-    chosen = settings(budgets=(0.75,), guidance=2.0, guidance_interval=(500.0, 999.0))
-    front = tune(sampler_of(planted(late, BLOCK)), chosen)
-    costs = {each.guided: each.median for each in front.latencies if each.depth == 4}
+    chosen = settings(budgets=(0.75,))
+    request = SampleRequest(guidance=2.0, guidance_interval=(500.0, 999.0))
+    front = tune(sampler_of(planted(late, BLOCK)), chosen, request)
+    costs = {each.guided: each.median for each in front.latencies if each.choice.text == "4"}
     assert set(costs) == {False, True}
-    everywhere = tune(sampler_of(planted(late, BLOCK)), settings(budgets=(0.75,), guidance=2.0))
+    everywhere = tune(sampler_of(planted(late, BLOCK)), chosen, SampleRequest(guidance=2.0))
     assert point(front, "exit 1").distance != point(everywhere, "exit 1").distance
-    assert msgspec.json.decode(front.to_json(), type=Front).settings == chosen
+    assert msgspec.json.decode(front.to_json(), type=Front).settings == front.settings
+    assert (front.settings.guidance, front.settings.guidance_interval) == (2.0, (500.0, 999.0))
+    assert front.settings.digest == request.digest() != everywhere.settings.digest
 
 
 def test_samples_may_have_another_shape() -> None:
@@ -163,14 +190,14 @@ def test_samples_may_have_another_shape() -> None:
         return np.float32(0.3 if depth == 4 else 0.2) * x
 
     sampler = Sampler(FakeEngine(EXITS, halves), msgspec.structs.replace(interface(), state=free))
-    front = tune(sampler, settings(budgets=(1.0,), shape=(12,)))
+    front = tune(sampler, settings(budgets=(1.0,)), SampleRequest(shape=(12,)))
     given = {"steps": 10, "seed": 0, "first": 4, "solver": "ddim", "shape": (12,)}
     samples = [sampler.sample(6, schedule=depth, **given) for depth in (4, 1)]
     scale = sampler.sample(4, schedule=4, **{**given, "first": 0}).std()
     expected = float(np.sqrt(np.square(samples[1] - samples[0]).mean())) / scale
     assert point(front, "exit 1").distance == pytest.approx(expected, rel=1e-4)
     with pytest.raises(UsageError, match="7"):
-        tune(sampler, settings(shape=(7,)))
+        tune(sampler, settings(), SampleRequest(shape=(7,)))
 
 
 def test_an_exit_with_nan_is_left_out_with_a_warning() -> None:
@@ -180,9 +207,9 @@ def test_an_exit_with_nan_is_left_out_with_a_warning() -> None:
     front = tune(sampler_of(planted(broken, BLOCK)), settings(budgets=(0.8,)))
     (warning,) = [text for text in front.warnings if "NaN" in text]
     assert "exit 1 gives NaN" in warning
-    used = {depth for each in front.points for depth in each.depths}
+    used = {depth for each in front.points for depth in blocks(each)}
     assert 1 not in used
-    assert {each.depth for each in front.latencies} == {2, 4}
+    assert {each.choice.blocks for each in front.latencies} == {2, 4}
 
 
 def test_full_depth_with_nan_is_an_error() -> None:
@@ -217,7 +244,7 @@ def test_one_exit_is_nothing_to_choose_from() -> None:
     with pytest.raises(UsageError, match="one exit"):
         tune(Sampler(engine, interface((4,))), settings())
     front = tune(Sampler(engine, interface((4,))), settings(reuse=True, budgets=(0.95,)))
-    assert REUSE in point(front, "budget-95").depths
+    assert Forecast() in point(front, "budget-95").choices
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
@@ -306,12 +333,12 @@ def test_the_authors_schedule_as_shares_of_depth() -> None:
     text = ExitSchedule.parse("12,12,9,9,9,9,6,6,6,6")
     times = np.arange(0, 1000, 10)
     found = made["ASE"].schedule
-    assert [found.depth_at(t, 1000) for t in times] == [text.depth_at(t, 1000) for t in times]
+    assert [found.choice_at(t, 1000) for t in times] == [text.choice_at(t, 1000) for t in times]
     linear = made["linear to 3"].schedule
-    assert [linear.depth_at(t, 1000) for t in (0, 999)] == [12, 3]
+    assert [linear.choice_at(t, 1000).blocks for t in (0, 999)] == [12, 3]
     whole = interface((12, 16, 20, 24, 28))
     ase = {b.name: b for b in baseline_schedules(whole, choices_of(whole.exits, ()))}["ASE"]
-    assert ase.schedule.depths == (28, 24, 20, 16, 12)
+    assert ase.schedule.exits == (28, 24, 20, 16, 12)
 
 
 def test_the_bootstrap_covers_and_pairs() -> None:
@@ -355,18 +382,17 @@ def test_it_is_loaded_only_when_asked_for_and_needs_the_runtime_alone() -> None:
 
 def test_what_was_measured_serves_other_budgets(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
-    given = {"label": [1, 2]}
+    given = SampleRequest(conditions={"label": [1, 2]})
     known = identity_of(settings(), [tmp_path], given, threads=1)
     assert identity_of(settings(budgets=(0.5,), minutes=9.0), [tmp_path], given, threads=1) == known
     others = [
-        identity_of(settings(seed=1), [tmp_path], given, threads=1),
-        identity_of(settings(), [tmp_path], {"label": [2, 1]}, threads=1),
-        identity_of(settings(), [tmp_path], {}, given, threads=1),
+        identity_of(settings(seeds=9), [tmp_path], given, threads=1),
+        identity_of(settings(), [tmp_path], SampleRequest(seed=1), threads=1),
         identity_of(settings(), [tmp_path], given, threads=2),
     ]
     (tmp_path / "manifest.json").write_text("[]")
     others.append(identity_of(settings(), [tmp_path], given, threads=1))
-    assert len({known, *others}) == 6
+    assert len({known, *others}) == 5
 
 
 def test_everything_can_be_kept_in_memory() -> None:

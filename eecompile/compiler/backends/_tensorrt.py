@@ -8,26 +8,15 @@ which library it works with when it is imported, so plans are built in a process
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from importlib.util import find_spec
 from typing import Literal
 
 import msgspec
 
+from eecompile.backends import BACKENDS, Backend
 from eecompile.errors import BackendError
 from eecompile.measure.machine import gpus
 from eecompile.store.target import Target
-
-__all__ = [
-    "SWITCH",
-    "Flavour",
-    "PlanJob",
-    "check_installed",
-    "check_options",
-    "check_precision",
-    "lowers",
-    "runs",
-]
 
 SWITCH = "POLYGRAPHY_USE_TENSORRT_RTX"  # polygraphy's: 1 for TensorRT-RTX, 0 for TensorRT
 
@@ -36,57 +25,26 @@ Flavour = Literal["tensorrt", "tensorrt_rtx"]
 
 def runs(target: Target) -> bool:
     """Whether plans can be run here: with their library, cuda.core and a GPU."""
-    library = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}[target.backend]
-    return _installed(library) and _installed("cuda.core") and bool(gpus())
+    return _installed(BACKENDS[target.backend].library) and _installed("cuda.core") and bool(gpus())
 
 
-def lowers(target: Target) -> bool:
+def precision_in_graph(target: Target) -> bool:
     """Whether the precision lies in the graph: always, as the networks are strongly typed."""
     return True
 
 
-def check_installed(flavour: Flavour) -> None:
+def check_installed(backend: Backend) -> None:
     """Pass when the library and polygraphy are installed; neither is imported.
 
     Raises:
         BackendError: one is not.
     """
-    extra = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}[flavour]
-    missing = [name for name in (flavour, "polygraphy") if not _installed(name)]
+    missing = [name for name in (backend.library, "polygraphy") if not _installed(name)]
     if missing:
         raise BackendError(
             found=f"no package {' and '.join(missing)}",
-            expected=f"both {flavour} and polygraphy, to build plans",
-            remedy=f"pip install 'eecompile[{extra}]'",
-        )
-
-
-def check_options(target: Target, known: dict[str, type]) -> None:
-    """Pass when every option of the target is known, and of its type.
-
-    Raises:
-        BackendError: one is not.
-    """
-    for name, value in target.options.items():
-        if name not in known or not isinstance(value, known[name]):
-            raise BackendError(
-                found=f"option {name} = {value!r} for {target.backend}",
-                expected=", ".join(f"{n} ({kind.__name__})" for n, kind in known.items()),
-                remedy="mend or remove it in the target's [options]",
-            )
-
-
-def check_precision(target: Target, known: Collection[str]) -> None:
-    """Pass when the backend has the target's precision.
-
-    Raises:
-        BackendError: it has not.
-    """
-    if target.precision not in known:
-        raise BackendError(
-            found=f"precision {target.precision!r} for {target.backend}",
-            expected=" or ".join(map(repr, known)),
-            remedy="choose one of these in the target",
+            expected=f"both {backend.library} and polygraphy, to build plans",
+            remedy=backend.install,
         )
 
 

@@ -17,17 +17,6 @@ from eecompile.measure.machine import gpus
 from eecompile.runtime.engines._onnxruntime import PROVIDERS, provider
 from eecompile.store.target import Target
 
-__all__ = [
-    "SUFFIX",
-    "check",
-    "compile_segments",
-    "lowers",
-    "portable",
-    "prepare",
-    "runs",
-    "versions",
-]
-
 SUFFIX = "onnx"
 
 
@@ -40,15 +29,12 @@ def check(target: Target) -> None:
     """Pass when engines for this target can be built here; a GPU is not needed.
 
     Raises:
-        BackendError: the precision or an option is none of this backend's.
+        BackendError: an option is none of this backend's.
     """
-    name = provider(target)
-    precisions = ("fp32",) if name == "cpu" else ("fp32", "fp16")
-    known = not set(target.options) - {"provider"} and name in PROVIDERS
-    if not known or target.precision not in precisions:
+    if set(target.options) - {"provider"} or provider(target) not in PROVIDERS:
         raise BackendError(
-            found=f"precision {target.precision!r} and options {target.options} for onnxruntime",
-            expected=f"options.provider of {sorted(PROVIDERS)}, fp32, and fp16 on a GPU",
+            found=f"options {target.options} for onnxruntime",
+            expected=f"options.provider of {sorted(PROVIDERS)}",
             remedy="choose among these, or another backend in the target",
         )
 
@@ -67,7 +53,7 @@ def portable(target: Target) -> bool:
     return provider(target) != "cpu"
 
 
-def lowers(target: Target) -> bool:
+def precision_in_graph(target: Target) -> bool:
     """Whether the precision lies in the graph, which is lowered before building."""
     return target.precision != "fp32"
 

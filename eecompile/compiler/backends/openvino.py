@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from eecompile.compiler.progress import Report
+from eecompile.compiler.segments import check_options
 from eecompile.errors import BackendError
 from eecompile.runtime.engines.openvino import (
     WEIGHTS,
@@ -25,17 +26,6 @@ from eecompile.runtime.engines.openvino import (
     model_options,
 )
 from eecompile.store.target import Target
-
-__all__ = [
-    "SUFFIX",
-    "check",
-    "compile_segments",
-    "lowers",
-    "portable",
-    "prepare",
-    "runs",
-    "versions",
-]
 
 SUFFIX = "xml"
 _ALIGNMENT = 64
@@ -53,7 +43,7 @@ def portable(target: Target) -> bool:
     return False
 
 
-def lowers(target: Target) -> bool:
+def precision_in_graph(target: Target) -> bool:
     """Whether the precision lies in the graph: it is a hint to the library."""
     return False
 
@@ -72,22 +62,17 @@ def check(target: Target) -> None:
 
     Raises:
         BackendError: openvino is missing, the processor has no instructions for the
-            precision, or the precision or an option is none of this backend's.
+            precision, or an option is none of this backend's.
     """
     core = import_openvino().Core()
-    wrong = [name for name, value in target.options.items() if not _is_option(name, value)]
-    wrong += ["keep_fp32"] if target.keep_fp32 else []
-    if target.precision not in ("fp32", "bf16") or wrong:
+    check_options(target, {_FIXED: bool})
+    if target.keep_fp32:
         raise BackendError(
-            found=f"precision {target.precision!r} and options {sorted(wrong)} for openvino",
-            expected=f"fp32 or bf16, and no options but {_FIXED} (true or false)",
-            remedy="choose another backend in the target, or remove them",
+            found=f"keep_fp32 = {list(target.keep_fp32)} for openvino",
+            expected="no such key: OpenVINO chooses itself what it lowers",
+            remedy="remove it from the target, or choose another backend",
         )
     check_precision(core, target.precision)
-
-
-def _is_option(name: str, value: object) -> bool:
-    return name == _FIXED and isinstance(value, bool)
 
 
 def compile_segments(

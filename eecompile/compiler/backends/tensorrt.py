@@ -8,21 +8,29 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from eecompile.backends import BACKENDS
 from eecompile.compiler.backends._tensorrt import (
     check_installed,
-    check_options,
-    check_precision,
-    lowers,
+    precision_in_graph,
     runs,
 )
 from eecompile.compiler.backends._worker import Worker
 from eecompile.compiler.graph.attention import DecomposeAttention
-from eecompile.compiler.segments import LOG
+from eecompile.compiler.segments import LOG, check_options
 from eecompile.errors import BackendError
 from eecompile.measure.machine import gpus
 from eecompile.store.target import Target
 
-__all__ = ["SUFFIX", "builder", "check", "lowers", "portable", "prepare", "runs", "versions"]
+__all__ = [
+    "SUFFIX",
+    "builder",
+    "check",
+    "portable",
+    "precision_in_graph",
+    "prepare",
+    "runs",
+    "versions",
+]
 
 SUFFIX = "plan"
 # With TensorRT 11 on, there is a kernel for Attention in these widths of a head.
@@ -46,10 +54,8 @@ def check(target: Target) -> None:
     """Pass when plans for this target can be built here.
 
     Raises:
-        BackendError: a package or a GPU is missing, or the precision or an option is none
-            of this backend's.
+        BackendError: a package or a GPU is missing, or an option is none of this backend's.
     """
-    check_precision(target, ("fp32", "fp16", "bf16"))
     known = {
         "optimization_level": int,
         "version_compatible": bool,
@@ -57,7 +63,7 @@ def check(target: Target) -> None:
         "through": str,
     }
     check_options(target, known)
-    check_installed("tensorrt")
+    check_installed(BACKENDS["tensorrt"])
     if not gpus():
         raise BackendError(
             found="no NVIDIA GPU",

@@ -9,20 +9,28 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from eecompile.backends import BACKENDS
 from eecompile.compiler.backends._tensorrt import (
     check_installed,
-    check_options,
-    check_precision,
-    lowers,
+    precision_in_graph,
     runs,
 )
 from eecompile.compiler.backends._worker import Worker
 from eecompile.compiler.graph.attention import DecomposeAttention
-from eecompile.compiler.segments import LOG
+from eecompile.compiler.segments import LOG, check_options
 from eecompile.errors import BackendError
 from eecompile.store.target import Target
 
-__all__ = ["SUFFIX", "builder", "check", "lowers", "portable", "prepare", "runs", "versions"]
+__all__ = [
+    "SUFFIX",
+    "builder",
+    "check",
+    "portable",
+    "precision_in_graph",
+    "prepare",
+    "runs",
+    "versions",
+]
 
 SUFFIX = "plan"
 
@@ -38,7 +46,6 @@ def check(target: Target) -> None:
     Raises:
         BackendError: a package is missing, or an option is none of this backend's.
     """
-    check_precision(target, ("fp32", "fp16", "bf16"))
     known = {"compute_capabilities": str, "current_gpu": bool, "optimization_level": int}
     check_options(target, known)
     named = str(target.options.get("compute_capabilities", ""))
@@ -50,7 +57,7 @@ def check(target: Target) -> None:
             expected="capabilities such as '8.6,8.9', or current_gpu, or neither for all GPUs",
             remedy="mend the target's [options]",
         )
-    check_installed("tensorrt_rtx")
+    check_installed(BACKENDS["tensorrt-rtx"])
 
 
 def portable(target: Target) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+from eecompile.backends import BACKENDS
 from eecompile.errors import BackendError
 from eecompile.store.bundle import EngineManifest, Segment
 from eecompile.store.target import Target
@@ -42,7 +43,7 @@ def import_onnxruntime() -> Any:
         raise BackendError(
             found=f"no usable package onnxruntime ({error})",
             expected="it, to run this engine set",
-            remedy="pip install 'eecompile[cpu]'",
+            remedy=BACKENDS["onnxruntime"].install_to_run,
         ) from error
     return onnxruntime
 

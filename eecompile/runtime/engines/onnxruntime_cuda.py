@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from eecompile.backends import BACKENDS
 from eecompile.errors import BackendError
 from eecompile.measure.machine import gpus
 from eecompile.runtime.cuda.device import CudaDevice
@@ -22,8 +23,6 @@ from eecompile.runtime.engines._onnxruntime import (
 from eecompile.runtime.engines.device import DeviceEngine, shared_device
 from eecompile.runtime.protocol import Engine
 from eecompile.store.bundle import EngineManifest, ExitPlan, Segment
-
-__all__ = ["OnnxRuntimeCudaEngine", "open_cuda"]
 
 
 def open_cuda(
@@ -46,7 +45,7 @@ def open_cuda(
         raise BackendError(
             found=f"an onnxruntime {runtime.__version__} without {wanted}",
             expected="that provider, for this engine set",
-            remedy="pip uninstall -y onnxruntime, then pip install 'eecompile[gpu]'",
+            remedy=f"pip uninstall -y onnxruntime, then {BACKENDS['onnxruntime-cuda'].install}",
         )
     if not gpus():
         raise BackendError(

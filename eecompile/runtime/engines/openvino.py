@@ -14,20 +14,10 @@ from typing import Any
 import numpy as np
 
 from eecompile.arrays import AnyArray, Array, Inputs
+from eecompile.backends import BACKENDS
 from eecompile.errors import BackendError
 from eecompile.runtime.protocol import Engine
 from eecompile.store.bundle import EngineManifest, ExitPlan, Segment
-
-__all__ = [
-    "WEIGHTS",
-    "OpenvinoEngine",
-    "blob_name",
-    "blob_options",
-    "check_precision",
-    "import_openvino",
-    "model_options",
-    "open_backend",
-]
 
 WEIGHTS = "weights.bin"  # the weights of all segments, every tensor once
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
@@ -171,7 +161,7 @@ def import_openvino() -> Any:
         raise BackendError(
             found=f"no usable package openvino ({error})",
             expected="it, for targets whose backend is openvino",
-            remedy="pip install 'eecompile[openvino]'",
+            remedy=BACKENDS["openvino"].install_to_run,
         ) from error
     return openvino
 

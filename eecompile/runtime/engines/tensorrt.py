@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from eecompile.backends import BACKENDS
 from eecompile.errors import BackendError
 from eecompile.measure.machine import gpus
 from eecompile.runtime.cuda.device import CudaDevice
@@ -29,21 +30,11 @@ from eecompile.store.target import Target
 if TYPE_CHECKING:
     import tensorrt as trt
 
-__all__ = [
-    "TensorrtEngine",
-    "check_gpu",
-    "check_validity",
-    "check_version",
-    "import_library",
-    "open_backend",
-]
 
 LOG = logging.getLogger("eecompile.runtime")
 _RTX = "tensorrt-rtx"
 # What runs version-compatible plans as well as the library that builds them.
-_LEAN = ("tensorrt_lean", "tensorrt_lean_bindings", "tensorrt_dispatch")
-_EXTRAS = {"tensorrt": "tensorrt-runtime", _RTX: "rtx-runtime"}
-_KEY = {"tensorrt": "tensorrt", _RTX: "tensorrt_rtx"}  # in the manifest's versions
+_LEAN = (BACKENDS["tensorrt-lean"].library, "tensorrt_lean_bindings", "tensorrt_dispatch")
 _LOGGERS: dict[str, Any] = {}
 _BUILD_AGAIN = "build the engine set again with the library that is installed here"
 
@@ -87,7 +78,7 @@ def import_library(target: Target) -> Any:
     Raises:
         BackendError: none is installed, or it cannot be loaded.
     """
-    names = [_KEY[target.backend]]
+    names = [BACKENDS[target.backend].library]
     if target.options.get("version_compatible"):
         names += _LEAN
     failures = []
@@ -103,7 +94,7 @@ def import_library(target: Target) -> Any:
     raise BackendError(
         found=f"no usable package {names[0]} ({'; '.join(failures)})",
         expected="it, to run this engine set",
-        remedy=f"pip install 'eecompile[{_EXTRAS[target.backend]}]'",
+        remedy=BACKENDS[target.backend].install_to_run,
     )
 
 
@@ -117,7 +108,8 @@ def check_version(found: str, manifest: EngineManifest) -> None:
         BackendError: they may not.
     """
     target = manifest.target
-    built = manifest.versions.get(_KEY[target.backend], "")
+    library = BACKENDS[target.backend].library
+    built = manifest.versions.get(library, "")
     length = 3 if target.backend == _RTX else 2
     ours, theirs = _release(found)[:length], _release(built)[:length]
     older = bool(target.options.get("version_compatible")) and target.backend != _RTX
@@ -127,7 +119,7 @@ def check_version(found: str, manifest: EngineManifest) -> None:
     raise BackendError(
         found=f"{target.backend} {found}, and plans built with {built}",
         expected=f"version {wanted}" + (" or newer" if older else ""),
-        remedy=f"pip install '{_KEY[target.backend]}=={wanted}.*', or {_BUILD_AGAIN}",
+        remedy=f"pip install '{library}=={wanted}.*', or {_BUILD_AGAIN}",
     )
 
 

@@ -100,7 +100,8 @@ class Lowered(NamedTuple):
 def lowered(plan: Plan) -> Lowered:
     """The operations of a plan, and the memory that they need."""
     steps: list[tuple[Operation, ...]] = []
-    buffers, draws = {"buffer state": None}, []
+    buffers: dict[str, None] = {"buffer state": None}
+    draws: list[tuple[int, int]] = []
     for index, step in enumerate(plan.program.steps):
         operations = (*_choice(plan, step), *_updates(step, len(draws)))
         draws += [(index, each.order) for each in operations if isinstance(each, Draw)]

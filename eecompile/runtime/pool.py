@@ -1,0 +1,106 @@
+"""The trajectories of a sampler, kept for the next request of their kind."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from threading import Lock
+
+from eecompile.errors import BackendError, UsageError
+from eecompile.runtime.protocol import Engine
+from eecompile.runtime.trajectory.plan import Plan, Trajectory
+
+_IDLE = 8  # trajectories that wait for the next request of their kind
+
+
+class TrajectoryPool:
+    """Lends an engine's trajectories. May be used from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._idle: OrderedDict[object, list[Trajectory]] = OrderedDict()
+        self._closed = False
+
+    def check_open(self) -> None:
+        """Pass until the pool is closed."""
+        if self._closed:
+            raise _closed()
+
+    @contextmanager
+    def trajectory(self, engine: Engine, plan: Plan) -> Iterator[Trajectory]:
+        """A trajectory for a plan, lent to the block; kept afterwards, unless something fails.
+
+        Args:
+            engine: makes one where none is kept.
+            plan: what is static.
+
+        Raises:
+            BackendError: there is no memory for it, even without those that are kept.
+            UsageError: the sampler was closed meanwhile.
+        """
+        # The trajectory keeps the program, so that its id stays its own.
+        program = id(plan.program)
+        key = (program, plan.shape, plan.size, plan.guided, plan.interval, plan.apart)
+        trajectory = self._kept(key) or self._made(engine, plan)
+        try:
+            yield trajectory
+        except BaseException as error:
+            with suppress(Exception):  # what went wrong first is what is told
+                trajectory.close()
+            if self._closed and isinstance(error, Exception):
+                raise _closed() from error  # whatever closing brought about
+            raise
+        self._put_back(key, trajectory)
+
+    def close(self) -> None:
+        """Release what is kept; what is lent is released when it comes back."""
+        with self._lock:
+            self._closed = True  # from here on, nothing is put back
+        self._clear()
+
+    def _kept(self, key: object) -> Trajectory | None:
+        with self._lock:
+            waiting = self._idle.get(key)
+            trajectory = waiting.pop() if waiting else None
+            if waiting == []:
+                del self._idle[key]
+        return trajectory
+
+    def _made(self, engine: Engine, plan: Plan) -> Trajectory:
+        try:
+            return engine.trajectory(plan)
+        except BackendError:
+            self._clear()  # memory that waits for other requests may be what is missing
+            return engine.trajectory(plan)
+
+    def _put_back(self, key: object, trajectory: Trajectory) -> None:
+        surplus = []
+        with self._lock:
+            if self._closed:
+                surplus.append(trajectory)
+            else:
+                self._idle.setdefault(key, []).append(trajectory)
+                self._idle.move_to_end(key)
+            while sum(map(len, self._idle.values())) > _IDLE:
+                oldest = next(iter(self._idle))
+                surplus.append(self._idle[oldest].pop())
+                if not self._idle[oldest]:
+                    del self._idle[oldest]
+        for each in surplus:
+            each.close()
+
+    def _clear(self) -> None:
+        with self._lock:
+            idle = [trajectory for waiting in self._idle.values() for trajectory in waiting]
+            self._idle.clear()
+        for trajectory in idle:
+            trajectory.close()
+
+
+def _closed() -> UsageError:
+    return UsageError(
+        found="a sampler that is closed",
+        expected="an open one",
+        remedy="sample within its with statement, or open it again",
+    )

@@ -1,0 +1,224 @@
+"""A sampling: what was asked for together, planned, and on its way through one program."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import msgspec
+import numpy as np
+
+from eecompile.arrays import Array
+from eecompile.errors import UsageError
+from eecompile.programs.choice import Choice
+from eecompile.programs.interface import Interface
+from eecompile.programs.program import Program
+from eecompile.runtime.pool import TrajectoryPool
+from eecompile.runtime.protocol import Engine
+from eecompile.runtime.request import Batch, Interval
+from eecompile.runtime.trajectory.plan import Plan, Trajectory
+
+_log = logging.getLogger("eecompile.runtime")
+
+
+class StepResult(msgspec.Struct, frozen=True):
+    """A step that has been taken.
+
+    Attributes:
+        index: of the step, from 0.
+        timestep: at which the network was evaluated.
+        choice: what was evaluated.
+        state: the state after the step, float32 [n, ...].
+        seconds: wall time of the step.
+    """
+
+    index: int
+    timestep: float
+    choice: Choice
+    state: Array
+    seconds: float
+
+
+class StepMetrics(msgspec.Struct, frozen=True):
+    """What a hook is told of a step on one batch.
+
+    Attributes:
+        engine: the engine set's network and target.
+        program: the solver and its options.
+        index: of the step, from 0.
+        timestep: at which the network was evaluated.
+        choice: what was evaluated.
+        samples: in the batch.
+        rows: that the network was evaluated on, those of guidance included; 0 for none.
+        seconds: wall time of the step.
+    """
+
+    engine: str
+    program: str
+    index: int
+    timestep: float
+    choice: Choice
+    samples: int
+    rows: int
+    seconds: float
+
+
+Hook = Callable[[StepMetrics], object]
+
+
+def plan_of(
+    program: Program, interface: Interface, batch: Batch, interval: Interval | None
+) -> Plan:
+    """The plan of a batch's trajectory; without guided samples it has no guidance interval."""
+    return Plan(
+        program=program,
+        interface=interface,
+        shape=batch.shape,
+        size=len(batch.places),
+        guided=batch.guided,
+        interval=interval if batch.guided else None,
+        apart=batch.apart,
+    )
+
+
+class Sampling:
+    """Batches of samples that run through one program.
+
+    Args:
+        engine: evaluates the network.
+        pool: lends the engine's trajectories.
+        program: every choice is made.
+        parts: each batch with its plan.
+        shapes: of each request's samples, [n, ...].
+        on_step: told of every step on every batch, if anyone is.
+        name: of the engine set, for metrics.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        pool: TrajectoryPool,
+        program: Program,
+        parts: Sequence[tuple[Plan, Batch]],
+        shapes: Sequence[tuple[int, ...]],
+        on_step: Hook | None,
+        name: str,
+    ) -> None:
+        self._engine = engine
+        self._program = program
+        self._parts = parts
+        self._shapes = shapes
+        self._pool = pool
+        self._on_step = on_step
+        self._name = name
+
+    def samples(self) -> list[Array]:
+        """The samples of each request, float32 [n, ...]."""
+        samples = [np.empty(shape, np.float32) for shape in self._shapes]
+        started = time.perf_counter()
+        for plan, batch in self._parts:
+            with self._started(plan, batch) as trajectory:
+                self._run(trajectory)
+                for (request, row), sample in zip(batch.places, trajectory.state(), strict=True):
+                    samples[request][row] = sample
+        _log.debug(
+            "%s: %d samples, %s, %d evaluations in %.3f s",
+            self._name,
+            sum(map(len, samples)),
+            self._program.solver,
+            len(self._parts) * len(self._program.steps),
+            time.perf_counter() - started,
+        )
+        return samples
+
+    def state_on_device(self) -> object:
+        """The samples of the only request, where they were computed; they speak DLPack.
+
+        Raises:
+            UsageError: they are more than one batch.
+        """
+        if len(self._parts) > 1:
+            raise UsageError(
+                found=f"{self._shapes[0][0]} samples to be left on the device",
+                expected=f"no more than fit into a batch of {self._engine.max_batch}",
+                remedy="ask for fewer at a time (first=...), or build for larger batches",
+            )
+        with self._started(*self._parts[0]) as trajectory:
+            self._run(trajectory)
+            return trajectory.state_dlpack()
+
+    def step_by_step(self) -> Iterator[StepResult]:
+        """The steps of the only request."""
+        with ExitStack() as stack:
+            running = [(stack.enter_context(self._started(*part)), part[1]) for part in self._parts]
+            for index, step in enumerate(self._program.steps):
+                started = time.perf_counter()
+                state = np.empty(self._shapes[0], np.float32)
+                for trajectory, batch in running:
+                    self._step(trajectory, index)
+                    state[[row for _, row in batch.places]] = trajectory.state()
+                seconds = time.perf_counter() - started
+                yield StepResult(index, step.timestep, step.chosen, state, seconds)
+
+    def warm_up(self) -> None:
+        """Run a trajectory of each size; on the host, evaluate each exit and take one step."""
+        sizes = {(plan.guided, plan.size): (plan, batch) for plan, batch in self._parts}
+        for plan, batch in sizes.values():
+            with self._started(plan, batch) as trajectory:
+                if self._engine.runs_trajectories:
+                    trajectory.run()
+                else:
+                    self._evaluate_exits(plan, batch)
+                    trajectory.step(0)
+
+    def _evaluate_exits(self, plan: Plan, batch: Batch) -> None:
+        """Evaluate each exit of each engine once, whichever the schedule names."""
+        rows = plan.size + (0 if plan.apart else plan.guided)
+        x = np.zeros((rows, *plan.shape), np.float32)
+        t = np.full(rows, plan.program.steps[0].timestep, np.float32)
+        conditions = {name: array[:rows] for name, array in batch.rows.conditions.items()}
+        for engine in self._engine.members.values() or [self._engine]:
+            for depth in plan.interface.exits:
+                engine.evaluate(depth, x, t, conditions)
+
+    @contextmanager
+    def _started(self, plan: Plan, batch: Batch) -> Iterator[Trajectory]:
+        """A trajectory at the initial noise of a batch, as long as the block lasts."""
+        with self._pool.trajectory(self._engine, plan) as trajectory:
+            trajectory.start(batch.rows)
+            yield trajectory
+
+    def _run(self, trajectory: Trajectory) -> None:
+        """Take all steps: at once where a device does that, unless someone watches."""
+        if self._on_step is None and self._engine.runs_trajectories:
+            self._pool.check_open()
+            trajectory.run()
+            return
+        for index in range(len(self._program.steps)):
+            self._step(trajectory, index)
+
+    def _step(self, trajectory: Trajectory, index: int) -> None:
+        self._pool.check_open()
+        if self._on_step is None:
+            trajectory.step(index)
+            return
+        plan, step, started = trajectory.plan, self._program.steps[index], time.perf_counter()
+        trajectory.step(index)
+        trajectory.wait()
+        engine = step.chosen.engine
+        metrics = StepMetrics(
+            f"{plan.interface.name} for {engine}" if engine else self._name,
+            self._program.solver,
+            index,
+            step.timestep,
+            step.chosen,
+            plan.size,
+            plan.rows(step),
+            time.perf_counter() - started,
+        )
+        try:
+            self._on_step(metrics)
+        except Exception:  # whatever a caller's hook may raise
+            _log.exception("the hook on_step failed")

@@ -1,0 +1,78 @@
+"""Tables, facts and lines in a terminal, drawn by rich."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import rich.table
+from rich import box
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.padding import Padding
+from rich.text import Text
+
+from eecompile.show.table import Facts, Line, Part, Table, Tone, Toned
+
+_STYLES: dict[Tone, str] = {
+    "": "", "good": "green", "bad": "bold red", "warning": "yellow", "soft": "dim",
+    "strong": "bold", "hint": "cyan", "title": "italic",
+}  # fmt: skip
+
+
+def rendered(*parts: Part) -> RenderableType:
+    """Parts one below the other; names in them are shown as they are, never as markup."""
+    return Group(*map(_rendered, parts))
+
+
+def _rendered(part: Part) -> RenderableType:
+    if isinstance(part, Line):
+        return Padding(Text(part.text, _STYLES[part.tone]), (0, 0, 0, part.indent))
+    if isinstance(part, Facts):
+        grid = rich.table.Table(box=None, show_header=False, pad_edge=False)
+        grid.add_column(style="bold", no_wrap=True)
+        grid.add_column(overflow="fold")
+        for name, fact in part.items():
+            grid.add_row(name, Text(fact))
+        return grid
+    if part.without and not part.rows:
+        return Text(part.without)
+    return Group(_Fitting(part), *map(Text, part.notes))
+
+
+class _Fitting:
+    """A table with as many of its columns, and as much space, as the terminal has room for."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(self._table.title, "italic")
+        every = list(range(len(self._table.columns)))
+        made = _drawn(self._table, every)
+        if console.measure(made, options=options.update(width=10**4)).maximum > options.max_width:
+            fewer = [index for index in every if not self._table.columns[index].detail]
+            made = _drawn(self._table, fewer)
+        if console.measure(made, options=options).minimum > options.max_width:
+            made.box, made.pad_edge, made.collapse_padding = box.SIMPLE_HEAD, False, True
+        yield made
+
+
+def _drawn(table: Table, columns: Sequence[int]) -> rich.table.Table:
+    made = rich.table.Table()
+    for index in columns:
+        column = table.columns[index]
+        heading = Text("\n".join(filter(None, (column.heading, column.unit))))
+        if column.form is None:
+            made.add_column(heading, overflow="fold")
+        else:
+            made.add_column(heading, justify="right", no_wrap=True, overflow="fold")
+    for place, row in enumerate(table.rows):
+        if place and row.group != table.rows[place - 1].group:
+            made.add_section()
+        texts = table.texts(row)
+        cells = [Text(texts[index], _style(row.cells[index])) for index in columns]
+        made.add_row(*cells, style=_STYLES[row.tone])
+    return made
+
+
+def _style(cell: object) -> str:
+    return _STYLES[cell.tone] if isinstance(cell, Toned) else ""

@@ -1,0 +1,165 @@
+"""What a step evaluates: its text, what it needs, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import hypothesis.strategies as st
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+
+from eecompile.errors import ScheduleError, UsageError
+from eecompile.programs.choice import (
+    OUTPUT,
+    Choice,
+    Exit,
+    Forecast,
+    check_exits,
+    choice_from_text,
+    choice_of,
+)
+from eecompile.programs.interface import Interface, State
+from eecompile.programs.program import FORMAT, Program, Step, Term, Update
+
+NAMES = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,20}", fullmatch=True)
+CHOICES = st.one_of(
+    st.builds(Exit, st.integers(1, 10_000), st.one_of(st.just(""), NAMES)),
+    st.builds(Forecast),
+)
+
+
+def program(*choices: Choice | None) -> Program:
+    updates = (Update("state", (Term("output", 1.0),)),)
+    steps = tuple(
+        Step(choice, float(len(choices) - at), (Term("state", 1.0),), updates)
+        for at, choice in enumerate(choices)
+    )
+    return Program(solver="x", initial=1.0, steps=steps)
+
+
+@given(CHOICES)
+def test_a_choice_survives_its_text_and_json(choice: Choice) -> None:
+    assert choice_from_text(choice.text) == choice_of(choice.text) == choice
+    assert choice_from_text(f" {choice.text} ") == choice
+    assert choice_of(choice) is choice
+    assert msgspec.json.decode(msgspec.json.encode(choice), type=Choice) == choice
+    assert hash(choice_from_text(choice.text)) == hash(choice)
+
+
+def test_the_texts_are_those_of_schedules() -> None:
+    assert [c.text for c in (Exit(12), Exit(12, "cpu"), Forecast())] == ["12", "12@cpu", "again"]
+    assert choice_from_text("012 @ cpu") == Exit(12, "cpu")
+    assert choice_of(7) == choice_of("7") == Exit(7)
+    assert choice_of(np.int64(7)) == Exit(7)  # type: ignore[arg-type]
+    assert type(Exit(np.int64(7)).depth) is int  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "0", "00", "-1", "+1", "1.5", "twelve", "12@", "@x", "@", "reuse", "again@cpu",
+     "Again", "again again", "1_2", "12;6", "\N{SUPERSCRIPT TWO}", "\N{ARABIC-INDIC DIGIT TWO}"],
+)  # fmt: skip
+def test_a_text_that_is_no_choice_is_refused(text: str) -> None:
+    with pytest.raises(ScheduleError) as caught:
+        choice_from_text(text)
+    assert caught.value.found == f"{text.strip()!r} in an exit schedule"
+    assert "'again' for the previous output once more" in caught.value.expected
+    assert caught.value.remedy == "name the exits to run"
+    with pytest.raises(ScheduleError):
+        choice_of(text)
+
+
+@pytest.mark.parametrize("depth", [0, -1, -12, True, False, 1.0, float("nan"), None, (3,), "3"])
+def test_a_depth_that_is_none_is_refused(depth: Any) -> None:
+    with pytest.raises(ScheduleError) as caught:
+        Exit(depth)
+    assert caught.value.found == f"depth {depth!r} in an exit schedule"
+    assert caught.value.expected == "a positive depth, or 'again' for the previous output once more"
+    if not isinstance(depth, str):
+        with pytest.raises(ScheduleError, match="a positive depth"):
+            choice_of(depth)
+
+
+def test_the_name_of_an_engine_set_is_a_text() -> None:
+    with pytest.raises(ScheduleError, match="depth 12 of engine set 5"):
+        Exit(12, 5)  # type: ignore[arg-type]
+
+
+def test_what_a_choice_needs_and_costs() -> None:
+    def cost(depth: int) -> float:
+        return {3: 0.4, 12: 1.0}[depth]
+
+    exit_, again = Exit(3, "cpu"), Forecast()
+    assert (exit_.evaluates, exit_.blocks, exit_.exits, exit_.engine) == (True, 3, (3,), "cpu")
+    assert (again.evaluates, again.blocks, again.exits, again.engine) == (False, 0, (), "")
+    assert (exit_.reads, exit_.writes) == ((), (OUTPUT,))
+    assert (again.reads, again.writes) == ((OUTPUT,), ())
+    assert (exit_.cost(cost), again.cost(cost)) == (0.4, 0)
+    state = State(shape=(3,))
+    by_blocks = Interface(name="n", exits=(3, 12), state=state)
+    measured = Interface(name="n", exits=(3, 12), state=state, costs=(4.0, 5.0))
+    for interface, share in ((by_blocks, 0.25), (measured, 0.8)):
+        assert interface.cost(exit_) == interface.cost_of_exit(3) == share
+        assert interface.cost(Exit(12)) == 1
+        assert interface.cost(again) == 0
+
+
+def test_exits_are_checked_and_open_choices_need_none() -> None:
+    check_exits([Exit(3), None, Forecast(), Exit(12, "cpu")], {12, 3})
+    with pytest.raises(ScheduleError, match=r"depth 5 .* one of the exits \[3, 12\]; use these"):
+        check_exits([Exit(3), Exit(5)], {12, 3})
+
+
+@pytest.mark.parametrize(
+    "written",
+    [b"12", b'"again"', b"{}", b'{"type": "skip"}', b'{"type": "exit"}',
+     b'{"type": "exit", "depth": 0}', b'{"type": "exit", "depth": true}',
+     b'{"type": "exit", "depth": 3, "speed": 2}', b'{"type": "exit", "depth": 3, "engine": 1}',
+     b'{"type": "forecast", "order": 1}', b'{"type": "forecast", "depth": 3}'],
+)  # fmt: skip
+def test_json_that_is_no_choice_is_refused(written: bytes) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.json.decode(written, type=Choice)
+    step = msgspec.json.encode(program(Exit(3))).replace(b'{"type":"exit","depth":3}', written)
+    with pytest.raises(UsageError, match="no program"):
+        Program.from_json(step)
+
+
+@given(st.lists(st.one_of(CHOICES, st.none()), max_size=6))
+def test_the_choices_of_a_program_survive_json(choices: list[Choice | None]) -> None:
+    made = program(Exit(3), *choices)
+    assert made.choices == (Exit(3), *choices)
+    assert Program.from_json(made.to_json()) == made
+    assert set(made.with_choices(lambda time: None).choices) == {None}
+
+
+@pytest.mark.parametrize(
+    ("choices", "index"),
+    [((Forecast(),), 0), ((Forecast(), Exit(3)), 0)],
+)
+def test_a_forecast_before_any_evaluation_is_refused(
+    choices: tuple[Choice | None, ...], index: int
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        program(*choices)
+    error = caught.value
+    assert error.found == (
+        f"a program whose step {index} is 'again', before anything was evaluated"
+    )
+    assert error.expected == "one that begins with an evaluation"
+    assert error.remedy == "give an exit to the largest times of the exit schedule"
+    with pytest.raises(UsageError, match="begins with an evaluation"):
+        program(Exit(3), Exit(3)).with_choices(lambda time: Forecast())
+
+
+@pytest.mark.parametrize("depth", [12, 0, -1])
+def test_a_program_of_the_former_format_is_recognised(depth: int) -> None:
+    step = {"depth": depth, "timestep": 0.0, "input": [["state", 1.0]], "updates": []}
+    older = {"solver": "ddim", "initial": 1.0, "steps": [step], "process": None, "format": 3}
+    with pytest.raises(UsageError) as caught:
+        Program.from_json(msgspec.json.encode(older))
+    error = caught.value
+    assert (error.found, error.expected) == ("a program of format 3", f"format {FORMAT}")
+    assert error.remedy == "compile the program again"
