@@ -2,7 +2,8 @@
 
 :func:`compare` measures and returns a :class:`ComparisonResult`; :class:`Comparison` is the form of
 ``report.json``, which :func:`read_report` reads. The runners give one exit of a bundle, an
-engine set or the trained network to polygraphy's ``Comparator``.
+engine set or the trained network to polygraphy's ``Comparator``, at the inputs that
+:func:`points` makes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from typing import TYPE_CHECKING
 from eecompile.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from eecompile.compare.checks import checked_bundle
     from eecompile.compare.comparison import ComparisonResult, compare
+    from eecompile.compare.measure import points
     from eecompile.compare.report import Comparison, read_report
     from eecompile.compare.runners import (
         EngineRunner,
@@ -31,14 +34,18 @@ __all__ = [
     "TensorrtRunner",
     "TorchRunner",
     "TrainedNetwork",
+    "checked_bundle",
     "compare",
+    "points",
     "read_report",
 ]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "checks": "checked_bundle",
         "comparison": "ComparisonResult compare",
+        "measure": "points",
         "report": "Comparison read_report",
         "runners": "EngineRunner OnnxRuntimeRunner OpenvinoRunner TensorrtRunner",
         "torch_runners": "TorchRunner TrainedNetwork",

@@ -2,8 +2,8 @@
 
 :func:`tune` measures what every choice costs and how far it moves the samples, finds the
 schedules that lose least, and measures those; it returns a :class:`Front`, which
-:func:`read_front` reads from ``front.json``. :class:`TuningSettings` says how to search. Needs numpy
-and the runtime; the page needs plotly, the tables rich.
+:func:`read_front` reads from ``front.json``. :class:`TuningSettings` says how to search. Needs
+numpy and the runtime; the page needs plotly, the tables rich.
 """
 
 from __future__ import annotations
