@@ -22,8 +22,9 @@ if TYPE_CHECKING:
         OnnxRuntimeRunner,
         OpenvinoRunner,
         TensorrtRunner,
+        TorchRunner,
     )
-    from eecompile.compare.torch_runners import TorchRunner, TrainedNetwork
+    from eecompile.compare.trained import TrainedNetwork
 
 __all__ = [
     "Comparison",
@@ -47,7 +48,7 @@ __getattr__, __dir__ = lazy_names(
         "comparison": "ComparisonResult compare",
         "measure": "points",
         "report": "Comparison read_report",
-        "runners": "EngineRunner OnnxRuntimeRunner OpenvinoRunner TensorrtRunner",
-        "torch_runners": "TorchRunner TrainedNetwork",
+        "runners": "EngineRunner OnnxRuntimeRunner OpenvinoRunner TensorrtRunner TorchRunner",
+        "trained": "TrainedNetwork",
     },
 )

@@ -16,7 +16,7 @@ from polygraphy.comparator import RunResults
 from rich.console import Console
 from safetensors.numpy import save_file
 
-from eecompile.compare import checks, runners
+from eecompile.compare import checks, peers
 from eecompile.compare.accuracy import accuracy, outputs_of
 from eecompile.compare.candidates import Spec, opened
 from eecompile.compare.child import Answer, Job, in_child
@@ -192,14 +192,14 @@ def test_a_perturbed_engine_set_is_caught(
 def test_what_fails_half_way_keeps_the_others_results(
     bundle: Path, engine_sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    infer = runners.OpenvinoRunner.infer_impl
+    evaluate = peers.OpenvinoPeer.evaluate
 
-    def failing(self: Any, feed_dict: Any) -> Any:
-        if self.depth == 9:
+    def failing(self: Any, depth: int, *inputs: Any) -> Any:
+        if depth == 9:
             raise RuntimeError("no memory left")
-        return infer(self, feed_dict)
+        return evaluate(self, depth, *inputs)
 
-    monkeypatch.setattr(runners.OpenvinoRunner, "infer_impl", failing)
+    monkeypatch.setattr(peers.OpenvinoPeer, "evaluate", failing)
     report = compare(bundle, [engine_sets["chained"]], named=["openvino"], **FAST).report
     found = {each.name: each for each in report.candidates}
     assert found["openvino"].skipped == "exit 9: RuntimeError: no memory left"
@@ -325,7 +325,7 @@ def test_a_process_of_its_own_brings_results_that_polygraphy_joins(
     assert {depth: len(each) for depth, each in answer.latencies.items()} == dict.fromkeys(EXITS, 2)
     with quiet(), opened(spec) as here:
         inputs = points(here.interface, [4])
-        ours = outputs_of(here.runners[6], inputs)
+        ours = outputs_of(here.runner(6), inputs)
         theirs = RunResults.load(str(tmp_path / "outputs-6.json"))
         found = accuracy(ours, theirs, inputs, Tolerance())
     assert found.passed
@@ -343,8 +343,8 @@ def test_outputs_that_are_not_finite_have_not_passed(bundle: Path) -> None:
     spec = Spec(name="one", source="onnxruntime", bundle=str(bundle))
     with quiet(), opened(spec) as here:
         inputs = points(here.interface, [2])
-        right = outputs_of(here.runners[3], inputs)
-        broken = outputs_of(here.runners[3], inputs)
+        right = outputs_of(here.runner(3), inputs)
+        broken = outputs_of(here.runner(3), inputs)
         broken[0][1][2]["prediction_003"][0, 0, 0, 0] = np.nan
         found = accuracy(right, broken, inputs, Tolerance())
         assert not found.passed
@@ -356,14 +356,14 @@ def test_outputs_that_are_not_finite_have_not_passed(bundle: Path) -> None:
 def test_a_reference_that_is_not_finite_is_an_error(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    infer = runners.OnnxRuntimeRunner.infer_impl
+    evaluate = peers.OnnxRuntimePeer.evaluate
 
-    def broken(self: Any, feed_dict: Any) -> Any:
-        outputs = infer(self, feed_dict)
-        if self.depth == 6 and feed_dict["t"][0] == 666:
-            next(iter(outputs.values()))[0] = np.inf
+    def broken(self: Any, depth: int, x: Any, t: Any, conditions: Any) -> Any:
+        outputs = evaluate(self, depth, x, t, conditions)
+        if depth == 6 and t[0] == 666:
+            outputs[0][0] = np.inf
         return outputs
 
-    monkeypatch.setattr(runners.OnnxRuntimeRunner, "infer_impl", broken)
+    monkeypatch.setattr(peers.OnnxRuntimePeer, "evaluate", broken)
     with pytest.raises(NonFiniteError, match=r"reference .onnxruntime. at exit 6, t = 666"):
         compare(bundle, named=["onnxruntime"], **FAST)

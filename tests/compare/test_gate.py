@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -20,34 +18,28 @@ from eecompile.compare.report import (
     Settings,
     Trajectory,
 )
-from eecompile.compare.runners import Evaluate, ExitRunner
 from eecompile.errors import UsageError
 from eecompile.programs.choice import Exit
 from eecompile.programs.interface import Interface, State
+from eecompile.runtime.engines.fake import FakeEngine
 from tests.clock import spend, standing_clock
 
 FACE = Interface(name="fake", exits=(4,), state=State(shape=(2,)))
 
 
-class Fake(ExitRunner):
+def fake(seconds: float) -> FakeEngine:
     """Takes a given time on the standing clock."""
 
-    def __init__(self, seconds: float) -> None:
-        super().__init__(FACE, 4)
-        self._seconds = seconds
+    def predict(depth: int, x: Any, *_: Any) -> Any:
+        spend(seconds)
+        return x
 
-    @contextmanager
-    def opened(self) -> Iterator[Evaluate]:
-        def evaluate(feed: Any) -> Sequence[Any]:
-            spend(self._seconds)
-            return [feed["x"]]
-
-        yield evaluate
+    return FakeEngine((4,), predict)
 
 
 def measured(**seconds: float) -> Report:
     """A report of fakes that were timed; the first is the reference."""
-    candidates = {name: Opened(FACE, {4: Fake(each)}) for name, each in seconds.items()}
+    candidates = {name: Opened(name, FACE, fake(each)) for name, each in seconds.items()}
     with standing_clock():
         timings = latencies(candidates, FACE, 4, 1, rounds=9)
     return made({name: 1e3 * latency(1, t).median / 1e3 for name, t in timings.seconds.items()})

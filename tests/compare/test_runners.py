@@ -33,7 +33,7 @@ from eecompile.compare.runners import (
     check_belongs,
     checked_bundle,
 )
-from eecompile.compare.torch_runners import predict_at
+from eecompile.compare.trained import predict_at
 from eecompile.errors import BackendError, ScheduleError, UsageError
 from eecompile.networks.truncated import Renamed, Truncated
 from eecompile.store.bundle import exit_graph_name, open_bundle, write_manifest
