@@ -21,7 +21,7 @@ from eecompile.doctor.packages import OLD_DRIVER, Conflict, Packages, conflicts,
 from eecompile.doctor.probes import PROBES, YES, Answer, Finding
 from eecompile.measure.machine import Cpu, Gpu, cpu
 
-__all__ = ["TIMEOUT", "BackendStatus", "Report", "Tool", "examine"]
+__all__ = ["TIMEOUT", "BackendStatus", "MachineReport", "Tool", "examine"]
 
 TIMEOUT = 60.0  # seconds, for all probes together: a first CUDA initialisation takes many
 
@@ -46,7 +46,7 @@ class Tool(msgspec.Struct, frozen=True):
     works: Answer
 
 
-class Report(msgspec.Struct, frozen=True):
+class MachineReport(msgspec.Struct, frozen=True):
     """All that ``eecompile doctor`` shows; ``no_gpu`` says why there is none."""
 
     eecompile: str
@@ -91,7 +91,7 @@ _COMPILER = ("onnxruntime", "onnx", "onnx-ir", "safetensors", "filelock")
 _NO_GPU = "use a machine with an NVIDIA GPU and its driver"
 
 
-def examine(timeout: float = TIMEOUT) -> Report:
+def examine(timeout: float = TIMEOUT) -> MachineReport:
     """Ask everything that is installed, at once; takes as long as the slowest.
 
     Args:
@@ -108,7 +108,7 @@ def examine(timeout: float = TIMEOUT) -> Report:
     working |= {name for name, finding in findings.items() if finding.works.yes}
     lacking = [name for name in _COMPILER if name not in working]
     core = next(tool.works for tool in tools if tool.name == "cuda-core")
-    return Report(
+    return MachineReport(
         eecompile=eecompile.__version__,
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
