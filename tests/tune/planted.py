@@ -11,7 +11,7 @@ from eecompile.programs.interface import Condition, Interface, State
 from eecompile.runtime.engines.fake import FakeEngine
 from eecompile.runtime.engines.group import EngineGroup
 from eecompile.runtime.sampler import Sampler
-from eecompile.tune.report import Settings
+from eecompile.tune.report import TuningSettings
 from tests.clock import spend
 
 EXITS = (1, 2, 4)
@@ -54,7 +54,7 @@ def sampler_of(*engines: FakeEngine, **more: Any) -> Sampler:
     return Sampler(EngineGroup(dict(zip(names, engines, strict=False))), interface(**more))
 
 
-def settings(**changed: Any) -> Settings:
+def settings(**changed: Any) -> TuningSettings:
     """Small."""
     chosen: dict[str, Any] = {
         "solver": "ddim",
@@ -64,4 +64,4 @@ def settings(**changed: Any) -> Settings:
         "held_out": 6,
         "minutes": 0.05,
     }
-    return Settings(**(chosen | changed))
+    return TuningSettings(**(chosen | changed))
