@@ -83,7 +83,7 @@ def plan_of(
     )
 
 
-class Sampling:
+class BatchRun:
     """Batches of samples that run through one program.
 
     Args:

@@ -72,11 +72,11 @@ def test_the_figures_are_those_of_the_shipped_network(front: Front) -> None:
     points = {point.name: point for point in front.points}
     assert points["exit 3"].distance > points["exit 6"].distance > points["exit 9"].distance > 0
     for point in front.points:
-        assert point.ideal == pytest.approx(sum(c.blocks for c in point.choices) / 48)
+        assert point.ideal_share == pytest.approx(sum(c.blocks for c in point.choices) / 48)
         assert point.interval[0] <= point.distance <= point.interval[1]
     for each in front.points:
         if each.kind == "found":
-            assert each.predicted <= (each.budget or 0) * 1.001
+            assert each.predicted_share <= (each.budget or 0) * 1.001
 
 
 def test_sample_takes_a_found_schedule(
