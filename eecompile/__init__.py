@@ -12,44 +12,28 @@ from typing import TYPE_CHECKING
 from eecompile.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from eecompile.errors import BackendError, EecompileError, NonFiniteError, UsageError
-    from eecompile.programs.choice import Exit, Forecast
-    from eecompile.programs.interface import Condition, Interface, Sampling, State
-    from eecompile.programs.process import Process
-    from eecompile.programs.program import Program
-    from eecompile.programs.schedule import ExitSchedule
-    from eecompile.programs.solvers.ddim import ddim
-    from eecompile.programs.solvers.ddpm import ddpm
-    from eecompile.runtime.engines.fake import FakeEngine
-    from eecompile.runtime.request import SampleRequest
-    from eecompile.runtime.sampler import Sampler
-    from eecompile.runtime.sampling import StepMetrics, StepResult
+    from eecompile.errors import BackendError as BackendError
+    from eecompile.errors import EecompileError as EecompileError
+    from eecompile.errors import NonFiniteError as NonFiniteError
+    from eecompile.errors import UsageError as UsageError
+    from eecompile.programs.choice import Exit as Exit
+    from eecompile.programs.choice import Forecast as Forecast
+    from eecompile.programs.interface import Condition as Condition
+    from eecompile.programs.interface import Interface as Interface
+    from eecompile.programs.interface import Sampling as Sampling
+    from eecompile.programs.interface import State as State
+    from eecompile.programs.process import Process as Process
+    from eecompile.programs.program import Program as Program
+    from eecompile.programs.schedule import ExitSchedule as ExitSchedule
+    from eecompile.programs.solvers.ddim import ddim as ddim
+    from eecompile.programs.solvers.ddpm import ddpm as ddpm
+    from eecompile.runtime.engines.fake import FakeEngine as FakeEngine
+    from eecompile.runtime.request import SampleRequest as SampleRequest
+    from eecompile.runtime.sampler import Sampler as Sampler
+    from eecompile.runtime.sampling import StepMetrics as StepMetrics
+    from eecompile.runtime.sampling import StepResult as StepResult
 
 __version__ = "0.1.0"
-
-__all__ = [
-    "BackendError",
-    "Condition",
-    "EecompileError",
-    "Exit",
-    "ExitSchedule",
-    "FakeEngine",
-    "Forecast",
-    "Interface",
-    "NonFiniteError",
-    "Process",
-    "Program",
-    "SampleRequest",
-    "Sampler",
-    "Sampling",
-    "State",
-    "StepMetrics",
-    "StepResult",
-    "UsageError",
-    "__version__",
-    "ddim",
-    "ddpm",
-]
 
 __getattr__, __dir__ = lazy_names(
     __name__,

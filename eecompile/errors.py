@@ -22,24 +22,6 @@ sentence. The tree::
 
 from __future__ import annotations
 
-__all__ = [
-    "BackendError",
-    "BundleError",
-    "BusyError",
-    "CheckpointError",
-    "ConditionError",
-    "DigestError",
-    "EecompileError",
-    "FormatError",
-    "NonFiniteError",
-    "OutputExistsError",
-    "RecipeError",
-    "ScheduleError",
-    "TraceError",
-    "UsageError",
-    "VerificationError",
-]
-
 
 class EecompileError(Exception):
     """The root of everything that eecompile raises on purpose.

@@ -12,6 +12,9 @@ def lazy_names(
 ) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
     """``__getattr__`` and ``__dir__`` of a package, by a table of where its names are defined.
 
+    The package's ``__all__`` comes from the table too. It must not be written out: type checkers
+    then see no more than it holds, and not what the package imports for them as itself.
+
     Args:
         package: its ``__name__``.
         homes: modules, relative to the package, and the names of each, divided by spaces.
@@ -21,6 +24,8 @@ def lazy_names(
     def find(name: str) -> object:
         if name in home_of:
             return getattr(importlib.import_module(f"{package}.{home_of[name]}"), name)
+        if name == "__all__":
+            return sorted({*home_of, *({"__version__"} & vars(sys.modules[package]).keys())})
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     return find, lambda: sorted({*vars(sys.modules[package]), *home_of})

@@ -13,33 +13,18 @@ from typing import TYPE_CHECKING
 from eecompile.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from eecompile.compare.checks import checked_bundle
-    from eecompile.compare.comparison import ComparisonResult, compare
-    from eecompile.compare.measure import points
-    from eecompile.compare.report import Comparison, read_report
-    from eecompile.compare.runners import (
-        EngineRunner,
-        OnnxRuntimeRunner,
-        OpenvinoRunner,
-        TensorrtRunner,
-        TorchRunner,
-    )
-    from eecompile.compare.trained import TrainedNetwork
-
-__all__ = [
-    "Comparison",
-    "ComparisonResult",
-    "EngineRunner",
-    "OnnxRuntimeRunner",
-    "OpenvinoRunner",
-    "TensorrtRunner",
-    "TorchRunner",
-    "TrainedNetwork",
-    "checked_bundle",
-    "compare",
-    "points",
-    "read_report",
-]
+    from eecompile.compare.checks import checked_bundle as checked_bundle
+    from eecompile.compare.comparison import ComparisonResult as ComparisonResult
+    from eecompile.compare.comparison import compare as compare
+    from eecompile.compare.measure import points as points
+    from eecompile.compare.report import Comparison as Comparison
+    from eecompile.compare.report import read_report as read_report
+    from eecompile.compare.runners import EngineRunner as EngineRunner
+    from eecompile.compare.runners import OnnxRuntimeRunner as OnnxRuntimeRunner
+    from eecompile.compare.runners import OpenvinoRunner as OpenvinoRunner
+    from eecompile.compare.runners import TensorrtRunner as TensorrtRunner
+    from eecompile.compare.runners import TorchRunner as TorchRunner
+    from eecompile.compare.trained import TrainedNetwork as TrainedNetwork
 
 __getattr__, __dir__ = lazy_names(
     __name__,

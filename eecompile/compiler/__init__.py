@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from eecompile.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from eecompile.compiler.build import engine_set_from_bundle
-    from eecompile.compiler.export import bundle_from_recipe
-    from eecompile.compiler.schedulers.program import program_from_scheduler
-
-__all__ = ["bundle_from_recipe", "engine_set_from_bundle", "program_from_scheduler"]
+    from eecompile.compiler.build import engine_set_from_bundle as engine_set_from_bundle
+    from eecompile.compiler.export import bundle_from_recipe as bundle_from_recipe
+    from eecompile.compiler.schedulers.program import (
+        program_from_scheduler as program_from_scheduler,
+    )
 
 __getattr__, __dir__ = lazy_names(
     __name__,

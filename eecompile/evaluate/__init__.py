@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 from eecompile.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from eecompile.evaluate.evaluation import Options, evaluate
-    from eecompile.evaluate.report import Evaluation
-
-__all__ = ["Evaluation", "Options", "evaluate"]
+    from eecompile.evaluate.evaluation import Options as Options
+    from eecompile.evaluate.evaluation import evaluate as evaluate
+    from eecompile.evaluate.report import Evaluation as Evaluation
 
 __getattr__, __dir__ = lazy_names(
     __name__,

@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING
 from eecompile.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from eecompile.networks.base import MultiExitNetwork
-    from eecompile.networks.dit import DiT
-    from eecompile.networks.load import load_network
-    from eecompile.networks.uvit import UViT
-
-__all__ = ["DiT", "MultiExitNetwork", "UViT", "load_network"]
+    from eecompile.networks.base import MultiExitNetwork as MultiExitNetwork
+    from eecompile.networks.dit import DiT as DiT
+    from eecompile.networks.load import load_network as load_network
+    from eecompile.networks.uvit import UViT as UViT
 
 __getattr__, __dir__ = lazy_names(
     __name__,

@@ -10,27 +10,19 @@ from typing import TYPE_CHECKING
 from eecompile.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from eecompile.programs.choice import Choice, Exit, Forecast
-    from eecompile.programs.interface import Condition, Interface, Sampling, State
-    from eecompile.programs.process import Process
-    from eecompile.programs.program import Program, Step, Term, Update
-    from eecompile.programs.schedule import ExitSchedule
-
-__all__ = [
-    "Choice",
-    "Condition",
-    "Exit",
-    "ExitSchedule",
-    "Forecast",
-    "Interface",
-    "Process",
-    "Program",
-    "Sampling",
-    "State",
-    "Step",
-    "Term",
-    "Update",
-]
+    from eecompile.programs.choice import Choice as Choice
+    from eecompile.programs.choice import Exit as Exit
+    from eecompile.programs.choice import Forecast as Forecast
+    from eecompile.programs.interface import Condition as Condition
+    from eecompile.programs.interface import Interface as Interface
+    from eecompile.programs.interface import Sampling as Sampling
+    from eecompile.programs.interface import State as State
+    from eecompile.programs.process import Process as Process
+    from eecompile.programs.program import Program as Program
+    from eecompile.programs.program import Step as Step
+    from eecompile.programs.program import Term as Term
+    from eecompile.programs.program import Update as Update
+    from eecompile.programs.schedule import ExitSchedule as ExitSchedule
 
 __getattr__, __dir__ = lazy_names(
     __name__,

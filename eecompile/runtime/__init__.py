@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 from eecompile.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from eecompile.runtime.protocol import Engine
-
-__all__ = ["Engine"]
+    from eecompile.runtime.protocol import Engine as Engine
 
 __getattr__, __dir__ = lazy_names(__name__, {"protocol": "Engine"})

@@ -7,17 +7,12 @@ from typing import TYPE_CHECKING
 from eecompile.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from eecompile.store.bundle import BundleManifest, EngineManifest, open_bundle, open_engine_set
-    from eecompile.store.target import Target, load_target
-
-__all__ = [
-    "BundleManifest",
-    "EngineManifest",
-    "Target",
-    "load_target",
-    "open_bundle",
-    "open_engine_set",
-]
+    from eecompile.store.bundle import BundleManifest as BundleManifest
+    from eecompile.store.bundle import EngineManifest as EngineManifest
+    from eecompile.store.bundle import open_bundle as open_bundle
+    from eecompile.store.bundle import open_engine_set as open_engine_set
+    from eecompile.store.target import Target as Target
+    from eecompile.store.target import load_target as load_target
 
 __getattr__, __dir__ = lazy_names(
     __name__,

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from eecompile.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from eecompile.tune.report import Front, TuningSettings, read_front
-    from eecompile.tune.tuning import tune
-
-__all__ = ["Front", "TuningSettings", "read_front", "tune"]
+    from eecompile.tune.report import Front as Front
+    from eecompile.tune.report import TuningSettings as TuningSettings
+    from eecompile.tune.report import read_front as read_front
+    from eecompile.tune.tuning import tune as tune
 
 __getattr__, __dir__ = lazy_names(
     __name__,
