@@ -8,18 +8,8 @@ from typing import Annotated
 import typer
 
 from eecompile.backends import PEERS
+from eecompile.cli import options
 from eecompile.cli.console import as_it_is, err, extra, phases, say, show
-from eecompile.cli.options import (
-    Bundle,
-    Conditions,
-    Guidance,
-    GuidanceInterval,
-    Nulls,
-    Seed,
-    Shape,
-    Solver,
-    Steps,
-)
 from eecompile.cli.values import numbers_of, request_of
 from eecompile.errors import UsageError
 
@@ -27,7 +17,7 @@ _REGRESSED = 3  # exit status where the baseline was better
 
 
 def compare(
-    bundle: Bundle,
+    bundle: options.Bundle,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the report.")],
     engines: Annotated[
         list[Path] | None, typer.Option("--engines", help="An engine set of that bundle.")
@@ -47,14 +37,14 @@ def compare(
     rounds: Annotated[
         int | None, typer.Option(help="How often each figure is measured; default by time.")
     ] = None,
-    solver: Solver = None,
-    steps: Steps = None,
-    guidance: Guidance = None,
-    guidance_interval: GuidanceInterval = None,
-    set_: Conditions = None,
-    null: Nulls = None,
-    shape: Shape = None,
-    seed: Seed = 0,
+    solver: options.Solver = None,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    guidance_interval: options.GuidanceInterval = None,
+    set_: options.Conditions = None,
+    null: options.Nulls = None,
+    shape: options.Shape = None,
+    seed: options.Seed = 0,
     schedule: Annotated[
         list[str] | None, typer.Option(help="An exit schedule, as for sample; default all.")
     ] = None,

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from eecompile.cli import options
 from eecompile.cli.console import extra, phases, say, show
-from eecompile.cli.options import Bundle, Force
 from eecompile.cli.values import numbers_of
 from eecompile.store.bundle import open_bundle
 
@@ -24,7 +24,7 @@ def export(
     checkpoint: Annotated[
         Path | None, typer.Option(help="Checkpoint to load instead of the recipe's.")
     ] = None,
-    force: Force = False,
+    force: options.Force = False,
 ) -> None:
     """Export a trained network: one ONNX graph per exit, every weight stored once."""
     from eecompile.recipe import load_recipe
@@ -51,7 +51,7 @@ def export(
 
 
 def build(
-    bundle: Bundle,
+    bundle: options.Bundle,
     target: Annotated[
         Path | None,
         typer.Option(
@@ -61,7 +61,7 @@ def build(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Engine set; default out/NETWORK/TARGET.")
     ] = None,
-    force: Force = False,
+    force: options.Force = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be built and why; write nothing.")
     ] = False,

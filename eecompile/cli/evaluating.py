@@ -7,20 +7,9 @@ from typing import Annotated
 
 import typer
 
+from eecompile.cli import options
 from eecompile.cli.console import extra, phases, say, show
 from eecompile.cli.files import check_json
-from eecompile.cli.options import (
-    Conditions,
-    Guidance,
-    GuidanceInterval,
-    MoreEngines,
-    Nulls,
-    Seed,
-    Shape,
-    Solver,
-    Steps,
-    Threads,
-)
 from eecompile.cli.values import program_of, request_of, schedules_of
 from eecompile.errors import UsageError
 from eecompile.programs.program import Program
@@ -56,14 +45,14 @@ def evaluate(
         Path | None,
         typer.Option(help="More real data, for the floor; default two halves of the reference."),
     ] = None,
-    solver: Solver = None,
-    steps: Steps = None,
-    guidance: Guidance = None,
-    guidance_interval: GuidanceInterval = None,
-    set_: Conditions = None,
-    null: Nulls = None,
-    shape: Shape = None,
-    seed: Seed = 0,
+    solver: options.Solver = None,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    guidance_interval: options.GuidanceInterval = None,
+    set_: options.Conditions = None,
+    null: options.Nulls = None,
+    shape: options.Shape = None,
+    seed: options.Seed = 0,
     batch: Annotated[int, typer.Option(help="Samples made, and kept, at a time.")] = 256,
     features: Annotated[
         Path | None,
@@ -73,8 +62,8 @@ def evaluate(
         Path | None,
         typer.Option(metavar="NET.onnx", help="Makes pictures of samples, such as latents."),
     ] = None,
-    more: MoreEngines = None,
-    threads: Threads = None,
+    more: options.MoreEngines = None,
+    threads: options.Threads = None,
     work: Annotated[
         Path, typer.Option(help="Folder that keeps samples and features, to go on with.")
     ] = Path("out/evaluate"),
@@ -88,7 +77,7 @@ def evaluate(
         from eecompile.evaluate import evaluation
         from eecompile.evaluate.tables import evaluation_parts
     sets = [*([] if engines is None else [engines]), *(more or [])]
-    options = evaluation.Options(
+    settings = evaluation.Options(
         reference=reference,
         request=request,
         batch=batch,
@@ -103,7 +92,7 @@ def evaluate(
     )
     with phases() as report, extra("evaluate"):
         named = _named(schedule, program, sets)
-        made = evaluation.evaluate(sets, named, options, report)
+        made = evaluation.evaluate(sets, named, settings, report)
     show(*evaluation_parts(made))
     if output is not None:
         with written(output) as partial:

@@ -7,23 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from eecompile.cli import options
 from eecompile.cli.console import extra, last_state, say, show
 from eecompile.cli.files import check_json, check_samples, write_samples
 from eecompile.cli.inspecting import planner_of
-from eecompile.cli.options import (
-    Conditions,
-    Engines,
-    Guidance,
-    GuidanceInterval,
-    MoreEngines,
-    Nulls,
-    Schedule,
-    Seed,
-    Shape,
-    Solver,
-    Steps,
-    Threads,
-)
 from eecompile.cli.values import program_of, request_of, schedule_of
 from eecompile.errors import UsageError
 from eecompile.programs.interface import Interface
@@ -34,26 +21,26 @@ from eecompile.store.files import written
 
 
 def sample(
-    engines: Engines,
+    engines: options.Engines,
     output: Annotated[
         Path, typer.Option("-o", "--output", help="A labelled grid (.png) or the array (.npy).")
     ],
     n: Annotated[int, typer.Option("-n", help="Number of samples.")] = 16,
-    solver: Solver = None,
+    solver: options.Solver = None,
     program: Annotated[
         Path | None,
         typer.Option(help="A program's JSON, as of 'eecompile program', instead of a solver."),
     ] = None,
-    steps: Steps = None,
-    schedule: Schedule = None,
-    seed: Seed = 0,
-    guidance: Guidance = None,
-    guidance_interval: GuidanceInterval = None,
-    set_: Conditions = None,
-    null: Nulls = None,
-    shape: Shape = None,
-    more: MoreEngines = None,
-    threads: Threads = None,
+    steps: options.Steps = None,
+    schedule: options.Schedule = None,
+    seed: options.Seed = 0,
+    guidance: options.Guidance = None,
+    guidance_interval: options.GuidanceInterval = None,
+    set_: options.Conditions = None,
+    null: options.Nulls = None,
+    shape: options.Shape = None,
+    more: options.MoreEngines = None,
+    threads: options.Threads = None,
 ) -> None:
     """Sample with the built engines; what is left out takes the recipe's default."""
     asked = request_of(seed, guidance, guidance_interval, set_, null, shape, n=n)

@@ -7,20 +7,8 @@ from typing import Annotated
 
 import typer
 
+from eecompile.cli import options
 from eecompile.cli.console import phases, say, show
-from eecompile.cli.options import (
-    Conditions,
-    Engines,
-    Guidance,
-    GuidanceInterval,
-    MoreEngines,
-    Nulls,
-    Seed,
-    Shape,
-    Solver,
-    Steps,
-    Threads,
-)
 from eecompile.cli.values import request_of
 from eecompile.runtime.sampler import Sampler
 
@@ -28,11 +16,11 @@ _BATCH = 16  # where the engines take as many
 
 
 def tune(
-    engines: Engines,
+    engines: options.Engines,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the schedules.")],
-    more: MoreEngines = None,
-    solver: Solver = None,
-    steps: Steps = None,
+    more: options.MoreEngines = None,
+    solver: options.Solver = None,
+    steps: options.Steps = None,
     budget: Annotated[
         list[float] | None,
         typer.Option(help="Share of full depth's time, such as 0.7; default several."),
@@ -46,18 +34,18 @@ def tune(
     batch: Annotated[
         int | None, typer.Option(help="Samples at once, where time is measured; default 16.")
     ] = None,
-    guidance: Guidance = None,
-    guidance_interval: GuidanceInterval = None,
-    set_: Conditions = None,
-    null: Nulls = None,
-    shape: Shape = None,
+    guidance: options.Guidance = None,
+    guidance_interval: options.GuidanceInterval = None,
+    set_: options.Conditions = None,
+    null: options.Nulls = None,
+    shape: options.Shape = None,
     seeds: Annotated[int, typer.Option(help="Samples that schedules are chosen by.")] = 16,
     held_out: Annotated[int, typer.Option(help="Further samples, for the figures.")] = 48,
-    seed: Seed = 0,
+    seed: options.Seed = 0,
     minutes: Annotated[
         float, typer.Option(help="For trying changes on real samples, in all; more steadies times.")
     ] = 2.0,
-    threads: Threads = None,
+    threads: options.Threads = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace schedules in the output folder.")
     ] = False,

@@ -131,11 +131,16 @@ def _gpus_from_smi() -> tuple[Gpu, ...]:
     if shutil.which("nvidia-smi") is None:
         return ()
     query = "--query-gpu=name,compute_cap,memory.total,driver_version"
-    table = _smi(query, "--format=csv,noheader,nounits")
-    return gpus_from_csv(table, _smi())
+    table = smi(query, "--format=csv,noheader,nounits")
+    return gpus_from_csv(table, smi())
 
 
-def _smi(*arguments: str) -> str:
+def smi(*arguments: str) -> str:
+    """What nvidia-smi prints.
+
+    Raises:
+        OSError, RuntimeError, subprocess.SubprocessError: it is not there, or fails.
+    """
     done = subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, timeout=20)
     if done.returncode != 0:
         raise RuntimeError(done.stdout.strip() or done.stderr.strip() or "it gives no reason")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
+
+from eecompile.measure.machine import smi
 
 
 def resident() -> float | None:
@@ -19,11 +20,8 @@ def resident() -> float | None:
 
 def on_gpus() -> float | None:
     """MiB in use on all GPUs, by any process; None without a driver that says."""
-    if shutil.which("nvidia-smi") is None:
-        return None
-    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
-        return float(sum(map(int, done.stdout.split())))
-    except (OSError, ValueError, subprocess.SubprocessError):
+        used = smi("--query-gpu=memory.used", "--format=csv,noheader,nounits")
+        return float(sum(map(int, used.split())))
+    except (OSError, ValueError, RuntimeError, subprocess.SubprocessError):
         return None
