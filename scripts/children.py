@@ -56,7 +56,7 @@ def medians_in_turns(calls: Mapping[str, tuple[Any, ...]], rounds: int) -> dict[
 
 
 def opening(folder: str, library: str = "") -> Row:
-    """Seconds of importing and of opening an engine set; MiB once every exit has run.
+    """Seconds of opening an engine set; MiB once every exit has run.
 
     Args:
         folder: the engine set.
@@ -65,10 +65,7 @@ def opening(folder: str, library: str = "") -> Row:
     Returns:
         Memory of the whole process, and what opening and running added to it.
     """
-    started = time.perf_counter()
     import eecompile
-
-    imported = time.perf_counter()
     from eecompile.measure.memory import resident
 
     if library == "openvino":
@@ -83,12 +80,7 @@ def opening(folder: str, library: str = "") -> Row:
         for depth in sampler.interface.exits:
             sampler.sample(4, steps=2, schedule=depth)
         whole = resident()
-    return {
-        "import": imported - started,
-        "open": opened - began,
-        "whole": whole,
-        "engines": whole - before,
-    }
+    return {"open": opened - began, "whole": whole, "engines": whole - before}
 
 
 def a_thousand_samplings(folder: str) -> Row:
