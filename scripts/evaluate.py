@@ -23,10 +23,10 @@ from results import BENCHMARKS, OUT, ROOT, facts, main, run_eecompile
 from safetensors import safe_open
 from training import DATA
 
-from eecompile.compiler.export import bundle_from_recipe
-from eecompile.programs.schedule import ExitSchedule
+from eecompile import ExitSchedule
+from eecompile.compiler import bundle_from_recipe
 from eecompile.recipe import load_recipe
-from eecompile.store.bundle import open_engine_set
+from eecompile.store import open_engine_set
 
 PACKAGES = ("onnxruntime", "torch", "torchmetrics", "numpy")
 WEIGHTS = {"before": "start.safetensors", "after": "weights.safetensors"}
