@@ -7,8 +7,6 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["AnyArray", "Array", "Floats", "Inputs"]
-
 Array = NDArray[np.float32]
 """What networks read and write, and samples are."""
 Floats = NDArray[np.float64]

@@ -11,18 +11,6 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-__all__ = [
-    "BACKENDS",
-    "PEERS",
-    "TARGET_BACKENDS",
-    "Backend",
-    "BackendName",
-    "backend_from_library",
-    "backend_from_target",
-    "install",
-    "packages",
-]
-
 
 def install(extra: str) -> str:
     """The command that installs one of eecompile's extras."""
@@ -198,4 +186,4 @@ def packages(name: str) -> tuple[str, ...]:
     """The distributions whose versions matter where a backend evaluates, whichever are there."""
     backend = BACKENDS[name]
     same = [each.package for each in BACKENDS.values() if each.library == backend.library]
-    return (*same, *backend.tools)
+    return tuple(dict.fromkeys((*same, *backend.tools)))

@@ -5,8 +5,6 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
-__all__ = ["Handle"]
-
 
 class Handle:
     """A context manager that closes itself; nothing relies on garbage collection."""

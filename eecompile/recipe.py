@@ -25,13 +25,6 @@ from eecompile.programs.solvers import solver_named
 from eecompile.store.target import Name, Tolerance
 from eecompile.store.toml import read_toml
 
-__all__ = [
-    "ExportRecipe",
-    "NetworkRecipe",
-    "load_recipe",
-    "schedule_from_toml",
-]
-
 Word = Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9._-]*\Z", max_length=100)]
 
 # Names that no condition can have: the graphs' inputs and outputs, Sampler.steps' arguments.

@@ -1,25 +1,31 @@
-"""Benchmarks of the runtime: what it costs beside the engines, in time and in memory."""
+"""Benchmarks of sampling and of the runtime: time and memory, in the engines and beside them."""
 
 from __future__ import annotations
 
-import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
 import numpy as np
+import torch
+from bundles import TARGETS, bundles_of, engine_set
+from children import medians_in_turns, opening, pooled
+from results import RECIPE, Row, medians, milliseconds
 
+from eecompile.networks.load import load_network
 from eecompile.programs.interface import Interface
+from eecompile.recipe import load_recipe
 from eecompile.runtime.protocol import Engine
+from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
 
-Row = dict[str, Any]
-SideBySide = Callable[[dict[str, Callable[[], object]], int], dict[str, float]]
 STEPS = 50
 SOLVERS = ("ddim", "dpmpp-2m", "ddpm", "unipc")
 
@@ -29,8 +35,8 @@ class NoEngine(Engine):
 
     precision, max_batch = "fp32", 64
 
-    def __init__(self, interface: Interface) -> None:
-        self.exits = interface.exits
+    def __init__(self, network: Interface | Engine) -> None:
+        self.exits = network.exits
 
     def evaluate(self, *_: Any) -> Any:
         raise AssertionError("it is bound")
@@ -43,163 +49,13 @@ class NoEngine(Engine):
         return lambda depth: None
 
 
-def overhead_rows(interface: Interface, rounds: int) -> Iterator[Row]:
-    """Microseconds a step outside the engines."""
-    sampler = Sampler(NoEngine(interface), interface)
-    for solver in SOLVERS:
-        for batch, guidance in ((1, 1.0), (1, 2.0), (16, 1.0), (16, 2.0)):
-            program = sampler.program(solver, STEPS)
-            seconds = []
-            for _ in range(rounds * 5):
-                started = time.perf_counter()
-                sampler.sample(batch, solver=program, guidance=guidance)
-                seconds.append(time.perf_counter() - started)
-            yield {
-                "solver": solver,
-                "batch": batch,
-                "guidance": guidance,
-                "microseconds a step": 1e6 * statistics.median(seconds) / len(program.steps),
-            }
-
-
-MEMORY = """
-import json, resource, sys
-import eecompile
-page = resource.getpagesize()
-used = lambda: int(open("/proc/self/statm").read().split()[1]) * page / 2**20
-import onnxruntime
-before = used()
-with eecompile.Sampler.open(sys.argv[1]) as sampler:
-    for depth in sampler.interface.exits:
-        sampler.sample(4, steps=2, schedule=depth)
-    print(json.dumps({"whole": used(), "engines": used() - before}))
-"""
-
-
-def memory_rows(sets: Mapping[str, Mapping[str, Path]], rounds: int) -> Iterator[Row]:
-    """Resident MiB of a process with every exit opened, and with the deepest alone.
-
-    Args:
-        sets: by network, engine sets by name, among them ``full depth alone``.
-        rounds: processes of each.
-    """
-    for network, folders in sets.items():
-        row: Row = {"network": network}
-        for kind in ("whole", "engines"):
-            found = {
-                name: statistics.median(_child(MEMORY, folder)[kind] for _ in range(rounds))
-                for name, folder in folders.items()
-            }
-            alone = found.pop("full depth alone")
-            row[f"{kind}: full depth alone, MiB"] = alone
-            row |= {f"{kind}: {name}, ratio": mib / alone for name, mib in found.items()}
-        yield row
-
-
-LEAK = """
-import json, resource, sys
-import eecompile
-page = resource.getpagesize()
-used = lambda: int(open("/proc/self/statm").read().split()[1]) * page / 2**20
-with eecompile.Sampler.open(sys.argv[1]) as sampler:
-    for _ in range(50):
-        sampler.sample(2, steps=2, solver="ddpm")
-    before = used()
-    for _ in range(1000):
-        sampler.sample(2, steps=2, solver="ddpm")
-    print(json.dumps({"before": before, "after": used()}))
-"""
-
-
-def leak_row(folder: Path) -> Row:
-    """Resident MiB before and after a thousand samplings, one after the other."""
-    found = _child(LEAK, folder)
-    return {
-        "before, MiB": found["before"],
-        "after 1,000, MiB": found["after"],
-        "growth": found["after"] / found["before"] - 1,
-    }
-
-
-POOL = """
-import json, statistics, sys, time
-import eecompile
-folder, shared, batch = sys.argv[1], sys.argv[2] == "1", int(sys.argv[3])
-with eecompile.Sampler.open(folder, shared_pool=shared) as sampler:
-    sampler.warmup(batch)
-    seconds = []
-    for _ in range(int(sys.argv[4])):
-        started = time.perf_counter()
-        sampler.sample(batch, steps=10)
-        seconds.append(time.perf_counter() - started)
-    print(json.dumps(1e3 * statistics.median(seconds) / 10))
-"""
-
-
-def pool_rows(folders: Mapping[str, Path], rounds: int) -> Iterator[Row]:
-    """Milliseconds a step of the default schedule: a pool a session, and one for all."""
-    for layout, folder in folders.items():
-        for batch in (1, 16):
-            turns = {"a pool a session": "0", "shared_pool": "1"}
-            found: dict[str, list[float]] = {name: [] for name in turns}
-            for _ in range(rounds):  # each in a process of its own, taking turns
-                for name, flag in turns.items():
-                    count = 60 if batch == 1 else 8
-                    found[name].append(_child(POOL, folder, flag, batch, count))
-            row = {name: statistics.median(values) for name, values in found.items()}
-            ratio = row["a pool a session"] / row["shared_pool"]
-            yield {"layout": layout, "batch": batch} | row | {"faster by": ratio}
-
-
-def requests_rows(sampler: Sampler, side_by_side: SideBySide, rounds: int) -> Iterator[Row]:
-    """Eight callers with two samples each: apart, in threads, and batched together."""
-    from eecompile.runtime.request import SampleRequest
-
-    program = sampler.program("ddim", 10)
-    requests = [SampleRequest(n=2, seed=seed) for seed in range(8)]
-
-    def one(request: SampleRequest) -> object:
-        return sampler.sample_requests([request], solver=program)
-
-    with ThreadPoolExecutor(8) as threads:
-        medians = side_by_side(
-            {
-                "one after the other": lambda: [one(request) for request in requests],
-                "eight threads": lambda: list(threads.map(one, requests)),
-                "batched together": lambda: sampler.sample_requests(requests, solver=program),
-            },
-            rounds,
-        )
-    yield {f"{name}, ms": 1e3 * seconds for name, seconds in medians.items()}
-
-
-def outside_rows(sampler: Sampler, rounds: int) -> Iterator[Row]:
-    """Share of a sampling that is spent outside the engines, with the real engine."""
-    for solver in SOLVERS:
-        for batch in (1, 16):
-            program = sampler.program(solver, STEPS)
-            shares = []
-            for _ in range(rounds):
-                timed = _Timed(sampler.engine)
-                alone = Sampler(timed, sampler.interface)
-                alone.sample(
-                    batch, solver=msgspec.structs.replace(program, steps=program.steps[:2])
-                )
-                timed.seconds, started = 0.0, time.perf_counter()
-                alone.sample(batch, solver=program)
-                shares.append(1 - timed.seconds / (time.perf_counter() - started))
-            yield {"solver": solver, "batch": batch, "outside engines": statistics.median(shares)}
-
-
-class _Timed(Engine):
+class TimedEngine(NoEngine):
     """Adds up the seconds that another engine's evaluations take."""
 
     def __init__(self, engine: Any) -> None:
-        self.engine, self.exits, self.seconds = engine, engine.exits, 0.0
+        super().__init__(engine)
+        self.engine, self.seconds = engine, 0.0
         self.precision, self.max_batch = engine.precision, engine.max_batch
-
-    def evaluate(self, *_: Any) -> Any:
-        raise AssertionError("it is bound")
 
     def bind(self, x: Any, t: Any, conditions: Any, outputs: Any) -> Callable[[int], None]:
         run = self.engine.bind(x, t, conditions, outputs)
@@ -212,11 +68,182 @@ class _Timed(Engine):
         return timed
 
 
-def _child(code: str, *arguments: object) -> Any:
-    """What ``code`` prints, as JSON, in a process of its own."""
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, check=True, capture_output=True)
-    return msgspec.json.decode(done.stdout)
+class TorchEngine(Engine):
+    """The torch network behind the runtime's engine protocol: the loop stays the same."""
+
+    precision, max_batch = "fp32", 64
+
+    def __init__(self, network: Any, compile_: bool = False) -> None:
+        self.exits = network.exits
+        self._predict = torch.compile(network.predict_at) if compile_ else network.predict_at
+
+    def evaluate(
+        self, depth: int, x: np.ndarray, t: np.ndarray, conditions: Mapping[str, np.ndarray]
+    ) -> list[np.ndarray]:
+        tensors = {name: torch.from_numpy(array) for name, array in conditions.items()}
+        with torch.inference_mode():
+            made = self._predict(depth, torch.from_numpy(x), torch.from_numpy(t), **tensors)
+        return [made.numpy()]
+
+
+def torch_samplers(interface: Any, *, compiled: bool) -> dict[str, Sampler]:
+    """Samplers of the shipped network in torch, by name."""
+    network = load_network(load_recipe(RECIPE).network, RECIPE.parent)
+    engines = {"torch eager": TorchEngine(network)}
+    if compiled:
+        engines["torch.compile"] = TorchEngine(network, compile_=True)
+    return {name: Sampler(engine, interface) for name, engine in engines.items()}
+
+
+def schedule_speedup(sampler: Sampler, schedule: str, batch: int, steps: int, rounds: int) -> Row:
+    """The schedule's speed-up over full depth, against its share of block evaluations."""
+    programs = {name: sampler.program("ddim", steps, name) for name in ("full", schedule)}
+    actions = {n: partial(sampler.sample, batch, solver=p) for n, p in programs.items()}
+    seconds = medians(actions, rounds)
+    blocks = [step.chosen.blocks for step in programs[schedule].steps]
+    promised = max(sampler.interface.exits) * len(blocks) / sum(blocks)
+    speedup = seconds["full"] / seconds[schedule]
+    return {
+        "batch": batch,
+        "schedule": schedule,
+        "full_ms_per_step": 1e3 * seconds["full"] / steps,
+        "schedule_ms_per_step": 1e3 * seconds[schedule] / steps,
+        "promised": promised,
+        "speedup": speedup,
+        "of_promised": speedup / promised,
+    }
+
+
+@contextmanager
+def open_samplers(folders: Mapping[str, Path]) -> Iterator[dict[str, Sampler]]:
+    """Samplers of engine sets by name, closed in the end."""
+    with ExitStack() as stack:
+        yield {n: stack.enter_context(Sampler.open(folder)) for n, folder in folders.items()}
+
+
+def step_row(
+    samplers: Mapping[str, Sampler],
+    batch: int,
+    depth: int | str,
+    rounds: int,
+    unit: str = "",
+) -> Row:
+    """Milliseconds a step at a depth, by sampler; ``unit`` ends the names."""
+    actions = {
+        name: partial(sampler.sample, batch, solver="ddim", steps=5, schedule=depth, guidance=1.0)
+        for name, sampler in samplers.items()
+    }
+    return milliseconds(actions, rounds, per=5, unit=unit)
+
+
+def exit_rows(
+    samplers: Mapping[str, Sampler], batches: Sequence[int], rounds: int, unit: str = ""
+) -> Iterator[Row]:
+    """The same at every exit."""
+    exits = next(iter(samplers.values())).interface.exits
+    for batch in batches:
+        for depth in exits:
+            row = step_row(samplers, batch, depth, rounds, unit)
+            yield {"batch": batch, "depth": depth} | row
+
+
+def overhead_rows(interface: Interface, rounds: int) -> Iterator[Row]:
+    """Microseconds a step outside the engines."""
+    sampler = Sampler(NoEngine(interface), interface)
+    for solver in SOLVERS:
+        for batch, guidance in ((1, 1.0), (1, 2.0), (16, 1.0), (16, 2.0)):
+            program = sampler.program(solver, STEPS)
+            sample = partial(sampler.sample, batch, solver=program, guidance=guidance)
+            yield {
+                "solver": solver,
+                "batch": batch,
+                "guidance": guidance,
+                "microseconds a step": 1e6
+                * medians({"": sample}, rounds * 5)[""]
+                / len(program.steps),
+            }
+
+
+def outside_engines(sampler: Sampler, solver: str, batch: int, steps: int, rounds: int) -> float:
+    """Share of a sampling that is spent outside the engines, with the real engine."""
+    program, shares = sampler.program(solver, steps), []
+    for _ in range(rounds):
+        timed = TimedEngine(sampler.engine)
+        alone = Sampler(timed, sampler.interface)
+        alone.sample(batch, solver=msgspec.structs.replace(program, steps=program.steps[:2]))
+        timed.seconds, started = 0.0, time.perf_counter()
+        alone.sample(batch, solver=program)
+        shares.append(1 - timed.seconds / (time.perf_counter() - started))
+    return median(shares)
+
+
+def outside_rows(sampler: Sampler, rounds: int) -> Iterator[Row]:
+    """The same of every solver, one sample and sixteen."""
+    for solver in SOLVERS:
+        for batch in (1, 16):
+            share = outside_engines(sampler, solver, batch, STEPS, rounds)
+            yield {"solver": solver, "batch": batch, "outside engines": share}
+
+
+def start_up(engines: Path) -> Row:
+    """Seconds until the package is imported, and until an engine set is open."""
+    seconds = medians_in_turns({"": (opening, engines)}, 7)[""]
+    return {
+        "import_seconds": seconds["import"],
+        "open_seconds": seconds["import"] + seconds["open"],
+    }
+
+
+def memory(folders: Mapping[str, Path], rounds: int) -> dict[str, Row]:
+    """Resident MiB of a process with every exit opened and run, by engine set."""
+    calls = {name: (opening, folder, "onnxruntime") for name, folder in folders.items()}
+    return medians_in_turns(calls, rounds)
+
+
+def memory_rows(sets: Mapping[str, Mapping[str, Path]], rounds: int) -> Iterator[Row]:
+    """The same, over that of the deepest exit alone.
+
+    Args:
+        sets: by network, engine sets by name, among them ``full depth alone``.
+        rounds: processes of each.
+    """
+    for network, folders in sets.items():
+        used, row = memory(folders, rounds), {"network": network}
+        alone = used.pop("full depth alone")
+        for kind in ("whole", "engines"):
+            row[f"{kind}: full depth alone, MiB"] = alone[kind]
+            row |= {f"{kind}: {n}, ratio": mib[kind] / alone[kind] for n, mib in used.items()}
+        yield row
+
+
+def pool_rows(folders: Mapping[str, Path], rounds: int) -> Iterator[Row]:
+    """Milliseconds a step of the default schedule: a pool a session, and one for all."""
+    for layout, folder in folders.items():
+        for batch, count in ((1, 60), (16, 8)):
+            calls = {
+                name: (pooled, folder, shared, batch, count)
+                for name, shared in (("a pool a session", False), ("shared_pool", True))
+            }
+            row = {name: made["ms"] for name, made in medians_in_turns(calls, rounds).items()}
+            ratio = row["a pool a session"] / row["shared_pool"]
+            yield {"layout": layout, "batch": batch} | row | {"faster by": ratio}
+
+
+def requests_rows(sampler: Sampler, rounds: int) -> Iterator[Row]:
+    """Eight callers with two samples each: apart, in threads, and batched together."""
+    program = sampler.program("ddim", 10)
+    requests = [SampleRequest(n=2, seed=seed) for seed in range(8)]
+
+    def one(request: SampleRequest) -> object:
+        return sampler.sample_requests([request], solver=program)
+
+    with ThreadPoolExecutor(8) as threads:
+        ways = {
+            "one after the other": lambda: [one(request) for request in requests],
+            "eight threads": lambda: list(threads.map(one, requests)),
+            "batched together": lambda: sampler.sample_requests(requests, solver=program),
+        }
+        yield milliseconds(ways, rounds, unit=", ms")
 
 
 def agreement_row(folder: Path) -> Row:
@@ -228,3 +255,16 @@ def agreement_row(folder: Path) -> Row:
             found = list(threads.map(call, range(8)))
     same = all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
     return {"eight threads give the arrays of one": same}
+
+
+def sizes(folders: Mapping[str, Path]) -> Row:
+    """Bytes of all exits over bytes of a full-depth-only export and its engine sets."""
+    with TemporaryDirectory() as temporary:
+        _, deepest = bundles_of(RECIPE, Path(temporary))
+        alone = {"bundle": deepest}
+        alone |= {n: engine_set(deepest, Path(temporary), target) for n, target in TARGETS.items()}
+        return {name: _bytes(folders[name]) / _bytes(folder) for name, folder in alone.items()}
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())

@@ -1,42 +1,33 @@
-"""Exit schedules by measurement, beside those that need no tuning.
-
-python scripts/bench_schedules.py            DDIM 50 and DPM-Solver++ 20 on the default CPU target,
-                                             with and without reuse; schedules-cpu.json
-python scripts/bench_schedules.py --small    a small case, to see that it works
-    --only CASE ...                          these, such as ddim and dpmpp-2m-reuse; what the
-                                             JSON holds of the others stays
-    --keep                                   fronts that are there are not tuned again
-    --evaluate DATA [CASE ...] [-n 10000]    also 'eecompile evaluate': full depth, the schedules
-                                             found for --budgets, the authors', fewer steps
-"""
+"""Exit schedules by measurement, beside those that need no tuning."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-import machine
-import msgspec
-from rich.console import Console
-from rich.table import Table
+import typer
+from bundles import engine_set
+from results import (
+    BENCHMARKS,
+    OUT,
+    RECIPE,
+    Results,
+    Row,
+    cell,
+    console,
+    print_table,
+    run_eecompile,
+)
 
-from eecompile.compiler.build import engine_set_from_bundle
 from eecompile.compiler.export import bundle_from_recipe
 from eecompile.runtime.sampler import Sampler
 from eecompile.tune.report import BaselineComparison, Front, FrontPoint, read_front
 
-ROOT = Path(__file__).resolve().parent.parent
-RECIPE = ROOT / "export" / "fashion-dit.toml"
-TARGET = ROOT / "engines" / "cpu.toml"
-OUT = ROOT / "out" / "fashion-dit"
-Row = dict[str, Any]
 SOLVERS = (("ddim", 50), ("dpmpp-2m", 20))
 CASES = [f"{solver}{end}" for solver, _ in SOLVERS for end in ("", "-reuse")]
 SMALL = ("--seeds", "2", "--held-out", "4", "--batch", "2", "--minutes", "0.1")
@@ -55,11 +46,11 @@ def tuned(
     if keep and (folder / "front.json").exists():
         print(f"{folder.name}: kept")
         return read_front(folder / "front.json"), folder
-    command = [sys.executable, "-m", "eecompile", "tune", str(engines), "-o", str(folder)]
-    command += ["--solver", solver, "--steps", str(steps), "--force"]
-    command += ["--reuse"] if reuse else []
     started = time.perf_counter()
-    subprocess.run([*command, *(SMALL if small else ())], check=True, cwd=ROOT)
+    options = [*(["--reuse"] if reuse else []), *(SMALL if small else ())]
+    run_eecompile(
+        *("tune", engines, "-o", folder, "--solver", solver, "--steps", steps, "--force"), *options
+    )
     front = read_front(folder / "front.json")
     print(f"{folder.name}: {time.perf_counter() - started:.0f} s in all")
     return front, folder
@@ -145,17 +136,19 @@ def evaluated(
     }
     rows = [*found.values(), *ase, *(point for point in fewer if point.name in beside)]
     output = folder.with_name(f"{folder.name}-quality.json")
-    command = [sys.executable, "-m", "eecompile", "evaluate", str(engines), "-o", str(output)]
-    command += ["--reference", str(reference), "-n", str(count), "--schedule", "full"]
-    command += ["--solver", settings.solver, "--steps", str(settings.steps)]
+    programs = []
     with Sampler.open(engines) as sampler:
         for point in rows:
             program = sampler.program(settings.solver, point.steps, point.schedule)
             path = folder.with_name(f"{folder.name}-programs") / f"{point.name}.json"
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(program.to_json())
-            command += ["--program", str(path)]
-    subprocess.run(command, check=True, cwd=ROOT)
+            programs += ["--program", path]
+    run_eecompile(
+        *("evaluate", engines, "-o", output, "--reference", reference, "-n", count),
+        *("--schedule", "full", "--solver", settings.solver, "--steps", settings.steps),
+        *programs,
+    )
     made = json.loads(output.read_text())
     full = made["rows"][0]["frechet_distance"]
     return {
@@ -183,43 +176,56 @@ def evaluated(
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--small", action="store_true", help="few steps and samples")
-    parser.add_argument("--only", nargs="+", choices=CASES, default=CASES, metavar="CASE")
-    parser.add_argument("--evaluate", nargs="+", default=[], metavar=("DATA", "CASE"))
-    parser.add_argument("--keep", action="store_true", help="do not tune again what is there")
-    parser.add_argument("--budgets", type=float, nargs="*", default=[0.7, 0.5], metavar="SHARE")
-    parser.add_argument("-n", type=int, default=10_000, help="samples for --evaluate")
-    parser.add_argument("--output", type=Path, help="JSON; default under docs/benchmarks")
-    args = parser.parse_args()
-    output = args.output or ROOT / "docs" / "benchmarks" / "schedules-cpu.json"
+def schedules(
+    small: Annotated[bool, typer.Option("--small", help="Few steps and samples.")] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Cases: {', '.join(CASES)}; what the JSON holds of the others stays."),
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Do not tune again what is there.")] = False,
+    evaluate: Annotated[
+        Path | None, typer.Option(help="Pictures, with which the quality is measured too.")
+    ] = None,
+    evaluate_only: Annotated[list[str] | None, typer.Option(help="Cases; default all.")] = None,
+    budgets: Annotated[list[float] | None, typer.Option(help="Default 0.7 and 0.5.")] = None,
+    n: Annotated[int, typer.Option("-n", help="Samples for --evaluate.")] = 10_000,
+    output: Annotated[
+        Path | None, typer.Option(help="JSON; default under docs/benchmarks.")
+    ] = None,
+) -> None:
+    """Tuned schedules beside others: DDIM 50, DPM-Solver++ 20; schedules-cpu.json.
+
+    Each with and without reuse, on the default CPU target. --evaluate measures the quality of full
+    depth, of the schedules found for --budgets, of the authors' and of fewer steps.
+    """
+    if unknown := {*(only or ()), *(evaluate_only or ())} - set(CASES):
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))}; cases are {', '.join(CASES)}")
+    names = only or CASES
     bundle_from_recipe(RECIPE, OUT / "bundle")
-    engine_set_from_bundle(OUT / "bundle", TARGET, OUT / "cpu")
-    facts = machine.facts("numpy", "onnxruntime", "eecompile")
-    result = {"machine": facts, "cases": kept(output, facts, args.only)}
-    for name in args.only:
-        reuse = name.endswith("-reuse")
-        solver = name.removesuffix("-reuse")
-        steps = 4 if args.small else dict(SOLVERS)[solver]
-        front, folder = tuned(OUT / "cpu", solver, steps, reuse, args.small, args.keep)
+    engines = engine_set(OUT / "bundle", OUT, "cpu")
+    packages = ("numpy", "onnxruntime", "eecompile")
+    results = Results(output or BENCHMARKS / "schedules-cpu.json", *packages)
+    machine = results.values["machine"]
+    cases = kept(results.output, machine, names)
+    for name in names:
+        solver, reuse = name.removesuffix("-reuse"), name.endswith("-reuse")
+        steps = 4 if small else dict(SOLVERS)[solver]
+        front, folder = tuned(engines, solver, steps, reuse, small, keep)
         case: Row = {
-            "command": facts["command"],
+            "command": machine["command"],
             "settings": front.settings,
             "goals": goals(front),
             "against baselines at no more time": list(comparison_rows(front)),
             "programs on the held-out samples": front_rows(front),
             "warnings": front.warnings,
         }
-        if args.evaluate and name in (args.evaluate[1:] or CASES):
-            data = Path(args.evaluate[0]).resolve()
-            case["quality"] = evaluated(OUT / "cpu", front, folder, data, args.n, args.budgets)
-        result["cases"][name] = case
-        write(output, result)
+        if evaluate and name in (evaluate_only or CASES):
+            data = evaluate.resolve()
+            case["quality"] = evaluated(engines, front, folder, data, n, budgets or [0.7, 0.5])
+        cases[name] = case
+        results.keep("cases", {name: each for name, each in cases.items() if each})
         show(name, case)
-    print(f"written: {output}")
+    print(f"written: {results.output}")
 
 
 def kept(output: Path, facts: Row, only: Sequence[str]) -> Row:
@@ -233,43 +239,13 @@ def kept(output: Path, facts: Row, only: Sequence[str]) -> Row:
     return {name: case for name, case in cases.items() if case or name in only}
 
 
-def write(output: Path, result: Row) -> None:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    cases = {name: case for name, case in result["cases"].items() if case}
-    plain = msgspec.to_builtins({**result, "cases": cases})
-    output.write_text(json.dumps(rounded(plain), indent=1) + "\n")
-
-
-def rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.4g}")
-    if isinstance(value, dict):
-        return {name: rounded(item) for name, item in value.items()}
-    return [rounded(item) for item in value] if isinstance(value, list | tuple) else value
-
-
 def show(name: str, case: Row) -> None:
-    console = Console() if sys.stdout.isatty() else Console(width=160)
+    """Print the comparisons, the quality and the goals of a case."""
     tables = {name: case["against baselines at no more time"]}
     if "quality" in case:
         tables[f"{name}: quality"] = case["quality"]["rows"]
     for title, rows in tables.items():
         if rows:
-            table = Table(title=title, title_justify="left")
-            for heading in rows[0]:
-                table.add_column(heading, justify="right")
-            for row in rows:
-                table.add_row(*map(_cell, row.values()))
-            console.print(table)
+            print_table(title, rows)
     for goal, value in case["goals"].items():
-        console.print(f"  {goal}: {_cell(value)}", highlight=False)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return f"{value[0]:.2f} to {value[1]:.2f}"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-if __name__ == "__main__":
-    main()
+        console().print(f"  {goal}: {cell(value)}", highlight=False)

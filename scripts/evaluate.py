@@ -1,75 +1,114 @@
-"""Quality of the shipped network at every exit and schedule, by ``eecompile evaluate``.
+"""Quality by ``eecompile evaluate``, with the machine that it was measured on.
 
-The figures are those of the command; this adds the machine, and says which data. Samples
-are kept under out/evaluate, so an interrupted evaluation goes on where it stopped.
+    python scripts/evaluate.py shipped
+    python scripts/evaluate.py finetuned export/fashion-dit.toml --run runs/finetune
+
+Held-out pictures are the reference; the floor is of as many training pictures. Samples are
+kept under out/evaluate, so an interrupted evaluation goes on where it stopped. Other options
+go to ``eecompile evaluate``: by default 10,000 samples a schedule, DDIM with 15 steps.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import subprocess
-import sys
-import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
 
-import machine
+import typer
+from bundles import engine_set
+from results import BENCHMARKS, OUT, ROOT, facts, main, run_eecompile
+from safetensors import safe_open
 from training import DATA
 
+from eecompile.compiler.export import bundle_from_recipe
+from eecompile.programs.schedule import ExitSchedule
+from eecompile.recipe import load_recipe
 from eecompile.store.bundle import open_engine_set
 
-ROOT = Path(__file__).resolve().parent.parent
-BENCHMARKS = ROOT / "docs" / "benchmarks"
+PACKAGES = ("onnxruntime", "torch", "torchmetrics", "numpy")
+WEIGHTS = {"before": "start.safetensors", "after": "weights.safetensors"}
+DEFAULTS = ("-n", 10_000, "--solver", "ddim", "--steps", 15, "--work", ROOT / "out" / "evaluate")
+Data = Annotated[Path, typer.Option(help="Folder of the IDX files.")]
+MORE = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 
 
-def evaluated(engines: Path, schedules: list[str], data: Path, *more: str) -> dict[str, Any]:
-    """What ``eecompile evaluate`` writes; held-out pictures are the reference.
+def evaluated(
+    engines: Path, schedules: Sequence[str], data: Path, more: Sequence[str]
+) -> dict[str, Any]:
+    """What ``eecompile evaluate`` writes of an engine set.
 
-    The floor is of as many training pictures.
+    Args:
+        engines: the engine set.
+        schedules: names, depths or files.
+        data: folder of the IDX files.
+        more: further options.
     """
-    with tempfile.TemporaryDirectory() as temporary:
+    with TemporaryDirectory() as temporary:
         output = Path(temporary) / "evaluation.json"
-        command = [sys.executable, "-m", "eecompile", "evaluate", str(engines), "-o", str(output)]
-        command += ["--reference", str(data / "t10k-images-idx3-ubyte.gz")]
-        command += ["--floor", str(data / "train-images-idx3-ubyte.gz"), *more]
-        done = subprocess.run(
-            [*command, *(f"--schedule={name}" for name in schedules)], check=False
+        run_eecompile(
+            *("evaluate", engines, "-o", output, *DEFAULTS),
+            *("--reference", data / "t10k-images-idx3-ubyte.gz"),
+            *("--floor", data / "train-images-idx3-ubyte.gz", *more),
+            *(f"--schedule={name}" for name in schedules),
         )
-        if done.returncode:
-            sys.exit(done.returncode)  # it has said why
         made: dict[str, Any] = json.loads(output.read_text())
         return made
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """What every evaluation of the shipped network is told."""
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of the IDX files")
-    parser.add_argument("-n", type=int, default=10_000, help="samples a schedule")
-    parser.add_argument("--solver", default="ddim")
-    parser.add_argument("--steps", type=int, default=15)
-    parser.add_argument("--work", type=Path, default=ROOT / "out" / "evaluate")
+@app.command(context_settings=MORE)
+def shipped(
+    more: typer.Context,
+    engines: Path = OUT / "cpu",
+    schedules: Annotated[
+        list[str] | None, typer.Option(help="Default every exit and every schedule.")
+    ] = None,
+    data: Data = DATA,
+    output: Path = BENCHMARKS / "quality-fashion-dit.json",
+) -> None:
+    """The shipped network at every exit and schedule."""
+    interface = open_engine_set(engines).interface
+    names = schedules or [*map(str, interface.exits[:-1]), *interface.schedules]
+    made = evaluated(engines, names, data, more.args)
+    output.write_text(json.dumps({"machine": facts(*PACKAGES), **made}, indent=1) + "\n")
 
 
-def options(args: argparse.Namespace) -> list[str]:
-    """The same, as the command takes it."""
-    made = {"-n": args.n, "--solver": args.solver, "--steps": args.steps, "--work": args.work}
-    return [word for name, value in made.items() for word in (name, str(value))]
+@app.command(context_settings=MORE)
+def finetuned(
+    more: typer.Context,
+    recipe: Annotated[Path, typer.Argument(help="The export recipe that was fine-tuned.")],
+    run: Annotated[Path, typer.Option(help="Folder of finetune.py.")] = Path("runs/finetune"),
+    data: Data = DATA,
+    output: Annotated[
+        Path | None, typer.Option(help="Default docs/benchmarks/finetune-NAME.json.")
+    ] = None,
+) -> None:
+    """A network before and after fine-tuning, in the same evaluation.
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--engines", type=Path, default=ROOT / "out" / "fashion-dit" / "cpu")
-    parser.add_argument("--schedules", nargs="*", help="default every exit and every schedule")
-    add_options(parser)
-    parser.add_argument("--output", type=Path, default=BENCHMARKS / "quality-fashion-dit.json")
-    args = parser.parse_args()
-    interface = open_engine_set(args.engines).interface
-    names = args.schedules or [*map(str, interface.exits[:-1]), *interface.schedules]
-    made = evaluated(args.engines, names, args.data, *options(args))
-    facts = machine.facts("onnxruntime", "torch", "torchmetrics", "numpy")
-    args.output.write_text(json.dumps({"machine": facts, **made}, indent=1) + "\n")
+    Both are exported, built for the CPU, and evaluated at the schedule that was fine-tuned
+    to, at full depth, and at every exit alone.
+    """
+    made = load_recipe(recipe)
+    with safe_open(run / WEIGHTS["after"], "pt") as file:
+        training = dict(file.metadata() or {})
+    schedule = run / f"{training['schedule_name']}.json"
+    schedule.write_bytes(ExitSchedule(**json.loads(training["schedule"])).to_json())
+    names = [str(schedule), "full", *map(str, made.network.exits[:-1])]
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    result = {"machine": facts(*PACKAGES), "training": training, "training_log": log}
+    for name, weights in WEIGHTS.items():
+        bundle_from_recipe(recipe, run / name / "bundle", checkpoint=run / weights)
+        engines = engine_set(run / name / "bundle", run / name, "cpu")
+        result[name] = evaluated(engines, names, data, more.args)
+        row = result[name]["rows"][0]
+        print(f"{name}: {row['distance']:.2f} ± {row['error']:.2f} at {row['cost']:.0%}")
+    place = output or BENCHMARKS / f"finetune-{made.name}.json"
+    place.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"wrote {place}")
 
 
 if __name__ == "__main__":
-    main()
+    main(app)

@@ -1,4 +1,4 @@
-"""Write the type stubs of TensorRT, mended, to the folder that is named.
+"""Write the type stubs of TensorRT, corrected, to the folder that is named.
 
 The package tensorrt-stubs (10.13) was generated: parameters are called ``in``, and one
 parameter without a default follows one with. Type checkers refuse the whole file for that.

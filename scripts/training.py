@@ -10,17 +10,23 @@ import argparse
 import gzip
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
-import machine
 import numpy as np
 import torch
+import torch.nn.functional as F
+from results import facts
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from eecompile.errors import UsageError
+from eecompile.networks.base import MultiExitNetwork
+from eecompile.programs.process import Process
+from eecompile.programs.schedule import ExitSchedule
+from eecompile.recipe import ExportRecipe
 
 DATA = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
 
@@ -78,29 +84,158 @@ def optimizers_of(network: nn.Module, kind: str, rate: float) -> list[torch.opti
 _FIXED = ("batch", "seed", "lr", "ema", "label_dropout", "optimizer", "bfloat16")
 
 
-class Run:
-    """A network in training: its averaged weights, and everything that a checkpoint must hold.
+class Plan:
+    """How the rows of every batch are divided between the exits.
+
+    Args:
+        schedule: of depths; where it uses the previous output again, nothing is learned.
+        exits: of the network.
+        timesteps: T.
+        batch: rows.
+        others: share of the rows that go through all exits, at all timesteps.
 
     Attributes:
+        counts: rows that leave at each exit, as the network's ``predict_split`` takes them.
+        every: rows that go through all exits.
+        shares: of the schedule's timesteps, float32 [exits].
+
+    Raises:
+        UsageError: there are fewer rows than parts.
+    """
+
+    def __init__(
+        self,
+        schedule: ExitSchedule,
+        exits: Sequence[int],
+        timesteps: int,
+        batch: int,
+        others: float,
+    ) -> None:
+        depths = torch.tensor([schedule.choice_at(t, timesteps).blocks for t in range(timesteps)])
+        self.all_times = torch.arange(timesteps)
+        self.times = [self.all_times[depths == depth] for depth in exits]
+        sizes = torch.tensor([float(len(times)) for times in self.times])
+        self.every = round(others * batch)
+        self.shares = sizes / sizes.sum()
+        self.counts = _parts(self.shares * (batch - self.every), batch - self.every)
+        empty = [c == 0 and s > 0 for c, s in zip(self.counts, self.shares, strict=True)]
+        if any(empty) and others < 1:
+            raise UsageError(
+                found=f"a batch of {batch}, of which {self.every} go through all exits",
+                expected="at least one row for each depth of the schedule",
+                remedy="raise --batch, or lower --others",
+            )
+
+    def timestep(self, draws: torch.Generator) -> Tensor:
+        """A timestep a row, int64 [batch], evenly spread over those of its part."""
+        parts = [*zip(self.counts, self.times, strict=True), (self.every, self.all_times)]
+        rows = []
+        for count, times in parts:
+            uniform = (torch.arange(count) + torch.rand(count, generator=draws)) / max(count, 1)
+            rows.append(times[(uniform * len(times)).long()])
+        return torch.cat(rows)
+
+
+class Noising:
+    """What a network is given, and what it is to predict, by the process of a recipe."""
+
+    def __init__(self, process: Process) -> None:
+        self.prediction = process.prediction
+        points = [process.at(time) for time in range(process.timesteps)]
+        self.signal, self.spread, self.given = (
+            torch.tensor([getattr(point, name) for point in points], dtype=torch.float32)
+            for name in ("alpha", "sigma", "timestep")
+        )
+
+    def __call__(self, data: Tensor, time: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+        """Noisy input, timestep as the network takes it, and target.
+
+        Args:
+            data: float32 [B, ...].
+            time: moment of the process, int64 [B].
+            noise: standard normal, as ``data``.
+        """
+        shape = (-1, *[1] * (data.ndim - 1))
+        signal, spread = self.signal[time].view(shape), self.spread[time].view(shape)
+        targets = {
+            "epsilon": noise,
+            "sample": data,
+            "v_prediction": signal * noise - spread * data,
+            "flow": noise - data,
+        }
+        return signal * data + spread * noise, self.given[time], targets[self.prediction]
+
+
+class Trainer:
+    """A network in training: its averaged weights, and everything that a checkpoint must hold.
+
+    Args:
         network: what is trained.
+        recipe: its export recipe.
+        plan: at which timesteps its exits learn.
+        args: the script's.
+
+    Attributes:
         average: exponential moving averages of its parameters, by name.
         step: optimiser steps done.
         seconds: time that they took, over all sittings.
         warmup: steps until the learning rate is at its peak.
+        everywhere: begins the names of losses over all timesteps.
         identity: settings with which alone the run may be resumed.
     """
 
-    warmup = 200
+    warmup, everywhere = 100, "all, exit"
 
-    def __init__(self, network: nn.Module, args: argparse.Namespace) -> None:
+    def __init__(
+        self, network: nn.Module, recipe: ExportRecipe, plan: Plan, args: argparse.Namespace
+    ) -> None:
         self.network, self.args, self.step, self.seconds = network, args, 0, 0.0
         self.average = {name: value.detach().clone() for name, value in network.named_parameters()}
         self.optimizers = optimizers_of(network, args.optimizer, args.lr)
         self.identity = {name: str(getattr(args, name)) for name in _FIXED}
+        self.plan, self.noising = plan, Noising(recipe.process)
+        self.exits, self.null = recipe.network.exits, recipe.conditions["label"].null
+        self.time_weights = time_weights(args.time_weights, recipe.process.timesteps)
+        self.depth_weights = torch.tensor(self.exits) / sum(self.exits)
+        predict = split_of(cast("MultiExitNetwork", network))
+        self.predict = torch.compile(predict, dynamic=False) if args.compile else predict
+
+    def batch(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        """Noisy input, timestep, label, target and weight of each row, in the plan's order."""
+        draws = step_draws(self.args.seed, self.step)
+        rows = epoch_rows(len(images), self.args.batch, self.args.seed, self.step)
+        data, label, time = images[rows], labels[rows], self.plan.timestep(draws)
+        noise = torch.randn(data.shape, generator=draws)
+        dropped = torch.rand(len(rows), generator=draws) < self.args.label_dropout
+        if self.null is not None:
+            label = torch.where(dropped, int(self.null), label)
+        noisy, given, target = self.noising(data, time, noise)
+        made = (noisy, given, label, target, self.time_weights[time])
+        return tuple(value.to(self.args.device) for value in made)
 
     def losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """What this step minimises, and the figures that the log shows."""
-        raise NotImplementedError
+        noisy, timestep, label, target, weight = self.batch(images, labels)
+        counts, every, shares = self.plan.counts, self.plan.every, self.plan.shares
+        device = torch.device(self.args.device).type
+        with torch.autocast(device, torch.bfloat16, enabled=self.args.bfloat16):
+            predictions = self.predict(counts, noisy, timestep, label)
+        total, shown, start = torch.zeros((), device=noisy.device), {}, 0
+        part, last = every / len(noisy), len(noisy) - every
+        for index, (prediction, count) in enumerate(zip(predictions, counts, strict=True)):
+            rows = torch.cat([target[start : start + count], target[last:]])
+            errors = (prediction.float() - rows).square().flatten(1).mean(1)
+            if count:
+                scheduled = (errors[:count] * weight[start : start + count]).mean()
+                total = total + (1 - part) * shares[index].item() * scheduled
+                shown[f"exit {self.exits[index]}"] = errors[:count].detach().mean().cpu()
+            if every:
+                rest = (errors[count:] * weight[last:]).mean()
+                total = total + part * self.depth_weights[index].item() * rest
+                name = f"{self.everywhere} {self.exits[index]}"
+                shown[name] = errors[count:].detach().mean().cpu()
+            start += count
+        return total, shown
 
     def train_step(self, images: Tensor, labels: Tensor) -> dict[str, float]:
         """One optimiser step; returns the losses for the log."""
@@ -126,8 +261,9 @@ class Run:
         return figures
 
     def headline(self, losses: Mapping[str, float]) -> str:
-        """The losses as the progress bar shows them."""
-        return "  ".join(f"{name}: {value:.4f}" for name, value in losses.items())
+        """The losses as the progress bar shows them: where they are scheduled, if they are."""
+        named = {name: value for name, value in losses.items() if not name.startswith("all")}
+        return "  ".join(f"{name}: {value:.4f}" for name, value in named.items())
 
     def save(self, path: Path) -> None:
         state = {
@@ -163,7 +299,57 @@ class Run:
         path.with_suffix(".part").replace(path)
 
 
-def train(run: Run, what: str, facts: Mapping[str, str]) -> bool:
+def split_of(network: MultiExitNetwork) -> Callable[..., tuple[Tensor, ...]]:
+    """``predict_split`` of a network, made from its forward pass where it has none.
+
+    The latter runs every row at full depth: the same predictions, at more cost.
+    """
+    if hasattr(network, "predict_split"):
+        return cast("Callable[..., tuple[Tensor, ...]]", network.predict_split)
+
+    def predict(counts: Sequence[int], x: Tensor, t: Tensor, label: Tensor) -> tuple[Tensor, ...]:
+        chosen, start, last = [], 0, sum(counts)
+        for prediction, count in zip(network(x, t, label=label), counts, strict=True):
+            chosen.append(torch.cat([prediction[start : start + count], prediction[last:]]))
+            start += count
+        return tuple(chosen)
+
+    return predict
+
+
+def time_weights(text: str, timesteps: int) -> Tensor:
+    """Weight of the loss at each timestep, float32 [T], 1 on average.
+
+    Args:
+        text: numbers over equal slices of time, t = 0 (data) first, such as ``2,1,1,1``.
+        timesteps: T.
+
+    Raises:
+        UsageError: they are no weights.
+    """
+    try:
+        slices = torch.tensor([float(number) for number in text.split(",")])
+    except ValueError:
+        slices = torch.zeros(1)
+    if not (torch.isfinite(slices).all() and (slices >= 0).all() and slices.sum() > 0):
+        raise UsageError(
+            found=f"time weights {text!r}",
+            expected="numbers of 0 or more, such as 2,1,1,1, not all of them 0",
+            remedy="give a weight for each equal slice of time, t = 0 first",
+        )
+    weights = slices[torch.arange(timesteps) * len(slices) // timesteps]
+    return weights / weights.mean()
+
+
+def _parts(shares: Tensor, total: int) -> tuple[int, ...]:
+    """Whole numbers that sum to ``total``, by the largest remainder."""
+    whole = shares.floor().long()
+    order = (shares - whole).argsort(descending=True, stable=True)
+    whole[order[: total - int(whole.sum())]] += 1
+    return tuple(whole.tolist())
+
+
+def train(run: Trainer, what: str, facts: Mapping[str, str]) -> bool:
     """Train to the last step, or to ``--pause-at``; resumes what ``--run`` holds.
 
     Writes ``state.pt``, ``log.jsonl`` and, at the end, ``weights.safetensors`` with ``facts``.
@@ -172,6 +358,8 @@ def train(run: Run, what: str, facts: Mapping[str, str]) -> bool:
         Whether the run is finished.
     """
     args = run.args
+    if args.device == "cpu":
+        F.scaled_dot_product_attention = attend  # type: ignore[assignment]
     args.run.mkdir(parents=True, exist_ok=True)
     state, log = args.run / "state.pt", args.run / "log.jsonl"
     if state.exists():
@@ -230,12 +418,12 @@ def _means(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in columns.items()}
 
 
-def _metadata(run: Run) -> dict[str, str]:
-    facts = machine.facts()
+def _metadata(run: Trainer) -> dict[str, str]:
+    public = facts()
     return {
         "steps": str(run.step),
         "seed": str(run.args.seed),
         "seconds": f"{run.seconds:.0f}",
-        "machine": f"{facts['cpu']}, {facts['cores']} cores, trained on {run.args.device}",
+        "machine": f"{public['cpu']}, {public['cores']} cores, trained on {run.args.device}",
         "torch": torch.__version__,
     }

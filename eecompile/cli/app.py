@@ -19,8 +19,6 @@ from eecompile.cli.sampling import program, sample
 from eecompile.cli.tuning import tune
 from eecompile.errors import EecompileError
 
-__all__ = ["main"]
-
 app = typer.Typer(
     help="Compile multi-exit diffusion networks to engines, and sample with an exit schedule.",
     no_args_is_help=True,

@@ -23,8 +23,6 @@ from eecompile.cli.options import (
 from eecompile.cli.values import numbers_of, request_of
 from eecompile.errors import UsageError
 
-__all__ = ["compare"]
-
 _REGRESSED = 3  # exit status where the baseline was better
 
 

@@ -12,8 +12,6 @@ from eecompile.cli.options import Bundle, Force
 from eecompile.cli.values import numbers_of
 from eecompile.store.bundle import open_bundle
 
-__all__ = ["build", "export"]
-
 
 def export(
     recipe: Annotated[Path, typer.Argument(help="Export recipe, such as export/fashion-dit.toml.")],

@@ -23,11 +23,9 @@ from rich.text import Text
 from eecompile.backends import backend_from_library, install
 from eecompile.errors import BackendError
 from eecompile.interrupt import check
-from eecompile.runtime.sampler import StepResult
+from eecompile.runtime.sampling import StepResult
 from eecompile.show.table import Part
 from eecompile.show.terminal import rendered
-
-__all__ = ["as_it_is", "err", "extra", "last_state", "out", "phases", "say", "show"]
 
 out = Console()
 err = Console(stderr=True)

@@ -28,8 +28,6 @@ from eecompile.programs.schedule import ExitSchedule
 from eecompile.store.bundle import open_engine_set
 from eecompile.store.files import form_bytes, written
 
-__all__ = ["evaluate"]
-
 Named = list[tuple[str, ExitSchedule | str | Program]]
 
 

@@ -12,8 +12,6 @@ from eecompile.errors import UsageError
 from eecompile.programs.interface import Interface
 from eecompile.store.files import written
 
-__all__ = ["check_json", "check_samples", "write_samples"]
-
 
 def check_json(output: Path) -> None:
     """Pass when a JSON file can be written there.

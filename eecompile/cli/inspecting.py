@@ -22,8 +22,6 @@ from eecompile.store.bundle import (
     peek,
 )
 
-__all__ = ["doctor", "inspect", "planner_of"]
-
 
 def inspect(
     path: Annotated[Path, typer.Argument(help="A bundle, an engine set, or a program's JSON.")],

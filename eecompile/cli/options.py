@@ -9,23 +9,6 @@ import typer
 
 from eecompile.programs.solvers import SOLVERS
 
-__all__ = [
-    "Bundle",
-    "Conditions",
-    "Engines",
-    "Force",
-    "Guidance",
-    "GuidanceInterval",
-    "MoreEngines",
-    "Nulls",
-    "Schedule",
-    "Seed",
-    "Shape",
-    "Solver",
-    "Steps",
-    "Threads",
-]
-
 Bundle = Annotated[Path, typer.Argument(help="Bundle that 'eecompile export' wrote.")]
 Engines = Annotated[Path, typer.Argument(help="Engine set that 'eecompile build' wrote.")]
 MoreEngines = Annotated[

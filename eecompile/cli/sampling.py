@@ -32,8 +32,6 @@ from eecompile.programs.solvers import SOLVERS
 from eecompile.runtime.sampler import Sampler
 from eecompile.store.files import written
 
-__all__ = ["program", "sample"]
-
 
 def sample(
     engines: Engines,

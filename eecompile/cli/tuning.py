@@ -24,8 +24,6 @@ from eecompile.cli.options import (
 from eecompile.cli.values import request_of
 from eecompile.runtime.sampler import Sampler
 
-__all__ = ["tune"]
-
 _BATCH = 16  # where the engines take as many
 
 

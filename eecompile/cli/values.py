@@ -15,14 +15,6 @@ from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.request import SampleRequest
 
-__all__ = [
-    "numbers_of",
-    "program_of",
-    "request_of",
-    "schedule_of",
-    "schedules_of",
-]
-
 
 def numbers_of(option: str, text: str) -> tuple[int, ...]:
     """Whole numbers, of ``3,6,12``."""

@@ -22,8 +22,6 @@ from eecompile.compare.report import OutputError
 from eecompile.errors import VerificationError
 from eecompile.store.target import Tolerance
 
-__all__ = ["Accuracy", "accuracy", "outputs_of"]
-
 
 class Accuracy(msgspec.Struct, frozen=True):
     """One exit's errors, metrics and verdict; see :class:`eecompile.compare.report.ExitFigures`."""

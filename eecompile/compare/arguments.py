@@ -9,7 +9,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from eecompile.compare.candidates import DEFAULT, PEERS, Source, Spec, max_batch, peer
+from eecompile.backends import PEERS
+from eecompile.compare.candidates import DEFAULT, Source, Spec, max_batch, peer
 from eecompile.compare.measure import points
 from eecompile.compare.report import Candidate, ComparisonSettings
 from eecompile.compiler.verify import random_inputs
@@ -19,15 +20,6 @@ from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.engines.fake import FakeEngine
 from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
-
-__all__ = [
-    "FULL",
-    "check_batches",
-    "found_peers",
-    "named_once",
-    "schedules_of",
-    "settings_of",
-]
 
 FULL = "full"
 """The schedule that every comparison samples: the deepest exit at every timestep."""

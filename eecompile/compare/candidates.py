@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import msgspec
 
 from eecompile.arrays import Array, Inputs
-from eecompile.backends import BACKENDS, PEERS, packages
+from eecompile.backends import BACKENDS, packages
 from eecompile.compare.checks import (
     check_belongs,
     check_recipe,
@@ -38,22 +38,6 @@ from eecompile.runtime.opening import open_engine
 from eecompile.runtime.protocol import Engine
 from eecompile.store.bundle import WEIGHTS, exit_graph_name
 from eecompile.store.target import Target, Tolerance
-
-__all__ = [
-    "DEFAULT",
-    "PEERS",
-    "Opened",
-    "RunnersEngine",
-    "Source",
-    "Spec",
-    "described",
-    "max_batch",
-    "opened",
-    "peer",
-    "plans",
-    "specs",
-    "tolerance",
-]
 
 Source = str  # "engines", "torch", or one of PEERS
 DEFAULT = Tolerance()

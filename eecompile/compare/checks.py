@@ -19,16 +19,6 @@ from eecompile.store.bundle import (
     sha256,
 )
 
-__all__ = [
-    "Folder",
-    "check_belongs",
-    "check_recipe",
-    "checked_bundle",
-    "checked_engine_set",
-    "no_gpu",
-    "require",
-]
-
 Folder = str | PathLike[str]
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -24,8 +23,7 @@ from eecompile.compare.measure import latencies, latency, points, quiet, sentenc
 from eecompile.compare.report import EvaluationLatency
 from eecompile.compiler.verify import random_inputs
 from eecompile.measure.machine import short
-
-__all__ = ["Job", "JobResult", "in_child", "memory"]
+from eecompile.measure.memory import on_gpus, resident
 
 _TIMEOUT = 1800  # seconds that it may take
 _SWITCH = "POLYGRAPHY_USE_TENSORRT_RTX"  # of polygraphy, read when it is imported
@@ -104,38 +102,17 @@ def in_child(job: Job, folder: Path) -> JobResult:
         return JobResult(error=f"its process ended with status {status} ({short(lines[-1])})")
 
 
-def _resident() -> float | None:
-    """MiB that the process has in memory; None where the system does not say."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return None
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def _on_gpus() -> float | None:
-    """MiB in use on all GPUs, by any process; None without a driver that says."""
-    if shutil.which("nvidia-smi") is None:
-        return None
-    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
-        return float(sum(map(int, done.stdout.split())))
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return None
-
-
 class _Added:
     """What is added to the memory in use since this was made."""
 
     def __init__(self) -> None:
-        self._before = _resident(), _on_gpus()
+        self._before = resident(), on_gpus()
 
     def to(self, answer: JobResult) -> None:
         """Note it."""
         host, gpus = (
             None if before is None or now is None else now - before
-            for before, now in zip(self._before, (_resident(), _on_gpus()), strict=True)
+            for before, now in zip(self._before, (resident(), on_gpus()), strict=True)
         )
         answer.resident_mib, answer.gpu_mib = host, gpus
 
@@ -188,9 +165,7 @@ def _outputs(job: Job, folder: Path, answer: JobResult) -> None:
             for batch in job.batches:
                 only = {spec.name: candidate}
                 timings = latencies(only, interface, depth, batch, rounds=job.rounds)
-                for error in timings.failures.values():
-                    raise error
-                found = latency(batch, timings.seconds[spec.name])
+                found = latency(batch, timings.checked().seconds[spec.name])
                 answer.latencies[depth] = (*answer.latencies.get(depth, ()), found)
 
 

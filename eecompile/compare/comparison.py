@@ -53,8 +53,6 @@ from eecompile.runtime.request import SampleRequest
 from eecompile.store.files import form_bytes
 from eecompile.store.results import PAGE, check_results, page_file, write_results
 
-__all__ = ["PAGE", "REPORT", "ComparisonResult", "check_output", "compare", "write"]
-
 REPORT = "report.json"
 _CELL = 1.5  # seconds for one exit at one batch size, where the rounds are not given
 _SAMPLING = 30.0  # seconds for all trajectories, where the rounds are not given

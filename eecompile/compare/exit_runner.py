@@ -14,11 +14,9 @@ from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 
 from eecompile.arrays import Array, Inputs
-from eecompile.compiler.graph.names import output_names
+from eecompile.compiler.names import output_names
 from eecompile.programs.interface import Interface
 from eecompile.programs.schedule import ExitSchedule
-
-__all__ = ["Array", "Evaluate", "ExitRunner", "Feed"]
 
 Feed = Inputs
 Evaluate = Callable[[Feed], Sequence[Array]]

@@ -9,8 +9,6 @@ from collections.abc import Iterator, Mapping
 from eecompile.compare.report import Candidate, Comparison
 from eecompile.errors import UsageError
 
-__all__ = ["check_limits", "check_network", "fraction", "regressions", "unjudged"]
-
 _Figures = dict[str, float]
 
 

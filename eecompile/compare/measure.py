@@ -15,28 +15,16 @@ from eecompile.compiler.verify import random_inputs
 from eecompile.errors import EecompileError
 from eecompile.interrupt import check
 from eecompile.measure.machine import short
-from eecompile.measure.timing import Timings, interleaved
+from eecompile.measure.timing import Timings, interleaved, percentiles
 from eecompile.programs.interface import Interface
-
-__all__ = [
-    "latencies",
-    "latency",
-    "points",
-    "quiet",
-    "sentence",
-]
 
 Point = dict[str, NDArray[np.generic]]
 
 
 def latency(batch: int, seconds: Sequence[float]) -> EvaluationLatency:
     """Median and 90th percentile, in milliseconds."""
-    return EvaluationLatency(
-        batch=batch,
-        median=1e3 * float(np.median(seconds)),
-        p90=1e3 * float(np.quantile(seconds, 0.9)),
-        rounds=len(seconds),
-    )
+    _, median, p90 = percentiles(seconds)
+    return EvaluationLatency(batch=batch, median=1e3 * median, p90=1e3 * p90, rounds=len(seconds))
 
 
 def latencies(

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from polygraphy import config
 
+from eecompile.arrays import Array
 from eecompile.compare.checks import (
     Folder,
     check_belongs,
@@ -29,7 +30,7 @@ from eecompile.compare.checks import (
     no_gpu,
     require,
 )
-from eecompile.compare.exit_runner import Array, Evaluate, ExitRunner, Feed
+from eecompile.compare.exit_runner import Evaluate, ExitRunner, Feed
 from eecompile.compare.torch_runners import TorchRunner, TrainedNetwork
 from eecompile.errors import BackendError
 from eecompile.measure.machine import gpus

@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from eecompile.arrays import Array
 from eecompile.compare.checks import Folder, check_recipe, checked_bundle, require
-from eecompile.compare.exit_runner import Array, Evaluate, ExitRunner, Feed
+from eecompile.compare.exit_runner import Evaluate, ExitRunner, Feed
 from eecompile.recipe import load_recipe
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from eecompile.networks.base import MultiExitNetwork
-
-__all__ = ["TorchRunner", "TrainedNetwork", "predict_at"]
 
 
 class TrainedNetwork:

@@ -22,8 +22,6 @@ from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
 
-__all__ = ["Sampled", "pictures", "trajectories"]
-
 _SHOWN = 8  # pictures a strip
 _LEAST = 3  # rounds
 

@@ -14,10 +14,10 @@ import numpy as np
 import onnx_ir as ir
 
 import eecompile
+from eecompile.arrays import Inputs
 from eecompile.compiler.graph.emulation import emulate_bfloat16
 from eecompile.compiler.graph.identity import name_by_content
 from eecompile.compiler.graph.merge import exit_outputs, merged_exits
-from eecompile.compiler.graph.names import output_names
 from eecompile.compiler.graph.partition import (
     Part,
     chained_parts,
@@ -25,6 +25,7 @@ from eecompile.compiler.graph.partition import (
     per_exit_parts,
 )
 from eecompile.compiler.graph.precision import first_non_finite, lowered
+from eecompile.compiler.names import output_names
 from eecompile.compiler.progress import Report, silent
 from eecompile.compiler.segments import (
     LOG,
@@ -37,14 +38,7 @@ from eecompile.compiler.segments import (
     warnings_in,
 )
 from eecompile.compiler.sessions import evaluate_joined, run_session, session_from_graph
-from eecompile.compiler.verify import (
-    Error,
-    Evaluate,
-    Inputs,
-    Outputs,
-    compare,
-    verification_points,
-)
+from eecompile.compiler.verify import Error, Evaluate, Outputs, compare, verification_points
 from eecompile.errors import (
     BackendError,
     BundleError,
@@ -69,8 +63,6 @@ from eecompile.store.bundle import (
 )
 from eecompile.store.folders import check_replaceable, new_folder
 from eecompile.store.target import Target, load_target
-
-__all__ = ["Built", "PlannedBuild", "PlannedSegment", "engine_set_from_bundle", "planned_build"]
 
 
 class Built(NamedTuple):

@@ -16,18 +16,18 @@ import onnxruntime
 import torch
 
 import eecompile
+from eecompile.arrays import Inputs
 from eecompile.compiler.files import evaluate_files, external_files, graph_from_files
 from eecompile.compiler.graph.merge import exit_outputs, merged_graphs
-from eecompile.compiler.graph.names import output_names
 from eecompile.compiler.graph.partition import check_nested, extract, per_exit_parts
 from eecompile.compiler.graph.sharing import exit_weights, sharing
+from eecompile.compiler.names import output_names
 from eecompile.compiler.progress import Report, silent
 from eecompile.compiler.sessions import evaluate_joined, run_session, session_from_graph
 from eecompile.compiler.trace import graph_from_network
 from eecompile.compiler.verify import (
     Error,
     Evaluate,
-    Inputs,
     Outputs,
     calibration_inputs,
     check_independent,
@@ -57,8 +57,6 @@ from eecompile.store.bundle import (
 )
 from eecompile.store.folders import new_folder
 from eecompile.store.target import Tolerance
-
-__all__ = ["bundle_from_recipe", "interface_from_recipe"]
 
 _JOINED = "joined.onnx"  # all exits in one graph, while they are verified
 

@@ -12,18 +12,17 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
+from eecompile.arrays import Inputs
 from eecompile.compiler.graph.clean import clean
 from eecompile.compiler.graph.merge import joined
-from eecompile.compiler.graph.names import output_names
 from eecompile.compiler.graph.numbering import NumberValues
 from eecompile.compiler.graph.operators import check_operators
+from eecompile.compiler.names import output_names
 from eecompile.compiler.sessions import session_from_graph
-from eecompile.compiler.verify import Evaluate, Inputs, Outputs
+from eecompile.compiler.verify import Evaluate, Outputs
 from eecompile.errors import EecompileError, TraceError
 from eecompile.programs.interface import Interface
 from eecompile.recipe import NetworkRecipe
-
-__all__ = ["evaluate_files", "external_files", "graph_from_files"]
 
 _NUMBERS: dict[str, type[np.generic]] = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
 _TYPES = {"float32": ir.DataType.FLOAT, "int64": ir.DataType.INT64}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Protocol
 
-__all__ = ["Report", "silent"]
-
 
 class Report(Protocol):
     """Told as work goes on; may raise KeyboardInterrupt to stop it."""

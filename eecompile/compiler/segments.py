@@ -27,18 +27,6 @@ LOG = "build.log"  # of an engine set: what its backend printed
 _NOISE = ("'colored' module", "has Int64 binding")
 _MOST_WARNINGS = 20
 
-__all__ = [
-    "BatchBuilder",
-    "BuildModule",
-    "SegmentBuilder",
-    "SegmentStore",
-    "build_module_for",
-    "check_options",
-    "compile_all",
-    "segments_from_parts",
-    "warnings_in",
-]
-
 
 class BuildModule(Protocol):
     """What the module that builds for a backend provides; :mod:`eecompile.backends` names it.

@@ -9,12 +9,11 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from eecompile.compiler.graph.names import output_names
-from eecompile.compiler.verify import Evaluate, Inputs, Outputs
+from eecompile.arrays import Inputs
+from eecompile.compiler.names import output_names
+from eecompile.compiler.verify import Evaluate, Outputs
 from eecompile.errors import BackendError
 from eecompile.programs.interface import Interface
-
-__all__ = ["evaluate_joined", "optimised_graph", "run_session", "session_from_graph"]
 
 
 def session_from_graph(path: Path) -> onnxruntime.InferenceSession:

@@ -23,17 +23,15 @@ from torch.overrides import TorchFunctionMode
 
 from eecompile.compiler.graph.clean import clean
 from eecompile.compiler.graph.masks import ExpandMasks
-from eecompile.compiler.graph.names import output_names
 from eecompile.compiler.graph.numbering import NumberValues
 from eecompile.compiler.graph.operators import check_operators, place_of
+from eecompile.compiler.names import output_names
 from eecompile.compiler.verify import random_inputs
 from eecompile.errors import EecompileError, TraceError
 from eecompile.interrupt import check
 from eecompile.networks import truncated
 from eecompile.networks.base import MultiExitNetwork
 from eecompile.programs.interface import Interface
-
-__all__ = ["OPSET", "Exits", "graph_from_network"]
 
 OPSET = 23  # the first with an Attention operator
 _LARGEST_BATCH = 2**16

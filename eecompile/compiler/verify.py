@@ -15,20 +15,6 @@ from eecompile.programs.interface import Interface
 from eecompile.store.bundle import PointError
 from eecompile.store.target import Tolerance
 
-__all__ = [
-    "Error",
-    "Evaluate",
-    "Inputs",
-    "Outputs",
-    "calibration_inputs",
-    "check_independent",
-    "check_points",
-    "compare",
-    "random_inputs",
-    "verification_points",
-    "worst_of",
-]
-
 _CALIBRATION_BATCH, _CALIBRATION_TIMES = 2, 5
 Outputs = Mapping[int, Sequence[Array]]  # by depth: the prediction, and a learned variance
 Evaluate = Callable[[Inputs], Outputs]

@@ -8,11 +8,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from eecompile.compiler.graph.aligned import as_bytes, write_safetensors
+from eecompile.compiler.aligned import as_bytes, write_safetensors
 from eecompile.errors import BundleError
 from eecompile.store.bundle import WEIGHTS
-
-__all__ = ["INLINE_BYTES", "WeightStore", "content_key", "load_graph"]
 
 INLINE_BYTES = 256  # smaller tensors, such as shapes, stay in the graph
 

@@ -21,8 +21,6 @@ from eecompile.doctor.packages import OLD_DRIVER, Conflict, Packages, conflicts,
 from eecompile.doctor.probes import PROBES, YES, Answer, Finding
 from eecompile.measure.machine import Cpu, Gpu, cpu
 
-__all__ = ["TIMEOUT", "BackendStatus", "MachineReport", "Tool", "examine"]
-
 TIMEOUT = 60.0  # seconds, for all probes together: a first CUDA initialisation takes many
 
 

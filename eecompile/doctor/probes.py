@@ -24,8 +24,6 @@ from eecompile.backends import BACKENDS, Backend
 from eecompile.measure.machine import Gpu, cpu, gpus, search_gpus, short
 from eecompile.runtime.engines.openvino import import_openvino
 
-__all__ = ["PROBES", "YES", "Answer", "Finding"]
-
 
 class Answer(msgspec.Struct, frozen=True):
     """Yes; or no, why, and what to do about it."""

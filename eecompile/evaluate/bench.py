@@ -26,8 +26,6 @@ from eecompile.evaluate.metrics import (
 )
 from eecompile.evaluate.report import SampleFigures
 
-__all__ = ["FEWEST", "Bench", "space_of"]
-
 Report = Callable[[str, int, int], None]
 FEWEST = 2 * GROUPS
 """Samples that every set must have."""

@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from eecompile.arrays import AnyArray, Array
 from eecompile.errors import UsageError
 
-__all__ = ["ArraySource", "Source", "Space", "chunks", "open_array", "open_source"]
-
 _ENDINGS = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _IDX_BYTES = 8  # the code of uint8 in an IDX file's header
 

@@ -23,8 +23,6 @@ from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
 from eecompile.store.bundle import EngineManifest, open_engine_set
 
-__all__ = ["Options", "evaluate"]
-
 Report = Callable[[str, int, int], None]
 
 

@@ -17,15 +17,6 @@ from eecompile.errors import BackendError, UsageError
 from eecompile.evaluate.data import Source, Space, chunks
 from eecompile.store.files import written
 
-__all__ = [
-    "Decoder",
-    "FeatureNetwork",
-    "FeatureStore",
-    "default_features",
-    "onnx_features",
-    "save_whole",
-]
-
 Report = Callable[[str, int, int], None]
 _SIDE = 112  # pixels that EfficientNet-Lite0 sees of each side
 _BATCH = 20  # at a time: larger activations cost more in memory management than they save

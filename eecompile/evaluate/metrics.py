@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["GROUPS", "NEIGHBOURS", "Frechet", "Manifolds", "frechet_distance", "manifolds"]
 
 Features = NDArray[np.float32]
 NEIGHBOURS = 3

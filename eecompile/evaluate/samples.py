@@ -15,8 +15,6 @@ from eecompile.programs.program import Program
 from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
 
-__all__ = ["SampleSource", "sample_all"]
-
 Report = Callable[[str, int, int], None]
 
 

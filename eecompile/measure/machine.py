@@ -16,18 +16,6 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-__all__ = [
-    "Cpu",
-    "Gpu",
-    "GpuSearch",
-    "cpu",
-    "gpus",
-    "gpus_from_csv",
-    "machine_facts",
-    "search_gpus",
-    "short",
-]
-
 
 class Cpu(msgspec.Struct, frozen=True):
     """The processor: cores that this process may use, instruction sets that matter."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from eecompile.interrupt import check
+import numpy as np
 
-__all__ = ["Timings", "interleaved"]
+from eecompile.interrupt import check
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -18,6 +18,18 @@ class Timings(NamedTuple, Generic[Key]):
 
     seconds: dict[Key, list[float]]
     failures: dict[Key, Exception]
+
+    def checked(self) -> Timings[Key]:
+        """The same, where nothing failed; otherwise the first error is raised."""
+        for error in self.failures.values():
+            raise error
+        return self
+
+
+def percentiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Tenth percentile, median and ninetieth."""
+    low, middle, high = np.quantile(values, (0.1, 0.5, 0.9))
+    return float(low), float(middle), float(high)
 
 
 def _silent(done: int, total: int) -> None:

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from eecompile.errors import RecipeError
 
-__all__ = ["MultiExitNetwork", "check_exits"]
-
 
 @runtime_checkable
 class MultiExitNetwork(Protocol):

@@ -18,8 +18,6 @@ from torch import Tensor
 
 from eecompile.errors import CheckpointError
 
-__all__ = ["check_file", "checkpoint_digest", "state_from_file"]
-
 _NEEDS_CODE = re.compile(r"GLOBAL (\S+)|Unsupported (?:global|class)|Can only")
 _DENSE = torch.strided
 # Averaged weights first: they are what published samples are made with.

@@ -26,8 +26,6 @@ from eecompile.errors import CheckpointError, RecipeError
 from eecompile.networks.base import check_exits
 from eecompile.networks.vit import Attention, Mlp, PatchEmbed
 
-__all__ = ["DiT", "dit_from_name"]
-
 # Table 1 of the paper: blocks, width, heads.
 _SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
 _PATCHES = (2, 4, 8)

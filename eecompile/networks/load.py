@@ -19,8 +19,6 @@ from eecompile.networks.checkpoint import check_file, state_from_file
 from eecompile.networks.truncated import Renamed, Truncated
 from eecompile.recipe import NetworkRecipe
 
-__all__ = ["importable", "load_network"]
-
 _FOLDERS: set[str] = set()  # in which factories were looked for
 
 

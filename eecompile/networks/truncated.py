@@ -17,8 +17,6 @@ from torch.utils._pytree import tree_map_only
 from eecompile.errors import RecipeError
 from eecompile.networks.base import MultiExitNetwork, check_exits
 
-__all__ = ["Renamed", "Truncated"]
-
 
 class _Cut:
     """How far the blocks run; stands between a module and each of its blocks.

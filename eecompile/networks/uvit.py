@@ -21,8 +21,6 @@ from eecompile.errors import RecipeError
 from eecompile.networks.base import check_exits
 from eecompile.networks.vit import Attention, Mlp, PatchEmbed
 
-__all__ = ["UViT"]
-
 
 def _timestep_features(t: Tensor, width: int) -> Tensor:
     """Sinusoids of the timestep, float32 [B, width]; cosines first."""

@@ -7,8 +7,6 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
-__all__ = ["Attention", "Mlp", "PatchEmbed"]
-
 
 class PatchEmbed(nn.Module):
     """A token for each square patch: float32 [B, channels, H, W] to [B, tokens, width]."""

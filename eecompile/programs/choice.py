@@ -16,8 +16,6 @@ from msgspec import Meta
 
 from eecompile.errors import ScheduleError
 
-__all__ = ["OUTPUT", "Choice", "Exit", "Forecast", "check_exits", "choice_from_text", "choice_of"]
-
 OUTPUT = "output"
 """The memory that holds the last prediction, and the learned variance where there is one."""
 _AGAIN = "again"

@@ -12,8 +12,6 @@ import numpy as np
 from eecompile.errors import UsageError
 from eecompile.programs.process import Point, Process
 
-__all__ = ["GRIDS", "Grid", "GridName", "points"]
-
 GridName = Literal["trailing", "leading", "linspace", "karras", "logsnr", "quadratic"]
 Grid = GridName | Sequence[float]
 _LEAST = 1e-3  # share of T at which a flow's grids end, for some noise

@@ -17,8 +17,6 @@ from eecompile.programs.choice import Choice
 from eecompile.programs.process import Process
 from eecompile.programs.schedule import ExitSchedule
 
-__all__ = ["Condition", "Interface", "Resizable", "Sampling", "State"]
-
 
 class Resizable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Axes of a sample whose length a caller may choose.

@@ -24,8 +24,6 @@ from numpy.typing import NDArray
 
 from eecompile.errors import RecipeError
 
-__all__ = ["DATA", "Betas", "Family", "Point", "Prediction", "Process", "Variance"]
-
 Family = Literal["diffusion", "flow", "edm"]
 Betas = Literal["linear", "scaled_linear", "cosine"]
 Prediction = Literal["epsilon", "sample", "v_prediction", "flow", "edm"]

@@ -17,8 +17,6 @@ from eecompile.programs.choice import OUTPUT, Choice
 from eecompile.programs.process import Process
 from eecompile.programs.schedule import ExitSchedule
 
-__all__ = ["Program", "Step", "Term", "Update"]
-
 FORMAT = 4
 _LARGEST = 3.4e38  # of float32
 RESERVED = frozenset({OUTPUT, "noise"})
@@ -118,7 +116,7 @@ class Program(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                     expected="one that begins with an evaluation",
                     remedy="give an exit to the largest times of the exit schedule",
                 )
-            kept.update(step.choice.writes if step.choice else ())
+            kept.update(step.choice.writes if step.choice else (OUTPUT,))  # open: any may be chosen
             for problem in _problems(step, written):
                 raise _malformed(f"{problem} in step {index}", "a program that a solver made")
         if not abs(self.initial) < _LARGEST:

@@ -15,8 +15,6 @@ import msgspec
 from eecompile.errors import ScheduleError
 from eecompile.programs.choice import Choice, check_exits, choice_from_text, choice_of
 
-__all__ = ["ExitSchedule"]
-
 _FORMAT = 2  # of a schedule's file
 
 

@@ -18,8 +18,6 @@ from eecompile.programs.choice import OUTPUT, Choice
 from eecompile.programs.process import Point, Process
 from eecompile.programs.program import Program, Step, Term, Update
 
-__all__ = ["ChoiceAt", "Prediction", "Tape", "Value"]
-
 ChoiceAt = Callable[[float], Choice | None]
 """The choice for a time t within [0, T); None leaves it open."""
 _STATE, _NOISE = "state", "noise"

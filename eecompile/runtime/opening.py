@@ -14,8 +14,6 @@ from eecompile.runtime.engines.group import grouped
 from eecompile.runtime.protocol import Engine
 from eecompile.store.bundle import EngineManifest, open_engine_set
 
-__all__ = ["engine_from_manifest", "open_engine", "open_engines"]
-
 
 def open_engine(
     folder: Path, threads: int | None = None, *, shared_pool: bool = False

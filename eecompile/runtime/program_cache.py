@@ -18,7 +18,7 @@ from eecompile.programs.schedule import ExitSchedule
 from eecompile.programs.solvers import Solver, solver_named
 from eecompile.runtime.request import whole
 
-Schedule = str | int | Sequence[Choice | int | str] | ExitSchedule
+Schedule = str | int | Choice | Sequence[Choice | int | str] | ExitSchedule
 """What callers may give for an exit schedule; see :meth:`ProgramCache.schedule`."""
 _KEPT = 32  # programs
 
@@ -51,6 +51,8 @@ class ProgramCache:
             chosen = known[chosen]
         elif isinstance(chosen, int | np.integer):
             chosen = ExitSchedule.constant(int(chosen))
+        elif isinstance(chosen, Choice):
+            chosen = ExitSchedule.constant(chosen)
         elif not isinstance(chosen, ExitSchedule):
             chosen = ExitSchedule.from_slices(chosen)
         return chosen.check(self._interface.exits)

@@ -17,8 +17,6 @@ from eecompile.handle import Handle
 from eecompile.runtime.trajectory.host import HostTrajectory
 from eecompile.runtime.trajectory.plan import Plan, Trajectory
 
-__all__ = ["Engine"]
-
 
 class Engine(Handle, ABC):
     """Evaluates a network at any of its exits. May be used from several threads.

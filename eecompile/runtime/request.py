@@ -16,8 +16,6 @@ from eecompile.errors import ConditionError, UsageError
 from eecompile.programs.interface import Interface
 from eecompile.runtime.trajectory.plan import Rows
 
-__all__ = ["Batch", "SampleFacts", "SampleRequest", "batches", "checked", "whole"]
-
 Inputs = dict[str, NDArray[np.generic]]
 Interval = tuple[float, float]
 """The smallest and the largest time t at which guidance acts."""

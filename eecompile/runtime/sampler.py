@@ -29,9 +29,7 @@ from eecompile.runtime.request import (
     common_interval,
     request_for_warmup,
 )
-from eecompile.runtime.sampling import BatchRun, Hook, StepMetrics, StepResult, plan_of
-
-__all__ = ["Sampler", "StepMetrics", "StepResult"]
+from eecompile.runtime.sampling import BatchRun, Hook, StepResult, plan_of
 
 _log = logging.getLogger("eecompile.runtime")
 
@@ -127,7 +125,7 @@ class Sampler(Handle):
         """An exit schedule for this network.
 
         Args:
-            schedule: a name from the export recipe, ``full``, a depth for all timesteps,
+            schedule: a name from the export recipe, ``full``, a depth or choice for all times,
                 choices over equal slices of time (t = 0 first), or an ExitSchedule, such
                 as ``ExitSchedule.read(file)``; None takes the recipe's default.
 

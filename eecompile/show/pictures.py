@@ -12,8 +12,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from eecompile.errors import UsageError
 
-__all__ = ["check_pictures", "save_grid"]
-
 _TILE = 84  # pixels of the side that small pictures are enlarged to
 _GAP = 6
 

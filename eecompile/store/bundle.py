@@ -20,30 +20,6 @@ from eecompile.errors import BundleError, DigestError, FormatError
 from eecompile.programs.interface import Interface
 from eecompile.store.target import Target
 
-__all__ = [
-    "CALIBRATION",
-    "FORMAT",
-    "MANIFEST",
-    "WEIGHTS",
-    "BundleManifest",
-    "EngineManifest",
-    "ExitGraph",
-    "ExitPlan",
-    "FileRecord",
-    "PointError",
-    "Segment",
-    "Sharing",
-    "exit_graph_name",
-    "file_names",
-    "older_identity",
-    "open_bundle",
-    "open_engine_set",
-    "peek",
-    "records",
-    "segment_name",
-    "write_manifest",
-]
-
 FORMAT = 6
 MANIFEST = "manifest.json"
 _LONG = 100  # characters for the exits in a file name

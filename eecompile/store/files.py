@@ -12,8 +12,6 @@ import msgspec
 
 from eecompile.errors import FormatError, UsageError
 
-__all__ = ["form_bytes", "read_form", "written"]
-
 Form = TypeVar("Form")
 
 

@@ -26,8 +26,6 @@ from eecompile.errors import (
 from eecompile.interrupt import deferred
 from eecompile.store.bundle import file_names, peek
 
-__all__ = ["check_replaceable", "new_folder"]
-
 
 @contextmanager
 def new_folder(path: Path, *, replaces: bool) -> Iterator[Path]:

@@ -12,8 +12,6 @@ from eecompile.backends import BackendName
 from eecompile.errors import RecipeError
 from eecompile.store.toml import read_toml
 
-__all__ = ["DEFAULT_TARGET", "BatchProfile", "Name", "Target", "Tolerance", "load_target"]
-
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z", max_length=100)]
 
 

@@ -14,8 +14,6 @@ import msgspec
 
 from eecompile.errors import RecipeError
 
-__all__ = ["read_toml"]
-
 Form = TypeVar("Form", bound=msgspec.Struct)
 
 

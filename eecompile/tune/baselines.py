@@ -14,8 +14,6 @@ from eecompile.runtime.sampler import Sampler
 from eecompile.tune.choices import merged
 from eecompile.tune.report import Kind
 
-__all__ = ["ASE", "Baseline", "baseline_schedules", "fewer_steps"]
-
 ASE = tuple(depth / 28 for depth in (28, 28, 24, 24, 20, 20, 16, 16, 12, 12))
 """Shares of depth over ten equal slices of time, t = 0 first: 28.6 % of the blocks left out.
 

@@ -10,8 +10,6 @@ from eecompile.programs.choice import Choice, Exit
 from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
 
-__all__ = ["Slots", "choices_of", "merged", "schedule_from_picks", "slots_of"]
-
 _MOST = 100  # slots; more evaluations than that share one with their neighbours
 
 

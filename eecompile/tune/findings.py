@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from eecompile.measure.bootstrap import intervals
 from eecompile.programs.choice import Choice
 from eecompile.programs.interface import Interface
 from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
-from eecompile.tune.held_out import FULL, Measured, intervals
+from eecompile.tune.held_out import FULL, Measured
 from eecompile.tune.report import BaselineComparison, FrontPoint, Kind, TuningSettings
 
 _ROOM = 1.005  # predicted times that differ by less are equal

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,12 +17,8 @@ from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
 from eecompile.tune.work import Work
 
-__all__ = ["FULL", "Measured", "intervals", "measured", "steadied"]
-
 FULL = "full"
 _ROUNDS = 7  # that are timed, where time allows
-_RESAMPLES = 2000
-_LEVELS = (0.025, 0.975)
 
 
 class Measured(NamedTuple):
@@ -154,27 +150,3 @@ def _timed(sampler: Sampler, program: Program, part: SampleRequest) -> tuple[flo
 
 def _key(program: Program) -> str:
     return " ".join(step.chosen.text for step in program.steps)
-
-
-def intervals(
-    squares: Sequence[Floats], *, over: Sequence[Floats] | None = None, seed: int = 0
-) -> list[tuple[float, float]]:
-    """95 % intervals of the root mean square, by bootstrap over samples.
-
-    Args:
-        squares: mean squared differences of each sample, in which all have one order.
-        over: divisors: intervals of ratios then, in which both have the same samples.
-        seed: of the resamples.
-    """
-    count = len(squares[0])
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(count, np.full(count, 1 / count), _RESAMPLES) / count
-    found = []
-    for index, values in enumerate(squares):
-        roots = np.sqrt(weights @ values)
-        if over is not None:
-            divisor = np.sqrt(weights @ over[index])
-            roots = np.divide(roots, divisor, out=np.full_like(roots, np.inf), where=divisor > 0)
-        low, high = np.quantile(roots, _LEVELS)
-        found.append((float(low), float(high)))
-    return found

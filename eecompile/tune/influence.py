@@ -30,8 +30,6 @@ from eecompile.runtime.request import SampleRequest
 from eecompile.tune.probe import Outputs, Prober
 from eecompile.tune.work import Work
 
-__all__ = ["STALE", "Errors", "Influence", "local_errors", "measured_influence", "movement"]
-
 Progress = Callable[[str, int, int], Any]
 STALE = 3  # evaluations for which one output is used again at most
 _KEPT = 1 << 14  # elements of an error by which angles are measured

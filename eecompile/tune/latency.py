@@ -17,8 +17,6 @@ from eecompile.runtime.sampler import Sampler
 from eecompile.tune.model import Costs
 from eecompile.tune.work import Work
 
-__all__ = ["StepLatency", "measured_costs"]
-
 Progress = Callable[[str, int, int], Any]
 _STEPS = 6  # of a sampling that is timed
 _LEAST, _MOST = 5, 25  # rounds

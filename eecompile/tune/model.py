@@ -13,8 +13,6 @@ from eecompile.tune.choices import Slots
 from eecompile.tune.influence import STALE, Errors, Influence
 from eecompile.tune.optimise import Reuse, SlotTable
 
-__all__ = ["Costs", "Model"]
-
 
 class Costs(NamedTuple):
     """Time, as shares of what full depth takes.

@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 
 from eecompile.arrays import Floats
 
-__all__ = ["ParetoFront", "Reuse", "SlotTable", "front", "objective"]
-
 Indices = NDArray[np.intp]
 _SAME = 1e-12  # costs that differ by less than this share of the largest are equal
 

@@ -18,8 +18,6 @@ from eecompile.runtime.protocol import Engine
 from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
 
-__all__ = ["Outputs", "Prober", "engines_of"]
-
 Outputs = list[Array]
 _ANY = 1 << 30  # batch size of a prober, which divides what it is given
 

@@ -21,8 +21,6 @@ from eecompile.tune.probe import Prober
 from eecompile.tune.report import TuningSettings
 from eecompile.tune.work import Work
 
-__all__ = ["Problem", "checked", "posed"]
-
 Progress = Callable[[str, int, int], Any]
 _TIMING = 15.0  # seconds for what choices cost, a minute of refinement
 

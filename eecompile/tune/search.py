@@ -18,8 +18,6 @@ from eecompile.tune.optimise import objective
 from eecompile.tune.probe import Outputs, Prober
 from eecompile.tune.work import Work
 
-__all__ = ["Picks", "Trials", "improved", "neighbours", "proposed", "refined"]
-
 Picks = tuple[int, ...]
 _PATIENCE = 10  # trials without a better one
 _EXCHANGES = 24  # cheaper and dearer changes that are paired

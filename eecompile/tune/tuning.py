@@ -28,8 +28,6 @@ from eecompile.tune.report import Front, FrontPoint, TuningSettings
 from eecompile.tune.search import Picks, Trials, proposed, refined
 from eecompile.tune.work import Work
 
-__all__ = ["Entry", "tune"]
-
 Progress = Callable[[str, int, int], Any]
 _BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 _WITHIN = 1e-9

@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 from eecompile.errors import BusyError
 from eecompile.handle import Handle
 
-__all__ = ["Work"]
-
 _LENGTH = struct.Struct("<Q")
 _FORMAT = "eecompile tune 1"
 

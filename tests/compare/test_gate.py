@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -25,12 +24,13 @@ from eecompile.compare.runners import Evaluate, ExitRunner
 from eecompile.errors import UsageError
 from eecompile.programs.choice import Exit
 from eecompile.programs.interface import Interface, State
+from tests.clock import spend, standing_clock
 
 FACE = Interface(name="fake", exits=(4,), state=State(shape=(2,)))
 
 
 class Fake(ExitRunner):
-    """Takes a given time."""
+    """Takes a given time on the standing clock."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(FACE, 4)
@@ -39,16 +39,17 @@ class Fake(ExitRunner):
     @contextmanager
     def opened(self) -> Iterator[Evaluate]:
         def evaluate(feed: Any) -> Sequence[Any]:
-            time.sleep(self._seconds)
+            spend(self._seconds)
             return [feed["x"]]
 
         yield evaluate
 
 
 def measured(**seconds: float) -> Comparison:
-    """A report of fakes that were really timed; the first is the reference."""
+    """A report of fakes that were timed; the first is the reference."""
     candidates = {name: Opened(FACE, {4: Fake(each)}) for name, each in seconds.items()}
-    timings = latencies(candidates, FACE, 4, 1, rounds=9)
+    with standing_clock():
+        timings = latencies(candidates, FACE, 4, 1, rounds=9)
     return made({name: 1e3 * latency(1, t).median / 1e3 for name, t in timings.seconds.items()})
 
 

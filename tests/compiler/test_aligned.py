@@ -11,7 +11,7 @@ from hypothesis import given
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from eecompile.compiler.graph.aligned import LARGE, LINE, PAGE, write_safetensors
+from eecompile.compiler.aligned import LARGE, LINE, PAGE, write_safetensors
 
 TYPES = [np.float32, np.float16, np.int64, np.int8, np.uint8, np.bool_, np.float64]
 

@@ -64,8 +64,7 @@ def backends(report: MachineReport) -> dict[str, BackendStatus]:
 
 
 def test_every_backend_answers(backends: dict[str, BackendStatus]) -> None:
-    names = "onnxruntime onnxruntime-cuda openvino tensorrt tensorrt-rtx tensorrt-lean"
-    assert list(backends) == names.split()
+    assert list(backends) == list(BACKENDS)
     for backend in backends.values():
         for answer in (backend.builds, backend.runs):
             assert answer.yes == (not answer.reason) == (not answer.remedy)
@@ -232,7 +231,8 @@ def test_a_backend_that_crashes_costs_its_own_answer_only(monkeypatch: pytest.Mo
     monkeypatch.setattr(doctor, "command", command)
     monkeypatch.setattr(doctor, "_importable", lambda module: module != "openvino")
     report = examine(timeout=30)
-    crashed, _, absent, rtx = (report.backends[index] for index in (0, 1, 2, 4))
+    found = {backend.name: backend for backend in report.backends}
+    crashed, absent, rtx = (found[name] for name in ("onnxruntime", "openvino", "tensorrt-rtx"))
     assert crashed.runs.reason == "it crashed with SIGABRT"
     assert crashed.runs.remedy == "pip install --force-reinstall onnxruntime"
     assert absent.builds == Answer(

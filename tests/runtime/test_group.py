@@ -17,7 +17,8 @@ from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.engines.fake import FakeEngine
 from eecompile.runtime.engines.group import EngineGroup, grouped
-from eecompile.runtime.sampler import Sampler, StepMetrics
+from eecompile.runtime.sampler import Sampler
+from eecompile.runtime.sampling import StepMetrics
 from eecompile.store.target import Target
 
 SETTINGS = {"solver": "ddim", "steps": 10, "seed": 3}

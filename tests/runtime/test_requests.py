@@ -28,7 +28,8 @@ from eecompile.programs.solvers import FACTS, ddim
 from eecompile.runtime.engines.fake import FakeEngine
 from eecompile.runtime.protocol import Engine
 from eecompile.runtime.request import SampleRequest
-from eecompile.runtime.sampler import Sampler, StepMetrics
+from eecompile.runtime.sampler import Sampler
+from eecompile.runtime.sampling import StepMetrics
 from eecompile.runtime.trajectory.host import HostTrajectory
 from eecompile.runtime.trajectory.plan import Plan, Rows
 

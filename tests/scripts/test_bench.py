@@ -31,7 +31,6 @@ def test_torch_eager_samples_what_the_engines_do(bench: Any, engine_sets: dict[s
 def test_a_timed_engine_adds_up_its_seconds(bench: Any, engine_sets: dict[str, Path]) -> None:
     with Sampler.open(engine_sets["chained"]) as sampler:
         timed = bench.TimedEngine(sampler.engine)
-        timed.max_batch, timed.precision = sampler.engine.max_batch, sampler.engine.precision
         Sampler(timed, sampler.interface).sample(1, steps=2)
         assert timed.seconds > 0
 
@@ -42,6 +41,6 @@ def test_the_runtimes_benchmark_measures(bench: Any, engine_sets: dict[str, Path
         rows = list(runtime.overhead_rows(sampler.interface, 1))
         assert len(rows) == 4 * len(runtime.SOLVERS)
         assert all(0 < row["microseconds a step"] < 1e5 for row in rows)
-        (row,) = runtime.requests_rows(sampler, bench.side_by_side, 1)
+        (row,) = runtime.requests_rows(sampler, 1)
         assert all(value > 0 for value in row.values())
     assert runtime.agreement_row(engine_sets["chained"])["eight threads give the arrays of one"]

@@ -32,8 +32,9 @@ def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle: Path) -> Any:
 
 
 def run(bench: Any, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["bench_schedules.py", *map(str, arguments)])
-    bench.main()
+    command = ["schedules", *map(str, arguments)]
+    monkeypatch.setattr(sys, "argv", ["bench.py", *command])
+    importlib.import_module("bench").app(command, standalone_mode=False)
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from torch import Tensor
 from eecompile.errors import UsageError
 from eecompile.networks.dit import DiT
 from eecompile.networks.load import load_network
+from eecompile.programs.choice import Exit, Forecast
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.recipe import ExportRecipe, load_recipe
 from tests.conftest import RECIPE, ROOT
@@ -37,7 +38,7 @@ def finetune(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     import finetune
 
     yield finetune
-    for name in ("finetune", "training", "machine"):
+    for name in ("finetune", "training"):
         sys.modules.pop(name, None)
 
 
@@ -84,7 +85,7 @@ def tuner(finetune: Any, path: Path, schedule: str, run: Path, **changes: Any) -
     network = finetune.load(recipe, path.parent, args)
     chosen = finetune.schedule_of(recipe, schedule)
     plan = finetune.Plan(chosen, recipe.network.exits, 1000, args.batch, args.others)
-    return finetune.FineTuner(network, recipe, plan, args)
+    return finetune.Trainer(network, recipe, plan, args)
 
 
 def pictures() -> tuple[Tensor, Tensor]:
@@ -135,7 +136,7 @@ def test_no_exit_is_trained_where_the_previous_output_is_used_again(
     finetune: Any, recipe: Path, full: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "found.json"
-    path.write_bytes(ExitSchedule((4, 0, 2), (0.25, 0.5)).to_json())
+    path.write_bytes(ExitSchedule((Exit(4), Forecast(), Exit(2)), (0.25, 0.5)).to_json())
     run = tuner(finetune, recipe, str(path), tmp_path / "run")
     _, timestep, *_ = run.batch(*pictures())
     assert run.plan.counts == (0, 16, 8)
@@ -157,7 +158,7 @@ def test_splitting_a_batch_predicts_what_the_whole_network_does(
         def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Any:
             return run.network(x, t, label)
 
-    expected = finetune.split_of(Plain())(counts, noisy, timestep, label)
+    expected = sys.modules["training"].split_of(Plain())(counts, noisy, timestep, label)
     for one, other, count in zip(found, expected, counts, strict=True):
         assert len(one) == count + 6
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
@@ -215,7 +216,8 @@ def test_heads_begin_as_copies_of_full_depths(
 def test_time_weights_scale_the_loss_of_their_slices(
     finetune: Any, recipe: Path, full: Path, tmp_path: Path
 ) -> None:
-    weights = finetune.time_weights("3,1", 1000)
+    time_weights = sys.modules["training"].time_weights
+    weights = time_weights("3,1", 1000)
     torch.testing.assert_close(weights[[0, 499, 500, 999]], torch.tensor([1.5, 1.5, 0.5, 0.5]))
     early = tuner(finetune, recipe, "4,1", tmp_path / "run", time_weights="1,0")
     before = state_of(early)
@@ -225,7 +227,7 @@ def test_time_weights_scale_the_loss_of_their_slices(
     assert not any(name.startswith("final_layers.1") for name in changed)
     for wrong in ("", "1,x", "-1,2", "0,0", "nan"):
         with pytest.raises(UsageError, match="time weights"):
-            finetune.time_weights(wrong, 1000)
+            time_weights(wrong, 1000)
 
 
 def test_the_loss_is_the_mean_over_the_schedules_time(
@@ -292,7 +294,8 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
     assert {"exit 1", "exit 4", "all, exit 2"} < set(rows[-1])
     with safe_open(whole / "weights.safetensors", "pt") as file:
         facts = file.metadata()
-    assert json.loads(facts["schedule"])["depths"] == [4, 2, 1, 1]
+    schedule = msgspec.json.decode(facts["schedule"], type=ExitSchedule)
+    assert schedule == ExitSchedule.from_slices([4, 2, 1, 1])
     assert facts["steps"] == "6"
     assert len(facts["checkpoint_digest"]) == 64
 

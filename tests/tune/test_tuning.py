@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from eecompile.errors import FormatError, NonFiniteError, OutputExistsError, UsageError
+from eecompile.measure.bootstrap import intervals
 from eecompile.programs.choice import Forecast
 from eecompile.programs.interface import Resizable, State
 from eecompile.programs.schedule import ExitSchedule
@@ -24,21 +25,13 @@ from eecompile.store.files import form_bytes
 from eecompile.tune.baselines import ASE, baseline_schedules
 from eecompile.tune.choices import choices_of
 from eecompile.tune.findings import Entry, warnings
-from eecompile.tune.held_out import Measured, intervals, steadied
+from eecompile.tune.held_out import Measured, steadied
 from eecompile.tune.output import check_output, identity_of, opened_work, write
 from eecompile.tune.report import Front, FrontPoint, read_front
 from eecompile.tune.tuning import tune
 from eecompile.tune.work import Work
-from tests.tune.planted import (
-    BLOCK,
-    EXITS,
-    SHAPE,
-    interface,
-    planted,
-    planted_time,
-    sampler_of,
-    settings,
-)
+from tests.clock import standing_clock
+from tests.tune.planted import BLOCK, EXITS, SHAPE, interface, planted, sampler_of, settings
 
 
 def late(depth: int, t: float) -> float:
@@ -57,7 +50,7 @@ def blocks(each: FrontPoint) -> list[int]:
 
 @pytest.fixture(scope="module", autouse=True)
 def clock() -> Iterator[None]:
-    with planted_time():
+    with standing_clock():
         yield
 
 

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 else:
     trt = importlib.import_module("tensorrt_rtx" if os.environ[SWITCH] == "1" else "tensorrt")
 
-__all__ = ["build_plan"]
 
 _RTX = trt.__name__ == "tensorrt_rtx"
 

@@ -18,15 +18,6 @@ from eecompile.errors import BackendError
 from eecompile.measure.machine import gpus
 from eecompile.store.target import Target
 
-__all__ = [
-    "SWITCH",
-    "Flavour",
-    "PlanJob",
-    "check_installed",
-    "precision_in_graph",
-    "runs",
-]
-
 SWITCH = "POLYGRAPHY_USE_TENSORRT_RTX"  # polygraphy's: 1 for TensorRT-RTX, 0 for TensorRT
 
 Flavour = Literal["tensorrt", "tensorrt_rtx"]

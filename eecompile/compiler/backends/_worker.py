@@ -24,8 +24,6 @@ from eecompile.compiler.progress import Report
 from eecompile.errors import BackendError
 from eecompile.store.target import Target
 
-__all__ = ["Worker"]
-
 
 class _Answer(msgspec.Struct, omit_defaults=True):
     """A step of a job, its end, or why it failed."""

@@ -17,17 +17,6 @@ from eecompile.measure.machine import gpus
 from eecompile.runtime.engines._onnxruntime import PROVIDERS, provider
 from eecompile.store.target import Target
 
-__all__ = [
-    "SUFFIX",
-    "check",
-    "compile_segments",
-    "portable",
-    "precision_in_graph",
-    "prepare",
-    "runs",
-    "versions",
-]
-
 SUFFIX = "onnx"
 
 

@@ -27,17 +27,6 @@ from eecompile.runtime.engines.openvino import (
 )
 from eecompile.store.target import Target
 
-__all__ = [
-    "SUFFIX",
-    "check",
-    "compile_segments",
-    "portable",
-    "precision_in_graph",
-    "prepare",
-    "runs",
-    "versions",
-]
-
 SUFFIX = "xml"
 _ALIGNMENT = 64
 _BATCH = "batch"  # the axis, in exported graphs

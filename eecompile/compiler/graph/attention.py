@@ -11,8 +11,6 @@ from onnx_ir import passes
 
 from eecompile.errors import BackendError
 
-__all__ = ["DecomposeAttention"]
-
 _PLAIN = {"is_causal": 0, "softcap": 0.0, "qk_matmul_output_mode": 0, "softmax_precision": 0}
 
 

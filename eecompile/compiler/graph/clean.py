@@ -6,8 +6,6 @@ import onnx_ir as ir
 from onnx_ir import passes
 from onnx_ir.passes import common
 
-__all__ = ["clean"]
-
 
 def clean(model: ir.Model) -> None:
     """Make constants weights, inline functions, drop metadata and what nothing needs.

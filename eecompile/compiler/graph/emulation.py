@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-__all__ = ["emulate_bfloat16"]
-
 _NARROW, _WIDE = ir.DataType.BFLOAT16, ir.DataType.FLOAT
 
 

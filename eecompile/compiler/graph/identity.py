@@ -9,8 +9,6 @@ import onnx_ir as ir
 from eecompile.compiler.graph.numbering import operator_key
 from eecompile.compiler.weights import content_key
 
-__all__ = ["computation", "name_by_content"]
-
 _KEY = "eecompile.computation"
 _DIGITS = 16
 

@@ -6,8 +6,6 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir import passes
 
-__all__ = ["ExpandMasks"]
-
 
 class ExpandMasks(passes.InPlacePass):
     """Gives every attention mask a row per query.

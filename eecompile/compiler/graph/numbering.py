@@ -14,8 +14,6 @@ from onnx_ir import passes
 
 from eecompile.compiler.weights import content_key
 
-__all__ = ["NumberValues", "operator_key"]
-
 Key = tuple[object, ...]
 TensorKey = Callable[[ir.TensorProtocol], str]
 

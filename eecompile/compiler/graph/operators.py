@@ -10,8 +10,6 @@ import onnx_ir as ir
 from eecompile.errors import TraceError
 from eecompile.networks import truncated
 
-__all__ = ["check_operators", "place_of"]
-
 _FLOW = "control flow, whose course depends on data"
 _SIZES = "the size of its result depends on data"
 _SEQUENCE = "it works on a sequence of tensors"

@@ -19,18 +19,6 @@ from onnx_ir import passes
 
 from eecompile.errors import TraceError
 
-__all__ = [
-    "Part",
-    "chained_parts",
-    "check_nested",
-    "check_parts",
-    "constant_nodes",
-    "extract",
-    "per_exit_parts",
-    "signatures",
-]
-
-
 ExitOutputs = Mapping[int, Sequence[ir.Value]]  # by depth, shallowest first
 
 

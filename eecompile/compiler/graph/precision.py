@@ -18,15 +18,14 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from eecompile.arrays import Inputs
 from eecompile.compiler.graph.clean import clean
 from eecompile.compiler.graph.numbering import NumberValues
 from eecompile.compiler.sessions import run_session, session_from_graph
-from eecompile.compiler.verify import Inputs, calibration_inputs
+from eecompile.compiler.verify import calibration_inputs
 from eecompile.errors import BackendError
 from eecompile.programs.interface import Interface
 from eecompile.store.target import Target
-
-__all__ = ["check_precision_tools", "first_non_finite", "kept_nodes", "lowered"]
 
 
 def check_precision_tools() -> None:

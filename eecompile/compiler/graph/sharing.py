@@ -8,8 +8,6 @@ from eecompile.compiler.graph.partition import ExitOutputs, signatures
 from eecompile.compiler.weights import INLINE_BYTES
 from eecompile.store.bundle import Sharing
 
-__all__ = ["exit_weights", "sharing"]
-
 
 def sharing(graph: ir.Graph, outputs: ExitOutputs) -> tuple[Sharing, ...]:
     """For each set of exits that have anything in common, what exactly they all need.

@@ -20,17 +20,6 @@ from numpy.typing import NDArray
 from eecompile.errors import RecipeError, UsageError
 from eecompile.programs.process import Betas, Prediction, Process
 
-__all__ = [
-    "NETWORK_OPTIONS",
-    "OTHER",
-    "check_process",
-    "process_from_scheduler",
-    "refuse",
-    "scheduler_from_config",
-    "short",
-    "times_of",
-]
-
 NETWORK_OPTIONS = frozenset(
     {
         *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),

@@ -45,8 +45,6 @@ from eecompile.programs.process import DATA, Point, Process
 from eecompile.programs.program import Program
 from eecompile.programs.tape import ChoiceAt, Tape, Value
 
-__all__ = ["program_from_scheduler"]
-
 _TOLERANCE = 1e-4  # relative; tables of diffusers are float32
 _SCALES = (1e-3, 1.0, 1e4)  # of the random tensors: small ones pass through a clip, large do not
 _CLIPS = ("clip_sample", "clip_denoised", "thresholding")

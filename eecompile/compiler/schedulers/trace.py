@@ -24,8 +24,6 @@ from torch.overrides import TorchFunctionMode
 from eecompile.compiler.schedulers.config import OTHER, refuse, short
 from eecompile.errors import EecompileError
 
-__all__ = ["CHANNELS", "Row", "TracedStep", "input_of", "state_after", "substituted", "traced"]
-
 Row = dict[int, float]
 """A linear combination: the coefficient of each node."""
 Draw = Callable[[tuple[int, ...]], Tensor]

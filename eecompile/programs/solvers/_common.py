@@ -7,22 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from eecompile.errors import UsageError
 from eecompile.programs.process import DATA, Family, Point, Process
-from eecompile.programs.tape import ChoiceAt, Prediction, Tape, Value
-
-__all__ = [
-    "ChoiceAt",
-    "check_number",
-    "check_order",
-    "data_step",
-    "first_step",
-    "intervals",
-    "log_ratios",
-    "noise_step",
-    "order_at",
-    "remember",
-    "require",
-    "title",
-]
+from eecompile.programs.tape import Prediction, Tape, Value
 
 _FEW = 15  # steps below which the last ones take lower orders, as in diffusers
 

@@ -11,11 +11,9 @@ import math
 from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import Process
 from eecompile.programs.program import Program
-from eecompile.programs.solvers._common import ChoiceAt, intervals, title
+from eecompile.programs.solvers._common import intervals, title
 from eecompile.programs.solvers.ddim import posterior
-from eecompile.programs.tape import Tape
-
-__all__ = ["ddpm"]
+from eecompile.programs.tape import ChoiceAt, Tape
 
 
 def ddpm(

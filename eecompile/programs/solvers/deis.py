@@ -15,7 +15,6 @@ from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import Point, Process
 from eecompile.programs.program import Program
 from eecompile.programs.solvers._common import (
-    ChoiceAt,
     Past,
     check_order,
     first_step,
@@ -24,9 +23,7 @@ from eecompile.programs.solvers._common import (
     remember,
     title,
 )
-from eecompile.programs.tape import Tape, Value
-
-__all__ = ["deis"]
+from eecompile.programs.tape import ChoiceAt, Tape, Value
 
 
 def deis(

@@ -15,17 +15,8 @@ from eecompile.errors import UsageError
 from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import DATA, Point, Process
 from eecompile.programs.program import Program
-from eecompile.programs.solvers._common import (
-    ChoiceAt,
-    data_step,
-    first_step,
-    log_ratios,
-    noise_step,
-    title,
-)
-from eecompile.programs.tape import Prediction, Tape, Value
-
-__all__ = ["Form", "dpm_solver_2", "dpm_solver_3"]
+from eecompile.programs.solvers._common import data_step, first_step, log_ratios, noise_step, title
+from eecompile.programs.tape import ChoiceAt, Prediction, Tape, Value
 
 Form = Literal["noise", "data"]
 

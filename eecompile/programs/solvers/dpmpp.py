@@ -11,7 +11,6 @@ from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import Point, Process
 from eecompile.programs.program import Program
 from eecompile.programs.solvers._common import (
-    ChoiceAt,
     Past,
     data_step,
     intervals,
@@ -20,9 +19,7 @@ from eecompile.programs.solvers._common import (
     remember,
     title,
 )
-from eecompile.programs.tape import Tape, Value
-
-__all__ = ["differences", "dpmpp_2m", "dpmpp_3m"]
+from eecompile.programs.tape import ChoiceAt, Tape, Value
 
 
 def dpmpp_2m(

@@ -12,7 +12,6 @@ from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import Point, Process
 from eecompile.programs.program import Program
 from eecompile.programs.solvers._common import (
-    ChoiceAt,
     Past,
     intervals,
     log_ratios,
@@ -21,9 +20,7 @@ from eecompile.programs.solvers._common import (
     title,
 )
 from eecompile.programs.solvers.dpmpp import differences
-from eecompile.programs.tape import Tape, Value
-
-__all__ = ["dpmpp_2m_sde", "dpmpp_3m_sde"]
+from eecompile.programs.tape import ChoiceAt, Tape, Value
 
 
 def dpmpp_2m_sde(

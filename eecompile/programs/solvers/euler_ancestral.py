@@ -11,10 +11,8 @@ import math
 from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import Process
 from eecompile.programs.program import Program
-from eecompile.programs.solvers._common import ChoiceAt, check_number, intervals, title
-from eecompile.programs.tape import Tape
-
-__all__ = ["euler_ancestral"]
+from eecompile.programs.solvers._common import check_number, intervals, title
+from eecompile.programs.tape import ChoiceAt, Tape
 
 
 def euler_ancestral(

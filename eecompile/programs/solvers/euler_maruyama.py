@@ -15,10 +15,8 @@ import numpy as np
 from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import Process
 from eecompile.programs.program import Program
-from eecompile.programs.solvers._common import ChoiceAt, intervals, require, title
-from eecompile.programs.tape import Tape
-
-__all__ = ["euler_maruyama"]
+from eecompile.programs.solvers._common import intervals, require, title
+from eecompile.programs.tape import ChoiceAt, Tape
 
 
 def euler_maruyama(

@@ -9,11 +9,9 @@ from __future__ import annotations
 from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import Point, Process
 from eecompile.programs.program import Program
-from eecompile.programs.solvers._common import ChoiceAt, intervals, require, title
+from eecompile.programs.solvers._common import intervals, require, title
 from eecompile.programs.solvers.pndm import FAMILIES, averaged, predicted, transfer
-from eecompile.programs.tape import Tape, Value
-
-__all__ = ["f_pndm"]
+from eecompile.programs.tape import ChoiceAt, Tape, Value
 
 
 def f_pndm(

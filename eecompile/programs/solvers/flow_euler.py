@@ -9,10 +9,8 @@ from __future__ import annotations
 from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import Process
 from eecompile.programs.program import Program
-from eecompile.programs.solvers._common import ChoiceAt, first_step, intervals, require, title
-from eecompile.programs.tape import Tape
-
-__all__ = ["flow_euler"]
+from eecompile.programs.solvers._common import first_step, intervals, require, title
+from eecompile.programs.tape import ChoiceAt, Tape
 
 
 def flow_euler(

@@ -8,10 +8,8 @@ from __future__ import annotations
 from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import Process
 from eecompile.programs.program import Program
-from eecompile.programs.solvers._common import ChoiceAt, intervals, require, title
-from eecompile.programs.tape import Tape
-
-__all__ = ["flow_heun"]
+from eecompile.programs.solvers._common import intervals, require, title
+from eecompile.programs.tape import ChoiceAt, Tape
 
 
 def flow_heun(

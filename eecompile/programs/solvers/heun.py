@@ -11,17 +11,8 @@ from eecompile.errors import UsageError
 from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import DATA, Point, Process
 from eecompile.programs.program import Program
-from eecompile.programs.solvers._common import (
-    ChoiceAt,
-    check_number,
-    first_step,
-    noise_step,
-    require,
-    title,
-)
-from eecompile.programs.tape import Tape, Value
-
-__all__ = ["heun"]
+from eecompile.programs.solvers._common import check_number, first_step, noise_step, require, title
+from eecompile.programs.tape import ChoiceAt, Tape, Value
 
 
 def heun(

@@ -12,10 +12,8 @@ from eecompile.errors import UsageError
 from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import Process
 from eecompile.programs.program import Program
-from eecompile.programs.solvers._common import ChoiceAt, intervals, require, title
-from eecompile.programs.tape import Tape
-
-__all__ = ["lcm"]
+from eecompile.programs.solvers._common import intervals, require, title
+from eecompile.programs.tape import ChoiceAt, Tape
 
 _SIGMA_DATA = 0.5
 _TIME_SCALE = 10.0

@@ -9,7 +9,6 @@ from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import Family, Point, Process
 from eecompile.programs.program import Program
 from eecompile.programs.solvers._common import (
-    ChoiceAt,
     data_step,
     first_step,
     intervals,
@@ -17,9 +16,7 @@ from eecompile.programs.solvers._common import (
     require,
     title,
 )
-from eecompile.programs.tape import Prediction, Tape, Value
-
-__all__ = ["FAMILIES", "averaged", "pndm", "predicted", "record", "transfer"]
+from eecompile.programs.tape import ChoiceAt, Prediction, Tape, Value
 
 FAMILIES: tuple[Family, ...] = ("diffusion", "edm")
 # Adams and Bashforth's weights, newest first.

@@ -9,11 +9,9 @@ from __future__ import annotations
 from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import Process
 from eecompile.programs.program import Program
-from eecompile.programs.solvers._common import ChoiceAt, require, title
+from eecompile.programs.solvers._common import require, title
 from eecompile.programs.solvers.pndm import FAMILIES, record
-from eecompile.programs.tape import Tape
-
-__all__ = ["s_pndm"]
+from eecompile.programs.tape import ChoiceAt, Tape
 
 
 def s_pndm(

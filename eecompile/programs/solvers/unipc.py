@@ -14,7 +14,6 @@ from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import Point, Process
 from eecompile.programs.program import Program
 from eecompile.programs.solvers._common import (
-    ChoiceAt,
     Past,
     check_order,
     data_step,
@@ -22,9 +21,7 @@ from eecompile.programs.solvers._common import (
     log_ratios,
     title,
 )
-from eecompile.programs.tape import Tape, Value
-
-__all__ = ["unipc"]
+from eecompile.programs.tape import ChoiceAt, Tape, Value
 
 
 def unipc(

@@ -16,16 +16,6 @@ from numpy.typing import NDArray
 from eecompile.errors import BackendError
 from eecompile.handle import Handle
 
-__all__ = [
-    "KERNELS",
-    "CudaDevice",
-    "Device",
-    "Graph",
-    "import_core",
-    "open_device",
-    "out_of_memory",
-]
-
 KERNELS = ("combine", "fill", "guide", "deviate", "inspect")
 """Names of the kernels in ``kernels.cu``, which describes them."""
 _THREADS, _MOST_BLOCKS = 256, 4096

@@ -11,8 +11,6 @@ from typing import Any
 
 from eecompile.store.bundle import EngineManifest
 
-__all__ = ["KernelCache", "cache_path"]
-
 LOG = logging.getLogger("eecompile.runtime")
 
 

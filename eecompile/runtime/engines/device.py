@@ -17,8 +17,6 @@ from eecompile.runtime.protocol import Engine
 from eecompile.runtime.trajectory.device import DeviceTrajectory, arena_of
 from eecompile.runtime.trajectory.plan import Plan
 
-__all__ = ["DeviceEngine", "shared_device"]
-
 
 class DeviceEngine(Engine):
     """An engine whose work is queued on a GPU; may be used from several threads.

@@ -9,8 +9,6 @@ import numpy as np
 from eecompile.arrays import Array, Inputs
 from eecompile.runtime.protocol import Engine
 
-__all__ = ["FakeEngine"]
-
 Predict = Callable[[int, Array, Array, Inputs], Array | Sequence[Array]]
 
 

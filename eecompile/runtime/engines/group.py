@@ -12,8 +12,6 @@ from eecompile.runtime.protocol import Engine
 from eecompile.runtime.trajectory.device import DeviceTrajectory
 from eecompile.runtime.trajectory.plan import Plan
 
-__all__ = ["DeviceGroup", "EngineGroup", "grouped"]
-
 
 class EngineGroup(Engine):
     """Engines of the same network; the first is the one that is asked unless another is named.

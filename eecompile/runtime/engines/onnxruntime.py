@@ -24,8 +24,6 @@ from eecompile.store.bundle import EngineManifest, ExitPlan
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["OnnxRuntimeEngine", "open_backend"]
-
 
 def open_backend(
     folder: Path, manifest: EngineManifest, threads: int, share_device_with: Engine | None = None

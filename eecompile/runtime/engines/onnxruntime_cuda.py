@@ -24,8 +24,6 @@ from eecompile.runtime.engines.device import DeviceEngine, shared_device
 from eecompile.runtime.protocol import Engine
 from eecompile.store.bundle import EngineManifest, ExitPlan, Segment
 
-__all__ = ["OnnxRuntimeCudaEngine", "open_cuda"]
-
 
 def open_cuda(
     folder: Path, manifest: EngineManifest, threads: int, share_device_with: Engine | None = None

@@ -19,17 +19,6 @@ from eecompile.errors import BackendError
 from eecompile.runtime.protocol import Engine
 from eecompile.store.bundle import EngineManifest, ExitPlan, Segment
 
-__all__ = [
-    "WEIGHTS",
-    "OpenvinoEngine",
-    "blob_name",
-    "blob_options",
-    "check_precision",
-    "import_openvino",
-    "model_options",
-    "open_backend",
-]
-
 WEIGHTS = "weights.bin"  # the weights of all segments, every tensor once
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 _TELEMETRY = "openvino_telemetry"

@@ -30,14 +30,6 @@ from eecompile.store.target import Target
 if TYPE_CHECKING:
     import tensorrt as trt
 
-__all__ = [
-    "TensorrtEngine",
-    "check_gpu",
-    "check_validity",
-    "check_version",
-    "import_library",
-    "open_backend",
-]
 
 LOG = logging.getLogger("eecompile.runtime")
 _RTX = "tensorrt-rtx"

@@ -28,8 +28,6 @@ from eecompile.runtime.trajectory.lowering import (
 from eecompile.runtime.trajectory.noise import NoiseSource
 from eecompile.runtime.trajectory.plan import Plan, Rows, Trajectory
 
-__all__ = ["DeviceEvaluator", "DeviceTrajectory", "arena_of"]
-
 LOG = logging.getLogger("eecompile.runtime")
 NOISE_BYTES = 256 << 20
 """GPU memory for noise; a trajectory that needs more is taken in several parts."""

@@ -138,8 +138,8 @@ class HostTrajectory(Trajectory):
         yield from _products(operation.terms, places, out, self._product)
         if clip is not None:
             low, high = (np.array(bound, np.float32) for bound in clip)
-            yield partial(np.maximum, out, low, out)
-            yield partial(np.minimum, out, high, out)
+            yield partial(np.maximum, out, low, out=out)
+            yield partial(np.minimum, out, high, out=out)
         if operation.repeated:
             n = self.plan.size
             copies = self._x[n : n + operation.repeated]

@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 
 from eecompile.arrays import Array
 
-__all__ = ["NoiseSource", "normal_noise"]
-
 _UNIT = np.float32(2**-32)
 _TURN = np.float32(2 * np.pi * 2**-32)
 _AT_ONCE = 8192  # pairs of variates of small draws that are made together

@@ -19,8 +19,6 @@ from eecompile.handle import Handle
 from eecompile.programs.interface import Interface
 from eecompile.programs.program import Program, Step
 
-__all__ = ["Evaluator", "Plan", "Rows", "Trajectory"]
-
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What is static of a trajectory.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from eecompile.programs.interface import Interface
 
-__all__ = ["output_name", "output_names"]
-
 
 def output_name(depth: int, output: str = "prediction") -> str:
     """Name of one of an exit's outputs."""

@@ -16,8 +16,6 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-__all__ = ["Place", "as_bytes", "write_safetensors"]
-
 PAGE = 4096
 LINE = 64
 LARGE = 1 << 20  # bytes from which a tensor begins on a page

@@ -1,0 +1,77 @@
+"""The networks that benchmarks run: bundles with random weights, and engine sets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+from children import in_child, random_checkpoint
+from results import ROOT
+
+from eecompile.compiler.build import engine_set_from_bundle
+from eecompile.compiler.export import bundle_from_recipe
+from eecompile.recipe import load_recipe
+from eecompile.store.target import Target, load_target
+
+LAYOUTS = ("per_exit", "chained")
+TARGETS = {"per_exit": "cpu", "chained": "cpu-chained"}
+
+
+def _dit(size: str, exits: Sequence[int]) -> tuple[str, dict[str, str]]:
+    """The recipe of DiT-XL/2, changed to a smaller one."""
+    changes = {
+        "exits = .*": f"exits = {list(exits)}",
+        '"DiT-XL/2"': f'"{size}"',
+        "ase = .*": f"ase = {list(reversed(exits))}",
+    }
+    return "dit-xl2-256", changes
+
+
+# Recipe, and what of it is changed.
+NETWORKS = {
+    "fashion-dit": ("fashion-dit", {}),
+    "DiT-S/2": _dit("DiT-S/2", (4, 6, 8, 12)),
+    "DiT-B/2": _dit("DiT-B/2", (4, 6, 8, 10, 12)),
+    "U-ViT-S/4 CelebA-64": ("uvit-s4-celeba64", {}),
+    "U-ViT-L/2 ImageNet-256": ("uvit-l2-imagenet256", {}),
+    "U-ViT-H/2 ImageNet-256": ("uvit-h2-imagenet256", {}),
+    "DiT-XL/2": ("dit-xl2-256", {}),
+    "DiT-XL/2 of diffusers": ("dit-xl2-256-diffusers", {}),
+    "PixArt-alpha 512": ("pixart-alpha-512", {}),
+}
+
+
+def random_recipe(name: str, work: Path) -> tuple[Path, int]:
+    """A recipe of one of NETWORKS with a random checkpoint beside it; its path and bytes."""
+    recipe, changes = NETWORKS[name]
+    text = (ROOT / "export" / f"{recipe}.toml").read_text()
+    for old, new in changes.items():
+        text, count = re.subn(old, new, text)
+        assert count, old
+    work.mkdir(exist_ok=True)
+    path = work / "recipe.toml"
+    path.write_text(re.sub('checkpoint = ".*"', 'checkpoint = "weights.safetensors"', text))
+    return path, in_child(random_checkpoint, path)
+
+
+def bundles_of(recipe: Path, work: Path) -> tuple[Path, Path]:
+    """Bundles of a recipe's network, with all exits, and with full depth alone."""
+    bundle_from_recipe(recipe, work / "bundle")
+    deepest = load_recipe(recipe).network.exits[-1:]
+    bundle_from_recipe(recipe, work / "deepest", exits=deepest)
+    return work / "bundle", work / "deepest"
+
+
+def target(name: str, layout: str = "") -> Target:
+    """A target of the project, in another layout where one is named."""
+    made = load_target(ROOT / "engines" / f"{name}.toml")
+    return msgspec.structs.replace(made, layout=layout) if layout else made
+
+
+def engine_set(bundle: Path, work: Path, name: str, layout: str = "") -> Path:
+    """The engine set of a bundle for a target of the project; its folder is within ``work``."""
+    folder = work / (f"{name}-{layout}" if layout else name)
+    engine_set_from_bundle(bundle, target(name, layout), folder)
+    return folder
