@@ -104,7 +104,7 @@ def finetuned(
         engines = engine_set(run / name / "bundle", run / name, "cpu")
         result[name] = evaluated(engines, names, data, more.args)
         row = result[name]["rows"][0]
-        print(f"{name}: {row['distance']:.2f} ± {row['error']:.2f} at {row['cost']:.0%}")
+        print(f"{name}: {row['frechet_distance']:.2f} ± {row['error']:.2f} at {row['cost_share']:.0%}")
     place = output or BENCHMARKS / f"finetune-{made.name}.json"
     place.write_text(json.dumps(result, indent=1) + "\n")
     print(f"wrote {place}")
