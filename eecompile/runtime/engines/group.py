@@ -6,11 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from eecompile.arrays import Array, Inputs
 from eecompile.errors import UsageError
-from eecompile.runtime.cuda.device import Device
 from eecompile.runtime.engines.device import DeviceEngine
 from eecompile.runtime.protocol import Engine
-from eecompile.runtime.trajectory.device import DeviceTrajectory
-from eecompile.runtime.trajectory.plan import Plan
+from eecompile.runtime.trajectory.device import DeviceEvaluation, DeviceEvaluator
 
 
 class EngineGroup(Engine):
@@ -51,7 +49,7 @@ class EngineGroup(Engine):
             engine.close()
 
 
-class DeviceGroup(EngineGroup):
+class DeviceGroup(EngineGroup, DeviceEvaluator):
     """A group on one GPU: all queue their work on the same stream.
 
     Attributes:
@@ -60,39 +58,23 @@ class DeviceGroup(EngineGroup):
 
     members: dict[str, DeviceEngine]
     first: DeviceEngine
-    runs_trajectories = True
 
     def __init__(self, members: Mapping[str, DeviceEngine]) -> None:
         super().__init__(members)
-        self.device: Device = self.first.device
+        self.device = self.first.device
 
     def member(self, name: str) -> DeviceEngine:
         """The member of that name, or the first engine."""
         return self.members.get(name, self.first)
 
-    def enqueue(
-        self,
-        depth: int,
-        batch: tuple[int, ...],
-        inputs: Mapping[str, int],
-        outputs: Sequence[int],
-    ) -> None:
+    def enqueue(self, evaluation: DeviceEvaluation) -> None:
         """Queue an evaluation of the first engine."""
-        self.first.enqueue(depth, batch, inputs, outputs)
+        self.first.enqueue(evaluation)
 
     def settle(self) -> bool:
         """Whether evaluations of all can now be recorded in a CUDA graph."""
         settled = [member.settle() for member in self.members.values()]  # each has work to do then
         return all(settled)
-
-    def trajectory(self, plan: Plan) -> DeviceTrajectory:
-        """A trajectory whose buffers stay on the GPU.
-
-        Raises:
-            BackendError: there is not enough GPU memory.
-            UsageError: the plan's shape has no elements.
-        """
-        return DeviceTrajectory(self, plan)
 
 
 def grouped(engines: Mapping[str, Engine]) -> EngineGroup:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from eecompile.runtime.engines._onnxruntime import (
 )
 from eecompile.runtime.engines.device import DeviceEngine, shared_device
 from eecompile.runtime.protocol import Engine
+from eecompile.runtime.trajectory.device import DeviceEvaluation
 from eecompile.store.bundle import EngineManifest, ExitPlan, Segment
 
 
@@ -96,14 +96,9 @@ class OnnxRuntimeCudaEngine(DeviceEngine):
             for segment, providers in ((s, _providers(manifest, s, device)) for s in self._segments)
         ]
 
-    def enqueue(
-        self,
-        depth: int,
-        batch: tuple[int, ...],
-        inputs: Mapping[str, int],
-        outputs: Sequence[int],
-    ) -> None:
-        """Evaluate; see :meth:`DeviceEngine.enqueue`."""
+    def enqueue(self, evaluation: DeviceEvaluation) -> None:
+        """Evaluate; see :meth:`DeviceEvaluator.enqueue`."""
+        depth, batch, inputs, outputs = evaluation
         plan = self._plans[depth]
         results = dict(zip(plan.outputs, outputs, strict=True))
         made: dict[str, Any] = {}

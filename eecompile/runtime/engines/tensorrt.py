@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import logging
 import re
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from eecompile.runtime.cuda.device import CudaDevice
 from eecompile.runtime.cuda.kernel_cache import KernelCache
 from eecompile.runtime.engines.device import DeviceEngine, shared_device
 from eecompile.runtime.protocol import Engine
+from eecompile.runtime.trajectory.device import DeviceEvaluation
 from eecompile.store.bundle import EngineManifest, ExitPlan, Segment
 from eecompile.store.target import Target
 
@@ -237,14 +237,9 @@ class TensorrtEngine(DeviceEngine):
         if target.backend == _RTX:
             self._cache = KernelCache(self._engines[0].create_runtime_config(), folder, manifest)
 
-    def enqueue(
-        self,
-        depth: int,
-        batch: tuple[int, ...],
-        inputs: Mapping[str, int],
-        outputs: Sequence[int],
-    ) -> None:
-        """Queue an evaluation; see :meth:`DeviceEngine.enqueue`."""
+    def enqueue(self, evaluation: DeviceEvaluation) -> None:
+        """Queue an evaluation; see :meth:`DeviceEvaluator.enqueue`."""
+        depth, batch, inputs, outputs = evaluation
         rows, plan = batch[0], self._plans[depth]
         if batch[1:] != self.interface.state.shape:  # what plans were built for
             raise BackendError(
@@ -263,7 +258,7 @@ class TensorrtEngine(DeviceEngine):
                 raise self._refused(segment, f"a batch of {rows}")
 
     def settle(self) -> bool:
-        """Keep the kernels compiled by now; see :meth:`DeviceEngine.settle`."""
+        """Keep the kernels compiled by now; see :meth:`DeviceEvaluator.settle`."""
         if self._cache is not None:
             self._cache.save()
         asks = [getattr(each, "is_stream_capturable", None) for each in self._contexts.values()]
