@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from eecompile.arrays import Array
 from eecompile.errors import ConditionError, UsageError
 from eecompile.programs.interface import Interface
-from eecompile.runtime.trajectory.plan import Rows
+from eecompile.programs.program import Program
+from eecompile.runtime.trajectory.plan import Plan, Rows
 
 Inputs = dict[str, NDArray[np.generic]]
 Interval = tuple[float, float]
@@ -175,18 +176,14 @@ class Batch(NamedTuple):
     """Samples that are evaluated together.
 
     Attributes:
-        shape: of a sample.
+        plan: of their trajectory; without guided samples it has no guidance interval.
         rows: what is particular to each.
         places: of each row, the request and the sample within it.
-        guided: how many rows are guided, the first ones.
-        apart: whether the engine takes no more than one row an evaluation.
     """
 
-    shape: tuple[int, ...]
+    plan: Plan
     rows: Rows
     places: list[tuple[int, int]]
-    guided: int
-    apart: bool
 
 
 def checked(interface: Interface, request: SampleRequest) -> Checked:
@@ -294,7 +291,13 @@ def request_for_warmup(
     )
 
 
-def batches(requests: Sequence[Checked], largest: int) -> Iterator[Batch]:
+def batches(
+    requests: Sequence[Checked],
+    largest: int,
+    program: Program,
+    interface: Interface,
+    interval: Interval | None,
+) -> Iterator[Batch]:
     """The samples of all requests, in batches of at most ``largest`` rows an evaluation.
 
     A guided sample takes two rows. Samples of one shape share batches, whatever request
@@ -308,13 +311,16 @@ def batches(requests: Sequence[Checked], largest: int) -> Iterator[Batch]:
         for part in _parts(guided, largest):
             rows = np.concatenate([part[guided[part]], part[~guided[part]]])
             count = int(guided[part].sum())
-            yield Batch(
-                shape,
-                _rows(joined, rows, count),
-                [places[row] for row in rows],
-                count,
-                len(rows) + count > largest,
+            plan = Plan(
+                program=program,
+                interface=interface,
+                shape=shape,
+                size=len(rows),
+                guided=count,
+                interval=interval if count else None,
+                apart=len(rows) + count > largest,
             )
+            yield Batch(plan, _rows(joined, rows, count), [places[row] for row in rows])
 
 
 def _joined(requests: Sequence[Checked]) -> Checked:
