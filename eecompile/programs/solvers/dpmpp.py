@@ -10,16 +10,8 @@ import math
 from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import Point, Process
 from eecompile.programs.program import Program
-from eecompile.programs.solvers._common import (
-    Past,
-    data_step,
-    intervals,
-    log_ratios,
-    order_at,
-    remember,
-    title,
-)
-from eecompile.programs.tape import ChoiceAt, Tape, Value
+from eecompile.programs.solvers._common import Past, data_step, log_ratios, multistep, title
+from eecompile.programs.tape import ChoiceAt, Prediction, Tape, Value
 
 
 def dpmpp_2m(
@@ -85,15 +77,12 @@ def differences(data: Value, past: Past, places: list[float]) -> tuple[Value, Va
 
 
 def _record(tape: Tape, visited: list[Point], order: int, share: float = 1.0) -> None:
-    past: Past = []
-    for index, (now, after) in enumerate(intervals(visited)):
-        data = tape.evaluate(tape.state, now).data
-        used = past[: order_at(index, len(visited), order) - 1]
+    def step(now: Point, after: Point, prediction: Prediction, past: Past) -> Value:
+        data = prediction.data
         state = data_step(tape.state, now, after, data)
-        if used:
-            state += _correction(now, after, data, used, share)
-        past = remember(tape, past, now, data, "data", order - 1)
-        tape.advance(state)
+        return state + _correction(now, after, data, past, share) if past else state
+
+    multistep(tape, visited, order, "data", lambda prediction: prediction.data, step)
 
 
 def _correction(now: Point, after: Point, data: Value, past: Past, share: float) -> Value:

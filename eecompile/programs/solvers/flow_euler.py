@@ -25,9 +25,6 @@ def flow_euler(
 
     Args:
         process: of family flow.
-
-    Raises:
-        UsageError: ``steps`` or ``grid`` is out of range, or the family is another.
     """
     require(process, "flow-euler", ("flow",))
     visited = points(process, steps, grid)

@@ -24,9 +24,6 @@ def flow_heun(
 
     Args:
         process: of family flow.
-
-    Raises:
-        UsageError: ``steps`` or ``grid`` is out of range, or the family is another.
     """
     require(process, "flow-heun", ("flow",))
     visited = points(process, steps, grid)

@@ -38,9 +38,6 @@ def unipc(
     Args:
         steps: number of steps, 1 to T; the first and last are of lower order.
         order: of the predictor, 1 to 3; the corrector's is one more.
-
-    Raises:
-        UsageError: ``order``, ``steps`` or ``grid`` is out of range.
     """
     check_order(order, (1, 2, 3))
     visited = points(process, steps, grid)
