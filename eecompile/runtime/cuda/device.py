@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from eecompile.errors import BackendError
+from eecompile.errors import BackendError, one_line
 from eecompile.handle import Handle
 
 KERNELS = ("combine", "fill", "guide", "deviate", "inspect")
@@ -28,11 +28,9 @@ class Graph(Protocol):
 
     def launch(self) -> None:
         """Do the work again, after what was queued before."""
-        ...
 
     def close(self) -> None:
         """Release it."""
-        ...
 
 
 class Device(Protocol):
@@ -54,7 +52,6 @@ class Device(Protocol):
         Raises:
             BackendError: on leaving, if what was done within failed on the GPU.
         """
-        ...
 
     def allocate(self, size: int) -> int:
         """Address of ``size`` new bytes, a multiple of 256.
@@ -62,23 +59,18 @@ class Device(Protocol):
         Raises:
             BackendError: there is not so much memory.
         """
-        ...
 
     def release(self, address: int) -> None:
         """Give memory back, once the work that is queued is done; unknown addresses pass."""
-        ...
 
     def upload(self, address: int, array: NDArray[np.generic]) -> None:
         """Queue a copy of ``array`` to ``address``; the array may change at once."""
-        ...
 
     def download(self, address: int, array: NDArray[np.generic]) -> None:
         """Fill ``array``, contiguous, with what is at ``address`` once all work is done."""
-        ...
 
     def copy(self, target: int, source: int, size: int) -> None:
         """Queue a copy of ``size`` bytes within the device."""
-        ...
 
     def launch(self, kernel: str, size: int, *arguments: int | np.generic) -> None:
         """Queue one of :data:`KERNELS`.
@@ -88,15 +80,12 @@ class Device(Protocol):
             size: number of elements, for the number of threads.
             arguments: the kernel's; an ``int`` is an address, numbers are NumPy scalars.
         """
-        ...
 
     def synchronize(self) -> None:
         """Wait until all work is done."""
-        ...
 
     def capture(self, work: Callable[[], None]) -> Graph:
         """A graph of what ``work`` queues, which is not done now."""
-        ...
 
     def export(self, address: int, shape: Sequence[int]) -> object:
         """A new float32 array of ``shape`` on the device, copied from ``address``.
@@ -104,11 +93,9 @@ class Device(Protocol):
         Returns:
             An object with ``__dlpack__`` and ``__dlpack_device__``, all work on it done.
         """
-        ...
 
     def close(self) -> None:
         """Release everything."""
-        ...
 
 
 def import_core() -> tuple[Any, Any, Any]:
@@ -341,5 +328,4 @@ class _CudaGraph:
 
 
 def _line(error: BaseException) -> str:
-    """An error's message, as one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return one_line(error) or type(error).__name__

@@ -8,7 +8,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from eecompile.backends import BACKENDS
-from eecompile.errors import BackendError
+from eecompile.errors import BackendError, one_line
 from eecompile.store.bundle import EngineManifest, Segment
 from eecompile.store.target import Target
 
@@ -133,8 +133,3 @@ def open_session(
             remedy="run 'eecompile doctor', which says what is missing",
         )
     return session
-
-
-def one_line(error: Exception) -> str:
-    """What an error says, in one line of at most 300 characters."""
-    return " ".join(str(error).split())[:300]

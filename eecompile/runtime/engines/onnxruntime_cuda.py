@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 
 from eecompile.backends import BACKENDS
-from eecompile.errors import BackendError
+from eecompile.errors import BackendError, one_line
 from eecompile.measure.machine import gpus
 from eecompile.runtime.cuda.device import CudaDevice
 from eecompile.runtime.engines._onnxruntime import (
     PROVIDERS,
     import_onnxruntime,
-    one_line,
     open_session,
     provider,
     session_options,
@@ -28,13 +27,9 @@ from eecompile.store.bundle import EngineManifest, ExitPlan, Segment
 def open_cuda(
     folder: Path, manifest: EngineManifest, threads: int, share_device_with: Engine | None = None
 ) -> OnnxRuntimeCudaEngine:
-    """The engine of an engine set whose files have been checked.
+    """See :func:`eecompile.runtime.opening.engine_from_manifest`.
 
-    Args:
-        folder: of the engine set.
-        manifest: of the engine set, whose provider is not ``cpu``.
-        threads: for operators that the provider leaves to the CPU.
-        share_device_with: an engine whose stream is used too, if it has one.
+    Threads are for operators that the provider, which is not ``cpu``, leaves to the CPU.
 
     Raises:
         BackendError: onnxruntime, its provider or a GPU is missing, or it refuses a segment.
@@ -64,13 +59,7 @@ class OnnxRuntimeCudaEngine(DeviceEngine):
     """Runs an exit's segments in order, on the device's stream.
 
     It records no CUDA graphs: ONNX Runtime allocates, and waits for the GPU, in every run.
-
-    Args:
-        folder: of the engine set.
-        manifest: of the engine set.
-        runtime: the package onnxruntime.
-        device: the GPU, in use by this thread; the engine closes it.
-        threads: for operators that the provider leaves to the CPU.
+    This thread has the device in use while the engine is made.
     """
 
     device: CudaDevice

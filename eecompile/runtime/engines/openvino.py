@@ -15,7 +15,7 @@ import numpy as np
 
 from eecompile.arrays import AnyArray, Array, Inputs
 from eecompile.backends import BACKENDS
-from eecompile.errors import BackendError
+from eecompile.errors import BackendError, one_line
 from eecompile.runtime.protocol import Engine
 from eecompile.store.bundle import EngineManifest, ExitPlan, Segment
 
@@ -261,10 +261,9 @@ def _model(
         graph = core.read_model(folder / segment.file, folder / WEIGHTS)
         return core.compile_model(graph, "CPU", options)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
         raise BackendError(
             found=f"{segment.file}, built with openvino {built}, refused by openvino "
-            f"{runtime.get_version()} ({reason[:300]})",
+            f"{runtime.get_version()} ({one_line(error)})",
             expected="a segment that it can load",
             remedy="build the engine set again on this machine",
         ) from error

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eecompile.backends import BACKENDS
-from eecompile.errors import BackendError
+from eecompile.errors import BackendError, one_line
 from eecompile.measure.machine import gpus
 from eecompile.runtime.cuda.device import CudaDevice
 from eecompile.runtime.cuda.kernel_cache import KernelCache
@@ -42,14 +42,7 @@ _BUILD_AGAIN = "build the engine set again with the library that is installed he
 def open_backend(
     folder: Path, manifest: EngineManifest, threads: int, share_device_with: Engine | None = None
 ) -> TensorrtEngine:
-    """The engine of an engine set whose files have been checked.
-
-    Args:
-        folder: of the engine set.
-        manifest: of the engine set.
-        threads: of no use on a GPU.
-        share_device_with: an engine whose stream and memory for activations are used too,
-            if it has any.
+    """See :func:`eecompile.runtime.opening.engine_from_manifest`; threads are of no use here.
 
     Raises:
         BackendError: a package or a GPU is missing, they are not those that the plans were
@@ -86,7 +79,7 @@ def import_library(target: Target) -> Any:
         try:
             module = importlib.import_module(name)
         except (ImportError, OSError) as error:
-            failures.append(f"{name}: {_line(str(error))}")
+            failures.append(f"{name}: {one_line(error)}")
             continue
         if hasattr(module, "Runtime"):
             return module
@@ -172,7 +165,7 @@ def check_validity(library: Any, runtime: Any, plan: bytes, name: str) -> None:
     members = library.EngineInvalidityDiagnostics.__members__
     reasons = [key for key, flag in members.items() if int(flag) & int(flags)]
     named = ", ".join(reasons).lower().replace("_", " ")
-    what = _line("; ".join(filter(None, [named, *errors]))) or "no reason given"
+    what = one_line("; ".join(filter(None, [named, *errors]))) or "no reason given"
     if validity == library.EngineValidity.SUBOPTIMAL:
         LOG.warning("%s may be slower than it could be on this GPU (%s)", name, what)
         return
@@ -380,7 +373,7 @@ class TensorrtEngine(DeviceEngine):
         )
 
     def _reason(self) -> str:
-        return _line("; ".join(self._logger.errors)) or "it gives no reason"
+        return one_line("; ".join(self._logger.errors)) or "it gives no reason"
 
 
 def _logger(library: Any) -> Any:
@@ -424,7 +417,3 @@ def _release(version: str) -> tuple[int, ...]:
     """A version's leading numbers, such as (11, 4, 0, 106)."""
     found = re.match(r"\d+(\.\d+)*", version)
     return tuple(map(int, found[0].split("."))) if found else ()
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())[:300]

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from eecompile.arrays import Array
-from eecompile.errors import BackendError, EecompileError
+from eecompile.errors import BackendError, EecompileError, one_line
 from eecompile.runtime.trajectory.lowering import (
     INPUT,
     Check,
@@ -175,7 +175,7 @@ class HostTrajectory(Trajectory):
         except Exception as error:  # backends' errors share no base class
             raise BackendError(
                 found=f"exit {operation.depth} failing at timestep {operation.timestep:g}, batch "
-                f"{operation.rows} ({' '.join(str(error).split())[:300]})",
+                f"{operation.rows} ({one_line(error)})",
                 expected="an engine that evaluates these inputs",
                 remedy="check the conditions' values against what the network was trained with",
             ) from error

@@ -83,13 +83,11 @@ class Evaluator(Protocol):
 
     def member(self, name: str) -> Evaluator:
         """See :meth:`eecompile.runtime.protocol.Engine.member`."""
-        ...
 
     def bind(
         self, x: Array, t: Array, conditions: Inputs, outputs: Sequence[Array]
     ) -> Callable[[int], None]:
         """See :meth:`eecompile.runtime.protocol.Engine.bind`."""
-        ...
 
 
 class Trajectory(Handle, ABC):
