@@ -24,16 +24,11 @@ _MOST = 1_000_000  # samples of one request; ask for more in portions
 
 
 class SampleFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What a report says of its samples, beside how many there are.
+    """What a report says of its samples, beside how many there are: see :class:`SampleRequest`.
 
     Attributes:
-        seed: of the noise.
-        guidance: scale of classifier-free guidance; 1 is none.
-        guidance_interval: times t between which it acts; None for all of them.
-        shape: of a sample, where it was given; None for the network's own.
-        conditions: those that were given; others took the recipe's default.
+        conditions: names of those that were given; others took the recipe's default.
         nulls: the same, of what stands for "no condition".
-        digest: see :meth:`SampleRequest.digest`.
     """
 
     seed: int = 0

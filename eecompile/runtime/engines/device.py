@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import cast
 
 import numpy as np
 
 from eecompile.arrays import Array, Inputs
 from eecompile.errors import BackendError
 from eecompile.programs.interface import Interface
-from eecompile.runtime.cuda.device import CudaDevice, Device, open_device
+from eecompile.runtime.cuda.device import CudaDevice, open_device
 from eecompile.runtime.protocol import Engine
 from eecompile.runtime.trajectory.device import DeviceEvaluation, DeviceEvaluator, arena_of
 
@@ -37,7 +36,7 @@ class DeviceEngine(DeviceEvaluator):
     owns_device = True
 
     def __init__(
-        self, device: Device, interface: Interface, precision: str, max_batch: int
+        self, device: CudaDevice, interface: Interface, precision: str, max_batch: int
     ) -> None:
         self.device = device
         self.interface = interface
@@ -88,7 +87,7 @@ def shared_device(engine: Engine | None) -> Iterator[CudaDevice]:
     It stays open, unless what is done within fails and it was opened for that.
     """
     if isinstance(engine, DeviceEngine):
-        yield cast(CudaDevice, engine.device)
+        yield engine.device
         return
     device = open_device()
     try:

@@ -62,7 +62,6 @@ class OnnxRuntimeCudaEngine(DeviceEngine):
     This thread has the device in use while the engine is made.
     """
 
-    device: CudaDevice
     place = "cuda"  # ONNX Runtime's name for where the memory is
 
     def __init__(

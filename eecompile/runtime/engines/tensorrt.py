@@ -191,8 +191,6 @@ class TensorrtEngine(DeviceEngine):
             as well where it is large enough.
     """
 
-    device: CudaDevice
-
     def __init__(
         self,
         folder: Path,

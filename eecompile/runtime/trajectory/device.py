@@ -14,7 +14,7 @@ import numpy as np
 
 from eecompile.arrays import AnyArray, Array, Inputs
 from eecompile.errors import UsageError
-from eecompile.runtime.cuda.device import Device, Graph
+from eecompile.runtime.cuda.device import CudaDevice, RecordedWork
 from eecompile.runtime.protocol import Engine
 from eecompile.runtime.trajectory.lowering import (
     Check,
@@ -62,7 +62,7 @@ class DeviceEvaluator(Engine):
         device: the GPU.
     """
 
-    device: Device
+    device: CudaDevice
     runs_trajectories = True
 
     def member(self, name: str) -> DeviceEvaluator:
@@ -130,7 +130,7 @@ class DeviceTrajectory(Trajectory):
         self._steps, self._draws = lower.steps, lower.draws
         self._room = min(len(self._draws), max(1, NOISE_BYTES // (4 * self._count)))
         self._parts = tuple(self._divided())
-        self._graphs: dict[range, Graph | None] = {}  # None: it cannot be captured
+        self._graphs: dict[range, RecordedWork | None] = {}  # None: it cannot be captured
         self._noise = NoiseSource(plan.size, plan.shape)
         self._seeds, self._samples = [0] * plan.size, [0] * plan.size
         self._last = 0
@@ -280,7 +280,7 @@ class DeviceTrajectory(Trajectory):
                 with self._using():
                     self._device.upload(self._places[f"noise {order % self._room}"], noise)
 
-    def _captured(self, part: range) -> Graph | None:
+    def _captured(self, part: range) -> RecordedWork | None:
         if not self._engine.settle():
             return None
 

@@ -123,11 +123,7 @@ def normal_noise(
 ) -> Array:
     """Standard normal noise, float32 [len(samples), *shape].
 
-    Args:
-        seeds: 0 to 2**64 - 1: one for all samples, or one for each.
-        samples: index of each sample, 0 to 2**64 - 1.
-        draw: 0 for the initial noise, then one more than the step.
-        shape: shape of one sample.
+    Arguments are those of :meth:`NoiseSource.draw`, but ``seeds`` may be one for all samples.
     """
     keys = [seeds] * len(samples) if isinstance(seeds, int) else seeds
     return NoiseSource(len(samples), shape).draw(keys, samples, draw)
