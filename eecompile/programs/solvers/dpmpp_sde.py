@@ -11,8 +11,8 @@ import math
 from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import Point, Process
 from eecompile.programs.program import Program
-from eecompile.programs.solvers._common import Past, log_ratios, multistep, title
-from eecompile.programs.solvers.dpmpp import differences
+from eecompile.programs.solvers._common import Past, multistep, title
+from eecompile.programs.solvers.dpmpp import correction
 from eecompile.programs.tape import ChoiceAt, Prediction, Tape, Value
 
 
@@ -62,20 +62,9 @@ def _record(tape: Tape, visited: list[Point], order: int) -> None:
         fresh = 1 - shrink**2
         state = (after.sigma / now.sigma * shrink) * tape.state + (after.alpha * fresh) * data
         if past:
-            state += _correction(now, after, data, past)
+            state += correction(now, after, data, past, rate=2)
         if after.sigma:
             state += (after.sigma * math.sqrt(fresh)) * tape.noise()
         return state
 
     multistep(tape, visited, order, "data", lambda prediction: prediction.data, step)
-
-
-def _correction(now: Point, after: Point, data: Value, past: Past) -> Value:
-    """What the predicted data's change over the step adds."""
-    h, places = log_ratios(now, after, [point for point, _ in past])
-    slope, bend = differences(data, past, places)
-    fresh = -math.expm1(-2 * h)
-    if bend is None:
-        return (0.5 * after.alpha * fresh) * slope
-    first, second = 1 - fresh / (2 * h), 0.5 - (2 * h - fresh) / (2 * h) ** 2
-    return after.alpha * (first * slope + (0.5 * second) * bend)

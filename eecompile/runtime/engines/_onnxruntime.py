@@ -52,10 +52,7 @@ def share_pool(threads: int) -> None:
     """Let this process's ONNX Runtime have one thread pool for all sessions.
 
     ONNX Runtime has one such pool a process, made before its first session; the number of
-    threads cannot be changed afterwards.
-
-    Args:
-        threads: of the pool; 0 for the physical cores.
+    threads, 0 for the physical cores, cannot be changed afterwards.
 
     Raises:
         BackendError: onnxruntime is missing, or has begun to work without such a pool.
@@ -76,12 +73,7 @@ def share_pool(threads: int) -> None:
 
 
 def session_options(runtime: Any, threads: int) -> onnxruntime.SessionOptions:
-    """Options of a session with threads of its own, unless the process shares a pool.
-
-    Args:
-        runtime: the package onnxruntime.
-        threads: of one evaluation; 0 for the physical cores.
-    """
+    """Options of a session with threads of its own, unless the process shares a pool."""
     options: onnxruntime.SessionOptions = runtime.SessionOptions()
     # Fusions were made at build time; what is left is the layout for this processor.
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL

@@ -22,14 +22,9 @@ class DeviceEngine(DeviceEvaluator):
     the memory for activations. Threads wait for one another while they queue, and while one
     reads a result.
 
-    Args:
-        device: the GPU; the engine closes it, unless :attr:`owns_device` is set to false.
-        interface: what the network takes and gives.
-        precision: of weights and activations, for messages.
-        max_batch: largest batch that it takes.
-
     Attributes:
-        owns_device: whether the GPU's memory goes when the engine is closed.
+        interface: what the network takes and gives.
+        owns_device: whether closing the engine also closes the GPU.
     """
 
     concurrent = False

@@ -237,11 +237,7 @@ def blob_options(folder: Path) -> dict[str, object]:
 def blob_name(runtime: Any, core: Any, segment: str, batch: int = 0) -> str:
     """File name of a segment's blob for this OpenVINO and this processor.
 
-    Args:
-        runtime: the package openvino.
-        core: an ``openvino.Core``.
-        segment: file name of the segment.
-        batch: the only batch size that it takes; 0 for all.
+    ``batch`` is the only batch size that it takes; 0 for all.
     """
     properties = ("FULL_DEVICE_NAME", "DEVICE_ARCHITECTURE")
     facts = [runtime.get_version(), *(core.get_property("CPU", name) for name in properties)]

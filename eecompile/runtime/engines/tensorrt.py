@@ -117,12 +117,7 @@ def check_version(found: str, manifest: EngineManifest) -> None:
 
 
 def check_gpu(name: str, capability: str, manifest: EngineManifest) -> None:
-    """Pass when plans of this engine set may run on a GPU.
-
-    Args:
-        name: of the GPU.
-        capability: its compute capability, such as ``8.9``.
-        manifest: of the engine set.
+    """Pass when plans of this engine set may run on a GPU of that compute capability.
 
     Raises:
         BackendError: they may not.
@@ -187,8 +182,7 @@ class TensorrtEngine(DeviceEngine):
         manifest: of the engine set.
         library: ``tensorrt``, its lean runtime, or ``tensorrt_rtx``.
         device: the GPU, in use by this thread; the engine closes it.
-        share_device_with: an engine on the same stream, whose memory for activations serves
-            as well where it is large enough.
+        share_device_with: its memory for activations serves as well, if large enough.
     """
 
     def __init__(

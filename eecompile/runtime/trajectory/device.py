@@ -106,10 +106,6 @@ class DeviceTrajectory(Trajectory):
     ones replay: one graph, or several where the noise of all steps would take more than
     :data:`NOISE_BYTES`.
 
-    Args:
-        engine: evaluates the network.
-        plan: what is static of the trajectory.
-
     Raises:
         BackendError: there is not enough GPU memory.
         UsageError: the plan's shape has no elements.

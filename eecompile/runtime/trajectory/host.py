@@ -36,10 +36,6 @@ class HostTrajectory(Trajectory):
 
     Operations become calls with their arrays, made once: on small states the rest of Python
     would take longer than the sums.
-
-    Args:
-        engine: evaluates the network.
-        plan: what is static.
     """
 
     def __init__(self, engine: Evaluator, plan: Plan) -> None:
