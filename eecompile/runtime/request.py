@@ -175,11 +175,7 @@ class Batch(NamedTuple):
 
 
 def checked(interface: Interface, request: SampleRequest) -> Checked:
-    """The rows of a request.
-
-    Raises:
-        UsageError: an argument is out of range, a condition unknown or wrong.
-    """
+    """The rows of a request, once all of its arguments have been found right."""
     if not isinstance(request, SampleRequest):
         raise UsageError(
             found=f"a request of type {type(request).__name__}",
@@ -220,11 +216,7 @@ def checked(interface: Interface, request: SampleRequest) -> Checked:
 
 
 def common_interval(interface: Interface, requests: Sequence[SampleRequest]) -> Interval | None:
-    """The times at which guidance acts, which all requests have in common.
-
-    Raises:
-        UsageError: they are not two ascending times, or not the same for all.
-    """
+    """The times at which guidance acts, which all requests must have in common."""
     usual, limit = interface.sampling.guidance_interval, interface.process.timesteps
     each = [usual if r.guidance_interval is None else r.guidance_interval for r in requests]
     found = list(dict.fromkeys(g if g is None else _checked_interval(g, limit) for g in each))
@@ -395,11 +387,7 @@ def _counts(n: int, seed: int, first: int) -> tuple[int, int, int]:
 
 
 def whole(what: str, value: int) -> int:
-    """``value`` as an int.
-
-    Raises:
-        UsageError: it is no whole number.
-    """
+    """``value`` as an int; a UsageError where it is no whole number."""
     try:
         return operator.index(value)
     except TypeError as error:

@@ -41,17 +41,13 @@ class StepResult(msgspec.Struct, frozen=True):
 
 
 class StepMetrics(msgspec.Struct, frozen=True):
-    """What a hook is told of a step on one batch.
+    """What a hook is told of a step on one batch; the other attributes are those of StepResult.
 
     Attributes:
         engine: the engine set's network and target.
         program: the solver and its options.
-        index: of the step, from 0.
-        timestep: at which the network was evaluated.
-        choice: what was evaluated.
         samples: in the batch.
         rows: that the network was evaluated on, those of guidance included; 0 for none.
-        seconds: wall time of the step.
     """
 
     engine: str

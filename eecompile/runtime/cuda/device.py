@@ -24,11 +24,7 @@ _MIB = 2**20
 
 
 def import_core() -> tuple[Any, Any, Any]:
-    """The modules ``cuda.core``, ``cuda.bindings.driver`` and ``cuda.core.utils``.
-
-    Raises:
-        BackendError: one is missing.
-    """
+    """The modules ``cuda.core``, ``cuda.bindings.driver`` and ``cuda.core.utils``."""
     names = ("cuda.core", "cuda.bindings.driver", "cuda.core.utils")
     try:
         core, driver, utils = map(importlib.import_module, names)

@@ -32,11 +32,7 @@ def provider(target: Target) -> str:
 
 
 def import_onnxruntime() -> Any:
-    """The package onnxruntime.
-
-    Raises:
-        BackendError: it is missing.
-    """
+    """The package onnxruntime; a BackendError where it is missing."""
     try:
         import onnxruntime
     except ImportError as error:

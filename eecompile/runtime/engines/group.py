@@ -18,10 +18,7 @@ class EngineGroup(Engine):
         members: by name; the group closes them.
 
     Attributes:
-        members: by name, in the order in which they were opened.
-        precision: of each, for messages.
-        max_batch: largest batch that all of them take.
-        concurrent: whether threads may evaluate side by side in all of them.
+        first: the member that was opened first.
     """
 
     def __init__(self, members: Mapping[str, Engine]) -> None:
@@ -78,11 +75,7 @@ class DeviceGroup(EngineGroup, DeviceEvaluator):
 
 
 def grouped(engines: Mapping[str, Engine]) -> EngineGroup:
-    """A group of engines; on the GPU as a whole where all are on the same one.
-
-    Raises:
-        UsageError: they are of networks with different exits.
-    """
+    """A group of engines of equal exits; on the GPU as a whole where all are on the same one."""
     if len({tuple(engine.exits) for engine in engines.values()}) > 1:
         raise UsageError(
             found="engines with different exits: "

@@ -166,11 +166,7 @@ class _Bound:
 
 
 def import_openvino() -> Any:
-    """The package openvino, which then sends no telemetry.
-
-    Raises:
-        BackendError: it is missing.
-    """
+    """The package openvino, which then sends no telemetry."""
     try:
         with _without_telemetry():
             import openvino
@@ -204,10 +200,9 @@ def _without_telemetry() -> Iterator[None]:
 
 
 def check_precision(core: Any, precision: str) -> None:
-    """Pass when the processor has instructions for a precision.
+    """Raise BackendError where the processor has no instructions for a precision.
 
-    Raises:
-        BackendError: it has none; OpenVINO would emulate them, or compute in FP32.
+    OpenVINO would emulate them, or compute in FP32.
     """
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise BackendError(

@@ -66,11 +66,7 @@ def open_backend(
 
 
 def import_library(target: Target) -> Any:
-    """The library that runs a target's plans; its lean runtime where that will do.
-
-    Raises:
-        BackendError: none is installed, or it cannot be loaded.
-    """
+    """The library that runs a target's plans; its lean runtime where that will do."""
     names = [BACKENDS[target.backend].library]
     if target.options.get("version_compatible"):
         names += _LEAN
@@ -92,13 +88,10 @@ def import_library(target: Target) -> Any:
 
 
 def check_version(found: str, manifest: EngineManifest) -> None:
-    """Pass when plans of this engine set may run in version ``found`` of their library.
+    """Raise BackendError unless plans of this engine set may run in this version of their library.
 
     TensorRT runs plans of its own major and minor version, and version-compatible ones of
     older versions; TensorRT-RTX those of its own release only.
-
-    Raises:
-        BackendError: they may not.
     """
     target = manifest.target
     library = BACKENDS[target.backend].library
@@ -117,11 +110,7 @@ def check_version(found: str, manifest: EngineManifest) -> None:
 
 
 def check_gpu(name: str, capability: str, manifest: EngineManifest) -> None:
-    """Pass when plans of this engine set may run on a GPU of that compute capability.
-
-    Raises:
-        BackendError: they may not.
-    """
+    """Raise BackendError unless plans of this engine set may run on a GPU of that capability."""
     options, versions = manifest.target.options, manifest.versions
     if manifest.target.backend == _RTX:
         named = str(options.get("compute_capabilities", ""))
@@ -147,11 +136,7 @@ def check_gpu(name: str, capability: str, manifest: EngineManifest) -> None:
 
 
 def check_validity(library: Any, runtime: Any, plan: bytes, name: str) -> None:
-    """Pass when TensorRT-RTX says that a plan will run on this machine.
-
-    Raises:
-        BackendError: it will not.
-    """
+    """Raise BackendError unless TensorRT-RTX says that a plan will run on this machine."""
     errors = _logger(library).errors
     errors.clear()
     validity, flags = runtime.get_engine_validity(plan)
@@ -309,7 +294,8 @@ class TensorrtEngine(DeviceEngine):
                     continue
                 engine = self._engines[index]
                 count = int(np.prod(_shape(engine, name, self.max_batch)))
-                rooms[name] = self.device.allocate(count * _bytes(engine, name))
+                kind: Any = engine.get_tensor_dtype(name)
+                rooms[name] = self.device.allocate(count * int(kind.itemsize))
         return rooms
 
     def _context(self, index: int, rows: int) -> trt.IExecutionContext:
@@ -397,12 +383,6 @@ def _shape(engine: trt.ICudaEngine, name: str, rows: int) -> tuple[int, ...]:
     """A tensor's shape at a batch size: the free axis is the batch."""
     shape: Any = engine.get_tensor_shape(name)
     return tuple(rows if length < 0 else int(length) for length in shape)
-
-
-def _bytes(engine: trt.ICudaEngine, name: str) -> int:
-    """Size of an element of a tensor."""
-    kind: Any = engine.get_tensor_dtype(name)
-    return int(kind.itemsize)
 
 
 def _release(version: str) -> tuple[int, ...]:
