@@ -76,11 +76,12 @@ class CudaDevice(Handle):
     Attributes:
         name: of the GPU.
         compute_capability: such as ``8.9``.
+        ordinal: CUDA's number of the GPU.
     """
 
     def __init__(self, core: Any, driver: Any, utils: Any, ordinal: int = 0) -> None:
         self._core, self._driver, self._utils = core, driver, utils
-        self._ordinal = ordinal
+        self.ordinal = ordinal
         self._lock = threading.RLock()
         self._buffers: dict[int, Any] = {}
         self._closed = False
@@ -105,11 +106,6 @@ class CudaDevice(Handle):
     def handle(self) -> int:
         """Address of the stream, as other libraries take it."""
         return int(self.stream.handle)
-
-    @property
-    def ordinal(self) -> int:
-        """CUDA's number of the GPU."""
-        return self._ordinal
 
     @contextmanager
     def using(self) -> Iterator[None]:
@@ -139,7 +135,7 @@ class CudaDevice(Handle):
             status, former = self._driver.cuCtxGetCurrent()
             known = int(status) == 0 and int(former) != 0
             try:
-                self._core.Device(self._ordinal).set_current()
+                self._core.Device(self.ordinal).set_current()
                 yield
             finally:
                 if known:
@@ -158,7 +154,7 @@ class CudaDevice(Handle):
 
     def _allocate(self, size: int) -> Any:
         try:
-            return self._core.Device(self._ordinal).allocate(size, stream=self.stream)
+            return self._core.Device(self.ordinal).allocate(size, stream=self.stream)
         except Exception as error:  # cuda.core names the status in the message only
             if "OUT_OF_MEMORY" not in str(error):
                 raise

@@ -15,7 +15,7 @@ from eecompile.runtime.protocol import Engine
 from eecompile.runtime.trajectory.device import DeviceEvaluation, DeviceEvaluator, arena_of
 
 
-class DeviceEngine(DeviceEvaluator):
+class DeviceEngine(DeviceEvaluator, Engine):
     """An engine whose work is queued on a GPU; may be used from several threads.
 
     Evaluations and trajectories of one engine are queued on one stream, so they may share
@@ -68,6 +68,10 @@ class DeviceEngine(DeviceEvaluator):
             finally:
                 self.device.release(base)
         return results
+
+    def member(self, name: str) -> DeviceEngine:
+        """The engine itself, which has no members."""
+        return self
 
     def close(self) -> None:
         """Release the engine's memory, and its trajectories' with it."""

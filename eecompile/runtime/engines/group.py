@@ -46,7 +46,7 @@ class EngineGroup(Engine):
             engine.close()
 
 
-class DeviceGroup(EngineGroup, DeviceEvaluator):
+class DeviceGroup(DeviceEvaluator, EngineGroup):
     """A group on one GPU: all queue their work on the same stream.
 
     Attributes:

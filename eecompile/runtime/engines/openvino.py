@@ -27,7 +27,7 @@ _TELEMETRY = "openvino_telemetry"
 def open_backend(
     folder: Path, manifest: EngineManifest, threads: int, share_device_with: Engine | None = None
 ) -> OpenvinoEngine:
-    """The engine of an engine set whose files have been checked; it shares nothing.
+    """See :func:`eecompile.runtime.opening.engine_from_manifest`; it shares nothing.
 
     Raises:
         BackendError: openvino is missing, or refuses a segment, or the processor has no

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import pairwise
@@ -15,7 +15,6 @@ import numpy as np
 from eecompile.arrays import AnyArray, Array, Inputs
 from eecompile.errors import UsageError
 from eecompile.runtime.cuda.device import CudaDevice, RecordedWork
-from eecompile.runtime.protocol import Engine
 from eecompile.runtime.trajectory.lowering import (
     Check,
     Draw,
@@ -55,19 +54,21 @@ class DeviceEvaluation(NamedTuple):
     outputs: Sequence[int]
 
 
-class DeviceEvaluator(Engine):
-    """An engine, or a group of engines, whose work is queued on one GPU.
+class DeviceEvaluator(ABC):
+    """What an engine, or a group of engines, is besides if its work is queued on one GPU.
 
     Attributes:
         device: the GPU.
+        precision: see :class:`eecompile.runtime.protocol.Engine`.
     """
 
     device: CudaDevice
+    precision: str
     runs_trajectories = True
 
+    @abstractmethod
     def member(self, name: str) -> DeviceEvaluator:
-        """The engine itself, unless it has members."""
-        return self
+        """See :meth:`eecompile.runtime.protocol.Engine.member`."""
 
     @abstractmethod
     def enqueue(self, evaluation: DeviceEvaluation) -> None:

@@ -130,12 +130,9 @@ class Trajectory(Handle, ABC):
         """
 
     def state_dlpack(self) -> object:
-        """The state now, float32 [n, *shape]: a copy where it was computed.
+        """The state now, as :meth:`state`, but a copy where it was computed.
 
         Returns:
             An object for ``torch.from_dlpack`` and the like; it outlives the trajectory.
-
-        Raises:
-            NonFiniteError: the network returned NaN or infinity on the way.
         """
         return self.state()
