@@ -16,8 +16,8 @@ import onnx_ir as ir
 import eecompile
 from eecompile.arrays import Inputs
 from eecompile.compiler.graph.emulation import emulate_bfloat16
-from eecompile.compiler.graph.identity import name_by_content
 from eecompile.compiler.graph.merge import exit_outputs, merged_exits
+from eecompile.compiler.graph.numbering import name_by_number
 from eecompile.compiler.graph.partition import (
     Part,
     chained_parts,
@@ -37,7 +37,7 @@ from eecompile.compiler.segments import (
     segments_from_parts,
     warnings_in,
 )
-from eecompile.compiler.sessions import evaluate_joined, run_session, session_from_graph
+from eecompile.compiler.sessions import evaluate_apart, evaluate_joined, session_from_graph
 from eecompile.compiler.verify import Error, Evaluate, Outputs, compare, verification_points
 from eecompile.errors import (
     BackendError,
@@ -271,7 +271,7 @@ def _run(job: _Job, folder: Path, manifest: EngineManifest, parts: list[Part]) -
 
 def _partitioned(job: _Job, model: ir.Model) -> tuple[list[Part], tuple[Segment, ...]]:
     job.report("partitioning")
-    name_by_content(model)
+    name_by_number(model)
     outputs = exit_outputs(model, job.source.interface)
     cut = chained_parts if job.target.layout == "chained" else per_exit_parts
     parts = cut(model.graph, outputs)
@@ -287,7 +287,7 @@ def _prepared(job: _Job, work: Path, *, verify: bool = True) -> tuple[ir.Model, 
     """
     interface, target = job.source.interface, job.target
     job.report("joining the exits")
-    model = merged_exits(job.bundle, job.source)
+    model = merged_exits(job.bundle, interface.exits)
     if not job.backend.precision_in_graph(target):
         return model, {}
     if target.precision != "fp32":
@@ -357,14 +357,7 @@ def _evaluate_engine(engine: Engine, interface: Interface) -> Evaluate:
 def _verify(job: _Job, candidate: Evaluate, what: str) -> dict[int, Error]:
     """How far the candidate is from the bundle's graphs."""
     interface = job.source.interface
-    sessions = {e.depth: session_from_graph(job.bundle / e.graph) for e in job.source.exits}
-
-    def reference(point: Inputs) -> Outputs:
-        return {
-            depth: run_session(session, point, output_names(interface, depth))
-            for depth, session in sessions.items()
-        }
-
+    reference = evaluate_apart(job.bundle, interface)
     points, tolerance = verification_points(interface), job.target.tolerance
     named = f"{what} against the bundle"
     return compare(points, reference, candidate, tolerance, named, job.report)
