@@ -113,7 +113,7 @@ def one_graph(bundle: Path, rounds: int) -> list[Row]:
     feeds, rows = inputs(1), []
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "all.onnx"
-        ir.save(merged_exits(bundle, manifest), path, external_data="all.bin")
+        ir.save(merged_exits(bundle, manifest.interface.exits), path, external_data="all.bin")
         joint = session(path)
         for exit_ in manifest.exits:
             own = session(bundle / exit_.graph)
