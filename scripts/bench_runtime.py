@@ -21,12 +21,10 @@ from bundles import TARGETS, bundles_of, engine_set
 from children import medians_in_turns, opening, pooled
 from results import RECIPE, Row, medians, milliseconds
 
-from eecompile.networks.load import load_network
-from eecompile.programs.interface import Interface
+from eecompile import Interface, Sampler, SampleRequest
+from eecompile.networks import load_network
 from eecompile.recipe import load_recipe
-from eecompile.runtime.protocol import Engine
-from eecompile.runtime.request import SampleRequest
-from eecompile.runtime.sampler import Sampler
+from eecompile.runtime import Engine
 
 STEPS = 50
 SOLVERS = ("ddim", "dpmpp-2m", "ddpm", "unipc")

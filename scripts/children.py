@@ -149,7 +149,7 @@ def exported(path: str, folder: str, alone: bool) -> Row:
 
     Peak memory is what the system says of this process, pages of mapped files included.
     """
-    from eecompile.compiler.export import bundle_from_recipe
+    from eecompile.compiler import bundle_from_recipe
     from eecompile.recipe import load_recipe
 
     deepest = load_recipe(Path(path)).network.exits[-1:]

@@ -57,7 +57,7 @@ def front(printed: str, folder: Path) -> Front:
 
 @pytest.mark.alone
 def test_tables_and_files(printed: str, front: Front, folder: Path) -> None:
-    for words in ("what a step takes", "again", "full", "ASE", "linear to 3", "exit 9", "steps"):
+    for words in ("What a step takes", "again", "full", "ASE", "linear to 3", "exit 9", "steps"):
         assert words in printed
     found = [point for point in front.points if point.kind == "found"]
     names = {"front.json", *(f"{point.name}.json" for point in found)}
