@@ -7,26 +7,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Literal
 
+import bench_runtime
 import torch
 import typer
-from bench_runtime import (
-    TimedEngine,
-    agreement_row,
-    exit_rows,
-    memory,
-    memory_rows,
-    open_samplers,
-    outside_engines,
-    outside_rows,
-    overhead_rows,
-    pool_rows,
-    requests_rows,
-    schedule_speedup,
-    sizes,
-    start_up,
-    step_row,
-    torch_samplers,
-)
 from bench_schedules import schedules
 from bundles import TARGETS, bundles_of, engine_set, random_recipe
 from children import a_thousand_samplings, in_child
@@ -34,8 +17,6 @@ from results import BENCHMARKS, OUT, RECIPE, Results, console, main, medians
 
 from eecompile import BackendError, Sampler
 from eecompile.compiler import bundle_from_recipe
-
-__all__ = ["TimedEngine"]
 
 PEERS_TARGETS = {
     "cpu": {"onnxruntime": "cpu", "openvino bf16": "cpu-bf16"},
@@ -67,32 +48,36 @@ def sampling(rounds: Rounds = 9, output: Output = None) -> None:
     torch.set_num_threads(os.cpu_count() or 1)
     sampler = Sampler.open(folders["per_exit"], threads=torch.get_num_threads())
     interface, samplers = sampler.interface, {"eecompile": sampler}
-    samplers |= torch_samplers(interface, compiled=True)
+    samplers |= bench_runtime.torch_samplers(interface, compiled=True)
     packages = ("numpy", "onnxruntime", "torch", "eecompile")
     results = Results(output or BENCHMARKS / "sampling-cpu.json", *packages)
     results.keep("threads", torch.get_num_threads())
     results.keep("bundle", interface.name)
     results.keep("default_schedule", interface.sampling.schedule)
     speedups = (
-        schedule_speedup(sampler, name, batch, 10, rounds * (3 if batch > 1 else 15))
+        bench_runtime.schedule_speedup(sampler, name, batch, 10, rounds * (3 if batch > 1 else 15))
         for name in interface.schedules
         if name != "full"
         for batch in (1, 16)
     )
     results.keep("schedule_speedup", speedups)
-    full = ({"batch": n} | step_row(samplers, n, "full", rounds * 3) for n in (1, 16))
+    full = ({"batch": n} | bench_runtime.step_row(samplers, n, "full", rounds * 3) for n in (1, 16))
     results.keep("full_depth_ms_per_step", full)
     overhead = (
-        {"solver": s, "batch": 16, "outside_engines": outside_engines(sampler, s, 16, 20, rounds)}
+        {
+            "solver": s,
+            "batch": 16,
+            "outside_engines": bench_runtime.outside_engines(sampler, s, 16, 20, rounds),
+        }
         for s in ("ddim", "ddpm")
     )
     results.keep("overhead", overhead)
-    results.keep("start_up", start_up(folders["per_exit"]))
-    with open_samplers(layouts) as opened:
-        results.keep("layouts_ms_per_step", exit_rows(opened, (1, 16), rounds * 2))
-    used = {name: row["engines"] for name, row in memory(layouts, 3).items()}
+    results.keep("start_up", bench_runtime.start_up(folders["per_exit"]))
+    with bench_runtime.open_samplers(layouts) as opened:
+        results.keep("layouts_ms_per_step", bench_runtime.exit_rows(opened, (1, 16), rounds * 2))
+    used = {name: row["engines"] for name, row in bench_runtime.memory(layouts, 3).items()}
     results.keep("layouts_memory_mib", used)
-    results.keep("bytes_over_full_depth_only", sizes(folders))
+    results.keep("bytes_over_full_depth_only", bench_runtime.sizes(folders))
     results.show()
 
 
@@ -168,14 +153,14 @@ def runtime(rounds: Rounds = 9, output: Output = None) -> None:
             sets[network]["full depth alone"] = alone
         layouts = {name: sets["fashion-dit"][name] for name in TARGETS}
         sampler = Sampler.open(layouts["per_exit"])
-        results.keep("overhead", overhead_rows(sampler.interface, rounds))
-        results.keep("outside_engines", outside_rows(sampler, rounds))
-        results.keep("start_up", [start_up(layouts["per_exit"])])
-        results.keep("memory", memory_rows(sets, min(rounds, 5)))
+        results.keep("overhead", bench_runtime.overhead_rows(sampler.interface, rounds))
+        results.keep("outside_engines", bench_runtime.outside_rows(sampler, rounds))
+        results.keep("start_up", [bench_runtime.start_up(layouts["per_exit"])])
+        results.keep("memory", bench_runtime.memory_rows(sets, min(rounds, 5)))
         results.keep("a_thousand_samplings", [in_child(a_thousand_samplings, layouts["chained"])])
-        results.keep("threads", [agreement_row(layouts["chained"])])
-        results.keep("thread_pools", pool_rows(layouts, rounds))
-        results.keep("requests", requests_rows(sampler, rounds * 2))
+        results.keep("threads", [bench_runtime.agreement_row(layouts["chained"])])
+        results.keep("thread_pools", bench_runtime.pool_rows(layouts, rounds))
+        results.keep("requests", bench_runtime.requests_rows(sampler, rounds * 2))
     results.show()
 
 
@@ -244,7 +229,7 @@ def demo(rounds: Rounds = 9) -> None:
     """The shipped schedule against full depth and torch eager."""
     sampler = Sampler.open(OUT / "cpu")
     schedule, steps, batch = sampler.interface.sampling.schedule, 10, 16
-    eager = torch_samplers(sampler.interface, compiled=False)["torch eager"]
+    eager = bench_runtime.torch_samplers(sampler.interface, compiled=False)["torch eager"]
     seconds = medians(
         {
             "schedule": lambda: sampler.sample(batch, steps=steps),

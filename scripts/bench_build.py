@@ -32,11 +32,7 @@ def export_rows(names: Sequence[str] | None, rounds: int | None) -> Iterator[Row
     """Time, peak memory, bytes and errors of exports at full size, a row a network.
 
     Networks are filled with random weights: what is measured does not depend on them. Every
-    export runs in a process of its own.
-
-    Args:
-        names: of networks; all if empty.
-        rounds: exports of each kind; None takes three, one for networks above 1 GB.
+    export runs in a process of its own; by default three of each kind, one above 1 GB.
     """
     (ROOT / "out").mkdir(exist_ok=True)
     for name in names or [name for name in NETWORKS if name != "DiT-B/2"]:
@@ -145,12 +141,7 @@ def half_precision_rows(bundles: Mapping[str, Path]) -> Iterator[Row]:
 
 
 def rebuild_rows(bundle: Path, fewer: Path) -> list[Row]:
-    """Seconds of a build with nothing to do, and what one more exit makes it build.
-
-    Args:
-        bundle: of all exits.
-        fewer: of the same network with an exit less.
-    """
+    """Seconds of a build with nothing to do, and what one exit more than ``fewer`` builds."""
     plans = target("rtx-fp16")
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / "set"

@@ -32,16 +32,7 @@ BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "square
 
 
 class Case(NamedTuple):
-    """What is sampled, by DDIM.
-
-    Attributes:
-        recipe: of the network.
-        bundle: its bundle.
-        schedule: the exit schedule's name.
-        batch: samples at once.
-        steps: of DDIM.
-        device: ``cpu``, or ``cuda``.
-    """
+    """What is sampled, by DDIM, and where: on the device ``cpu`` or ``cuda``."""
 
     recipe: Path
     bundle: Path
@@ -66,11 +57,7 @@ def measured(case: Case, engines: Mapping[str, Path], rounds: int) -> Row:
 
     On a GPU PyTorch computes in FP16 (autocast), and torch.compile in its mode max-autotune,
     which records CUDA graphs; ONNX Runtime runs the bundle's own graphs by its CUDA provider.
-
-    Args:
-        case: what is sampled.
-        engines: engine sets, by name.
-        rounds: in each, everything runs once, in turn, and each begins with another.
+    In a round everything runs once, in turn, and each round begins with another.
     """
     with open_samplers(engines) as opened:
         planner = next(iter(opened.values()))

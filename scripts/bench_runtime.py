@@ -207,12 +207,7 @@ def memory(folders: Mapping[str, Path], rounds: int) -> dict[str, Row]:
 
 
 def memory_rows(sets: Mapping[str, Mapping[str, Path]], rounds: int) -> Iterator[Row]:
-    """The same, over that of the deepest exit alone.
-
-    Args:
-        sets: by network, engine sets by name, among them ``full depth alone``.
-        rounds: processes of each.
-    """
+    """The same by network, over that of its engine set ``full depth alone``."""
     for network, folders in sets.items():
         used, row = memory(folders, rounds), {"network": network}
         alone = used.pop("full depth alone")

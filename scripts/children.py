@@ -31,14 +31,11 @@ def in_child(function: Callable[..., Any], *arguments: object) -> Any:
 def runs_in_turns(
     calls: Mapping[str, tuple[Any, ...]], rounds: int
 ) -> dict[str, dict[str, list[Any]]]:
-    """What functions return, each round in new processes, taking turns.
+    """What functions return, by name and key of their rows, each round in new processes.
 
     Args:
         calls: by name, a function, which returns a row, and its arguments.
-        rounds: processes of each.
-
-    Returns:
-        By name and key of the row, what the runs gave.
+        rounds: in which they take turns.
     """
     runs: dict[str, list[Row]] = {name: [] for name in calls}
     for _ in range(rounds):
@@ -58,12 +55,8 @@ def medians_in_turns(calls: Mapping[str, tuple[Any, ...]], rounds: int) -> dict[
 def opening(folder: str, library: str = "") -> Row:
     """Seconds of opening an engine set; MiB once every exit has run.
 
-    Args:
-        folder: the engine set.
-        library: what runs it, imported beforehand: only what opening adds counts then.
-
-    Returns:
-        Memory of the whole process, and what opening and running added to it.
+    Memory is that of the whole process, and what opening and running added to it; where the
+    library is named that runs the set, it is imported beforehand and does not count.
     """
     import eecompile
     from eecompile.measure.memory import resident

@@ -40,14 +40,7 @@ app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=F
 def evaluated(
     engines: Path, schedules: Sequence[str], data: Path, more: Sequence[str]
 ) -> dict[str, Any]:
-    """What ``eecompile evaluate`` writes of an engine set.
-
-    Args:
-        engines: the engine set.
-        schedules: names, depths or files.
-        data: folder of the IDX files.
-        more: further options.
-    """
+    """What ``eecompile evaluate`` writes of an engine set, with further options."""
     with TemporaryDirectory() as temporary:
         output = Path(temporary) / "evaluation.json"
         run_eecompile(

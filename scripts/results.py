@@ -28,12 +28,7 @@ Row = dict[str, Any]
 
 
 class Results:
-    """Results of one script, stored as JSON after every row.
-
-    Args:
-        output: the JSON file.
-        packages: whose versions matter.
-    """
+    """Results of one script, stored as JSON after every row, with versions of packages."""
 
     def __init__(self, output: Path, *packages: str) -> None:
         self.output = output
@@ -142,14 +137,7 @@ def medians(actions: Mapping[Any, Callable[[], object]], rounds: int) -> dict[An
 def milliseconds(
     actions: Mapping[str, Callable[[], object]], rounds: int, *, per: int = 1, unit: str = ""
 ) -> Row:
-    """The same in milliseconds, a row.
-
-    Args:
-        actions: by name.
-        rounds: how often each is timed.
-        per: what an action does so many of, such as steps.
-        unit: ends the names in the row.
-    """
+    """The same in milliseconds per each of the ``per`` steps of an action; ``unit`` ends names."""
     return {f"{n}{unit}": 1e3 * s / per for n, s in medians(actions, rounds).items()}
 
 

@@ -85,12 +85,8 @@ _FIXED = ("batch", "seed", "lr", "ema", "label_dropout", "optimizer", "bfloat16"
 class Plan:
     """How the rows of every batch are divided between the exits.
 
-    Args:
-        schedule: of depths; where it uses the previous output again, nothing is learned.
-        exits: of the network.
-        timesteps: T.
-        batch: rows.
-        others: share of the rows that go through all exits, at all timesteps.
+    Where the schedule uses the previous output again, nothing is learned. A share of the rows,
+    ``others``, goes through all exits, at all timesteps.
 
     Attributes:
         counts: rows that leave at each exit, as the network's ``predict_split`` takes them.
@@ -166,12 +162,6 @@ class Noising:
 
 class Trainer:
     """A network in training: its averaged weights, and everything that a checkpoint must hold.
-
-    Args:
-        network: what is trained.
-        recipe: its export recipe.
-        plan: at which timesteps its exits learn.
-        args: the script's.
 
     Attributes:
         average: exponential moving averages of its parameters, by name.

@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    return importlib.import_module("bench")
+    return importlib.import_module("bench_runtime")
 
 
 def test_torch_eager_samples_what_the_engines_do(bench: Any, engine_sets: dict[str, Path]) -> None:
@@ -36,11 +36,10 @@ def test_a_timed_engine_adds_up_its_seconds(bench: Any, engine_sets: dict[str, P
 
 
 def test_the_runtimes_benchmark_measures(bench: Any, engine_sets: dict[str, Path]) -> None:
-    runtime = importlib.import_module("bench_runtime")
     with Sampler.open(engine_sets["chained"]) as sampler:
-        rows = list(runtime.overhead_rows(sampler.interface, 1))
-        assert len(rows) == 4 * len(runtime.SOLVERS)
+        rows = list(bench.overhead_rows(sampler.interface, 1))
+        assert len(rows) == 4 * len(bench.SOLVERS)
         assert all(0 < row["microseconds a step"] < 1e5 for row in rows)
-        (row,) = runtime.requests_rows(sampler, 1)
+        (row,) = bench.requests_rows(sampler, 1)
         assert all(value > 0 for value in row.values())
-    assert runtime.agreement_row(engine_sets["chained"])["eight threads give the arrays of one"]
+    assert bench.agreement_row(engine_sets["chained"])["eight threads give the arrays of one"]
