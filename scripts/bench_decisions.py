@@ -15,9 +15,9 @@ from children import medians_in_turns
 from results import RECIPE, Row, milliseconds
 
 import eecompile.compiler.trace as trace
-from eecompile.compiler.export import bundle_from_recipe
+from eecompile.compiler import bundle_from_recipe
 from eecompile.compiler.graph.merge import merged_exits
-from eecompile.store.bundle import open_bundle, open_engine_set
+from eecompile.store import open_bundle, open_engine_set
 
 THREADS = ("no spinning", "spinning", "spinning within a run", "one global pool")
 LEVELS = onnxruntime.GraphOptimizationLevel
@@ -113,7 +113,7 @@ def one_graph(bundle: Path, rounds: int) -> list[Row]:
     feeds, rows = inputs(1), []
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "all.onnx"
-        ir.save(merged_exits(bundle, manifest), path, external_data="all.bin")
+        ir.save(merged_exits(bundle, manifest.interface.exits), path, external_data="all.bin")
         joint = session(path)
         for exit_ in manifest.exits:
             own = session(bundle / exit_.graph)

@@ -24,8 +24,8 @@ from results import (
     run_eecompile,
 )
 
-from eecompile.compiler.export import bundle_from_recipe
-from eecompile.runtime.sampler import Sampler
+from eecompile import Sampler
+from eecompile.compiler import bundle_from_recipe
 from eecompile.tune.report import BaselineComparison, Front, FrontPoint, read_front
 
 SOLVERS = (("ddim", 50), ("dpmpp-2m", 20))

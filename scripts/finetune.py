@@ -25,11 +25,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from training import Plan, Trainer, add_options, train
 
-from eecompile.errors import UsageError
+from eecompile import ExitSchedule, Process, UsageError
+from eecompile.networks import load_network
 from eecompile.networks.checkpoint import checkpoint_digest, state_from_file
-from eecompile.networks.load import load_network
-from eecompile.programs.process import Process
-from eecompile.programs.schedule import ExitSchedule
 from eecompile.recipe import ExportRecipe, load_recipe
 
 HEAD, HEADS = "final_layer.", "final_layers."

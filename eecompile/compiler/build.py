@@ -16,8 +16,8 @@ import onnx_ir as ir
 import eecompile
 from eecompile.arrays import Inputs
 from eecompile.compiler.graph.emulation import emulate_bfloat16
-from eecompile.compiler.graph.identity import name_by_content
 from eecompile.compiler.graph.merge import exit_outputs, merged_exits
+from eecompile.compiler.graph.numbering import name_by_number
 from eecompile.compiler.graph.partition import (
     Part,
     chained_parts,
@@ -37,7 +37,7 @@ from eecompile.compiler.segments import (
     segments_from_parts,
     warnings_in,
 )
-from eecompile.compiler.sessions import evaluate_joined, run_session, session_from_graph
+from eecompile.compiler.sessions import evaluate_apart, evaluate_joined, session_from_graph
 from eecompile.compiler.verify import Error, Evaluate, Outputs, compare, verification_points
 from eecompile.errors import (
     BackendError,
@@ -97,25 +97,16 @@ def engine_set_from_bundle(
         EecompileError: the bundle, the target, the backend, the verification or the
             output folder is at fault.
     """
-    wanted = _wanted(target)
-    _check_output(bundle, output)
-    report("checking the bundle")
-    source = open_bundle(bundle)
-    backend = build_module_for(wanted)
-    fingerprint = _fingerprint(source, wanted, _ingredients(backend))
-    existing = _existing(output)
-    if existing and existing.fingerprint == fingerprint and not force:
-        return Built(existing, up_to_date=True)
-    same = _same(existing, output, source, wanted)
-    store = SegmentStore(output, existing)
-    with new_folder(output, replaces=force or same) as folder:
+    job = _job(bundle, target, output, report)
+    if job.existing and job.existing.fingerprint == job.fingerprint and not force:
+        return Built(job.existing, up_to_date=True)
+    with new_folder(output, replaces=force or job.replaces(output)) as folder:
         try:
-            job = _Job(folder, bundle, source, wanted, backend, store, report)
-            manifest = _build(job, fingerprint)
+            manifest = _build(job, folder)
         except BaseException:
-            store.tidy()
+            job.store.tidy()
             raise
-    store.clear()
+    job.store.clear()
     return Built(manifest, up_to_date=False)
 
 
@@ -137,15 +128,6 @@ def _wanted(target: Path | Target) -> Target:
             remedy="mend or remove it in the target's [options]",
         )
     return msgspec.structs.replace(found, backend="onnxruntime", options={"provider": "tensorrt"})
-
-
-def _check_output(bundle: Path, output: Path) -> None:
-    if output.resolve().is_relative_to(bundle.resolve()):
-        raise OutputExistsError(
-            found=f"{output}, within the bundle that is built",
-            expected="an output folder of its own",
-            remedy="choose another, such as out/NETWORK/TARGET",
-        )
 
 
 class PlannedSegment(NamedTuple):
@@ -179,45 +161,70 @@ def planned_build(
     Raises:
         EecompileError: as for building, but that nothing is verified.
     """
-    wanted = _wanted(target)
-    _check_output(bundle, output)
-    report("checking the bundle")
-    source, backend, existing = open_bundle(bundle), build_module_for(wanted), _existing(output)
-    reasons = _reasons(existing, source, wanted, _ingredients(backend), output)
+    job = _job(bundle, target, output, report)
+    reasons = _reasons(job.existing, job.source, job.target, job.versions, output)
     if reasons:
-        check_replaceable(output, force or _same(existing, output, source, wanted))
+        check_replaceable(output, force or job.replaces(output))
     if force:
         reasons = ("--force", *reasons)
     if not reasons:
         return PlannedBuild((), ())
     with TemporaryDirectory() as temporary:
-        work = Path(temporary)
-        store = SegmentStore(output, existing)
-        job = _Job(work, bundle, source, wanted, backend, store, report)
-        model, _ = _prepared(job, work, verify=False)
+        model, _ = _prepared(job, Path(temporary), verify=False)
         _, segments = _partitioned(job, model)
-        alone = isinstance(backend, SegmentBuilder)
-        planned = [
-            PlannedSegment(s.file, s.exits, s.bytes, alone and store.find(s.key) is not None)
-            for s in segments
-        ]
+    alone = isinstance(job.backend, SegmentBuilder)
+    planned = [
+        PlannedSegment(s.file, s.exits, s.bytes, alone and job.store.find(s.key) is not None)
+        for s in segments
+    ]
     return PlannedBuild(reasons, tuple(planned))
 
 
 class _Job(NamedTuple):
-    """One build: where it is written, from what, for what, and by what."""
+    """One build: from what, for what, by what, and what is there already."""
 
-    folder: Path
     bundle: Path
     source: BundleManifest
     target: Target
     backend: BuildModule
+    existing: EngineManifest | None
     store: SegmentStore
     report: Report
 
+    @property
+    def versions(self) -> dict[str, str]:
+        """What shapes the engines besides the bundle and the target."""
+        return {"eecompile": eecompile.__version__, **self.backend.versions()}
 
-def _build(job: _Job, fingerprint: str) -> EngineManifest:
-    folder, interface, target = job.folder, job.source.interface, job.target
+    @property
+    def fingerprint(self) -> str:
+        return _fingerprint(self.source, self.target, self.versions)
+
+    def replaces(self, output: Path) -> bool:
+        """Whether ``output`` holds an engine set of this network and target, of any format."""
+        found = self.existing
+        identity = (found.interface.name, found.target.name) if found else older_identity(output)
+        return identity == (self.source.interface.name, self.target.name)
+
+
+def _job(bundle: Path, target: Path | Target, output: Path, report: Report) -> _Job:
+    wanted = _wanted(target)
+    if output.resolve().is_relative_to(bundle.resolve()):
+        raise OutputExistsError(
+            found=f"{output}, within the bundle that is built",
+            expected="an output folder of its own",
+            remedy="choose another, such as out/NETWORK/TARGET",
+        )
+    report("checking the bundle")
+    source, backend, existing = open_bundle(bundle), build_module_for(wanted), None
+    with suppress(BundleError):
+        existing = open_engine_set(output)
+    store = SegmentStore(output, existing)
+    return _Job(bundle, source, wanted, backend, existing, store, report)
+
+
+def _build(job: _Job, folder: Path) -> EngineManifest:
+    interface, target = job.source.interface, job.target
     # Inside the folder, so that what a killed build leaves is removed by the next one.
     with TemporaryDirectory(dir=folder) as temporary:
         work = Path(temporary)
@@ -230,18 +237,18 @@ def _build(job: _Job, fingerprint: str) -> EngineManifest:
         exits=_plans(parts, interface, errors),
         segments=segments,
         files=records(folder),
-        versions=_ingredients(job.backend),
+        versions=job.versions,
         warnings=warnings_in(folder / LOG),
         verified="the graphs that the engines were built from; the engines did not run",
         bundle_digest=job.source.digest,
-        fingerprint=fingerprint,
+        fingerprint=job.fingerprint,
     )
     if job.backend.runs(target):
-        manifest = _run(job, manifest, parts)
+        manifest = _run(job, folder, manifest, parts)
     return write_manifest(folder, manifest)
 
 
-def _run(job: _Job, manifest: EngineManifest, parts: list[Part]) -> EngineManifest:
+def _run(job: _Job, folder: Path, manifest: EngineManifest, parts: list[Part]) -> EngineManifest:
     """The manifest with the errors of the engines themselves, where they can be opened here.
 
     Raises:
@@ -249,7 +256,7 @@ def _run(job: _Job, manifest: EngineManifest, parts: list[Part]) -> EngineManife
     """
     interface, target = manifest.interface, job.target
     try:
-        engine = engine_from_manifest(job.folder, manifest)
+        engine = engine_from_manifest(folder, manifest)
     except BackendError as error:
         if not job.backend.portable(target):
             raise
@@ -264,7 +271,7 @@ def _run(job: _Job, manifest: EngineManifest, parts: list[Part]) -> EngineManife
 
 def _partitioned(job: _Job, model: ir.Model) -> tuple[list[Part], tuple[Segment, ...]]:
     job.report("partitioning")
-    name_by_content(model)
+    name_by_number(model)
     outputs = exit_outputs(model, job.source.interface)
     cut = chained_parts if job.target.layout == "chained" else per_exit_parts
     parts = cut(model.graph, outputs)
@@ -280,7 +287,7 @@ def _prepared(job: _Job, work: Path, *, verify: bool = True) -> tuple[ir.Model, 
     """
     interface, target = job.source.interface, job.target
     job.report("joining the exits")
-    model = merged_exits(job.bundle, job.source)
+    model = merged_exits(job.bundle, interface.exits)
     if not job.backend.precision_in_graph(target):
         return model, {}
     if target.precision != "fp32":
@@ -350,22 +357,10 @@ def _evaluate_engine(engine: Engine, interface: Interface) -> Evaluate:
 def _verify(job: _Job, candidate: Evaluate, what: str) -> dict[int, Error]:
     """How far the candidate is from the bundle's graphs."""
     interface = job.source.interface
-    sessions = {e.depth: session_from_graph(job.bundle / e.graph) for e in job.source.exits}
-
-    def reference(point: Inputs) -> Outputs:
-        return {
-            depth: run_session(session, point, output_names(interface, depth))
-            for depth, session in sessions.items()
-        }
-
+    reference = evaluate_apart(job.bundle, interface)
     points, tolerance = verification_points(interface), job.target.tolerance
     named = f"{what} against the bundle"
     return compare(points, reference, candidate, tolerance, named, job.report)
-
-
-def _ingredients(backend: BuildModule) -> dict[str, str]:
-    """What shapes the engines besides the bundle and the target."""
-    return {"eecompile": eecompile.__version__, **backend.versions()}
 
 
 def _fingerprint(source: BundleManifest, target: Target, versions: dict[str, str]) -> str:
@@ -392,21 +387,3 @@ def _reasons(
         for key in {**existing.versions, **versions}
     ]
     return tuple(f"{what}: {old} -> {new}" for what, old, new in changes if old != new)
-
-
-def _same(
-    existing: EngineManifest | None, output: Path, source: BundleManifest, target: Target
-) -> bool:
-    """Whether ``output`` holds an engine set of this network and target, of any format."""
-    identity = _identity(existing) if existing else older_identity(output)
-    return identity == (source.interface.name, target.name)
-
-
-def _existing(output: Path) -> EngineManifest | None:
-    with suppress(BundleError):
-        return open_engine_set(output)
-    return None
-
-
-def _identity(manifest: EngineManifest) -> tuple[str, str]:
-    return manifest.interface.name, manifest.target.name

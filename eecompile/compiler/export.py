@@ -18,12 +18,11 @@ import torch
 import eecompile
 from eecompile.arrays import Inputs
 from eecompile.compiler.files import evaluate_files, external_files, graph_from_files
-from eecompile.compiler.graph.merge import exit_outputs, merged_graphs
+from eecompile.compiler.graph.merge import exit_outputs, merged_exits
 from eecompile.compiler.graph.partition import check_nested, extract, per_exit_parts
 from eecompile.compiler.graph.sharing import exit_weights, sharing
-from eecompile.compiler.names import output_names
 from eecompile.compiler.progress import Report, silent
-from eecompile.compiler.sessions import evaluate_joined, run_session, session_from_graph
+from eecompile.compiler.sessions import evaluate_apart, evaluate_joined, session_from_graph
 from eecompile.compiler.trace import graph_from_network
 from eecompile.compiler.verify import (
     Error,
@@ -234,7 +233,7 @@ def _verify(
     what = f"ONNX Runtime against {source.name}"
     report("verifying: samples apart")
     check_independent(points, source.reference, tolerance)
-    together, apart = _joined(folder, interface), _alone(folder, interface)
+    together, apart = _joined(folder, interface), evaluate_apart(folder, interface)
     errors = check(points, source.reference, candidate=together, what=f"{what}, all exits at once")
     del together
     single = check(middle, source.each, candidate=apart, what=f"{what}, each exit alone")
@@ -243,27 +242,11 @@ def _verify(
 
 def _joined(folder: Path, interface: Interface) -> Evaluate:
     """All exits of the bundle in one session, from the graphs as they were written."""
-    model = merged_graphs(folder, [exit_graph_name(depth) for depth in interface.exits])
+    model = merged_exits(folder, interface.exits)
     ir.save(model, folder / _JOINED)
     session = session_from_graph(folder / _JOINED)
     (folder / _JOINED).unlink()
     return evaluate_joined(session, interface)
-
-
-def _alone(folder: Path, interface: Interface) -> Evaluate:
-    """Each exit's graph in a session of its own, opened when it is needed."""
-
-    def evaluate(point: Inputs) -> Outputs:
-        return {
-            depth: run_session(
-                session_from_graph(folder / exit_graph_name(depth)),
-                point,
-                output_names(interface, depth),
-            )
-            for depth in interface.exits
-        }
-
-    return evaluate
 
 
 def _exit_graphs(

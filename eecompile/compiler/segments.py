@@ -15,7 +15,7 @@ import msgspec
 import onnx_ir as ir
 
 from eecompile.backends import BACKENDS, backend_from_target
-from eecompile.compiler.graph.identity import computation
+from eecompile.compiler.graph.numbering import value_numbers
 from eecompile.compiler.graph.partition import Part, extract
 from eecompile.compiler.progress import Report
 from eecompile.errors import BackendError
@@ -216,13 +216,13 @@ def segments_from_parts(
         target: what the engines are built for.
         backend: what builds them.
     """
-    values = {value.name: value for node in model.graph for value in node.outputs}
+    numbers = {value.name: number for value, number in value_numbers(model.graph).items()}
     context = _context(target, backend)
     made = []
     for index, part in enumerate(parts):
         graph = extract(model, part.inputs, part.outputs).graph
         weights = (value.const_value for value in graph.initializers.values())
-        computed = [computation(values[name]) for name in part.outputs]
+        computed = [numbers[name] for name in part.outputs]
         shape = msgspec.json.encode([context, computed, part.inputs, part.outputs])
         made.append(
             Segment(

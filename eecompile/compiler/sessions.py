@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from eecompile.compiler.names import output_names
 from eecompile.compiler.verify import Evaluate, Outputs
 from eecompile.errors import BackendError
 from eecompile.programs.interface import Interface
+from eecompile.store.bundle import exit_graph_name
 
 
 def session_from_graph(path: Path) -> onnxruntime.InferenceSession:
@@ -58,6 +60,19 @@ def evaluate_joined(session: onnxruntime.InferenceSession, interface: Interface)
     def evaluate(point: Inputs) -> Outputs:
         flat = iter(run_session(session, point, [n for each in names.values() for n in each]))
         return {depth: [next(flat) for _ in each] for depth, each in names.items()}
+
+    return evaluate
+
+
+def evaluate_apart(folder: Path, interface: Interface) -> Evaluate:
+    """Evaluates each exit's graph of a bundle in a session of its own, opened at its first use."""
+    opened = cache(lambda depth: session_from_graph(folder / exit_graph_name(depth)))
+
+    def evaluate(point: Inputs) -> Outputs:
+        return {
+            depth: run_session(opened(depth), point, output_names(interface, depth))
+            for depth in interface.exits
+        }
 
     return evaluate
 

@@ -24,11 +24,7 @@ _KEPT = 32  # programs
 
 
 class ProgramCache:
-    """Compiles solvers for a network, once each. May be used from several threads.
-
-    Args:
-        interface: what the network takes and gives.
-    """
+    """Compiles solvers for a network, once each. May be used from several threads."""
 
     def __init__(self, interface: Interface) -> None:
         self._interface = interface
@@ -87,12 +83,9 @@ class ProgramCache:
 
         A program is large: to hash it takes as long as several steps.
 
-        Args:
-            program: every choice is made.
-            engines: names of the engine sets that are open.
-
         Raises:
-            UsageError: the program names another engine set.
+            UsageError: the program names an engine set that is not among ``engines``, the
+                names of those that are open.
         """
         with self._lock:
             if (known := self._seen.get(id(program))) is not None:

@@ -29,7 +29,7 @@ from eecompile.runtime.request import (
     common_interval,
     request_for_warmup,
 )
-from eecompile.runtime.sampling import BatchRun, Hook, StepResult, plan_of
+from eecompile.runtime.sampling import BatchRun, Hook, StepResult
 
 _log = logging.getLogger("eecompile.runtime")
 
@@ -322,9 +322,6 @@ class Sampler(Handle):
         program = self._programs.one_of_equals(program, self.engines)
         rows = [checked(self.interface, request) for request in requests]
         interval = common_interval(self.interface, requests)
-        parts = [
-            (plan_of(program, self.interface, batch, interval), batch)
-            for batch in batches(rows, self.engine.max_batch)
-        ]
+        parts = list(batches(rows, self.engine.max_batch, program, self.interface, interval))
         shapes = [(len(each.seeds), *each.shape) for each in rows]
         return BatchRun(self.engine, self._pool, program, parts, shapes, self.on_step, self.name)

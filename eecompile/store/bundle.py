@@ -170,24 +170,18 @@ class EngineManifest(_Frozen, frozen=True, kw_only=True):
 Manifest = TypeVar("Manifest", BundleManifest, EngineManifest)
 
 
-class _Header(msgspec.Struct):
-    kind: str
-    format: int
-
-
 class _Name(msgspec.Struct):
     name: str
 
 
-class _Files(msgspec.Struct):
-    files: tuple[_Name, ...]
-
-
-class _Older(_Header):
+class _Outline(msgspec.Struct):
     """What manifests of every format have."""
 
-    interface: _Name
+    kind: str
+    format: int
+    interface: _Name | None = None
     target: _Name | None = None
+    files: tuple[_Name, ...] = ()
 
 
 def exit_graph_name(depth: int) -> str:
@@ -204,12 +198,8 @@ def segment_name(index: int, exits: Sequence[int], suffix: str) -> str:
 
 
 def file_names(folder: Path) -> tuple[str, ...]:
-    """Names of the files of a bundle or an engine set of any format; () where there is none."""
-    try:
-        found = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=_Files)
-    except (OSError, msgspec.DecodeError):
-        return ()
-    return (MANIFEST, *(record.name for record in found.files))
+    """Names of the files of a bundle or an engine set of any format."""
+    return (MANIFEST, *(record.name for record in _outline(folder).files))
 
 
 def records(folder: Path) -> tuple[FileRecord, ...]:
@@ -246,13 +236,7 @@ def open_bundle(folder: Path) -> BundleManifest:
 
 
 def open_engine_set(folder: Path) -> EngineManifest:
-    """The manifest of an engine set, once every file in it has its digest.
-
-    Raises:
-        BundleError: there is no engine set at ``folder``.
-        FormatError: it was written by a newer or an older eecompile.
-        DigestError: a file is missing, truncated or altered.
-    """
+    """The manifest of an engine set; errors are those of :func:`open_bundle`."""
     return _open(folder, EngineManifest, "engine-set", "eecompile build")
 
 
@@ -278,13 +262,18 @@ def older_identity(folder: Path) -> tuple[str, ...]:
 
     Empty where there is no folder of an older format.
     """
-    try:
-        found = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=_Older)
-    except (OSError, msgspec.DecodeError):
-        return ()
-    if found.format >= FORMAT:
+    found = _outline(folder)
+    if found.format >= FORMAT or found.interface is None:
         return ()
     return (found.interface.name, *([found.target.name] if found.target else []))
+
+
+def _outline(folder: Path) -> _Outline:
+    """The outline of a manifest; that of an empty one where there is none."""
+    try:
+        return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=_Outline)
+    except (OSError, msgspec.DecodeError):
+        return _Outline(kind="", format=FORMAT)
 
 
 def _open(folder: Path, kind: type[Manifest], name: str, command: str) -> Manifest:
@@ -323,22 +312,18 @@ def _read(folder: Path, expected: str, command: str) -> bytes:
         ) from error
 
 
-def _header(folder: Path, data: bytes) -> _Header:
+def _header(folder: Path, data: bytes) -> _Outline:
     try:
-        header = msgspec.json.decode(data, type=_Header)
+        header = msgspec.json.decode(data, type=_Outline)
     except msgspec.DecodeError as error:
         raise _damaged(folder / MANIFEST, f"a truncated or altered manifest ({error})") from error
-    if header.format > FORMAT:
+    if header.format != FORMAT:
+        newer = "upgrade eecompile, or write the folder again with this version"
+        older = "write the folder again with this version: export, then build"
         raise FormatError(
             found=f"format {header.format} in {folder}",
             expected=f"format {FORMAT}",
-            remedy="upgrade eecompile, or write the folder again with this version",
-        )
-    if header.format < FORMAT:
-        raise FormatError(
-            found=f"format {header.format} in {folder}",
-            expected=f"format {FORMAT}",
-            remedy="write the folder again with this version: export, then build",
+            remedy=newer if header.format > FORMAT else older,
         )
     return header
 

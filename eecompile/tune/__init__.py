@@ -3,7 +3,7 @@
 :func:`tune` measures what every choice costs and how far it moves the samples, finds the
 schedules that lose least, and measures those; it returns a :class:`Front`, which
 :func:`read_front` reads from ``front.json``. :class:`TuningSettings` says how to search. Needs
-numpy and the runtime; the page needs plotly, the tables rich.
+numpy and the runtime; the page needs plotly and jinja2, the tables in a terminal rich.
 """
 
 from __future__ import annotations

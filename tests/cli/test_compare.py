@@ -131,7 +131,7 @@ def test_a_baseline_of_another_format_and_a_folder_of_something_else(
     command = ("compare", bundle, "--peers", "-o", tmp_path)
     fails(run(*command), "old.json")
     later = (*command[:-1], tmp_path / "report", "--baseline", tmp_path / "old.json")
-    fails(run(*later), "format 99", "format 1")
+    fails(run(*later), "format 99", "format 2")
 
 
 def test_without_polygraphy_the_extra_is_named(bundle: Path, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_schedules_files_and_samples_share_a_table(evaluated: Evaluate, tmp_path
     for words in ("full", "found", "ready.npy", "one half", "25%", "no FID", "± is one standard"):
         assert words in " ".join(out.split())
     written = json.loads((tmp_path / "out.json").read_text())
-    assert written["format"] == 1
+    assert written["format"] == 2
     assert written["network"] == "fashion-dit"
     assert written["settings"] == {
         "solver": "ddim(eta=0, trailing)", "steps": 2, "guidance": 1.0, "seed": 0, "shape": None,

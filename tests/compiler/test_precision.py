@@ -29,7 +29,7 @@ TARGET = load_target(ROOT / "engines" / "rtx-fp16.toml")
 def half(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> ir.Model:
     manifest = open_bundle(bundle)
     work = tmp_path_factory.mktemp("precision")
-    return lowered(merged_exits(bundle, manifest), manifest.interface, TARGET, work)
+    return lowered(merged_exits(bundle, manifest.interface.exits), manifest.interface, TARGET, work)
 
 
 def kinds(value: ir.Value) -> ir.DataType | None:
@@ -37,7 +37,7 @@ def kinds(value: ir.Value) -> ir.DataType | None:
 
 
 def test_inputs_and_outputs_stay_fp32(half: ir.Model, bundle: Path) -> None:
-    before = merged_exits(bundle, open_bundle(bundle))
+    before = merged_exits(bundle, open_bundle(bundle).interface.exits)
     for one, other in ((half, before),):
         signature = [(v.name, v.dtype) for v in (*one.graph.inputs, *one.graph.outputs)]
         assert signature == [(v.name, v.dtype) for v in (*other.graph.inputs, *other.graph.outputs)]
@@ -88,7 +88,7 @@ def test_shared_tensors_are_the_same_in_every_segment(half: ir.Model, bundle: Pa
 
 def test_patterns_keep_nodes_in_fp32(bundle: Path, tmp_path: Path) -> None:
     manifest = open_bundle(bundle)
-    model = merged_exits(bundle, manifest)
+    model = merged_exits(bundle, manifest.interface.exits)
     wanted = Target(
         name="x", backend="tensorrt-rtx", precision="fp16", keep_fp32=(r"LayerNorm", r"refine")
     )
@@ -106,7 +106,7 @@ def test_patterns_keep_nodes_in_fp32(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_the_embedding_is_what_leads_to_sine_and_cosine(bundle: Path) -> None:
-    model = merged_exits(bundle, open_bundle(bundle))
+    model = merged_exits(bundle, open_bundle(bundle).interface.exits)
     for index, node in enumerate(model.graph):
         node.name = str(index)
     kept = {model.graph[int(name)].op_type for name in kept_nodes(model, ())}

@@ -117,7 +117,7 @@ def test_what_is_written_can_be_read_again(evaluated: Evaluate) -> None:
     written = form_bytes(found)
     assert msgspec.json.decode(written, type=Evaluation) == found
     raw = msgspec.json.decode(written)
-    assert raw["format"] == 1
+    assert raw["format"] == 2
     assert set(raw["rows"][0]) == {
         "name", "samples", "frechet_distance", "error", "precision", "recall",
     }  # fmt: skip

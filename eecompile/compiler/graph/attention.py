@@ -8,6 +8,7 @@ from collections.abc import Container
 import numpy as np
 import onnx_ir as ir
 from onnx_ir import passes
+from onnx_ir.tape import Tape
 
 from eecompile.errors import BackendError
 
@@ -77,37 +78,24 @@ def _width(node: ir.Node) -> int:
 def _replace(graph: ir.Graph, node: ir.Node, name: str) -> None:
     query, key, value, *rest = node.inputs
     assert query is not None
-    assert key is not None
-    assert value is not None
-    assert query.shape is not None
     assert query.dtype is not None
-    width = query.shape[3]
-    assert isinstance(width, int)
     stated = node.attributes.get("scale")
-    scale = stated.as_float() if stated else 1 / math.sqrt(width)
-    root = ir.tensor(np.array(math.sqrt(scale), query.dtype.numpy()), name=f"{name}.scale")
-    weight = ir.Value(name=root.name, const_value=root, shape=ir.Shape([]))
-    weight.type = ir.TensorType(root.dtype)
-    graph.register_initializer(weight)
-    made: list[ir.Node] = []
+    scale = stated.as_float() if stated else 1 / math.sqrt(_width(node))
+    tape = Tape()
+    root = np.array(math.sqrt(scale), query.dtype.numpy())
+    weight = tape.initializer(ir.tensor(root, name=f"{name}.scale"))
 
-    def apply(operator: str, *reads: ir.Value, **attributes: int | list[int]) -> ir.Value:
-        attrs = ir.convenience.convert_attributes(attributes)
-        new = ir.Node("", operator, list(reads), attrs)
-        new.outputs[0].type = query.type
-        made.append(new)
-        return new.outputs[0]
+    def apply(operator: str, *reads: ir.Value | None, **attributes: int | list[int]) -> ir.Value:
+        return tape.op(operator, reads, attributes, output=ir.Value(type=query.type))
 
-    scores = apply(
-        "MatMul",
-        apply("Mul", query, weight),
-        apply("Mul", apply("Transpose", key, perm=[0, 1, 3, 2]), weight),
-    )
+    turned = apply("Transpose", key, perm=[0, 1, 3, 2])
+    scores = apply("MatMul", apply("Mul", query, weight), apply("Mul", turned, weight))
     if rest and rest[0] is not None:
         scores = apply("Add", scores, rest[0])
     mixed = apply("MatMul", apply("Softmax", scores, axis=-1), value)
     mixed.shape = node.outputs[0].shape
     mixed.name = node.outputs[0].name
-    graph.insert_before(node, made)
+    graph.register_initializer(weight)
+    graph.insert_before(node, tape.nodes)
     ir.convenience.replace_all_uses_with(node.outputs[0], mixed, replace_graph_outputs=True)
     graph.remove(node)

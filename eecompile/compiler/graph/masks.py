@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 from onnx_ir import passes
+from onnx_ir.tape import Tape
 
 
 class ExpandMasks(passes.InPlacePass):
@@ -46,27 +46,17 @@ def _expand(graph: ir.Graph, node: ir.Node) -> None:
     assert mask is not None
     assert query.shape is not None
     assert mask.shape is not None
-    rows = query.shape[-2]
-    made: list[ir.Node] = []
+    rows, tape = query.shape[-2], Tape()
     if isinstance(rows, int):
-        shape = _constant(graph, f"{node.name}.rows", [rows, 1])
+        shape = tape.initializer(ir.tensor([rows, 1], name=f"{node.name}.rows"))
     else:
-        count = ir.Node("", "Shape", [query], [ir.AttrInt64("start", -2), ir.AttrInt64("end", -1)])
-        one = _constant(graph, f"{node.name}.one", [1])
-        pair = ir.Node("", "Concat", [count.outputs[0], one], [ir.AttrInt64("axis", 0)])
-        made += [count, pair]
-        shape = pair.outputs[0]
-    expand = ir.Node("", "Expand", [mask, shape])
-    expand.outputs[0].type = mask.type
-    expand.outputs[0].shape = ir.Shape([*mask.shape[:-2], rows, mask.shape[-1]])
-    made.append(expand)
-    graph.insert_before(node, made)
-    node.replace_input_with(3, expand.outputs[0])
-
-
-def _constant(graph: ir.Graph, name: str, values: list[int]) -> ir.Value:
-    tensor = ir.tensor(np.array(values, np.int64), name=name)
-    value = ir.Value(name=name, const_value=tensor, shape=ir.Shape([len(values)]))
-    value.type = ir.TensorType(tensor.dtype)
-    graph.register_initializer(value)
-    return value
+        count = tape.op("Shape", [query], {"start": -2, "end": -1})
+        one = tape.initializer(ir.tensor([1], name=f"{node.name}.one"))
+        shape = tape.op("Concat", [count, one], {"axis": 0})
+    widened = ir.Shape([*mask.shape[:-2], rows, mask.shape[-1]])
+    expanded = ir.Value(type=mask.type, shape=widened)
+    tape.op("Expand", [mask, shape], output=expanded)
+    for weight in tape.initializers:
+        graph.register_initializer(weight)
+    graph.insert_before(node, tape.nodes)
+    node.replace_input_with(3, expanded)

@@ -12,7 +12,7 @@ from eecompile.compiler.names import output_names
 from eecompile.compiler.weights import content_key, load_graph
 from eecompile.errors import BundleError
 from eecompile.programs.interface import Interface
-from eecompile.store.bundle import BundleManifest
+from eecompile.store.bundle import exit_graph_name
 
 
 def exit_outputs(model: ir.Model, interface: Interface) -> dict[int, list[ir.Value]]:
@@ -24,13 +24,9 @@ def exit_outputs(model: ir.Model, interface: Interface) -> dict[int, list[ir.Val
     }
 
 
-def merged_exits(folder: Path, manifest: BundleManifest) -> ir.Model:
+def merged_exits(folder: Path, exits: Sequence[int]) -> ir.Model:
     """The graph of all exits of a bundle, whose outputs keep their names."""
-    return merged_graphs(folder, [exit_.graph for exit_ in manifest.exits])
-
-
-def merged_graphs(folder: Path, names: Sequence[str]) -> ir.Model:
-    """The graph of all exits, from the files of a bundle, whose outputs keep their names."""
+    names = [exit_graph_name(depth) for depth in exits]
     model = joined([(name, load_graph(folder, name)) for name in names])
     NumberValues(_place_key)(model)
     return model
@@ -103,15 +99,11 @@ def _rename(
 
 def _signature(model: ir.Model) -> str:
     inputs = ", ".join(
-        f"{value.name} {value.dtype and value.dtype.name}{_dimensions(value)}"
+        f"{value.name} {value.dtype and value.dtype.name}[{', '.join(map(str, value.shape or ()))}]"
         for value in model.graph.inputs
     )
     opsets = ", ".join(f"{domain or 'ai.onnx'} {v}" for domain, v in model.opset_imports.items())
     return f"inputs {inputs}; opset {opsets}"
-
-
-def _dimensions(value: ir.Value) -> str:
-    return "[" + ", ".join(str(length) for length in value.shape or ()) + "]"
 
 
 def _place_key(tensor: ir.TensorProtocol) -> str:

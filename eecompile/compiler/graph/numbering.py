@@ -7,6 +7,7 @@ bytes are. What several exits share is thereby found, never assumed.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
 import onnx_ir as ir
@@ -14,7 +15,7 @@ from onnx_ir import passes
 
 from eecompile.compiler.weights import content_key
 
-Key = tuple[object, ...]
+_DIGITS = 16
 TensorKey = Callable[[ir.TensorProtocol], str]
 
 
@@ -51,38 +52,65 @@ class NumberValues(passes.InPlacePass):
         graph = model.graph
         names = [value.name for value in graph.outputs]
         before = len(graph), len(graph.initializers)
-        self._merge_weights(graph)
-        _merge_nodes(graph)
+        numbers = value_numbers(graph, self._tensor_key)
+        first: dict[str, ir.Value] = {}
+        for name, value in list(graph.initializers.items()):
+            kept = first.setdefault(numbers[value], value)
+            if kept is not value:
+                ir.convenience.replace_all_uses_with(value, kept, replace_graph_outputs=True)
+                del graph.initializers[name]
+        for node in list(graph):
+            if node.op_type == "Identity":  # an output of the graph, which needs its own
+                continue
+            made = [first.setdefault(numbers[value], value) for value in node.outputs]
+            if made != list(node.outputs):
+                ir.convenience.replace_all_uses_with(node.outputs, made, replace_graph_outputs=True)
+                graph.remove(node)
         _separate_outputs(graph, names)
         return passes.PassResult(model, (len(graph), len(graph.initializers)) != before)
 
     def ensures(self, model: ir.Model) -> None:
         """Check what holds afterwards."""
-        keys = [_node_key(node) for node in model.graph]
-        if len(set(keys)) < len(keys):
+        numbers = value_numbers(model.graph, self._tensor_key)
+        values = [v for n in model.graph if n.op_type != "Identity" for v in n.outputs]
+        if len({numbers[value] for value in values}) < len(values):
             raise passes.PostconditionError("equal nodes are left")
         if _signature(model) != self._signature:
             raise passes.PostconditionError("inputs or outputs have changed")
 
-    def _merge_weights(self, graph: ir.Graph) -> None:
-        kept: dict[str, ir.Value] = {}
-        for name, value in list(graph.initializers.items()):
-            assert value.const_value is not None
-            first = kept.setdefault(self._tensor_key(value.const_value), value)
-            if first is not value:
-                ir.convenience.replace_all_uses_with(value, first, replace_graph_outputs=True)
-                del graph.initializers[name]
+
+def value_numbers(graph: ir.Graph, tensor_key: TensorKey = content_key) -> dict[ir.Value, str]:
+    """What each value computes: equal strings are equal values, in whatever graph they are.
+
+    A digest of the operator, its attributes, and the numbers of what it reads, down to the
+    graph's inputs (by name) and weights (by ``tensor_key``).
+    """
+    numbers = {
+        value: hashlib.sha256(f"input {value.name}".encode()).hexdigest() for value in graph.inputs
+    }
+    for value in graph.initializers.values():
+        assert value.const_value is not None
+        numbers[value] = tensor_key(value.const_value)
+    for node in graph:
+        attributes = tuple(sorted((a.name, _attribute_key(a)) for a in node.attributes.values()))
+        operator = node.domain, node.op_type, node.overload, attributes
+        reads = [value and numbers[value] for value in node.inputs]
+        whole = repr((operator, reads, len(node.outputs)))
+        for index, value in enumerate(node.outputs):
+            numbers[value] = hashlib.sha256(f"{index} {whole}".encode()).hexdigest()
+    return numbers
 
 
-def _merge_nodes(graph: ir.Graph) -> None:
-    kept: dict[Key, ir.Node] = {}
-    for node in list(graph):
-        first = kept.setdefault(_node_key(node), node)
-        if first is not node:
-            ir.convenience.replace_all_uses_with(
-                node.outputs, first.outputs, replace_graph_outputs=True
-            )
-            graph.remove(node)
+def name_by_number(model: ir.Model) -> None:
+    """Give every value inside the graph a name that says what it computes.
+
+    An engine's inputs and outputs thereby keep their names when exits are added or removed, and
+    two segments with equal outputs are equal. The graph's own inputs and outputs keep theirs.
+    """
+    kept = {*model.graph.inputs, *model.graph.initializers.values(), *model.graph.outputs}
+    for value, number in value_numbers(model.graph).items():
+        if value not in kept:
+            value.name = f"v{number[:_DIGITS]}"
 
 
 def _separate_outputs(graph: ir.Graph, names: list[str | None]) -> None:
@@ -97,18 +125,6 @@ def _separate_outputs(graph: ir.Graph, names: list[str | None]) -> None:
             graph.outputs[index] = value = node.outputs[0]
         taken.add(value)
         value.name = name
-
-
-def operator_key(node: ir.Node) -> Key:
-    """What a node does, whatever it reads: its operator and attributes."""
-    attributes = tuple(sorted((a.name, _attribute_key(a)) for a in node.attributes.values()))
-    return node.domain, node.op_type, node.overload, attributes
-
-
-def _node_key(node: ir.Node) -> Key:
-    inputs = tuple(None if value is None else id(value) for value in node.inputs)
-    output = tuple(value.name for value in node.outputs) if node.op_type == "Identity" else ()
-    return *operator_key(node), inputs, len(node.outputs), output
 
 
 def _attribute_key(attribute: ir.Attr) -> str:

@@ -10,44 +10,29 @@ import onnx_ir as ir
 from eecompile.errors import TraceError
 from eecompile.networks import truncated
 
-_FLOW = "control flow, whose course depends on data"
 _SIZES = "the size of its result depends on data"
-_SEQUENCE = "it works on a sequence of tensors"
 _RANDOM = "it draws random numbers"
-_REFUSED = {
-    "If": _FLOW,
-    "Loop": _FLOW,
-    "Scan": _FLOW,
-    "Compress": _SIZES,
-    "NonMaxSuppression": _SIZES,
-    "NonZero": _SIZES,
-    "StringSplit": _SIZES,
-    "Unique": _SIZES,
-    "ConcatFromSequence": _SEQUENCE,
-    "Optional": _SEQUENCE,
-    "OptionalGetElement": _SEQUENCE,
-    "OptionalHasElement": _SEQUENCE,
-    "SequenceAt": _SEQUENCE,
-    "SequenceConstruct": _SEQUENCE,
-    "SequenceEmpty": _SEQUENCE,
-    "SequenceErase": _SEQUENCE,
-    "SequenceInsert": _SEQUENCE,
-    "SequenceLength": _SEQUENCE,
-    "SequenceMap": _SEQUENCE,
-    "SplitToSequence": _SEQUENCE,
-    "Bernoulli": _RANDOM,
-    "Multinomial": _RANDOM,
-    "RandomNormal": _RANDOM,
-    "RandomNormalLike": _RANDOM,
-    "RandomUniform": _RANDOM,
-    "RandomUniformLike": _RANDOM,
+_SEQUENCE = "it works on a sequence of tensors"
+_BY_REASON = {
+    "control flow, whose course depends on data": ("If", "Loop", "Scan"),
+    _SIZES: ("Compress", "NonMaxSuppression", "NonZero", "StringSplit", "Unique"),
+    _SEQUENCE: (
+        *("ConcatFromSequence", "Optional", "OptionalGetElement", "OptionalHasElement"),
+        *("SequenceAt", "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert"),
+        *("SequenceLength", "SequenceMap", "SplitToSequence"),
+    ),
+    _RANDOM: (
+        *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform"),
+        "RandomUniformLike",
+    ),
 }
+_REFUSED = {operator: reason for reason, each in _BY_REASON.items() for operator in each}
 _REMEDIES = {
     _RANDOM: "pass the numbers as a condition",
     _SEQUENCE: "replace it in the network's forward by Split and Concat",
 }
 # What stands between a network's lines and torch's.
-_OURS = {str(Path(__file__).with_name("trace.py")), truncated.__file__}
+_OURS = {str(Path(__file__).parents[1] / "trace.py"), truncated.__file__}
 _FROM_DATA = re.compile(r"\bz?u[f]?\d+\b")  # torch's names for sizes that it read from data
 
 
@@ -66,21 +51,15 @@ def check_operators(model: ir.Model, source: str) -> None:
                 expected="operators of the ONNX standard",
                 remedy="export the network without that runtime's own operators",
             )
-        if reason is None and any(_FROM_DATA.search(_shape(value)) for value in node.outputs):
+        if reason is None and any(_FROM_DATA.search(str(value.shape)) for value in node.outputs):
             reason = _SIZES
         if reason is not None:
-            remedy = _REMEDIES.get(
-                reason, "replace it in the network's forward, for example by torch.where"
-            )
+            elsewhere = "replace it in the network's forward, for example by torch.where"
             raise TraceError(
                 found=f"operator {node.op_type} in {source}{place_of(node)}: {reason}",
                 expected="a network that does the same steps whatever its inputs hold",
-                remedy=remedy,
+                remedy=_REMEDIES.get(reason, elsewhere),
             )
-
-
-def _shape(value: ir.Value) -> str:
-    return str(value.shape) if value.shape is not None else ""
 
 
 def place_of(node: ir.Node) -> str:

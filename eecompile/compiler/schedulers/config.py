@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eecompile.errors import RecipeError, UsageError
-from eecompile.programs.process import Betas, Prediction, Process
+from eecompile.programs.process import Betas, Process
 
 NETWORK_OPTIONS = frozenset(
     {
@@ -38,11 +38,6 @@ _BETAS: dict[str, Betas] = {
     "linear": "linear",
     "scaled_linear": "scaled_linear",
     "squaredcos_cap_v2": "cosine",
-}
-_PREDICTIONS: dict[str, Prediction] = {
-    "epsilon": "epsilon",
-    "sample": "sample",
-    "v_prediction": "v_prediction",
 }
 
 
@@ -178,13 +173,12 @@ def _configured(scheduler: Any) -> Process | None:
         shift = float(config.get("flow_shift", config.get("shift", 1.0)) or 1.0)
         return Process(family="flow", prediction="flow", timesteps=total, shift=shift)
     betas = _BETAS.get(config.get("beta_schedule", ""))
-    prediction = _PREDICTIONS.get(word)
-    if betas is None or prediction is None:
+    if betas is None:
         return None
     process = Process(
         timesteps=total,
         betas=betas,
-        prediction=prediction,
+        prediction=word,
         variance="fixed_large" if config.get("variance_type") == "fixed_large" else "fixed_small",
     )
     if betas == "cosine":

@@ -34,10 +34,10 @@ from eecompile.compiler.schedulers.config import (
 from eecompile.compiler.schedulers.trace import (
     CHANNELS,
     Row,
+    Substituted,
     TracedStep,
     input_of,
     state_after,
-    substituted,
     traced,
 )
 from eecompile.errors import EecompileError, UsageError
@@ -250,7 +250,7 @@ def _difference(
         drawn.clear()
         output = torch.from_numpy(generator.standard_normal(shape)) * scale
         buffers["output"] = output.numpy().copy()
-        with substituted(runner, shape, draw, keep=False):
+        with Substituted(runner, shape, draw, keep=False):
             x = input_of(runner, state, t).numpy().copy()
             found = sum(term.coefficient * buffers[term.buffer] for term in step.input)
             worst = max(worst, float(np.abs(found - x).max() / np.abs(x).max()))

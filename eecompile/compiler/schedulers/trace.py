@@ -87,32 +87,27 @@ class _Trace:
         self._scheduler = copy.deepcopy(scheduler)
         self._options = options
         self._nodes = 1  # node 0 is the initial state
+        self._shape: tuple[int, ...] = ()
+        self._state: Tensor | None = None  # that the scheduler has returned
         self._held: dict[int, tuple[int | None, Tensor]] = {}  # by id of tensor: its node
 
     def run(self) -> list[TracedStep]:
         """The steps over nodes."""
-        steps = []
-        shape: tuple[int, ...] = ()
-        start, sample = 0, None
-        for t in self._scheduler.timesteps:
-            step, shape, sample = self._step(start, sample, shape, t)
-            steps.append(step)
-            start = self._nodes - 1
-        return steps
+        return [self._step(t) for t in self._scheduler.timesteps]
 
     def _new(self, count: int = 1) -> list[int]:
         self._nodes += count
         return [*range(self._nodes - count, self._nodes)]
 
-    def _step(
-        self, start: int, former: Tensor | None, shape: tuple[int, ...], t: Tensor
-    ) -> tuple[TracedStep, tuple[int, ...], Tensor]:
+    def _step(self, t: Tensor) -> TracedStep:
+        start = self._nodes - 1  # the newest node is the state
         output, *noises = self._new(1 + _DRAWS)
         hidden = [node for node, _ in self._held.values() if node is not None]
         basis = [*dict.fromkeys((start, output, *hidden, *noises))]
         width = len(basis) + 1  # the last component is 0, and shows what is added to a sum
         units = {node: _unit(index, width) for index, node in enumerate(basis)}
-        sample = self._refill(units, shape, width, former, units[start])
+        sample = self._refill(units, width, units[start])
+        self._shape = tuple(sample.shape)
         draws = iter(noises)
 
         def draw(_: tuple[int, ...]) -> Tensor:
@@ -121,27 +116,17 @@ class _Trace:
                 refuse(self._scheduler, f"draws noise more than {_DRAWS} times a step", OTHER)
             return units[node].clone()
 
-        with substituted(self._scheduler, sample.shape, draw, keep=True):
-            x = input_of(self._scheduler, sample, t)
-            rows = _Rows(self._scheduler, basis)
-            network_input = rows.of(x)
+        with Substituted(self._scheduler, self._shape, draw, keep=True):
+            network_input = self._row(input_of(self._scheduler, sample, t), basis)
             result = state_after(self._scheduler, units[output].clone(), t, sample, self._options)
-        state = rows.of(result)
-        shape = tuple(sample.shape)
-        kept, after = self._collect(rows, state, shape, result, set(hidden))
+        state = self._row(result, basis)
+        kept, self._held = self._collect(basis, state, set(hidden))
         if not network_input or not state:
             refuse(self._scheduler, "returns zeros", OTHER)
-        self._held = after
-        return TracedStep(start, output, noises, network_input, kept, state), shape, result
+        self._state = result
+        return TracedStep(start, output, noises, network_input, kept, state)
 
-    def _refill(
-        self,
-        units: Mapping[int, Tensor],
-        shape: tuple[int, ...],
-        width: int,
-        former: Tensor | None,
-        start: Tensor,
-    ) -> Tensor:
+    def _refill(self, units: Mapping[int, Tensor], width: int, start: Tensor) -> Tensor:
         """Put unit vectors where the scheduler keeps tensors; the state to pass to it.
 
         Tensors that were one object stay one: some schedulers write into what they keep.
@@ -155,25 +140,20 @@ class _Trace:
                 fresh[id(tensor)] = unit.clone()
             return fresh[id(tensor)]
 
-        _visit(self._scheduler, shape, replace)
-        return fresh.get(id(former), start) if former is not None else start
+        _visit(self._scheduler, self._shape, replace)
+        return fresh.get(id(self._state), start)
 
     def _collect(
-        self,
-        rows: _Rows,
-        state: Row,
-        shape: tuple[int, ...],
-        result: Tensor,
-        hidden: set[int],
+        self, basis: list[int], state: Row, hidden: set[int]
     ) -> tuple[list[tuple[int, str, Row]], dict[int, tuple[int | None, Tensor]]]:
         """What the scheduler keeps now: new nodes, and the node of each tensor."""
         found: list[tuple[str, Tensor, Row]] = []
 
         def look(name: str, tensor: Tensor) -> Tensor:
-            found.append((name, tensor, rows.of(tensor)))
+            found.append((name, tensor, self._row(tensor, basis)))
             return tensor
 
-        _visit(self._scheduler, shape, look)
+        _visit(self._scheduler, self._shape, look)
         kept: list[tuple[int, str, Row]] = []
         made: dict[tuple[tuple[int, float], ...], int] = {}
         pending: list[tuple[Tensor, Row]] = []
@@ -196,15 +176,7 @@ class _Trace:
         held |= {id(tensor): (following, tensor) for tensor, _ in pending}
         return kept, held
 
-
-class _Rows:
-    """Reads coefficients off tensors over a basis."""
-
-    def __init__(self, scheduler: Any, basis: list[int]) -> None:
-        self._scheduler = scheduler
-        self._basis = basis
-
-    def of(self, tensor: Tensor) -> Row:
+    def _row(self, tensor: Tensor, basis: list[int]) -> Row:
         """The coefficients in ``tensor``, without those that are nearly 0."""
         values = tensor.detach().to(torch.float64).reshape(CHANNELS, -1).numpy()
         largest = float(np.abs(values).max())
@@ -220,7 +192,7 @@ class _Rows:
             refuse(self._scheduler, "adds a constant to the state", OTHER)
         return {
             node: float(value)
-            for node, value in zip(self._basis, values[0, :-1], strict=True)
+            for node, value in zip(basis, values[0, :-1], strict=True)
             if abs(value) > _NEGLIGIBLE * largest
         }
 
@@ -290,15 +262,19 @@ def _visit(owner: Any, shape: tuple[int, ...], change: Callable[[str, Tensor], T
             vars(owner)[name] = changed(name, value)
 
 
-class _Substitute(TorchFunctionMode):
-    """Puts ``draw(shape)`` in place of normal noise; see :func:`substituted`."""
+class Substituted(TorchFunctionMode):
+    """Within it, in this thread, normal noise is what ``draw`` makes, and nothing has gradients.
 
-    def __init__(self, scheduler: Any, shape: tuple[int, ...], draw: Draw, keep: bool) -> None:
+    Args:
+        scheduler: for messages.
+        shape: of the state.
+        draw: makes noise, float64, of a shape.
+        keep: whether tensors like the state stay float64 where the scheduler converts them.
+    """
+
+    def __init__(self, scheduler: Any, shape: tuple[int, ...], draw: Draw, *, keep: bool) -> None:
         super().__init__()
-        self._scheduler = scheduler
-        self._shape = shape
-        self._draw = draw
-        self._keep = keep
+        self._scheduler, self._shape, self._draw, self._keep = scheduler, shape, draw, keep
 
     def __torch_function__(
         self,
@@ -312,7 +288,8 @@ class _Substitute(TorchFunctionMode):
             return self._noise(func, args, named)
         if func in _RANDOM:
             refuse(self._scheduler, "draws random numbers that are not normal noise", OTHER)
-        result = func(*args, **named)
+        with torch.no_grad():
+            result = func(*args, **named)
         if self._keep and func in _CASTS:
             (value, *_) = args
             wide = value.dtype == torch.float64 and value.shape == self._shape
@@ -333,22 +310,6 @@ class _Substitute(TorchFunctionMode):
             refuse(self._scheduler, f"draws noise of shape {shape} for {self._shape}", OTHER)
         noise = self._draw(shape)
         return noise if self._keep else noise.to(named.get("dtype") or noise.dtype)
-
-
-@contextmanager
-def substituted(
-    scheduler: Any, shape: tuple[int, ...], draw: Draw, *, keep: bool
-) -> Iterator[None]:
-    """Within it, in this thread, normal noise is what ``draw`` makes.
-
-    Args:
-        scheduler: for messages.
-        shape: of the state.
-        draw: makes noise, float64, of a shape.
-        keep: whether tensors like the state stay float64 where the scheduler converts them.
-    """
-    with torch.no_grad(), _Substitute(scheduler, tuple(shape), draw, keep):
-        yield
 
 
 def _live(steps: list[TracedStep]) -> list[TracedStep]:
