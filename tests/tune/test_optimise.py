@@ -77,7 +77,7 @@ def test_the_front_is_undominated_and_says_what_it_costs(table: SlotTable) -> No
 @settings(deadline=None)
 def test_a_limit_only_leaves_out_what_costs_more(table: SlotTable, limit: float) -> None:
     whole, part = front(table), front(table, limit=limit)
-    kept = whole.costs <= limit
+    kept = whole.costs <= limit * (1 + 1e-12)  # as the optimiser tells costs apart
     np.testing.assert_allclose(part.costs, whole.costs[kept])
     np.testing.assert_allclose(part.errors, whole.errors[kept])
 
