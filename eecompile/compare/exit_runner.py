@@ -14,9 +14,9 @@ from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 
 from eecompile.arrays import Array, Inputs
-from eecompile.compiler.names import output_names
 from eecompile.programs.interface import Interface
 from eecompile.programs.schedule import ExitSchedule
+from eecompile.store.bundle import output_names
 
 Feed = Inputs
 Evaluate = Callable[[Feed], Sequence[Array]]

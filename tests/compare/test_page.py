@@ -11,10 +11,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from eecompile.compare.heat_map import readable
 from PIL import Image
 from plotly.colors import sample_colorscale, unlabel_rgb
 
-from eecompile.compare.heat_map import readable
 from eecompile.compare.page import LIMIT, write_page
 from eecompile.compare.report import (
     Candidate,
