@@ -7,11 +7,13 @@ and nothing heavier; names are resolved when they are first used.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from eecompile.lazy import lazy_names
 
 if TYPE_CHECKING:
     from eecompile.errors import BackendError, EecompileError, NonFiniteError, UsageError
+    from eecompile.programs.choice import Exit, Forecast
     from eecompile.programs.interface import Condition, Interface, Sampling, State
     from eecompile.programs.process import Process
     from eecompile.programs.program import Program
@@ -29,8 +31,10 @@ __all__ = [
     "BackendError",
     "Condition",
     "EecompileError",
+    "Exit",
     "ExitSchedule",
     "FakeEngine",
+    "Forecast",
     "Interface",
     "NonFiniteError",
     "Process",
@@ -47,33 +51,19 @@ __all__ = [
     "ddpm",
 ]
 
-_HOMES = {
-    "Condition": "eecompile.programs.interface",
-    "BackendError": "eecompile.errors",
-    "EecompileError": "eecompile.errors",
-    "ExitSchedule": "eecompile.programs.schedule",
-    "FakeEngine": "eecompile.runtime.engines.fake",
-    "Interface": "eecompile.programs.interface",
-    "NonFiniteError": "eecompile.errors",
-    "Process": "eecompile.programs.process",
-    "Program": "eecompile.programs.program",
-    "SampleRequest": "eecompile.runtime.request",
-    "Sampler": "eecompile.runtime.sampler",
-    "Sampling": "eecompile.programs.interface",
-    "State": "eecompile.programs.interface",
-    "StepMetrics": "eecompile.runtime.sampling",
-    "StepResult": "eecompile.runtime.sampling",
-    "UsageError": "eecompile.errors",
-    "ddim": "eecompile.programs.solvers",
-    "ddpm": "eecompile.programs.solvers",
-}
-
-
-def __getattr__(name: str) -> object:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "errors": "BackendError EecompileError NonFiniteError UsageError",
+        "programs.choice": "Exit Forecast",
+        "programs.interface": "Condition Interface Sampling State",
+        "programs.process": "Process",
+        "programs.program": "Program",
+        "programs.schedule": "ExitSchedule",
+        "programs.solvers": "ddim ddpm",
+        "runtime.engines.fake": "FakeEngine",
+        "runtime.request": "SampleRequest",
+        "runtime.sampler": "Sampler",
+        "runtime.sampling": "StepMetrics StepResult",
+    },
+)

@@ -186,4 +186,4 @@ def packages(name: str) -> tuple[str, ...]:
     """The distributions whose versions matter where a backend evaluates, whichever are there."""
     backend = BACKENDS[name]
     same = [each.package for each in BACKENDS.values() if each.library == backend.library]
-    return (*same, *backend.tools)
+    return tuple(dict.fromkeys((*same, *backend.tools)))

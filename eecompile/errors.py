@@ -41,6 +41,11 @@ __all__ = [
 ]
 
 
+def one_line(message: object) -> str:
+    """What another library says, in one line of at most 300 characters."""
+    return " ".join(str(message).split())[:300]
+
+
 class EecompileError(Exception):
     """The root of everything that eecompile raises on purpose.
 

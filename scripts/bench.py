@@ -32,9 +32,8 @@ from bundles import TARGETS, bundles_of, engine_set, random_recipe
 from children import a_thousand_samplings, in_child
 from results import BENCHMARKS, OUT, RECIPE, Results, console, main, medians
 
-from eecompile.compiler.export import bundle_from_recipe
-from eecompile.errors import BackendError
-from eecompile.runtime.sampler import Sampler
+from eecompile import BackendError, Sampler
+from eecompile.compiler import bundle_from_recipe
 
 __all__ = ["TimedEngine"]
 

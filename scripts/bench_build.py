@@ -18,11 +18,11 @@ from bundles import LAYOUTS, NETWORKS, engine_set, random_recipe, target
 from children import exported, medians_in_turns, opening, runs_in_turns
 from results import ROOT, Row, medians
 
+from eecompile import Sampler
+from eecompile.compiler import bundle_from_recipe
 from eecompile.compiler.build import engine_set_from_bundle, planned_build
-from eecompile.compiler.export import bundle_from_recipe
 from eecompile.compiler.verify import random_inputs
 from eecompile.runtime.opening import engine_from_manifest
-from eecompile.runtime.sampler import Sampler
 from eecompile.store.bundle import open_engine_set, write_manifest
 
 TARGETS = {"onnxruntime fp32": "cpu", "openvino fp32": "cpu-openvino", "openvino bf16": "cpu-bf16"}

@@ -15,9 +15,9 @@ from children import medians_in_turns
 from results import RECIPE, Row, milliseconds
 
 import eecompile.compiler.trace as trace
-from eecompile.compiler.export import bundle_from_recipe
+from eecompile.compiler import bundle_from_recipe
 from eecompile.compiler.graph.merge import merged_exits
-from eecompile.store.bundle import open_bundle, open_engine_set
+from eecompile.store import open_bundle, open_engine_set
 
 THREADS = ("no spinning", "spinning", "spinning within a run", "one global pool")
 LEVELS = onnxruntime.GraphOptimizationLevel

@@ -17,10 +17,10 @@ import torch
 from bench_runtime import open_samplers
 from results import Row
 
+from eecompile import Interface
 from eecompile.arrays import Array
 from eecompile.measure.timing import interleaved, percentiles
-from eecompile.networks.load import load_network
-from eecompile.programs.interface import Interface
+from eecompile.networks import load_network
 from eecompile.recipe import load_recipe
 from eecompile.runtime.trajectory.noise import normal_noise
 from eecompile.store.bundle import exit_graph_name

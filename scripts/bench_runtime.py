@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,12 +21,10 @@ from bundles import TARGETS, bundles_of, engine_set
 from children import medians_in_turns, opening, pooled
 from results import RECIPE, Row, medians, milliseconds
 
-from eecompile.networks.load import load_network
-from eecompile.programs.interface import Interface
+from eecompile import Interface, Sampler, SampleRequest
+from eecompile.networks import load_network
 from eecompile.recipe import load_recipe
-from eecompile.runtime.protocol import Engine
-from eecompile.runtime.request import SampleRequest
-from eecompile.runtime.sampler import Sampler
+from eecompile.runtime import Engine
 
 STEPS = 50
 SOLVERS = ("ddim", "dpmpp-2m", "ddpm", "unipc")
@@ -186,12 +186,18 @@ def outside_rows(sampler: Sampler, rounds: int) -> Iterator[Row]:
 
 
 def start_up(engines: Path) -> Row:
-    """Seconds until the package is imported, and until an engine set is open."""
-    seconds = medians_in_turns({"": (opening, engines)}, 7)[""]
-    return {
-        "import_seconds": seconds["import"],
-        "open_seconds": seconds["import"] + seconds["open"],
-    }
+    """Seconds until the package is imported, and until an engine set is open.
+
+    Each time in a new process that has imported nothing else.
+    """
+    code = (
+        "import time; started = time.perf_counter(); import eecompile\n"
+        f"imported = time.perf_counter(); eecompile.Sampler.open({str(engines)!r})\n"
+        "print(imported - started, time.perf_counter() - started)"
+    )
+    runs = [subprocess.check_output([sys.executable, "-c", code]).split() for _ in range(7)]
+    imported, opened = (median(map(float, column)) for column in zip(*runs, strict=True))
+    return {"import_seconds": imported, "open_seconds": opened}
 
 
 def memory(folders: Mapping[str, Path], rounds: int) -> dict[str, Row]:

@@ -24,9 +24,9 @@ from results import (
     run_eecompile,
 )
 
-from eecompile.compiler.export import bundle_from_recipe
-from eecompile.runtime.sampler import Sampler
-from eecompile.tune.report import Comparison, Front, Point, read_front
+from eecompile import Sampler
+from eecompile.compiler import bundle_from_recipe
+from eecompile.tune.report import BaselineComparison, Front, FrontPoint, read_front
 
 SOLVERS = (("ddim", 50), ("dpmpp-2m", 20))
 CASES = [f"{solver}{end}" for solver, _ in SOLVERS for end in ("", "-reuse")]
@@ -62,14 +62,14 @@ def front_rows(front: Front) -> list[Row]:
         {
             "name": point.name,
             "kind": point.kind,
-            "time": point.time,
-            "predicted time": point.predicted,
-            "ideal time": point.ideal,
+            "time": point.time_share,
+            "predicted time": point.predicted_share,
+            "ideal time": point.ideal_share,
             "distance": point.distance,
             "interval": point.interval,
             "psnr": point.psnr,
         }
-        for point in sorted(front.points, key=lambda point: (point.kind, -point.predicted))
+        for point in sorted(front.points, key=lambda point: (point.kind, -point.predicted_share))
     ]
 
 
@@ -80,12 +80,12 @@ def comparison_rows(front: Front) -> Iterator[Row]:
         yield {
             "baseline": each.baseline,
             "kind": points[each.baseline].kind,
-            "baseline time": points[each.baseline].time,
+            "baseline time": points[each.baseline].time_share,
             "found": each.found,
-            "time over its": each.time,
-            "distance over its": each.distance,
+            "time over its": each.time_share,
+            "distance over its": each.distance_ratio,
             "interval": each.interval,
-            "time over its at its distance": each.time_at_distance,
+            "time over its at its distance": each.time_share_at_distance,
         }
 
 
@@ -101,19 +101,21 @@ def goals(front: Front) -> Row:
     ):
         if picked:
             found[f"{name}: distance over its, median"] = statistics.median(
-                each.distance for each in picked
+                each.distance_ratio for each in picked
             )
-            near = [e.time_at_distance for e in picked if e.time_at_distance is not None]
+            near = [
+                e.time_share_at_distance for e in picked if e.time_share_at_distance is not None
+            ]
             if near:
                 found[f"{name}: time over its at its distance, median"] = statistics.median(near)
             if name in ("ASE", "linear"):
-                best = min(picked, key=lambda each: abs(1 - each.time))
-                found[f"{name}: 20 % less distance"] = best.distance <= DISTANCE
-                found[f"{name}: 10 % less time"] = (best.time_at_distance or 9) <= TIME
+                best = min(picked, key=lambda each: abs(1 - each.time_share))
+                found[f"{name}: 20 % less distance"] = best.distance_ratio <= DISTANCE
+                found[f"{name}: 10 % less time"] = (best.time_share_at_distance or 9) <= TIME
     return found
 
 
-def _of_kind(front: Front, points: dict[str, Point], kind: str) -> list[Comparison]:
+def _of_kind(front: Front, points: dict[str, FrontPoint], kind: str) -> list[BaselineComparison]:
     return [each for each in front.comparisons if points[each.baseline].kind == kind]
 
 
@@ -126,10 +128,12 @@ def evaluated(
     """
     settings, named = front.settings, [f"budget-{100 * budget:.4g}" for budget in budgets]
     found = {point.name: point for point in front.points if point.name in named}
-    spent = [point.predicted for point in found.values()]
+    spent = [point.predicted_share for point in found.values()]
     ase = [point for point in front.points if point.kind == "ase"]
     fewer = [point for point in front.points if point.kind == "steps"]
-    beside = {min(fewer, key=lambda p: abs(p.predicted - time)).name for time in spent if fewer}
+    beside = {
+        min(fewer, key=lambda p: abs(p.predicted_share - time)).name for time in spent if fewer
+    }
     rows = [*found.values(), *ase, *(point for point in fewer if point.name in beside)]
     output = folder.with_name(f"{folder.name}-quality.json")
     programs = []
@@ -146,16 +150,16 @@ def evaluated(
         *programs,
     )
     made = json.loads(output.read_text())
-    full = made["rows"][0]["distance"]
+    full = made["rows"][0]["frechet_distance"]
     return {
         "settings": made["settings"],
-        "floor": made["floor"]["distance"],
+        "floor": made["floor"]["frechet_distance"],
         "rows": [
             {
                 "name": name,
                 "steps": len(row["choices"]),
                 "time": time,
-                "Frechet distance": row["distance"],
+                "Frechet distance": row["frechet_distance"],
                 "error": row["error"],
                 "beyond full depth, %": 100 * row.get("beyond", 0.0) / full,
                 "error of that, %": 100 * row.get("beyond_error", 0.0) / full,
@@ -164,7 +168,7 @@ def evaluated(
             }
             for name, time, row in zip(
                 ["full", *(point.name for point in rows)],
-                [1.0, *(point.time for point in rows)],
+                [1.0, *(point.time_share for point in rows)],
                 made["rows"],
                 strict=True,
             )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,25 +58,21 @@ def short_table(result: Mapping[str, Any]) -> Iterator[str]:
     """What matters most, on one machine: torch.compile, the fastest peer, and eecompile."""
     networks = _networks(result)
     by = {name: {row["by"]: row for row in found["rows"]} for name, found in networks.items()}
-    yield ""
+    machine = re.sub(r" \(.*?\)", "", _machine(result))
     yield (
-        f"How many times as fast as an eager PyTorch loop, batch {result['batch']}, on "
-        f"{_machine(result)}:"
+        f"Speed-up over eager PyTorch with the same exit schedule, batch {result['batch']}, on "
+        f"{machine}:"
     )
     yield ""
-    yield (
-        "| sampling with the exit schedule | "
-        + " | ".join(f"{name}: same schedule | {name}: eager at full depth" for name in by)
-        + " |"
-    )
-    yield "|---|" + "---|---|" * len(by)
+    yield "| | " + " | ".join(by) + " |"
+    yield "|---|" + "---|" * len(by)
     names = list(next(iter(by.values())))
     peers = [name for name in names if not name.startswith(OURS) and name != EAGER]
     fastest = max(peers, key=lambda name: min(rows[name][SAME][1] for rows in by.values()))
     for name in names:
         if name in (COMPILED, fastest) or name.startswith(OURS):
-            cells = [f"{rows[name][key][1]:.2f}" for rows in by.values() for key in (SAME, FULL)]
-            yield f"| {name} | " + " | ".join(cells) + " |"
+            cells = [_label(name), *(f"{rows[name][SAME][1]:.2f}" for rows in by.values())]
+            yield "| " + " | ".join(cells) + " |"
     yield ""
 
 
@@ -82,14 +80,15 @@ def whole_tables(result: Mapping[str, Any]) -> Iterator[str]:
     """Every row of every network on one machine, with its spread."""
     for name, found in _networks(result).items():
         yield ""
-        yield (
-            f"**{name}** on {_machine(result)}, batch {result['batch']}; exit schedule "
-            f"`{found['schedule']}`, which leaves out {found['blocks left out']:.1%} of the blocks:"
+        yield textwrap.fill(
+            f"**{name}** on {_machine(result)}, batch {result['batch']}; the exit schedule "
+            f"`{found['schedule']}` leaves out {found['blocks left out']:.1%} of the blocks:",
+            width=100,
         )
         yield ""
         yield (
-            "| by | ms a step | at full depth | schedule saves | times as fast as eager | "
-            "than eager at full depth |"
+            "| by | ms per step | at full depth | schedule saves | speed-up over eager | "
+            "over eager at full depth |"
         )
         yield "|---|---|---|---|---|---|"
         for row in found["rows"]:
@@ -98,13 +97,23 @@ def whole_tables(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _cells(row: Row) -> Iterator[str]:
-    yield row["by"]
+    yield _label(row["by"])
     yield f"{row['schedule, ms a step']:.4g}"
     yield f"{row['full depth, ms a step']:.4g}"
     yield f"{row[SAVING]:.0%}"
     for key in (SAME, FULL):
         low, middle, high = row[key]
         yield f"{middle:.2f}" if low == high else f"{middle:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _label(by: str) -> str:
+    """The name that the documents show for a row's ``by``."""
+    for old, new in (
+        ("a session an exit", "one session per exit"),
+        ("a model an exit", "one model per exit"),
+    ):
+        by = by.replace(old, new)
+    return by
 
 
 def _networks(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

@@ -10,10 +10,9 @@ import msgspec
 from children import in_child, random_checkpoint
 from results import ROOT
 
-from eecompile.compiler.build import engine_set_from_bundle
-from eecompile.compiler.export import bundle_from_recipe
+from eecompile.compiler import bundle_from_recipe, engine_set_from_bundle
 from eecompile.recipe import load_recipe
-from eecompile.store.target import Target, load_target
+from eecompile.store import Target, load_target
 
 LAYOUTS = ("per_exit", "chained")
 TARGETS = {"per_exit": "cpu", "chained": "cpu-chained"}

@@ -56,7 +56,7 @@ def medians_in_turns(calls: Mapping[str, tuple[Any, ...]], rounds: int) -> dict[
 
 
 def opening(folder: str, library: str = "") -> Row:
-    """Seconds of importing and of opening an engine set; MiB once every exit has run.
+    """Seconds of opening an engine set; MiB once every exit has run.
 
     Args:
         folder: the engine set.
@@ -65,10 +65,7 @@ def opening(folder: str, library: str = "") -> Row:
     Returns:
         Memory of the whole process, and what opening and running added to it.
     """
-    started = time.perf_counter()
     import eecompile
-
-    imported = time.perf_counter()
     from eecompile.measure.memory import resident
 
     if library == "openvino":
@@ -83,12 +80,7 @@ def opening(folder: str, library: str = "") -> Row:
         for depth in sampler.interface.exits:
             sampler.sample(4, steps=2, schedule=depth)
         whole = resident()
-    return {
-        "import": imported - started,
-        "open": opened - began,
-        "whole": whole,
-        "engines": whole - before,
-    }
+    return {"open": opened - began, "whole": whole, "engines": whole - before}
 
 
 def a_thousand_samplings(folder: str) -> Row:
@@ -157,7 +149,7 @@ def exported(path: str, folder: str, alone: bool) -> Row:
 
     Peak memory is what the system says of this process, pages of mapped files included.
     """
-    from eecompile.compiler.export import bundle_from_recipe
+    from eecompile.compiler import bundle_from_recipe
     from eecompile.recipe import load_recipe
 
     deepest = load_recipe(Path(path)).network.exits[-1:]

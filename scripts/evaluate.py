@@ -16,16 +16,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
+import msgspec
 import typer
 from bundles import engine_set
 from results import BENCHMARKS, OUT, ROOT, facts, main, run_eecompile
 from safetensors import safe_open
 from training import DATA
 
-from eecompile.compiler.export import bundle_from_recipe
-from eecompile.programs.schedule import ExitSchedule
+from eecompile import ExitSchedule
+from eecompile.compiler import bundle_from_recipe
 from eecompile.recipe import load_recipe
-from eecompile.store.bundle import open_engine_set
+from eecompile.store import open_engine_set
 
 PACKAGES = ("onnxruntime", "torch", "torchmetrics", "numpy")
 WEIGHTS = {"before": "start.safetensors", "after": "weights.safetensors"}
@@ -95,7 +96,8 @@ def finetuned(
     with safe_open(run / WEIGHTS["after"], "pt") as file:
         training = dict(file.metadata() or {})
     schedule = run / f"{training['schedule_name']}.json"
-    schedule.write_bytes(ExitSchedule(**json.loads(training["schedule"])).to_json())
+    made_for = msgspec.json.decode(training["schedule"], type=ExitSchedule)
+    schedule.write_bytes(made_for.to_json())
     names = [str(schedule), "full", *map(str, made.network.exits[:-1])]
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     result = {"machine": facts(*PACKAGES), "training": training, "training_log": log}
@@ -104,7 +106,9 @@ def finetuned(
         engines = engine_set(run / name / "bundle", run / name, "cpu")
         result[name] = evaluated(engines, names, data, more.args)
         row = result[name]["rows"][0]
-        print(f"{name}: {row['distance']:.2f} ± {row['error']:.2f} at {row['cost']:.0%}")
+        print(
+            f"{name}: {row['frechet_distance']:.2f} ± {row['error']:.2f} at {row['cost_share']:.0%}"
+        )
     place = output or BENCHMARKS / f"finetune-{made.name}.json"
     place.write_text(json.dumps(result, indent=1) + "\n")
     print(f"wrote {place}")

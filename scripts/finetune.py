@@ -25,11 +25,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from training import Plan, Trainer, add_options, train
 
-from eecompile.errors import UsageError
+from eecompile import ExitSchedule, Process, UsageError
+from eecompile.networks import load_network
 from eecompile.networks.checkpoint import state_from_file
-from eecompile.networks.load import load_network
-from eecompile.programs.process import Process
-from eecompile.programs.schedule import ExitSchedule
 from eecompile.recipe import ExportRecipe, load_recipe
 from eecompile.store.bundle import sha256
 

@@ -15,7 +15,7 @@ from results import BENCHMARKS, facts, main
 from safetensors import safe_open
 from training import DATA, Noising, load_images
 
-from eecompile.networks.load import load_network
+from eecompile.networks import load_network
 from eecompile.recipe import load_recipe
 
 SLICES = 20

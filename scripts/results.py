@@ -16,7 +16,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from eecompile.errors import EecompileError
+from eecompile import EecompileError
 from eecompile.measure.machine import cpu, machine_facts
 from eecompile.measure.timing import interleaved
 

@@ -19,8 +19,8 @@ import torch
 from results import main
 from training import Plan, Trainer, add_options, train
 
-from eecompile.networks.dit import DiT
-from eecompile.programs.schedule import ExitSchedule
+from eecompile import ExitSchedule
+from eecompile.networks import DiT
 from eecompile.recipe import load_recipe
 
 

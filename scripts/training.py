@@ -22,10 +22,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from eecompile.errors import UsageError
-from eecompile.networks.base import MultiExitNetwork
-from eecompile.programs.process import Process
-from eecompile.programs.schedule import ExitSchedule
+from eecompile import ExitSchedule, Process, UsageError
+from eecompile.networks import MultiExitNetwork
 from eecompile.recipe import ExportRecipe
 
 DATA = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-import eecompile
 from tests.conftest import RECIPE, ROOT
 
 COMPILE_TIME = ("torch", "onnx", "onnx_ir", "onnxscript", "polygraphy", "safetensors", "filelock")
+PUBLIC = [
+    "eecompile",
+    *(f"eecompile.{name}" for name in ("compare", "compiler", "evaluate", "networks", "programs")),
+    *(f"eecompile.{name}" for name in ("runtime", "store", "tune")),
+]
 COMMAND_LINE = ("typer", "rich", "PIL")
 
 
@@ -38,10 +44,29 @@ def test_importing_the_package_loads_no_library() -> None:
     assert not loaded & {*COMPILE_TIME, "onnxruntime", "typer", "rich", "PIL"}
 
 
-def test_every_public_name_resolves() -> None:
-    for name in eecompile.__all__:
-        assert getattr(eecompile, name) is not None
-    assert set(eecompile.__all__) <= set(dir(eecompile))
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_resolves(name: str) -> None:
+    package = importlib.import_module(name)
+    for public in package.__all__:
+        assert getattr(package, public) is not None
+    assert set(package.__all__) <= set(dir(package))
+    with pytest.raises(AttributeError, match="no attribute 'missing'"):
+        _ = package.missing
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_public_package_loads_no_library_before_a_name_of_it_is_used(name: str) -> None:
+    code = f"import sys, {name}; print(*{{each.partition('.')[0] for each in sys.modules}})"
+    loaded = set(run(code).split())
+    assert not loaded & {*COMPILE_TIME, *COMMAND_LINE, "onnxruntime", "plotly", "numpy"}
+
+
+def test_a_module_does_not_hide_a_public_name() -> None:
+    """Importing a submodule sets an attribute of its package, which must not be a public name."""
+    for name in PUBLIC:
+        package = importlib.import_module(name)
+        modules = {each.name for each in pkgutil.iter_modules(package.__path__)}
+        assert not modules & set(package.__all__)
 
 
 def test_sampling_works_where_the_compiler_cannot_be_imported(

@@ -16,7 +16,7 @@ ALLOWED = {
     ("runtime/engines/tensorrt.py", "self._runtime"): "only the runtime of TensorRT-RTX can",
     ("runtime/engines/onnxruntime_cuda.py", "runtime"): "not every build of onnxruntime has it",
     ("runtime/cuda/device.py", "buffer"): "newer versions of cuda.core have it",
-    ("compare/torch_runners.py", "network"): "torch modules may predict from one exit directly",
+    ("compare/trained.py", "network"): "torch modules may predict from one exit directly",
     ("cli/app.py", "error"): "exceptions of whichever option parser typer brings",
 }
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import msgspec
 
-from eecompile.arrays import Array, Inputs
 from eecompile.backends import BACKENDS, packages
 from eecompile.compare.checks import (
     check_belongs,
@@ -21,16 +21,10 @@ from eecompile.compare.checks import (
     no_gpu,
     require,
 )
+from eecompile.compare.exit_runner import ExitRunner
+from eecompile.compare.peers import UNLIMITED, OnnxRuntimePeer, OpenvinoPeer, TensorrtPeer
 from eecompile.compare.report import Candidate
-from eecompile.compare.runners import (
-    EngineRunner,
-    ExitRunner,
-    OnnxRuntimeRunner,
-    OpenvinoRunner,
-    TensorrtRunner,
-    TorchRunner,
-    TrainedNetwork,
-)
+from eecompile.compare.trained import TorchPeer, TrainedNetwork
 from eecompile.errors import UsageError
 from eecompile.measure.machine import gpus
 from eecompile.programs.interface import Interface
@@ -42,7 +36,6 @@ from eecompile.store.target import Target, Tolerance
 Source = str  # "engines", "torch", or one of PEERS
 DEFAULT = Tolerance()
 """How far the outputs of what has no target may be from the reference's."""
-_UNLIMITED = 1 << 16  # samples in a batch of what has no limit of its own
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,50 +59,22 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
         return self.source in BACKENDS and BACKENDS[self.source].gpu
 
 
-class Opened:
+class Opened(NamedTuple):
     """A candidate that is ready to be measured.
 
     Attributes:
-        runners: by depth; they are not yet active.
-        engine: of an engine set, else None.
-        max_batch: largest batch that it takes.
+        name: of the candidate.
+        interface: what the network takes and gives.
+        engine: the engine set's, or another that loads each exit when it is first evaluated.
     """
 
-    def __init__(
-        self,
-        interface: Interface,
-        runners: Mapping[int, ExitRunner],
-        engine: Engine | None = None,
-    ) -> None:
-        self.interface, self.runners, self.engine = interface, runners, engine
-        self.max_batch = engine.max_batch if engine else _UNLIMITED
+    name: str
+    interface: Interface
+    engine: Engine
 
-
-class RunnersEngine(Engine):
-    """Runners of all exits as the runtime's engine: peers sample in the same loop.
-
-    Args:
-        runners: by depth; they are active while this is open.
-    """
-
-    precision, max_batch = "fp32", _UNLIMITED
-
-    def __init__(self, runners: Mapping[int, ExitRunner]) -> None:
-        self.exits = tuple(runners)
-        self._runners = runners
-        with ExitStack() as stack:
-            for runner in runners.values():
-                stack.enter_context(runner)
-            self._stack = stack.pop_all()
-
-    def evaluate(self, depth: int, x: Array, t: Array, conditions: Inputs) -> Sequence[Array]:
-        """See :meth:`eecompile.runtime.protocol.Engine.evaluate`."""
-        feed = {"x": x, "t": t, **conditions}
-        return list(self._runners[depth].infer(feed, check_inputs=False).values())
-
-    def close(self) -> None:
-        """Deactivate the runners."""
-        self._stack.close()
+    def runner(self, depth: int) -> ExitRunner:
+        """One of its exits for polygraphy."""
+        return ExitRunner(self.interface, depth, lambda: nullcontext(self.engine), self.name)
 
 
 def specs(bundle: Path, engines: Sequence[Path], recipe: Path | None) -> list[Spec]:
@@ -170,36 +135,26 @@ def opened(spec: Spec, network: TrainedNetwork | None = None) -> Iterator[Opened
     Raises:
         EecompileError: a package is missing, or refuses what it is given.
     """
-    interface = checked_bundle(spec.bundle).interface
     with ExitStack() as stack:
-        engine = None
-        if spec.source == "engines":
-            engine, _ = open_engine(Path(spec.path))
-            stack.enter_context(engine)
-        elif spec.source in ("torch", "torch.compile"):
-            network = network or TrainedNetwork(spec.bundle, spec.path)
-        elif spec.apart:
+        if spec.apart:
             spec = msgspec.structs.replace(spec, path=stack.enter_context(plans(spec)))
-        runners = {depth: _runner(spec, depth, engine, network) for depth in interface.exits}
-        yield Opened(interface, runners, engine)
+        engine = stack.enter_context(_engine(spec, network))
+        yield Opened(spec.name, checked_bundle(spec.bundle).interface, engine)
 
 
-def _runner(
-    spec: Spec, depth: int, engine: Engine | None, network: TrainedNetwork | None
-) -> ExitRunner:
+def _engine(spec: Spec, network: TrainedNetwork | None) -> Engine:
     match spec.source:
         case "engines":
-            return EngineRunner(spec.path, depth, engine=engine, name=spec.name)
+            return open_engine(Path(spec.path))[0]
         case "onnxruntime":
-            return OnnxRuntimeRunner(spec.bundle, depth, name=spec.name)
+            return OnnxRuntimePeer(spec.bundle)
         case "openvino":
-            return OpenvinoRunner(spec.bundle, depth, name=spec.name)
+            return OpenvinoPeer(spec.bundle)
         case "torch" | "torch.compile":
-            assert network is not None
-            compiled = spec.source == "torch.compile"
-            return TorchRunner(network, depth, compiled=compiled, name=spec.name)
+            network = network or TrainedNetwork(spec.bundle, spec.path)
+            return TorchPeer(network, compiled=spec.source == "torch.compile")
         case _:
-            return TensorrtRunner(spec.path, depth, name=spec.name)
+            return TensorrtPeer(spec.path)
 
 
 @contextmanager
@@ -241,7 +196,7 @@ def max_batch(spec: Spec) -> int:
     """The largest batch that a candidate takes."""
     if spec.source == "engines":
         return checked_engine_set(spec.path).target.batch.max
-    return _UNLIMITED
+    return UNLIMITED
 
 
 def tolerance(spec: Spec) -> Tolerance:

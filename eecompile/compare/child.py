@@ -131,10 +131,10 @@ def _import_library(spec: Spec) -> None:
 
 def _run_all(candidate: Opened, batch: int, stack: ExitStack) -> None:
     """Activate every exit, as long as the stack lasts, and run it once."""
-    interface, size = candidate.interface, min(batch, candidate.max_batch)
+    interface, size = candidate.interface, min(batch, candidate.engine.max_batch)
     feed = random_inputs(interface, size, interface.process.timesteps // 2, seed=0)
-    for runner in candidate.runners.values():
-        stack.enter_context(runner).infer(feed, check_inputs=False)
+    for depth in interface.exits:
+        stack.enter_context(candidate.runner(depth)).infer(feed, check_inputs=False)
 
 
 def _memory(job: Job) -> JobResult:
@@ -158,10 +158,12 @@ def _outputs(job: Job, folder: Path, answer: JobResult) -> None:
         with ExitStack() as stack:
             _run_all(candidate, max(job.batches), stack)
             added.to(answer)
-        for depth, runner in candidate.runners.items():
-            results = Comparator.run([runner], data_loader=points(interface, [job.largest]))
+        for depth in interface.exits:
+            results = Comparator.run(
+                [candidate.runner(depth)], data_loader=points(interface, [job.largest])
+            )
             results.save(str(folder / f"outputs-{depth}.json"))
-        for depth in candidate.runners:
+        for depth in interface.exits:
             for batch in job.batches:
                 only = {spec.name: candidate}
                 timings = latencies(only, interface, depth, batch, rounds=job.rounds)

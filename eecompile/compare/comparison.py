@@ -40,7 +40,7 @@ from eecompile.compare.report import (
     EvaluationLatency,
     ExitFigures,
 )
-from eecompile.compare.torch_runners import TrainedNetwork
+from eecompile.compare.trained import TrainedNetwork
 from eecompile.compare.trajectories import Sampled, pictures, trajectories
 from eecompile.compiler.progress import Report as Progress
 from eecompile.compiler.progress import silent
@@ -246,7 +246,7 @@ def _compare_outputs(
 ) -> None:
     """Every exit's outputs against the reference's."""
     assert reference.opened is not None
-    largest = min(candidate.max_batch for candidate in _alive(entries).values())
+    largest = min(candidate.engine.max_batch for candidate in _alive(entries).values())
     inputs = points(interface, [min(max(2, *settings.batches), largest)])
     right = {}
     for index, depth in enumerate(interface.exits):
@@ -256,7 +256,7 @@ def _compare_outputs(
             if name == reference.spec.name:
                 continue
             try:
-                found = outputs_of(candidate.runners[depth], inputs)
+                found = outputs_of(candidate.runner(depth), inputs)
                 bound = tolerance(entries[name].spec)
                 entries[name].accuracies[depth] = accuracy(right[depth], found, inputs, bound)
             except Exception as error:  # a library's errors share no base class
@@ -277,7 +277,7 @@ def _reference_outputs(reference: _Entry, depth: int, inputs: Sequence[Point]) -
     """
     assert reference.opened is not None
     try:
-        made = outputs_of(reference.opened.runners[depth], inputs)
+        made = outputs_of(reference.opened.runner(depth), inputs)
         for point, outputs in zip(inputs, made[0][1], strict=True):
             if not all(np.isfinite(array).all() for array in outputs.values()):
                 raise NonFiniteError(

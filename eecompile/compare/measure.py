@@ -42,10 +42,10 @@ def latencies(
     with ExitStack() as stack:
         actions = {}
         for name, candidate in candidates.items():
-            if candidate.max_batch < batch:
+            if candidate.engine.max_batch < batch:
                 continue
             try:
-                runner = stack.enter_context(candidate.runners[depth])
+                runner = stack.enter_context(candidate.runner(depth))
             except Exception as error:  # a library's errors share no base class
                 check()
                 failures[name] = error

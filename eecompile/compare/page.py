@@ -15,7 +15,7 @@ from eecompile.compare.tables import (
 )
 from eecompile.show.page import Page, Plot, Section, page_text
 from eecompile.show.plots import Mark
-from eecompile.show.table import Facts
+from eecompile.show.table import FactList
 
 
 def page_of(report: Comparison, images: Mapping[str, bytes]) -> str:
@@ -64,13 +64,13 @@ def _opening(report: Comparison) -> Iterator[Section]:
     yield Section("What was compared", parts=[candidates_table(report), _settings(report)])
 
 
-def _settings(report: Comparison) -> Facts:
+def _settings(report: Comparison) -> FactList:
     settings = report.settings
     rounds = f"{settings.rounds} rounds" if settings.rounds else "as many rounds as time allowed,"
     sampled = f"{settings.solver}, {settings.steps} steps, seed {settings.seed}"
     if settings.guidance != 1:
         sampled += f", guidance {settings.guidance:g}"
-    return Facts(
+    return FactList(
         {
             "latency": f"median of {rounds} in turn, after warm-up; batch "
             f"{', '.join(map(str, settings.batches)) or 'none'}",

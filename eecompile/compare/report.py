@@ -82,6 +82,11 @@ class ExitFigures(_Frozen, frozen=True, kw_only=True):
     passed: bool = True
 
     @property
+    def worst(self) -> float | None:
+        """The largest difference, likewise."""
+        return largest(point.worst for point in self.errors)
+
+    @property
     def relative(self) -> float | None:
         """The largest relative error: infinity where outputs are not finite; None unknown."""
         return largest(point.relative for point in self.errors)

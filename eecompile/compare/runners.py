@@ -12,50 +12,52 @@ each, and their results are joined through ``RunResults.save`` and ``load``.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from polygraphy import config
-
-from eecompile.arrays import Array
-from eecompile.compare.checks import (
-    Folder,
-    check_belongs,
-    checked_bundle,
-    checked_engine_set,
-    no_gpu,
-    require,
-)
-from eecompile.compare.exit_runner import Evaluate, ExitRunner, Feed
-from eecompile.compare.torch_runners import TorchRunner, TrainedNetwork
-from eecompile.errors import BackendError
-from eecompile.measure.machine import gpus
-from eecompile.runtime.engines.openvino import import_openvino, model_options
+from eecompile.compare.checks import Folder, checked_engine_set
+from eecompile.compare.exit_runner import ExitRunner
+from eecompile.compare.peers import OnnxRuntimePeer, OpenvinoPeer, Peer, TensorrtPeer
+from eecompile.compare.trained import TorchPeer, TrainedNetwork
 from eecompile.runtime.opening import engine_from_manifest
 from eecompile.runtime.protocol import Engine
-from eecompile.store.bundle import exit_graph_name
-
-__all__ = [
-    "EngineRunner",
-    "ExitRunner",
-    "OnnxRuntimeRunner",
-    "OpenvinoRunner",
-    "TensorrtRunner",
-    "TorchRunner",
-    "TrainedNetwork",
-    "check_belongs",
-    "checked_bundle",
-    "checked_engine_set",
-]
-
-_BATCHES = 4  # batch sizes whose arrays an engine's runner keeps
 
 
-class OnnxRuntimeRunner(ExitRunner):
+class _PeerRunner(ExitRunner):
+    """One exit of a peer, which is loaded while the runner is active."""
+
+    def __init__(self, peer: Peer, depth: int, name: str | None) -> None:
+        super().__init__(peer.interface, depth, partial(peer.loaded, depth), name)
+
+
+class TorchRunner(_PeerRunner):
+    """One exit of the trained torch network.
+
+    Args:
+        network: the trained network, which several runners may share.
+        depth: the exit.
+        compiled: through ``torch.compile``.
+        name: of the runner.
+
+    Raises:
+        ScheduleError: the network has no such exit.
+    """
+
+    kind = "torch"
+
+    def __init__(
+        self,
+        network: TrainedNetwork,
+        depth: int,
+        *,
+        compiled: bool = False,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(TorchPeer(network, compiled=compiled), depth, name)
+
+
+class OnnxRuntimeRunner(_PeerRunner):
     """The bundle's graph of one exit in an ONNX Runtime session of its own, FP32 on the CPU.
 
     Args:
@@ -74,31 +76,10 @@ class OnnxRuntimeRunner(ExitRunner):
     def __init__(
         self, bundle: Folder, depth: int, *, threads: int = 0, name: str | None = None
     ) -> None:
-        super().__init__(checked_bundle(bundle).interface, depth, name)
-        self._path, self._threads = Path(bundle) / exit_graph_name(depth), threads
-
-    @contextmanager
-    def opened(self) -> Iterator[Evaluate]:
-        """See :class:`ExitRunner`.
-
-        Raises:
-            BackendError: onnxruntime is missing.
-        """
-        require("onnxruntime")
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.log_severity_level = 4  # what fails is raised, not printed
-        # Threads that spin on after a run would slow whatever is measured next.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        session = onnxruntime.InferenceSession(
-            str(self._path), options, providers=["CPUExecutionProvider"]
-        )
-        yield lambda feed: session.run(list(self.outputs), dict(feed))
+        super().__init__(OnnxRuntimePeer(bundle, threads), depth, name)
 
 
-class OpenvinoRunner(ExitRunner):
+class OpenvinoRunner(_PeerRunner):
     """The bundle's graph of one exit in OpenVINO, FP32 on the CPU; see OnnxRuntimeRunner."""
 
     kind = "openvino"
@@ -106,27 +87,27 @@ class OpenvinoRunner(ExitRunner):
     def __init__(
         self, bundle: Folder, depth: int, *, threads: int = 0, name: str | None = None
     ) -> None:
-        super().__init__(checked_bundle(bundle).interface, depth, name)
-        self._path, self._threads = Path(bundle) / exit_graph_name(depth), threads
+        super().__init__(OpenvinoPeer(bundle, threads), depth, name)
 
-    @contextmanager
-    def opened(self) -> Iterator[Evaluate]:
-        """See :class:`ExitRunner`.
 
-        Raises:
-            BackendError: openvino is missing.
-        """
-        openvino = import_openvino()
-        model = openvino.Core().compile_model(
-            str(self._path), "CPU", model_options("fp32", self._threads)
-        )
-        request = model.create_infer_request()
+class TensorrtRunner(_PeerRunner):
+    """One exit's plans of an engine set, each through polygraphy's own ``TrtRunner``.
 
-        def evaluate(feed: Feed) -> Sequence[Array]:
-            results = request.infer(dict(feed))
-            return [results[name] for name in self.outputs]
+    Args:
+        engines: an engine set for TensorRT or TensorRT-RTX.
+        depth: the exit.
+        name: of the runner.
 
-        yield evaluate
+    Raises:
+        BundleError: there is no intact engine set.
+        BackendError: it has no plans, or polygraphy's switch names the other library.
+        ScheduleError: the network has no such exit.
+    """
+
+    kind = "polygraphy"
+
+    def __init__(self, engines: Folder, depth: int, *, name: str | None = None) -> None:
+        super().__init__(TensorrtPeer(engines), depth, name)
 
 
 class EngineRunner(ExitRunner):
@@ -157,125 +138,11 @@ class EngineRunner(ExitRunner):
         name: str | None = None,
     ) -> None:
         manifest = checked_engine_set(engines)
-        super().__init__(manifest.interface, depth, name)
-        self._folder, self._manifest = Path(engines), manifest
-        self._threads, self._engine = threads, engine
+        folder = Path(engines)
 
-    @contextmanager
-    def opened(self) -> Iterator[Evaluate]:
-        """See :class:`ExitRunner`.
-
-        Raises:
-            BackendError: the backend is missing, or refuses an engine.
-        """
-        with ExitStack() as stack:
-            engine = self._engine or stack.enter_context(
-                engine_from_manifest(self._folder, self._manifest, self._threads)
-            )
-            bindable = hasattr(engine, "bind")
-            count = len(self.outputs)
-            yield _Bound(engine, self.depth, count) if bindable else self._plain(engine)
-
-    def _plain(self, engine: Engine) -> Evaluate:
-        def evaluate(feed: Feed) -> Sequence[Array]:
-            given = {name: np.ascontiguousarray(array) for name, array in feed.items()}
-            x, t = given.pop("x").astype(np.float32), given.pop("t").astype(np.float32)
-            return engine.evaluate(self.depth, x, t, given)
-
-        return evaluate
-
-
-class _Bound:
-    """Evaluations on arrays that stay, one set a batch size, as a sampler's are."""
-
-    def __init__(self, engine: Any, depth: int, outputs: int) -> None:
-        self._engine, self._depth, self._outputs = engine, depth, outputs
-        self._kept: OrderedDict[object, tuple[Feed, list[Array], Callable[[int], None]]]
-        self._kept = OrderedDict()
-
-    def __call__(self, feed: Feed) -> Sequence[Array]:
-        key = tuple((name, array.shape) for name, array in feed.items())
-        if key not in self._kept:
-            self._kept[key] = self._made(feed)
-            while len(self._kept) > _BATCHES:
-                self._kept.popitem(last=False)
-        inputs, outputs, evaluate = self._kept[key]
-        for name, array in feed.items():
-            inputs[name][...] = array
-        evaluate(self._depth)
-        return outputs
-
-    def _made(self, feed: Feed) -> tuple[Feed, list[Array], Callable[[int], None]]:
-        inputs = {name: np.array(array, order="C") for name, array in feed.items()}
-        outputs = [np.empty(inputs["x"].shape, np.float32) for _ in range(self._outputs)]
-        rest = {name: array for name, array in inputs.items() if name not in ("x", "t")}
-        return inputs, outputs, self._engine.bind(inputs["x"], inputs["t"], rest, outputs)
-
-
-class TensorrtRunner(ExitRunner):
-    """One exit's plans of an engine set, each through polygraphy's own ``TrtRunner``.
-
-    Args:
-        engines: an engine set for TensorRT or TensorRT-RTX.
-        depth: the exit.
-        name: of the runner.
-
-    Raises:
-        BundleError: there is no intact engine set.
-        BackendError: it has no plans, or polygraphy's switch names the other library.
-        ScheduleError: the network has no such exit.
-    """
-
-    kind = "polygraphy"
-
-    def __init__(self, engines: Folder, depth: int, *, name: str | None = None) -> None:
-        manifest = checked_engine_set(engines)
-        super().__init__(manifest.interface, depth, name)
-        self._folder, self._manifest = Path(engines), manifest
-        backend = manifest.target.backend
-        library = "tensorrt-rtx" if config.USE_TENSORRT_RTX else "tensorrt"
-        if backend != library:
-            switch = "1" if backend == "tensorrt-rtx" else "0"
-            plans = backend.startswith("tensorrt")
-            raise BackendError(
-                found=f"an engine set for {backend}, and polygraphy set up for {library}",
-                expected=f"engines for {library} in this process",
-                remedy=f"start Python with POLYGRAPHY_USE_TENSORRT_RTX={switch}"
-                if plans
-                else "use EngineRunner",
+        def opened() -> AbstractContextManager[Engine]:
+            return (
+                nullcontext(engine) if engine else engine_from_manifest(folder, manifest, threads)
             )
 
-    @contextmanager
-    def opened(self) -> Iterator[Evaluate]:
-        """See :class:`ExitRunner`.
-
-        Raises:
-            BackendError: there is no GPU.
-        """
-        if not gpus():
-            raise no_gpu(self._manifest.target.backend)
-        from polygraphy.backend.common import BytesFromPath
-        from polygraphy.backend.trt import EngineFromBytes, TrtRunner
-
-        plan = next(plan for plan in self._manifest.exits if plan.depth == self.depth)
-        segments = [self._manifest.segments[index] for index in plan.segments]
-        with ExitStack() as stack:
-            runners = [
-                stack.enter_context(
-                    # Plans for TensorRT-RTX take all their memory from the caller.
-                    TrtRunner(
-                        EngineFromBytes(BytesFromPath(str(self._folder / segment.file))),
-                        allocation_strategy="profile",
-                    )
-                )
-                for segment in segments
-            ]
-
-            def evaluate(feed: Feed) -> Sequence[Array]:
-                values = dict(feed)
-                for segment, runner in zip(segments, runners, strict=True):
-                    given = {name: values[name] for name in segment.inputs}
-                    values |= runner.infer(given, check_inputs=False)
-                return [np.asarray(values[name], np.float32) for name in plan.outputs]
-
-            yield evaluate
+        super().__init__(manifest.interface, depth, opened, name)

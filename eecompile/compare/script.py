@@ -21,8 +21,7 @@ from polygraphy.comparator import (
 )
 from polygraphy.logger import G_LOGGER
 
-from eecompile.compare.runners import {imports}
-from eecompile.compare.measure import points
+from eecompile.compare import {imports}
 
 G_LOGGER.module_severity = G_LOGGER.WARNING
 BUNDLE = {bundle!r}
@@ -89,7 +88,7 @@ def write_script(
     """
     import eecompile
 
-    names = ["EngineRunner", "checked_bundle"]
+    names = ["EngineRunner", "checked_bundle", "points"]
     names += ["TorchRunner", "TrainedNetwork"] if recipe else ["OnnxRuntimeRunner"]
     head = _HEAD.format(
         network=checked_bundle(bundle).interface.name,

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import NamedTuple
 
 from eecompile.compare.findings import findings
-from eecompile.compare.report import Comparison, EvaluationLatency, ExitFigures, largest
+from eecompile.compare.report import (
+    Candidate,
+    Comparison,
+    EvaluationLatency,
+    ExitFigures,
+    TrajectoryFigures,
+)
 from eecompile.show.table import (
-    Cell,
     Column,
     Line,
     Part,
-    Row,
     Table,
     Tone,
     Toned,
@@ -22,6 +27,7 @@ from eecompile.show.table import (
     number,
     size,
     whole,
+    words,
 )
 
 _KINDS = {"engines": "engine set", "torch": "trained network", "peer": "peer"}
@@ -31,10 +37,10 @@ def _error(value: float) -> str:
     return "not finite" if math.isinf(value) else number(value)
 
 
-_METRICS = {
-    "l2": Column("L2 norm", "largest", detail=True),
-    "cosine": Column("cosine similarity", "smallest", partial(number, digits=6), detail=True),
-    "psnr": Column("PSNR", "dB, smallest", detail=True),
+_METRICS: dict[str, tuple[str, str, Callable[[float], str]]] = {
+    "l2": ("L2 norm", "largest", number),
+    "cosine": ("cosine similarity", "smallest", partial(number, digits=6)),
+    "psnr": ("PSNR", "dB, smallest", number),
 }
 
 
@@ -62,102 +68,108 @@ def left_out(report: Comparison) -> Iterator[str]:
 
 def candidates_table(report: Comparison) -> Table:
     """What was asked for."""
-    on_gpu = any(one.gpu_mib is not None for one in report.candidates)
+    gpu = Column("GPU memory", lambda one: _bytes(one.gpu_mib), form=size)
+    reference = report.reference
     columns = [
-        Column("candidate", form=None),
-        Column("what", form=None, detail=True),
-        *(Column(heading, form=None) for heading in ("backend", "precision", "layout")),
-        *(Column(heading, form=size) for heading in ("on disk", "memory")),
-        *([Column("GPU memory", form=size)] if on_gpu else []),
-        Column("versions", form=None, detail=True, long=True),
+        words("candidate", lambda one: one.name),
+        words("what", lambda one: _what(one, reference), detail=True),
+        words("backend", lambda one: " ".join([one.backend, *one.versions.values()][:2]) or None),
+        words("precision", lambda one: one.precision or None),
+        words("layout", lambda one: one.layout or None),
+        Column("on disk", lambda one: one.bytes, form=size),
+        Column("memory", lambda one: _bytes(one.resident_mib), form=size),
+        *([gpu] if any(one.gpu_mib is not None for one in report.candidates) else []),
+        words("versions", lambda one: listed(one.versions) or None, detail=True, long=True),
     ]
-    rows = [
-        Row(
-            (
-                one.name,
-                _KINDS[one.kind] + (", reference" if one.name == report.reference else ""),
-                " ".join([one.backend, *one.versions.values()][:2]) or None,
-                one.precision or None,
-                one.layout or None,
-                one.bytes,
-                _bytes(one.resident_mib),
-                *([_bytes(one.gpu_mib)] if on_gpu else []),
-                listed(one.versions) or None,
-            ),
-            one.name,
-        )
-        for one in report.candidates
-    ]
-    return Table("candidates", "Candidates", columns, rows)
+    return Table("candidates", "Candidates", columns, report.candidates, key=lambda one: one.name)
+
+
+def _what(one: Candidate, reference: str) -> str:
+    return _KINDS[one.kind] + (", reference" if one.name == reference else "")
 
 
 def _bytes(mebibytes: float | None) -> float | None:
     return None if mebibytes is None else mebibytes * 2**20
 
 
+class _Evaluated(NamedTuple):
+    """An exit of a candidate at a batch size; without one where it was not measured."""
+
+    name: str
+    exit: ExitFigures
+    latency: EvaluationLatency | None
+    base: float | None
+
+    @property
+    def tone(self) -> Tone:
+        """Whether the errors are within the tolerance."""
+        if not self.exit.errors:
+            return ""
+        return "good" if self.exit.passed else "bad"
+
+    def of_latency(self, figure: Callable[[EvaluationLatency], float]) -> float | None:
+        """A figure of the latency; None without one, or where that is 0."""
+        return figure(self.latency) if self.latency and self.latency.median else None
+
+
 def exits_table(report: Comparison) -> Table:
     """A row per exit, batch size and candidate: side by side what was measured side by side."""
     every = [(one.name, exit_) for one in report.candidates for exit_ in one.exits]
-    metrics = list(dict.fromkeys(name for _, exit_ in every for name in exit_.metrics))
-    columns = [
-        Column("candidate", form=None),
-        Column("exit", "blocks", whole),
-        Column("batch", "", whole),
-        Column("median", "ms"),
-        Column("p90", "ms"),
-        Column("throughput", "samples/s"),
-        Column("speed", "of the reference", detail=True),
-        Column("largest error", form=_error, detail=True),
-        Column("relative error", form=_error),
-        *(_METRICS.get(name, Column(name, detail=True)) for name in metrics),
-        Column("passed", form=None, detail=True),
-    ]
-    reference = {
+    base = {
         (exit_.depth, row.batch): row.median
         for name, exit_ in every
         if name == report.reference
         for row in exit_.latencies
     }
-    rows = sorted(
-        ((name, exit_, row) for name, exit_ in every for row in exit_.latencies or (None,)),
-        key=lambda found: (found[1].depth, found[2].batch if found[2] else math.inf),
-    )
+    items = [
+        _Evaluated(name, exit_, row, base.get((exit_.depth, row.batch)) if row else None)
+        for name, exit_ in every
+        for row in exit_.latencies or (None,)
+    ]
+    items.sort(key=lambda e: (e.exit.depth, e.latency.batch if e.latency else math.inf))
+    metrics = dict.fromkeys(name for _, exit_ in every for name in exit_.metrics)
+    columns = [
+        words("candidate", lambda e: e.name),
+        Column("exit", lambda e: e.exit.depth, "blocks", whole),
+        Column("batch", lambda e: e.latency and e.latency.batch, "", whole),
+        Column("median", lambda e: e.latency and e.latency.median, "ms"),
+        Column("p90", lambda e: e.latency and e.latency.p90, "ms"),
+        Column("throughput", lambda e: e.of_latency(_throughput), "samples/s"),
+        Column("speed", _speed, "of the reference", detail=True),
+        Column("largest error", lambda e: e.exit.worst, form=_error, detail=True),
+        Column("relative error", lambda e: Toned(e.exit.relative, e.tone), form=_error),
+        *(_metric(name) for name in metrics),
+        words("passed", _passed, detail=True),
+    ]
     return Table(
         "exits",
         f"Latency and error of every exit, one evaluation; errors are to {report.reference}",
         columns,
-        [
-            Row(_exit_cells(name, exit_, row, reference, metrics), name, str(exit_.depth))
-            for name, exit_, row in rows
-        ],
+        items,
         without="Nothing was measured.",
+        key=lambda e: e.name,
+        group=lambda e: str(e.exit.depth),
     )
 
 
-def _exit_cells(
-    name: str,
-    exit_: ExitFigures,
-    row: EvaluationLatency | None,
-    reference: Mapping[tuple[int, int], float],
-    metrics: Sequence[str],
-) -> tuple[Cell, ...]:
-    latency: tuple[Cell, ...] = (None,) * 5
-    if row is not None:
-        base, known = reference.get((exit_.depth, row.batch)), row.median or None
-        latency = (
-            row.batch,
-            row.median,
-            row.p90,
-            1e3 * row.batch / known if known else None,
-            base / known if base and known else None,
-        )
-    passed, worst, relative = None, None, None
-    if exit_.errors:
-        tone: Tone = "good" if exit_.passed else "bad"
-        passed = Toned("yes" if exit_.passed else "no", tone)
-        worst, relative = largest(e.worst for e in exit_.errors), Toned(exit_.relative, tone)
-    measured = (exit_.metrics.get(name) for name in metrics)
-    return (name, exit_.depth, *latency, worst, relative, *measured, passed)
+def _throughput(latency: EvaluationLatency) -> float:
+    return 1e3 * latency.batch / latency.median
+
+
+def _speed(evaluated: _Evaluated) -> float | None:
+    base = evaluated.base
+    return evaluated.of_latency(lambda latency: base / latency.median) if base else None
+
+
+def _passed(evaluated: _Evaluated) -> Toned | None:
+    if not evaluated.exit.errors:
+        return None
+    return Toned("yes" if evaluated.exit.passed else "no", evaluated.tone)
+
+
+def _metric(name: str) -> Column:
+    heading, unit, form = _METRICS.get(name, (name, "", number))
+    return Column(heading, lambda e: e.exit.metrics.get(name), unit, form, detail=True)
 
 
 def trajectories_table(report: Comparison) -> Table:
@@ -165,36 +177,29 @@ def trajectories_table(report: Comparison) -> Table:
     slowest = max((row.seconds_per_sample for row in report.trajectories), default=0.0)
     unit, scale = duration(slowest)
     columns = [
-        Column("candidate", form=None),
-        Column("exit schedule", form=None),
-        Column("batch", "", whole),
-        Column("mean depth", "blocks", detail=True),
-        Column("time", f"{unit} a sample"),
-        Column("speed-up", "times"),
-        Column("ideal speed-up", "times"),
-        Column("of the ideal", "%", detail=True),
-        Column("PSNR", "dB"),
-        Column("RMS distance", "of the data's range", detail=True),
-    ]
-    rows = [
-        Row(
-            (
-                row.candidate,
-                row.schedule,
-                row.batch,
-                row.mean_depth,
-                row.seconds_per_sample * scale,
-                row.speed_up,
-                row.ideal_speed_up,
-                row.speed_up / row.ideal_speed_up * 100 if row.ideal_speed_up else None,
-                row.psnr,
-                row.distance,
-            ),
-            row.candidate,
-        )
-        for row in report.trajectories
+        words("candidate", lambda row: row.candidate),
+        words("exit schedule", lambda row: row.schedule),
+        Column("batch", lambda row: row.batch, "", whole),
+        Column("mean depth", lambda row: row.mean_depth, "blocks", detail=True),
+        Column("time", lambda row: row.seconds_per_sample * scale, f"{unit} a sample"),
+        Column("speed-up", lambda row: row.speed_up, "times"),
+        Column("ideal speed-up", lambda row: row.ideal_speed_up, "times"),
+        Column("of the ideal", _of_the_ideal, "%", detail=True),
+        Column("PSNR", lambda row: row.psnr, "dB"),
+        Column("RMS distance", lambda row: row.distance, "of the data's range", detail=True),
     ]
     settings = report.settings
     title = "Speed, and distance to full depth, of every trajectory: "
     title += f"{settings.solver}, {settings.steps} steps"
-    return Table("trajectories", title, columns, rows, without="No trajectories were sampled.")
+    return Table(
+        "trajectories",
+        title,
+        columns,
+        report.trajectories,
+        without="No trajectories were sampled.",
+        key=lambda row: row.candidate,
+    )
+
+
+def _of_the_ideal(row: TrajectoryFigures) -> float | None:
+    return row.speed_up / row.ideal_speed_up * 100 if row.ideal_speed_up else None

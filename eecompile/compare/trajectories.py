@@ -12,7 +12,7 @@ import numpy as np
 
 from eecompile.arrays import Array
 from eecompile.compare.arguments import FULL
-from eecompile.compare.candidates import Opened, RunnersEngine
+from eecompile.compare.candidates import Opened
 from eecompile.compare.report import ComparisonSettings, TrajectoryFigures
 from eecompile.interrupt import check
 from eecompile.measure.timing import interleaved
@@ -65,35 +65,27 @@ def trajectories(
     failures: dict[str, Exception] = {}
     states: dict[tuple[str, str], Array] = {}
     runs: dict[tuple[str, str], _Run] = {}
-    samplers: list[Sampler] = []
-    try:
-        for index, (name, candidate) in enumerate(candidates.items()):
-            report("preparing trajectories", index, len(candidates))
-            try:
-                engine = candidate.engine or RunnersEngine(candidate.runners)
-                sampler = Sampler(engine, interface)
-                if candidate.engine is None:  # an engine set's is closed by its owner
-                    samplers.append(sampler)
-                made = {
-                    (name, key): _run(sampler, schedule, settings, request, states, (name, key))
-                    for key, schedule in schedules.items()
-                }
-            except Exception as error:  # a library's errors share no base class
-                check()
-                failures[name] = error
-            else:
-                runs |= made
-        report("sampling with each schedule", 0, 0)
-        timings = interleaved(
-            {key: run.sample for key, run in runs.items()},
-            rounds=settings.rounds or None,
-            seconds=seconds,
-            least=_LEAST,
-            warm=True,
-        )
-    finally:
-        for sampler in samplers:
-            sampler.close()
+    for index, (name, candidate) in enumerate(candidates.items()):
+        report("preparing trajectories", index, len(candidates))
+        try:
+            sampler = Sampler(candidate.engine, interface)  # which its owner closes
+            made = {
+                (name, key): _run(sampler, schedule, settings, request, states, (name, key))
+                for key, schedule in schedules.items()
+            }
+        except Exception as error:  # a library's errors share no base class
+            check()
+            failures[name] = error
+        else:
+            runs |= made
+    report("sampling with each schedule", 0, 0)
+    timings = interleaved(
+        {key: run.sample for key, run in runs.items()},
+        rounds=settings.rounds or None,
+        seconds=seconds,
+        least=_LEAST,
+        warm=True,
+    )
     for (name, _), failure in timings.failures.items():
         failures.setdefault(name, failure)
     medians = {key: float(np.median(times)) for key, times in timings.seconds.items() if times}

@@ -1,1 +1,27 @@
-"""Compile time: networks become bundles, and bundles become engine sets."""
+"""Compile time: networks become bundles, and bundles become engine sets.
+
+:func:`bundle_from_recipe` exports, :func:`engine_set_from_bundle` builds, and
+:func:`program_from_scheduler` compiles a scheduler of diffusers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eecompile.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from eecompile.compiler.build import engine_set_from_bundle
+    from eecompile.compiler.export import bundle_from_recipe
+    from eecompile.compiler.schedulers.program import program_from_scheduler
+
+__all__ = ["bundle_from_recipe", "engine_set_from_bundle", "program_from_scheduler"]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "build": "engine_set_from_bundle",
+        "export": "bundle_from_recipe",
+        "schedulers.program": "program_from_scheduler",
+    },
+)

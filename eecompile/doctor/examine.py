@@ -44,7 +44,7 @@ class Tool(msgspec.Struct, frozen=True):
     works: Answer
 
 
-class Report(msgspec.Struct, frozen=True):
+class MachineReport(msgspec.Struct, frozen=True):
     """All that ``eecompile doctor`` shows; ``no_gpu`` says why there is none."""
 
     eecompile: str
@@ -89,7 +89,7 @@ _COMPILER = ("onnxruntime", "onnx", "onnx-ir", "safetensors", "filelock")
 _NO_GPU = "use a machine with an NVIDIA GPU and its driver"
 
 
-def examine(timeout: float = TIMEOUT) -> Report:
+def examine(timeout: float = TIMEOUT) -> MachineReport:
     """Ask everything that is installed, at once; takes as long as the slowest.
 
     Args:
@@ -106,7 +106,7 @@ def examine(timeout: float = TIMEOUT) -> Report:
     working |= {name for name, finding in findings.items() if finding.works.yes}
     lacking = [name for name in _COMPILER if name not in working]
     core = next(tool.works for tool in tools if tool.name == "cuda-core")
-    return Report(
+    return MachineReport(
         eecompile=eecompile.__version__,
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",

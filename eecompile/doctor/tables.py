@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from eecompile.doctor.examine import Report
+from eecompile.doctor.examine import MachineReport
 from eecompile.doctor.probes import Answer
 from eecompile.measure.machine import Gpu
-from eecompile.show.table import Column, Facts, Line, Part, Row, Table, Toned, size
+from eecompile.show.table import FactList, Line, Part, Table, Toned, size, words
 
 
-def doctor_parts(report: Report) -> list[Part]:
+def doctor_parts(report: MachineReport) -> list[Part]:
     """All that ``eecompile doctor`` shows."""
     facts = {
         "eecompile": f"{report.eecompile}, Python {report.python}, {report.system}",
@@ -19,21 +19,25 @@ def doctor_parts(report: Report) -> list[Part]:
     }
     gpus = {f"GPU {index}": _gpu(gpu) for index, gpu in enumerate(report.gpus)}
     facts |= gpus or {"GPU": f"none: {report.no_gpu}"}
-    backends = _table(
-        "backends",
-        ("backend", "version", "builds", "runs", "found"),
-        [Row((b.name, b.version, _yes(b.builds), _yes(b.runs), b.detail)) for b in report.backends],
-    )
-    tools = _table(
-        "tools of the compiler",
-        ("tool", "version", "for", "works"),
-        [Row((t.name, t.version, t.purpose, _yes(t.works))) for t in report.tools],
-    )
-    return [Facts(facts), backends, tools, *_lines(report)]
-
-
-def _table(title: str, headings: tuple[str, ...], rows: list[Row]) -> Table:
-    return Table(title, title, [Column(heading, form=None) for heading in headings], rows)
+    backends = [
+        words("backend", lambda each: each.name),
+        words("version", lambda each: each.version),
+        words("builds", lambda each: _yes(each.builds)),
+        words("runs", lambda each: _yes(each.runs)),
+        words("found", lambda each: each.detail),
+    ]
+    tools = [
+        words("tool", lambda each: each.name),
+        words("version", lambda each: each.version),
+        words("for", lambda each: each.purpose),
+        words("works", lambda each: _yes(each.works)),
+    ]
+    return [
+        FactList(facts),
+        Table("backends", "backends", backends, report.backends),
+        Table("tools", "tools of the compiler", tools, report.tools),
+        *_lines(report),
+    ]
 
 
 def _gpu(gpu: Gpu) -> str:
@@ -47,7 +51,7 @@ def _yes(answer: Answer) -> Toned:
     return Toned("yes", "good") if answer.yes else Toned("no", "bad")
 
 
-def _lines(report: Report) -> Iterator[Line]:
+def _lines(report: MachineReport) -> Iterator[Line]:
     """Each answer that is no, and each conflict: why, and below it what to do."""
     todo = [
         (f"{conflict.kind}: {conflict.found}", conflict.remedy) for conflict in report.conflicts

@@ -1,1 +1,25 @@
-"""Quality of samples beside real data, on the features of a network that knows pictures."""
+"""Quality of samples beside real data, on the features of a network that knows pictures.
+
+:func:`evaluate` computes Fréchet distance, precision and recall of the samples of several
+schedules; it takes :class:`Options` and returns an :class:`Evaluation`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eecompile.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from eecompile.evaluate.evaluation import Options, evaluate
+    from eecompile.evaluate.report import Evaluation
+
+__all__ = ["Evaluation", "Options", "evaluate"]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "evaluation": "Options evaluate",
+        "report": "Evaluation",
+    },
+)

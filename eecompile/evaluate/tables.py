@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from eecompile.evaluate.report import Evaluation, SampleFigures
-from eecompile.show.table import Cell, Column, Line, Part, Row, Table, percent, whole
+from eecompile.show.table import Column, Line, Part, Table, percent, whole, words
 
 
 def evaluation_parts(evaluation: Evaluation) -> list[Part]:
     """A row for each set of samples, the floor last, and what to know of the figures."""
     rows, floor = evaluation.rows, evaluation.floor
     counts = {row.samples for row in rows}
+    label = f"real: {floor.name}" + ("" if {floor.samples} == counts else f" ({floor.samples:,})")
     shown = {
         "steps": len({len(row.choices) for row in rows if row.choices}) > 1,
         "cost": any(row.cost_share is not None for row in rows),
@@ -17,31 +18,28 @@ def evaluation_parts(evaluation: Evaluation) -> list[Part]:
         "to first": any(row.beyond is not None for row in rows),
     }
     columns = [
-        Column("steps", form=whole),
-        Column("cost", form=percent),
-        Column("n", form=whole),
-        Column("Frechet", "distance"),
-        *map(Column, ("to first", "precision", "recall")),
+        words("samples", lambda row: label if row is floor else _name(row)),
+        Column("steps", lambda row: len(row.choices) or None, form=whole),
+        Column("cost", lambda row: row.cost_share, form=percent),
+        Column("n", lambda row: row.samples, form=whole),
+        Column("Frechet", lambda row: f"{row.frechet_distance:.2f} ± {row.error:.2f}", "distance"),
+        Column("to first", _beyond),
+        Column("precision", lambda row: row.precision),
+        Column("recall", lambda row: row.recall),
     ]
-    kept = [place for place, column in enumerate(columns) if shown.get(column.heading, True)]
-    label = f"real: {floor.name}" + ("" if {floor.samples} == counts else f" ({floor.samples:,})")
-    named = [(_name(row), row, "made") for row in rows] + [(label, floor, "real")]
     each = f"{counts.pop():,} samples a row. " if len(counts) == 1 else ""
+    note = (
+        f"{each}Frechet distance on {evaluation.dimensions} features of {evaluation.features}, to "
+        f"{evaluation.reference_samples:,} real samples: comparable with the same features, "
+        "reference and number of samples only, and no FID. ± is one standard error."
+    )
     table = Table(
         "samples",
         _title(evaluation),
-        [Column("samples", form=None), *(columns[place] for place in kept)],
-        [
-            Row((name, *(cells[place] for place in kept)), group=group)
-            for name, row, group in named
-            for cells in [_cells(row)]
-        ],
-        notes=[
-            f"{each}Frechet distance on {evaluation.dimensions} features of "
-            f"{evaluation.features}, to {evaluation.reference_samples:,} real samples: comparable "
-            "with the same features, reference and number of samples only, and no FID. ± is one "
-            "standard error."
-        ],
+        [column for column in columns if shown.get(column.heading, True)],
+        [*rows, floor],
+        notes=[note],
+        group=lambda row: "real" if row is floor else "made",
     )
     return [table, *(Line(f"warning: {text}", "warning") for text in evaluation.warnings)]
 
@@ -61,14 +59,7 @@ def _name(row: SampleFigures) -> str:
     return row.name + (f" ({row.solver.partition('(')[0]})" if row.solver else "")
 
 
-def _cells(row: SampleFigures) -> tuple[Cell, ...]:
-    beyond = row.beyond is not None and row.beyond_error is not None
-    return (
-        len(row.choices) or None,
-        row.cost_share,
-        row.samples,
-        f"{row.frechet_distance:.2f} ± {row.error:.2f}",
-        f"{row.beyond:+.2f} ± {row.beyond_error:.2f}" if beyond else None,
-        row.precision,
-        row.recall,
-    )
+def _beyond(row: SampleFigures) -> str | None:
+    if row.beyond is None or row.beyond_error is None:
+        return None
+    return f"{row.beyond:+.2f} ± {row.beyond_error:.2f}"

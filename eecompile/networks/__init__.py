@@ -1,1 +1,29 @@
-"""Multi-exit networks, and how to load one. Needs torch."""
+"""Multi-exit networks, and how to load one. Needs torch.
+
+:class:`MultiExitNetwork` is what export asks of a network; :class:`DiT` and :class:`UViT` are
+those that ship, and :func:`load_network` makes the network of a recipe.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eecompile.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from eecompile.networks.base import MultiExitNetwork
+    from eecompile.networks.dit import DiT
+    from eecompile.networks.load import load_network
+    from eecompile.networks.uvit import UViT
+
+__all__ = ["DiT", "MultiExitNetwork", "UViT", "load_network"]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "base": "MultiExitNetwork",
+        "dit": "DiT",
+        "load": "load_network",
+        "uvit": "UViT",
+    },
+)

@@ -126,11 +126,7 @@ Choice = Exit | Forecast
 
 
 def choice_of(value: Choice | int | str) -> Choice:
-    """A choice, given as itself, as an exit's depth, or as text.
-
-    Raises:
-        ScheduleError: it is none of these, or the text describes no choice.
-    """
+    """A choice, given as itself, as an exit's depth, or as text; a ScheduleError if as none."""
     if isinstance(value, _Kind):
         return value
     return choice_from_text(value) if isinstance(value, str) else Exit(value)
@@ -156,11 +152,7 @@ def choice_from_text(text: str) -> Choice:
 
 
 def check_exits(choices: Iterable[Choice | None], exits: Iterable[int]) -> None:
-    """Pass when every exit that the choices need is one of ``exits``.
-
-    Raises:
-        ScheduleError: one is not.
-    """
+    """Raise ScheduleError unless every exit that the choices need is one of ``exits``."""
     known = sorted(exits)
     for choice in dict.fromkeys(choices):
         for depth in choice.exits if choice is not None else ():

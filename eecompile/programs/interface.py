@@ -226,13 +226,8 @@ class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     ) -> NDArray[np.generic]:
         """The input that stands for "no condition", [len(samples), *shape].
 
-        Args:
-            name: the condition's, for messages.
-            samples: the samples' indices.
-            given: by the caller, as in :meth:`values` but of any range; None takes ``null``.
-
-        Raises:
-            ConditionError: the network knows no such value, or it is wrongly shaped.
+        Arguments and errors are those of :meth:`values`, but ``given`` may be of any range, and
+        None takes ``null``.
         """
         value = self.null if given is None else given
         if value is None:
@@ -346,15 +341,7 @@ class Interface(msgspec.Struct, frozen=True, kw_only=True):
         return ("prediction", "variance") if learned else ("prediction",)
 
     def check_conditions(self, names: Iterable[str], what: str = "condition") -> None:
-        """Pass when all ``names`` are conditions.
-
-        Args:
-            names: of conditions.
-            what: they are given for, for the message.
-
-        Raises:
-            ConditionError: one is not.
-        """
+        """Raise ConditionError unless all ``names`` are conditions; ``what`` is for its text."""
         known = sorted(self.conditions)
         for name in names:
             if name not in self.conditions:

@@ -116,7 +116,7 @@ class Program(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                     expected="one that begins with an evaluation",
                     remedy="give an exit to the largest times of the exit schedule",
                 )
-            kept.update(step.choice.writes if step.choice else ())
+            kept.update(step.choice.writes if step.choice else (OUTPUT,))  # open: any may be chosen
             for problem in _problems(step, written):
                 raise _malformed(f"{problem} in step {index}", "a program that a solver made")
         if not abs(self.initial) < _LARGEST:
@@ -134,15 +134,7 @@ class Program(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return tuple(dict.fromkeys(("state", *names)))
 
     def with_schedule(self, schedule: ExitSchedule, timesteps: int) -> Program:
-        """This program with other choices.
-
-        Args:
-            schedule: of them.
-            timesteps: T of the process.
-
-        Raises:
-            UsageError: a step would read what none before it wrote.
-        """
+        """This program with a schedule's choices; see :meth:`with_choices`, ``timesteps`` is T."""
         return self.with_choices(lambda time: schedule.choice_at(time, timesteps))
 
     def with_choices(self, choice_at: Callable[[float], Choice | None]) -> Program:
@@ -150,6 +142,9 @@ class Program(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
         Args:
             choice_at: the choice for a time t within [0, T); None leaves it open.
+
+        Raises:
+            UsageError: a step would read what none before it wrote.
         """
         steps = (msgspec.structs.replace(s, choice=choice_at(s.moment)) for s in self.steps)
         return msgspec.structs.replace(self, steps=tuple(steps))

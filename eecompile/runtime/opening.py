@@ -20,15 +20,7 @@ def open_engine(
 ) -> tuple[Engine, EngineManifest]:
     """The engine of an engine set, and its manifest.
 
-    Args:
-        folder: what ``eecompile build`` wrote.
-        threads: threads of one evaluation, at most the machine's processors; None takes
-            the target's.
-        shared_pool: of ONNX Runtime; see :meth:`eecompile.runtime.sampler.Sampler.open`.
-
-    Raises:
-        BundleError: the folder is no intact engine set.
-        BackendError: its backend is missing, or refuses an engine.
+    Arguments and errors are those of :meth:`eecompile.runtime.sampler.Sampler.open`.
     """
     manifest = open_engine_set(folder)
     return engine_from_manifest(folder, manifest, threads, shared_pool=shared_pool), manifest
@@ -37,21 +29,10 @@ def open_engine(
 def open_engines(
     folders: Sequence[Path], threads: int | None = None, *, shared_pool: bool = False
 ) -> tuple[Engine, dict[str, EngineManifest]]:
-    """Engine sets of one network, opened together, and their manifests by target.
+    """The engine or :class:`.engines.group.EngineGroup` of engine sets, and their manifests.
 
-    Args:
-        folders: what ``eecompile build`` wrote, the default one first.
-        threads: see :func:`open_engine`, as for ``shared_pool``.
-        shared_pool: of ONNX Runtime.
-
-    Returns:
-        The engine, where there is one; otherwise an
-        :class:`eecompile.runtime.engines.group.EngineGroup`.
-
-    Raises:
-        BundleError: a folder is no intact engine set.
-        UsageError: they are not of the same bundle, or two are for the same target.
-        BackendError: a backend is missing, or refuses an engine.
+    Arguments and errors are those of :meth:`eecompile.runtime.sampler.Sampler.open`; the
+    manifests are by target, that of the default one first.
     """
     manifests: dict[str, EngineManifest] = {}
     for folder in folders:
@@ -108,16 +89,15 @@ def engine_from_manifest(
 ) -> Engine:
     """The engine of an engine set whose files have been checked.
 
+    Other arguments and errors are those of :meth:`eecompile.runtime.sampler.Sampler.open`.
+
     Args:
         folder: of the engine set.
         manifest: of the engine set.
-        threads: see :func:`open_engine`, as for ``shared_pool``.
+        threads: at most the machine's processors are used.
         shared_pool: of ONNX Runtime.
         share_device_with: an engine that stays open as long: on a GPU, its stream and its
             memory for activations are used too.
-
-    Raises:
-        BackendError: its backend is missing, or refuses an engine.
     """
     name = manifest.target.backend
     if name not in TARGET_BACKENDS:

@@ -31,10 +31,6 @@ class TrajectoryPool:
     def trajectory(self, engine: Engine, plan: Plan) -> Iterator[Trajectory]:
         """A trajectory for a plan, lent to the block; kept afterwards, unless something fails.
 
-        Args:
-            engine: makes one where none is kept.
-            plan: what is static.
-
         Raises:
             BackendError: there is no memory for it, even without those that are kept.
             UsageError: the sampler was closed meanwhile.

@@ -18,17 +18,13 @@ from eecompile.programs.schedule import ExitSchedule
 from eecompile.programs.solvers import Solver, solver_named
 from eecompile.runtime.request import whole
 
-Schedule = str | int | Sequence[Choice | int | str] | ExitSchedule
+Schedule = str | int | Choice | Sequence[Choice | int | str] | ExitSchedule
 """What callers may give for an exit schedule; see :meth:`ProgramCache.schedule`."""
 _KEPT = 32  # programs
 
 
 class ProgramCache:
-    """Compiles solvers for a network, once each. May be used from several threads.
-
-    Args:
-        interface: what the network takes and gives.
-    """
+    """Compiles solvers for a network, once each. May be used from several threads."""
 
     def __init__(self, interface: Interface) -> None:
         self._interface = interface
@@ -51,6 +47,8 @@ class ProgramCache:
             chosen = known[chosen]
         elif isinstance(chosen, int | np.integer):
             chosen = ExitSchedule.constant(int(chosen))
+        elif isinstance(chosen, Choice):
+            chosen = ExitSchedule.constant(chosen)
         elif not isinstance(chosen, ExitSchedule):
             chosen = ExitSchedule.from_slices(chosen)
         return chosen.check(self._interface.exits)
@@ -85,12 +83,9 @@ class ProgramCache:
 
         A program is large: to hash it takes as long as several steps.
 
-        Args:
-            program: every choice is made.
-            engines: names of the engine sets that are open.
-
         Raises:
-            UsageError: the program names another engine set.
+            UsageError: the program names an engine set that is not among ``engines``, the
+                names of those that are open.
         """
         with self._lock:
             if (known := self._seen.get(id(program))) is not None:

@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from eecompile.arrays import Array
 from eecompile.errors import ConditionError, UsageError
 from eecompile.programs.interface import Interface
-from eecompile.runtime.trajectory.plan import Rows
+from eecompile.programs.program import Program
+from eecompile.runtime.trajectory.plan import Plan, Rows
 
 Inputs = dict[str, NDArray[np.generic]]
 Interval = tuple[float, float]
@@ -23,16 +24,11 @@ _MOST = 1_000_000  # samples of one request; ask for more in portions
 
 
 class SampleFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What a report says of its samples, beside how many there are.
+    """What a report says of its samples, beside how many there are: see :class:`SampleRequest`.
 
     Attributes:
-        seed: of the noise.
-        guidance: scale of classifier-free guidance; 1 is none.
-        guidance_interval: times t between which it acts; None for all of them.
-        shape: of a sample, where it was given; None for the network's own.
-        conditions: those that were given; others took the recipe's default.
+        conditions: names of those that were given; others took the recipe's default.
         nulls: the same, of what stands for "no condition".
-        digest: see :meth:`SampleRequest.digest`.
     """
 
     seed: int = 0
@@ -51,17 +47,10 @@ class SampleRequest(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     fewer values.
 
     Attributes:
-        n: how many.
-        seed: 0 to 2**64 - 1. Sample i of a seed is the same whatever batch it is in.
-        guidance: scale of classifier-free guidance (arXiv 2207.12598), one for all
-            samples or one for each; 1 is none; None takes the recipe's.
-        guidance_interval: smallest and largest time t, of [0, T], at which guidance acts
-            (arXiv 2404.07724); None takes the recipe's.
         conditions: by name, a value for all samples or one for each.
-        nulls: by condition, what stands for "no condition" in guidance, such as the
-            embedding of an empty text; those left out take the recipe's.
-        shape: of a sample, where the network allows a choice; None takes the recipe's.
-        first: index of the first sample, so that samples can be made in portions.
+        nulls: by condition, what stands for "no condition"; those left out take the recipe's.
+
+    The others are the arguments of :meth:`eecompile.runtime.sampler.Sampler.steps`.
     """
 
     n: int = 1
@@ -175,26 +164,18 @@ class Batch(NamedTuple):
     """Samples that are evaluated together.
 
     Attributes:
-        shape: of a sample.
+        plan: of their trajectory; without guided samples it has no guidance interval.
         rows: what is particular to each.
         places: of each row, the request and the sample within it.
-        guided: how many rows are guided, the first ones.
-        apart: whether the engine takes no more than one row an evaluation.
     """
 
-    shape: tuple[int, ...]
+    plan: Plan
     rows: Rows
     places: list[tuple[int, int]]
-    guided: int
-    apart: bool
 
 
 def checked(interface: Interface, request: SampleRequest) -> Checked:
-    """The rows of a request.
-
-    Raises:
-        UsageError: an argument is out of range, a condition unknown or wrong.
-    """
+    """The rows of a request, once all of its arguments have been found right."""
     if not isinstance(request, SampleRequest):
         raise UsageError(
             found=f"a request of type {type(request).__name__}",
@@ -235,11 +216,7 @@ def checked(interface: Interface, request: SampleRequest) -> Checked:
 
 
 def common_interval(interface: Interface, requests: Sequence[SampleRequest]) -> Interval | None:
-    """The times at which guidance acts, which all requests have in common.
-
-    Raises:
-        UsageError: they are not two ascending times, or not the same for all.
-    """
+    """The times at which guidance acts, which all requests must have in common."""
     usual, limit = interface.sampling.guidance_interval, interface.process.timesteps
     each = [usual if r.guidance_interval is None else r.guidance_interval for r in requests]
     found = list(dict.fromkeys(g if g is None else _checked_interval(g, limit) for g in each))
@@ -294,7 +271,13 @@ def request_for_warmup(
     )
 
 
-def batches(requests: Sequence[Checked], largest: int) -> Iterator[Batch]:
+def batches(
+    requests: Sequence[Checked],
+    largest: int,
+    program: Program,
+    interface: Interface,
+    interval: Interval | None,
+) -> Iterator[Batch]:
     """The samples of all requests, in batches of at most ``largest`` rows an evaluation.
 
     A guided sample takes two rows. Samples of one shape share batches, whatever request
@@ -308,13 +291,16 @@ def batches(requests: Sequence[Checked], largest: int) -> Iterator[Batch]:
         for part in _parts(guided, largest):
             rows = np.concatenate([part[guided[part]], part[~guided[part]]])
             count = int(guided[part].sum())
-            yield Batch(
-                shape,
-                _rows(joined, rows, count),
-                [places[row] for row in rows],
-                count,
-                len(rows) + count > largest,
+            plan = Plan(
+                program=program,
+                interface=interface,
+                shape=shape,
+                size=len(rows),
+                guided=count,
+                interval=interval if count else None,
+                apart=len(rows) + count > largest,
             )
+            yield Batch(plan, _rows(joined, rows, count), [places[row] for row in rows])
 
 
 def _joined(requests: Sequence[Checked]) -> Checked:
@@ -401,11 +387,7 @@ def _counts(n: int, seed: int, first: int) -> tuple[int, int, int]:
 
 
 def whole(what: str, value: int) -> int:
-    """``value`` as an int.
-
-    Raises:
-        UsageError: it is no whole number.
-    """
+    """``value`` as an int; a UsageError where it is no whole number."""
     try:
         return operator.index(value)
     except TypeError as error:

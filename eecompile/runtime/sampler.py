@@ -29,7 +29,7 @@ from eecompile.runtime.request import (
     common_interval,
     request_for_warmup,
 )
-from eecompile.runtime.sampling import Hook, Sampling, StepResult, plan_of
+from eecompile.runtime.sampling import BatchRun, Hook, StepResult
 
 _log = logging.getLogger("eecompile.runtime")
 
@@ -125,7 +125,7 @@ class Sampler(Handle):
         """An exit schedule for this network.
 
         Args:
-            schedule: a name from the export recipe, ``full``, a depth for all timesteps,
+            schedule: a name from the export recipe, ``full``, a depth or choice for all times,
                 choices over equal slices of time (t = 0 first), or an ExitSchedule, such
                 as ``ExitSchedule.read(file)``; None takes the recipe's default.
 
@@ -315,16 +315,13 @@ class Sampler(Handle):
         solver: str | Solver | Program | None,
         steps: int | None,
         schedule: Schedule | None,
-    ) -> Sampling:
+    ) -> BatchRun:
         """What was asked for, checked and divided into batches."""
         self._pool.check_open()
         program = self._programs.program(solver, steps, schedule)
         program = self._programs.one_of_equals(program, self.engines)
         rows = [checked(self.interface, request) for request in requests]
         interval = common_interval(self.interface, requests)
-        parts = [
-            (plan_of(program, self.interface, batch, interval), batch)
-            for batch in batches(rows, self.engine.max_batch)
-        ]
+        parts = list(batches(rows, self.engine.max_batch, program, self.interface, interval))
         shapes = [(len(each.seeds), *each.shape) for each in rows]
-        return Sampling(self.engine, self._pool, program, parts, shapes, self.on_step, self.name)
+        return BatchRun(self.engine, self._pool, program, parts, shapes, self.on_step, self.name)

@@ -13,12 +13,11 @@ import numpy as np
 from eecompile.arrays import Array
 from eecompile.errors import UsageError
 from eecompile.programs.choice import Choice
-from eecompile.programs.interface import Interface
 from eecompile.programs.program import Program
 from eecompile.runtime.pool import TrajectoryPool
 from eecompile.runtime.protocol import Engine
-from eecompile.runtime.request import Batch, Interval
-from eecompile.runtime.trajectory.plan import Plan, Trajectory
+from eecompile.runtime.request import Batch
+from eecompile.runtime.trajectory.plan import Trajectory
 
 _log = logging.getLogger("eecompile.runtime")
 
@@ -42,17 +41,13 @@ class StepResult(msgspec.Struct, frozen=True):
 
 
 class StepMetrics(msgspec.Struct, frozen=True):
-    """What a hook is told of a step on one batch.
+    """What a hook is told of a step on one batch; the other attributes are those of StepResult.
 
     Attributes:
         engine: the engine set's network and target.
         program: the solver and its options.
-        index: of the step, from 0.
-        timestep: at which the network was evaluated.
-        choice: what was evaluated.
         samples: in the batch.
         rows: that the network was evaluated on, those of guidance included; 0 for none.
-        seconds: wall time of the step.
     """
 
     engine: str
@@ -68,29 +63,14 @@ class StepMetrics(msgspec.Struct, frozen=True):
 Hook = Callable[[StepMetrics], object]
 
 
-def plan_of(
-    program: Program, interface: Interface, batch: Batch, interval: Interval | None
-) -> Plan:
-    """The plan of a batch's trajectory; without guided samples it has no guidance interval."""
-    return Plan(
-        program=program,
-        interface=interface,
-        shape=batch.shape,
-        size=len(batch.places),
-        guided=batch.guided,
-        interval=interval if batch.guided else None,
-        apart=batch.apart,
-    )
-
-
-class Sampling:
+class BatchRun:
     """Batches of samples that run through one program.
 
     Args:
         engine: evaluates the network.
         pool: lends the engine's trajectories.
         program: every choice is made.
-        parts: each batch with its plan.
+        batches: of all requests' samples.
         shapes: of each request's samples, [n, ...].
         on_step: told of every step on every batch, if anyone is.
         name: of the engine set, for metrics.
@@ -101,14 +81,14 @@ class Sampling:
         engine: Engine,
         pool: TrajectoryPool,
         program: Program,
-        parts: Sequence[tuple[Plan, Batch]],
+        batches: Sequence[Batch],
         shapes: Sequence[tuple[int, ...]],
         on_step: Hook | None,
         name: str,
     ) -> None:
         self._engine = engine
         self._program = program
-        self._parts = parts
+        self._batches = batches
         self._shapes = shapes
         self._pool = pool
         self._on_step = on_step
@@ -118,8 +98,8 @@ class Sampling:
         """The samples of each request, float32 [n, ...]."""
         samples = [np.empty(shape, np.float32) for shape in self._shapes]
         started = time.perf_counter()
-        for plan, batch in self._parts:
-            with self._started(plan, batch) as trajectory:
+        for batch in self._batches:
+            with self._started(batch) as trajectory:
                 self._run(trajectory)
                 for (request, row), sample in zip(batch.places, trajectory.state(), strict=True):
                     samples[request][row] = sample
@@ -128,7 +108,7 @@ class Sampling:
             self._name,
             sum(map(len, samples)),
             self._program.solver,
-            len(self._parts) * len(self._program.steps),
+            len(self._batches) * len(self._program.steps),
             time.perf_counter() - started,
         )
         return samples
@@ -139,20 +119,20 @@ class Sampling:
         Raises:
             UsageError: they are more than one batch.
         """
-        if len(self._parts) > 1:
+        if len(self._batches) > 1:
             raise UsageError(
                 found=f"{self._shapes[0][0]} samples to be left on the device",
                 expected=f"no more than fit into a batch of {self._engine.max_batch}",
                 remedy="ask for fewer at a time (first=...), or build for larger batches",
             )
-        with self._started(*self._parts[0]) as trajectory:
+        with self._started(self._batches[0]) as trajectory:
             self._run(trajectory)
             return trajectory.state_dlpack()
 
     def step_by_step(self) -> Iterator[StepResult]:
         """The steps of the only request."""
         with ExitStack() as stack:
-            running = [(stack.enter_context(self._started(*part)), part[1]) for part in self._parts]
+            running = [(stack.enter_context(self._started(each)), each) for each in self._batches]
             for index, step in enumerate(self._program.steps):
                 started = time.perf_counter()
                 state = np.empty(self._shapes[0], np.float32)
@@ -164,17 +144,18 @@ class Sampling:
 
     def warm_up(self) -> None:
         """Run a trajectory of each size; on the host, evaluate each exit and take one step."""
-        sizes = {(plan.guided, plan.size): (plan, batch) for plan, batch in self._parts}
-        for plan, batch in sizes.values():
-            with self._started(plan, batch) as trajectory:
+        sizes = {(each.plan.guided, each.plan.size): each for each in self._batches}
+        for batch in sizes.values():
+            with self._started(batch) as trajectory:
                 if self._engine.runs_trajectories:
                     trajectory.run()
                 else:
-                    self._evaluate_exits(plan, batch)
+                    self._evaluate_exits(batch)
                     trajectory.step(0)
 
-    def _evaluate_exits(self, plan: Plan, batch: Batch) -> None:
+    def _evaluate_exits(self, batch: Batch) -> None:
         """Evaluate each exit of each engine once, whichever the schedule names."""
+        plan = batch.plan
         rows = plan.size + (0 if plan.apart else plan.guided)
         x = np.zeros((rows, *plan.shape), np.float32)
         t = np.full(rows, plan.program.steps[0].timestep, np.float32)
@@ -184,9 +165,9 @@ class Sampling:
                 engine.evaluate(depth, x, t, conditions)
 
     @contextmanager
-    def _started(self, plan: Plan, batch: Batch) -> Iterator[Trajectory]:
+    def _started(self, batch: Batch) -> Iterator[Trajectory]:
         """A trajectory at the initial noise of a batch, as long as the block lasts."""
-        with self._pool.trajectory(self._engine, plan) as trajectory:
+        with self._pool.trajectory(self._engine, batch.plan) as trajectory:
             trajectory.start(batch.rows)
             yield trajectory
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from eecompile.programs.interface import Condition, Interface
+from eecompile.programs.schedule import ExitSchedule
 from eecompile.show.programs import WIDTH, chart, process_words
 from eecompile.show.table import (
     Column,
-    Facts,
+    FactList,
     Line,
     Part,
-    Row,
     Table,
     Toned,
     listed,
@@ -19,8 +19,9 @@ from eecompile.show.table import (
     rough,
     size,
     whole,
+    words,
 )
-from eecompile.store.bundle import WEIGHTS, BundleManifest, EngineManifest
+from eecompile.store.bundle import WEIGHTS, BundleManifest, EngineManifest, ExitPlan
 
 
 def bundle_parts(manifest: BundleManifest) -> list[Part]:
@@ -35,48 +36,32 @@ def bundle_parts(manifest: BundleManifest) -> list[Part]:
         f"batches {list(manifest.checked_batches)}, against {manifest.reference}",
         "made by": listed(manifest.versions),
     }
-    rows = [
-        Row(
-            (
-                "all" if len(shared.exits) == len(manifest.exits) else _names(shared.exits),
-                shared.nodes,
-                shared.bytes,
-            )
-        )
-        for shared in manifest.sharing
+    columns = [
+        Column("just these exits", lambda each: _these(each.exits, manifest)),
+        Column("nodes", lambda each: each.nodes, form=whole),
+        Column("weights", lambda each: each.bytes, form=size),
     ]
-    columns = (
-        Column("just these exits"),
-        Column("nodes", form=whole),
-        Column("weights", form=size),
-    )
-    sharing = Table("sharing", "sharing", columns, rows)
+    sharing = Table("sharing", "sharing", columns, manifest.sharing)
     facts |= _inputs(manifest.interface)
-    return [Facts(facts), exits_table(manifest), sharing, _schedules(manifest.interface)]
+    return [FactList(facts), exits_table(manifest), sharing, _schedules(manifest.interface)]
+
+
+def _these(exits: Sequence[int], manifest: BundleManifest) -> str:
+    return "all" if len(exits) == len(manifest.exits) else _names(exits)
 
 
 def exits_table(manifest: BundleManifest) -> Table:
     """A row per exit: depth, nodes, parameters, its own bytes, worst error."""
     columns = [
-        *(Column(heading, form=whole) for heading in ("depth", "nodes", "parameters")),
-        *(Column(heading, form=size) for heading in ("weights", "unique")),
-        *(Column(heading, form=rough) for heading in ("worst error", "relative")),
+        Column("depth", lambda each: each.depth, form=whole),
+        Column("nodes", lambda each: each.nodes, form=whole),
+        Column("parameters", lambda each: each.parameters, form=whole),
+        Column("weights", lambda each: each.bytes, form=size),
+        Column("unique", lambda each: each.unique_bytes, form=size),
+        Column("worst error", lambda each: each.worst_error, form=rough),
+        Column("relative", lambda each: each.relative_error, form=rough),
     ]
-    rows = [
-        Row(
-            (
-                exit_.depth,
-                exit_.nodes,
-                exit_.parameters,
-                exit_.bytes,
-                exit_.unique_bytes,
-                exit_.worst_error,
-                exit_.relative_error,
-            )
-        )
-        for exit_ in manifest.exits
-    ]
-    return Table("exits", "exits", columns, rows)
+    return Table("exits", "exits", columns, manifest.exits)
 
 
 def engine_parts(manifest: EngineManifest) -> list[Part]:
@@ -90,29 +75,26 @@ def engine_parts(manifest: EngineManifest) -> list[Part]:
         "verified": manifest.verified,
         "made by": listed(manifest.versions),
     }
-    columns = [
-        Column("segment", form=whole),
-        Column("exits that need it"),
-        Column("nodes", form=whole),
-        Column("weights", form=size),
-        *(Column(heading, form=whole) for heading in ("reads", "makes")),
-    ]
     segments = [
-        Row((index, _names(s.exits), s.nodes, s.bytes, len(s.inputs), len(s.outputs)))
-        for index, s in enumerate(manifest.segments)
+        Column("segment", lambda pair: pair[0], form=whole),
+        Column("exits that need it", lambda pair: _names(pair[1].exits)),
+        Column("nodes", lambda pair: pair[1].nodes, form=whole),
+        Column("weights", lambda pair: pair[1].bytes, form=size),
+        Column("reads", lambda pair: len(pair[1].inputs), form=whole),
+        Column("makes", lambda pair: len(pair[1].outputs), form=whole),
     ]
-    errors = (Column(heading, form=rough) for heading in ("worst error", "relative", "mean error"))
-    plans = [
-        Row((p.depth, _names(p.segments), p.worst_error, p.relative_error, p.mean_error))
-        for p in manifest.exits
+    exits = [
+        Column("depth", lambda plan: plan.depth, form=whole),
+        Column("segments run", lambda plan: _names(plan.segments)),
+        Column("worst error", lambda plan: plan.worst_error, form=rough),
+        Column("relative", lambda plan: plan.relative_error, form=rough),
+        Column("mean error", lambda plan: plan.mean_error, form=rough),
     ]
     return [
-        Facts(facts | _inputs(manifest.interface)),
+        FactList(facts | _inputs(manifest.interface)),
         *(Line(f"warning: {text}", "warning") for text in manifest.warnings),
-        Table("segments", "segments", columns, segments),
-        Table(
-            "exits", "exits", [Column("depth", form=whole), Column("segments run"), *errors], plans
-        ),
+        Table("segments", "segments", segments, list(enumerate(manifest.segments))),
+        Table("exits", "exits", exits, manifest.exits),
         _errors(manifest),
         _schedules(manifest.interface),
     ]
@@ -120,20 +102,14 @@ def engine_parts(manifest: EngineManifest) -> list[Part]:
 
 def _errors(manifest: EngineManifest) -> Table:
     """Relative error of each exit at each timestep that was checked, over all batches."""
-    columns = [Column("t"), *(Column(f"exit {p.depth}", form=rough) for p in manifest.exits)]
-    rows = [
-        Row(
-            (
-                f"{time:g}",
-                *(
-                    max(point.relative for point in plan.points if point.timestep == time)
-                    for plan in manifest.exits
-                ),
-            )
-        )
-        for time in sorted({p.timestep for plan in manifest.exits for p in plan.points})
-    ]
-    return Table("errors", "relative error by timestep", columns, rows)
+
+    def worst(plan: ExitPlan) -> Callable[[float], float]:
+        return lambda time: max(point.relative for point in plan.points if point.timestep == time)
+
+    exits = [Column(f"exit {p.depth}", worst(p), form=rough) for p in manifest.exits]
+    times = sorted({point.timestep for plan in manifest.exits for point in plan.points})
+    columns = [Column("t", lambda time: f"{time:g}"), *exits]
+    return Table("errors", "relative error by timestep", columns, times)
 
 
 def planned_parts(
@@ -142,14 +118,14 @@ def planned_parts(
     """What a build would do: why, and for each segment (file, exits, bytes, reused) what."""
     if not reasons:
         return [Line("up to date: nothing would be built")]
-    headings = ("segment", "exits that need it", "weights", "engine")
-    columns = [Column(name, form=size if name == "weights" else None) for name in headings]
-    rows = [
-        Row((file, _names(exits), count, Toned("kept", "good") if reused else "built"))
-        for file, exits, count, reused in segments
+    columns = [
+        words("segment", lambda each: each[0]),
+        words("exits that need it", lambda each: _names(each[1])),
+        Column("weights", lambda each: each[2], form=size),
+        words("engine", lambda each: Toned("kept", "good") if each[3] else "built"),
     ]
     lines = [Line("would be built, because of"), *(Line(reason, indent=2) for reason in reasons)]
-    return [*lines, Table("segments", "segments", columns, rows)]
+    return [*lines, Table("segments", "segments", columns, segments)]
 
 
 def _size(manifest: BundleManifest | EngineManifest) -> str:
@@ -193,16 +169,17 @@ def _condition(spec: Condition) -> str:
 
 
 def _schedules(interface: Interface) -> Table:
-    columns = (
-        Column("name", form=None),
-        Column(f"t = 0{'T'.rjust(WIDTH - 5)}", form=None),
-        Column("share of cost" if interface.costs else "share of blocks", form=percent),
-        Column("choices", form=None),
-    )
-    rows = []
-    for name, schedule in interface.schedules.items():
-        blocks = [schedule.choice_at(column, WIDTH).blocks for column in range(WIDTH)]
-        shown = Toned(chart(blocks, interface.exits[-1]), "hint")
-        choices = " ".join(choice.text for choice in schedule.choices)
-        rows.append(Row((name, shown, interface.share(schedule), choices)))
-    return Table("schedules", "exit schedules: depth over time", columns, rows)
+    share = "share of cost" if interface.costs else "share of blocks"
+    columns = [
+        words("name", lambda each: each[0]),
+        words(f"t = 0{'T'.rjust(WIDTH - 5)}", lambda each: _chart(each[1], interface)),
+        Column(share, lambda each: interface.share(each[1]), form=percent),
+        words("choices", lambda each: " ".join(choice.text for choice in each[1].choices)),
+    ]
+    schedules = list(interface.schedules.items())
+    return Table("schedules", "exit schedules: depth over time", columns, schedules)
+
+
+def _chart(schedule: ExitSchedule, interface: Interface) -> Toned:
+    blocks = [schedule.choice_at(column, WIDTH).blocks for column in range(WIDTH)]
+    return Toned(chart(blocks, interface.exits[-1]), "hint")

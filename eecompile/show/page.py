@@ -50,7 +50,7 @@ class Section:
     heading: str
     words: str = ""
     lines: Sequence[str] = ()
-    parts: Sequence[table.Table | table.Facts] = ()
+    parts: Sequence[table.Table | table.FactList] = ()
     plots: Sequence[Plot] = ()
     pictures: Mapping[str, bytes] = field(default_factory=dict)
     warns: bool = False
@@ -132,12 +132,7 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.tests["table"] = lambda part: isinstance(part, table.Table)
-    environment.filters |= {"cell_text": table.cell_text, "value_of": table.value_of, "tone": _tone}
     return environment.get_template("page.html")
-
-
-def _tone(cell: table.Cell) -> str:
-    return cell.tone if isinstance(cell, table.Toned) else ""
 
 
 @lru_cache(maxsize=1)

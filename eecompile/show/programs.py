@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 
 from eecompile.programs.interface import Interface
 from eecompile.programs.process import Process
 from eecompile.programs.program import Program, Step, Term, Update
-from eecompile.show.table import Column, Facts, Part, Row, Table
+from eecompile.show.table import Column, FactList, Part, Table, words
 
 WIDTH = 30  # columns of a schedule's chart
 _BARS = "▁▂▃▄▅▆▇█"
@@ -19,14 +20,14 @@ def chart(blocks: Sequence[int], full: int) -> str:
     return "".join(_BARS[max(1, round(count / full * len(_BARS))) - 1] for count in blocks)
 
 
-def program_facts(program: Program, interface: Interface | None = None) -> Facts:
+def program_facts(program: Program, interface: Interface | None = None) -> FactList:
     """A program in a few lines; ``interface`` is that of the network it is for, if known."""
     steps, process, buffers = program.steps, program.process, program.buffers
     noisy = sum(step.reads_noise for step in steps)
     noise = f"drawn in {noisy} of {len(steps)} steps" if noisy else "none after that"
     if any(step.log_variances for step in steps):
         noise += ", as large as the network says"
-    return Facts(
+    return FactList(
         {
             "program": program.solver,
             "evaluations": str(len(steps)),
@@ -50,14 +51,16 @@ def program_parts(
         whole: show every step, not only the first and the last.
     """
     stamped, count = any(step.time is not None for step in program.steps), len(program.steps)
+    numbers = ["step", "t", *(["time"] if stamped else []), "choice"]
     columns = [
-        *(Column(heading) for heading in ("step", "t", *(["time"] if stamped else []), "choice")),
-        *(Column(heading, form=None) for heading in ("network's input", "updates, in order")),
+        *(Column(name, itemgetter(place)) for place, name in enumerate(numbers)),
+        words("network's input", itemgetter(-2)),
+        words("updates, in order", itemgetter(-1)),
     ]
-    rows = [Row((str(index), *_cells(step, stamped))) for index, step in enumerate(program.steps)]
+    rows = [[str(index), *_cells(step, stamped)] for index, step in enumerate(program.steps)]
     if not whole and count > 2 * _SHOWN + 1:
         empty = [""] * (len(columns) - 2)
-        rows[_SHOWN:-_SHOWN] = [Row(("...", *empty, "... (--all shows all)"))]
+        rows[_SHOWN:-_SHOWN] = [["...", *empty, "... (--all shows all)"]]
     return [program_facts(program, interface), Table("steps", "steps", columns, rows)]
 
 

@@ -7,7 +7,7 @@ made here, as neither needs a package.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -63,25 +63,6 @@ def listed(names: Mapping[str, object], between: str = ", ") -> str:
     return between.join(f"{name} {value}" for name, value in names.items())
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of a table.
-
-    Attributes:
-        heading: its title.
-        unit: shown below the title; "" for none.
-        form: writes the column's numbers; None where it holds text, which stands at the left.
-        detail: whether a terminal that is too narrow leaves it out.
-        long: whether its text goes over several lines.
-    """
-
-    heading: str
-    unit: str = ""
-    form: Callable[[float], str] | None = number
-    detail: bool = False
-    long: bool = False
-
-
 class Toned(NamedTuple):
     """A cell's value, and how it is coloured."""
 
@@ -93,20 +74,31 @@ Cell = Toned | str | float | None
 
 
 @dataclass(frozen=True)
-class Row:
-    """A row of a table.
+class Column:
+    """A column of a table.
 
     Attributes:
-        cells: one for each column: numbers, text, or None where there is nothing to say.
-        key: what hides the row in a page, and gives its first cell a colour; "" for nothing.
-        group: rows of one group stand together.
-        tone: of the whole row.
+        heading: its title.
+        cell: what it says of an item: a number, text, or None where there is nothing to say.
+        unit: shown below the title; "" for none.
+        form: writes the column's numbers; None where it holds text, which stands at the left.
+        detail: whether a terminal that is too narrow leaves it out.
+        long: whether its text goes over several lines.
     """
 
-    cells: Sequence[Cell]
-    key: str = ""
-    group: str = ""
-    tone: Tone = ""
+    heading: str
+    cell: Callable[[Any], Cell]
+    unit: str = ""
+    form: Callable[[float], str] | None = number
+    detail: bool = False
+    long: bool = False
+
+
+words = partial(Column, form=None)
+
+
+def _nothing(item: Any) -> Any:
+    return ""
 
 
 @dataclass(frozen=True)
@@ -117,26 +109,51 @@ class Table:
         name: identifies it within a page.
         title: above it.
         columns: of the table; the first heads its rows.
-        rows: of the table.
+        items: what the rows are of.
         notes: below it.
         without: what is said in its place where it has no rows; "" to show it all the same.
+        key: what hides an item's row in a page, and gives its first cell a colour.
+        group: items of one group stand together.
+        tone: of an item's whole row.
     """
 
     name: str
     title: str
     columns: Sequence[Column]
-    rows: Sequence[Row]
+    items: Sequence[Any]
     notes: Sequence[str] = ()
     without: str = ""
+    key: Callable[[Any], str] = _nothing
+    group: Callable[[Any], str] = _nothing
+    tone: Callable[[Any], Tone] = _nothing
 
-    def texts(self, row: Row) -> list[str]:
-        """What the cells of a row say."""
-        return [
-            cell_text(column, cell) for column, cell in zip(self.columns, row.cells, strict=True)
-        ]
+    def rows(self) -> Iterator[Row]:
+        """What its cells say."""
+        for item in self.items:
+            cells = [column.cell(item) for column in self.columns]
+            values = [cell.value if isinstance(cell, Toned) else cell for cell in cells]
+            yield Row(
+                [_text(column, value) for column, value in zip(self.columns, values, strict=True)],
+                values,
+                [cell.tone if isinstance(cell, Toned) else "" for cell in cells],
+                self.key(item),
+                self.group(item),
+                self.tone(item),
+            )
 
 
-class Facts(dict[str, str]):
+class Row(NamedTuple):
+    """A row: what its cells say, their values and tones, and what a table says of its item."""
+
+    texts: list[str]
+    values: list[str | float | None]
+    tones: list[Tone]
+    key: str
+    group: str
+    tone: Tone
+
+
+class FactList(dict[str, str]):
     """Names and what is said of each, one below the other."""
 
 
@@ -148,17 +165,10 @@ class Line(NamedTuple):
     indent: int = 0
 
 
-Part = Table | Facts | Line
+Part = Table | FactList | Line
 
 
-def value_of(cell: Cell) -> str | float | None:
-    """A cell without its colour."""
-    return cell.value if isinstance(cell, Toned) else cell
-
-
-def cell_text(column: Column, cell: Cell) -> str:
-    """What a cell says."""
-    value = value_of(cell)
+def _text(column: Column, value: str | float | None) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return MISSING
     return value if isinstance(value, str) else (column.form or str)(value)
@@ -168,7 +178,7 @@ def markdown(table: Table) -> str:
     """A table as GitHub shows it, with its title and its notes."""
     heads = [f"{c.heading} ({c.unit})" if c.unit else c.heading for c in table.columns]
     lines = [heads, ["---" if c.form is None else "---:" for c in table.columns]]
-    lines += [[text.replace("|", "\\|") for text in table.texts(row)] for row in table.rows]
+    lines += [[text.replace("|", "\\|") for text in row.texts] for row in table.rows()]
     body = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     return "\n\n".join([f"**{table.title}**", body, *table.notes]) + "\n"
 
@@ -179,6 +189,6 @@ def plain(table: Table) -> dict[str, Any]:
         "name": table.name,
         "title": table.title,
         "columns": [{"heading": c.heading, "unit": c.unit} for c in table.columns],
-        "rows": [[value_of(cell) for cell in row.cells] for row in table.rows],
+        "rows": [row.values for row in table.rows()],
         "notes": list(table.notes),
     }

@@ -10,7 +10,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.padding import Padding
 from rich.text import Text
 
-from eecompile.show.table import Facts, Line, Part, Table, Tone, Toned
+from eecompile.show.table import FactList, Line, Part, Table, Tone
 
 _STYLES: dict[Tone, str] = {
     "": "", "good": "green", "bad": "bold red", "warning": "yellow", "soft": "dim",
@@ -26,14 +26,14 @@ def rendered(*parts: Part) -> RenderableType:
 def _rendered(part: Part) -> RenderableType:
     if isinstance(part, Line):
         return Padding(Text(part.text, _STYLES[part.tone]), (0, 0, 0, part.indent))
-    if isinstance(part, Facts):
+    if isinstance(part, FactList):
         grid = rich.table.Table(box=None, show_header=False, pad_edge=False)
         grid.add_column(style="bold", no_wrap=True)
         grid.add_column(overflow="fold")
         for name, fact in part.items():
             grid.add_row(name, Text(fact))
         return grid
-    if part.without and not part.rows:
+    if part.without and not part.items:
         return Text(part.without)
     return Group(_Fitting(part), *map(Text, part.notes))
 
@@ -65,14 +65,11 @@ def _drawn(table: Table, columns: Sequence[int]) -> rich.table.Table:
             made.add_column(heading, overflow="fold")
         else:
             made.add_column(heading, justify="right", no_wrap=True, overflow="fold")
-    for place, row in enumerate(table.rows):
-        if place and row.group != table.rows[place - 1].group:
+    group = None
+    for row in table.rows():
+        if group not in (None, row.group):
             made.add_section()
-        texts = table.texts(row)
-        cells = [Text(texts[index], _style(row.cells[index])) for index in columns]
+        group = row.group
+        cells = [Text(row.texts[index], _STYLES[row.tones[index]]) for index in columns]
         made.add_row(*cells, style=_STYLES[row.tone])
     return made
-
-
-def _style(cell: object) -> str:
-    return _STYLES[cell.tone] if isinstance(cell, Toned) else ""

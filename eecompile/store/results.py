@@ -60,4 +60,8 @@ def write_results(
 
 def page_file(page: Callable[[], str]) -> dict[str, bytes]:
     """The file of a page; none where the packages that it needs are not installed."""
-    return {PAGE: page().encode()} if find_spec("plotly") and find_spec("jinja2") else {}
+    try:
+        found = find_spec("plotly") and find_spec("jinja2")
+    except ImportError:  # of a finder that refuses
+        found = None
+    return {PAGE: page().encode()} if found else {}

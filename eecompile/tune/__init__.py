@@ -1,6 +1,27 @@
 """Exit schedules chosen by measurement, under a budget of time.
 
-:func:`eecompile.tune.tuning.tune` measures what every exit costs and how far it moves the
-samples, finds the schedules that lose least, and measures those; ``eecompile tune`` writes
-them. Needs numpy and the runtime; the page needs plotly, the tables rich.
+:func:`tune` measures what every choice costs and how far it moves the samples, finds the
+schedules that lose least, and measures those; it returns a :class:`Front`, which
+:func:`read_front` reads from ``front.json``. :class:`TuningSettings` says how to search. Needs
+numpy and the runtime; the page needs plotly and jinja2, the tables in a terminal rich.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eecompile.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from eecompile.tune.report import Front, TuningSettings, read_front
+    from eecompile.tune.tuning import tune
+
+__all__ = ["Front", "TuningSettings", "read_front", "tune"]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "report": "Front TuningSettings read_front",
+        "tuning": "tune",
+    },
+)

@@ -11,7 +11,7 @@ import numpy as np
 from eecompile.arrays import Floats
 from eecompile.tune.choices import Slots
 from eecompile.tune.influence import STALE, Errors, Influence
-from eecompile.tune.optimise import Reuse, Table
+from eecompile.tune.optimise import Reuse, SlotTable
 
 
 class Costs(NamedTuple):
@@ -65,7 +65,7 @@ class Model:
         by_step[:, 1:] = self.alone[:, : len(depths) - 1]
         by_step[:, list(errors.broken)] = np.inf
         steps = [list(found) for found in slots.steps]
-        self.table = Table(
+        self.table = SlotTable(
             np.array([costs.steps[found].sum(axis=0) for found in steps]),
             np.array([by_step[found].sum(axis=0) for found in steps]),
             tuple(depths),

@@ -37,7 +37,7 @@ class Reuse(NamedTuple):
     takes: tuple[int, ...]
 
 
-class Table(NamedTuple):
+class SlotTable(NamedTuple):
     """A problem: slots in the order in which they are evaluated.
 
     A solution picks for each slot the index of a choice, or :attr:`again`.
@@ -74,7 +74,7 @@ class _Layer(NamedTuple):
     parents: Indices
 
 
-class Front:
+class ParetoFront:
     """Every solution that no other beats in both sums, by ascending cost.
 
     Attributes:
@@ -93,7 +93,7 @@ class Front:
         return len(self._order)
 
     def picks(self, index: int) -> tuple[int, ...]:
-        """The pick of each slot in solution ``index``; see :class:`Table`."""
+        """The pick of each slot in solution ``index``; see :class:`SlotTable`."""
         found, place = [], int(self._order[index])
         for layer in reversed(self._layers):
             mode, place = int(layer.modes[place]), int(layer.parents[place])
@@ -106,7 +106,7 @@ class Front:
         return None if index < 0 else self.picks(index)
 
 
-def front(table: Table, *, monotone: bool = False, limit: float = np.inf) -> Front:
+def front(table: SlotTable, *, monotone: bool = False, limit: float = np.inf) -> ParetoFront:
     """All undominated solutions.
 
     Args:
@@ -128,10 +128,10 @@ def front(table: Table, *, monotone: bool = False, limit: float = np.inf) -> Fro
         within = joined.costs + ahead[slot] <= limit * (1 + _SAME)
         layer = _Layer(*(array[within & np.isfinite(joined.errors)] for array in joined))
         layers.append(layer)
-    return Front(layers, choices)
+    return ParetoFront(layers, choices)
 
 
-def _fresh(table: Table, slot: int, before: _Layer, monotone: bool) -> Iterator[_Layer]:
+def _fresh(table: SlotTable, slot: int, before: _Layer, monotone: bool) -> Iterator[_Layer]:
     """Each choice after whatever may come before it. Mode c: the output is choice c's, new."""
     choices = table.costs.shape[1]
     depths = np.array(table.depths)
@@ -152,7 +152,7 @@ def _fresh(table: Table, slot: int, before: _Layer, monotone: bool) -> Iterator[
         )
 
 
-def _again(table: Table, slot: int, before: _Layer) -> Iterator[_Layer]:
+def _again(table: SlotTable, slot: int, before: _Layer) -> Iterator[_Layer]:
     """The previous output again. Mode c + j C: choice c's, used j evaluations since."""
     reuse = table.reuse
     if reuse is None or slot == 0:
@@ -182,7 +182,9 @@ def _undominated(costs: Floats, errors: Floats) -> Indices:
     return kept
 
 
-def objective(table: Table, picks: Sequence[int], *, monotone: bool = False) -> tuple[float, float]:
+def objective(
+    table: SlotTable, picks: Sequence[int], *, monotone: bool = False
+) -> tuple[float, float]:
     """Sums of cost and error of a solution; the error is infinite if it is not allowed."""
     cost = error = 0.0
     source, stale, depth = -1, 0, 0

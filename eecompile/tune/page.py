@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from eecompile.show.page import Page, Plot, Section, page_text
-from eecompile.show.table import Facts
+from eecompile.show.table import FactList
 from eecompile.tune import plots
 from eecompile.tune.findings import findings
 from eecompile.tune.report import Front
@@ -44,7 +44,7 @@ def _opening(front: Front) -> Iterator[Section]:
     yield Section("How it was found", parts=[_settings(front)])
 
 
-def _settings(front: Front) -> Facts:
+def _settings(front: Front) -> FactList:
     settings = front.settings
     allowed = [
         "exits of " + ", ".join(front.engines),
@@ -57,7 +57,7 @@ def _settings(front: Front) -> Facts:
         sampling += f" between t = {low:g} and {high:g}"
     if settings.shape:
         sampling += ", samples of " + "x".join(map(str, settings.shape))
-    return Facts(
+    return FactList(
         {
             "sampling": sampling,
             "choices": "; ".join(allowed),

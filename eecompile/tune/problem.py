@@ -53,7 +53,7 @@ class Problem(NamedTuple):
     latencies: list[StepLatency]
 
     def schedule(self, picks: Sequence[int]) -> ExitSchedule:
-        """The exit schedule that makes these picks; see :class:`eecompile.tune.optimise.Table`."""
+        """The exit schedule that makes these picks."""
         candidates: tuple[Choice, ...] = (*self.choices, Forecast())
         return schedule_from_picks(picks, candidates, self.slots)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from eecompile.show.table import Cell, Column, Line, Part, Row, Table, whole
+from eecompile.show.table import Column, Line, Part, Table, whole, words
 from eecompile.tune.findings import findings
 from eecompile.tune.report import Front, FrontPoint, Kind
 
@@ -44,39 +44,35 @@ def front_parts(front: Front) -> list[Part]:
 def latencies_table(front: Front) -> Table:
     """What a step takes with each choice."""
     columns = [
-        Column("choice", form=None),
-        *(Column(heading, "ms") for heading in ("median", "p10", "p90")),
-        Column("rounds", "", whole),
+        words("choice", lambda each: each.choice.text + (", guided" if each.guided else "")),
+        Column("median", lambda each: each.median, "ms"),
+        Column("p10", lambda each: each.p10, "ms"),
+        Column("p90", lambda each: each.p90, "ms"),
+        Column("rounds", lambda each: each.rounds, "", whole),
     ]
-    rows = []
-    for each in front.latencies:
-        name = each.choice.text + (", guided" if each.guided else "")
-        rows.append(Row((name, each.median, each.p10, each.p90, each.rounds)))
     title = f"What a step takes at batch {front.settings.batch}, the solver's arithmetic included"
-    return Table("latencies", title, columns, rows)
+    return Table("latencies", title, columns, front.latencies)
 
 
 def points_table(front: Front) -> Table:
     """A row for each program, with those alike together."""
     columns = [
-        Column("schedule", form=None),
-        Column("kind", form=None, detail=True),
-        Column("steps", "", whole, detail=True),
-        *(Column(heading, "share") for heading in ("time", "predicted", "ideal")),
-        Column("time", "ms a sample", detail=True),
-        Column("distance", f"of the {front.unit}"),
-        *(Column(heading, "95 %") for heading in ("from", "to")),
-        Column("PSNR", "dB", detail=True),
-        Column("when chosen", "distance", detail=True),
-        Column("choices", "per step", form=None, detail=True, long=True),
+        words("schedule", lambda point: point.name),
+        words("kind", lambda point: KINDS[point.kind], detail=True),
+        Column("steps", lambda point: point.steps, "", whole, detail=True),
+        Column("time", lambda point: point.time_share, "share"),
+        Column("predicted", lambda point: point.predicted_share, "share"),
+        Column("ideal", lambda point: point.ideal_share, "share"),
+        Column("time", lambda point: 1e3 * point.seconds_per_sample, "ms a sample", detail=True),
+        Column("distance", lambda point: point.distance or None, f"of the {front.unit}"),
+        Column("from", lambda point: point.interval[0] if point.distance else None, "95 %"),
+        Column("to", lambda point: point.interval[1] if point.distance else None, "95 %"),
+        Column("PSNR", lambda point: point.psnr, "dB", detail=True),
+        Column("when chosen", lambda point: point.chosen_by, "distance", detail=True),
+        words("choices", _choices, "per step", detail=True, long=True),
     ]
-    rows = [
-        Row(
-            _cells(point),
-            "" if point.kind == "full" else KINDS[point.kind],
-            kinds[0],
-            "strong" if point.kind == "found" else "",
-        )
+    points = [
+        point
         for kinds in _GROUPS
         for point in sorted(front.points, key=lambda point: -point.predicted_share)
         if point.kind in kinds
@@ -86,52 +82,37 @@ def points_table(front: Front) -> Table:
         f"Programs, on {front.settings.held_out} held-out samples; times are shares of full "
         f"depth's, distances are of the {unit}"
     )
-    return Table("points", title, columns, rows)
-
-
-def _cells(point: FrontPoint) -> tuple[Cell, ...]:
-    runs = ((choice.text, len(list(run))) for choice, run in groupby(point.choices))
-    distances = (point.distance, *point.interval) if point.distance > 0 else (None,) * 3
-    return (
-        point.name,
-        KINDS[point.kind],
-        point.steps,
-        point.time_share,
-        point.predicted_share,
-        point.ideal_share,
-        1e3 * point.seconds_per_sample,
-        *distances,
-        point.psnr,
-        point.chosen_by,
-        ", ".join(name if count == 1 else f"{name} x {count}" for name, count in runs),
+    return Table(
+        "points",
+        title,
+        columns,
+        points,
+        key=lambda point: "" if point.kind == "full" else KINDS[point.kind],
+        group=lambda point: next(kinds[0] for kinds in _GROUPS if point.kind in kinds),
+        tone=lambda point: "strong" if point.kind == "found" else "",
     )
+
+
+def _choices(point: FrontPoint) -> str:
+    """Runs of equal steps: ``12, 9 x 3, again, 6@cpu-bf16``."""
+    runs = ((choice.text, len(list(run))) for choice, run in groupby(point.choices))
+    return ", ".join(name if count == 1 else f"{name} x {count}" for name, count in runs)
 
 
 def comparisons_table(front: Front) -> Table:
     """Baselines beside the found schedules that take no longer."""
     columns = [
-        *(Column(heading, form=None) for heading in ("baseline", "found")),
-        Column("time", "share"),
-        Column("distance", "ratio"),
-        *(Column(heading, "95 %") for heading in ("from", "to")),
-        Column("time at its distance", "share"),
-    ]
-    rows = [
-        Row(
-            (
-                each.baseline,
-                each.found,
-                each.time_share,
-                each.distance_ratio,
-                *each.interval,
-                each.time_share_at_distance,
-            )
-        )
-        for each in front.comparisons
+        words("baseline", lambda each: each.baseline),
+        words("found", lambda each: each.found),
+        Column("time", lambda each: each.time_share, "share"),
+        Column("distance", lambda each: each.distance_ratio, "ratio"),
+        Column("from", lambda each: each.interval[0], "95 %"),
+        Column("to", lambda each: each.interval[1], "95 %"),
+        Column("time at its distance", lambda each: each.time_share_at_distance, "share"),
     ]
     without = "No found schedule takes as little time as these."
     title = (
         "Against what needs no tuning: the found schedule that takes no longer, with its time and "
         "distance over the baseline's"
     )
-    return Table("comparisons", title, columns, rows, without=without)
+    return Table("comparisons", title, columns, front.comparisons, without=without)

@@ -10,7 +10,8 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from eecompile.compare.report import Latency, Report, read_report, write_report
+from eecompile.compare.report import Comparison, EvaluationLatency, read_report
+from eecompile.store.files import form_bytes
 from tests.cli.test_cli import Run, fails, run
 from tests.compare.test_comparison import Copied
 from tests.conftest import RECIPE, ROOT
@@ -52,10 +53,10 @@ def test_the_script_runs(compared: str, folder: Path) -> None:
     assert done.stdout.count(" ms ") == 8
 
 
-def scaled(report: Report, factor: float) -> Report:
+def scaled(report: Comparison, factor: float) -> Comparison:
     """As if all but the reference had taken that many times as long."""
 
-    def slowed(latency: Latency) -> Latency:
+    def slowed(latency: EvaluationLatency) -> EvaluationLatency:
         return replace(latency, median=latency.median * factor)
 
     candidates = tuple(
@@ -83,11 +84,11 @@ def test_the_gate(
 ) -> None:
     report = read_report(folder / "report" / "report.json")
     command = ("compare", bundle, "--engines", engine_sets["chained"], *FAST, "-o", tmp_path / "r")
-    write_report(scaled(report, 100), tmp_path / "slow.json")
+    (tmp_path / "slow.json").write_bytes(form_bytes(scaled(report, 100)))
     status, out, _ = run(*command, "--baseline", tmp_path / "slow.json")
     assert status == 0
     assert "nothing regressed" in out
-    write_report(scaled(report, 0.01), tmp_path / "fast.json")
+    (tmp_path / "fast.json").write_bytes(form_bytes(scaled(report, 0.01)))
     status, _, error = run(*command, "--baseline", tmp_path / "fast.json", "--max-slowdown", "50%")
     assert status == 3
     assert "regressed: cpu-chained, exit 12, batch 2" in error
@@ -130,7 +131,7 @@ def test_a_baseline_of_another_format_and_a_folder_of_something_else(
     command = ("compare", bundle, "--peers", "-o", tmp_path)
     fails(run(*command), "old.json")
     later = (*command[:-1], tmp_path / "report", "--baseline", tmp_path / "old.json")
-    fails(run(*later), "format 99", "format 1")
+    fails(run(*later), "format 99", "format 2")
 
 
 def test_without_polygraphy_the_extra_is_named(bundle: Path, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_schedules_files_and_samples_share_a_table(evaluated: Evaluate, tmp_path
     for words in ("full", "found", "ready.npy", "one half", "25%", "no FID", "± is one standard"):
         assert words in " ".join(out.split())
     written = json.loads((tmp_path / "out.json").read_text())
-    assert written["format"] == 1
+    assert written["format"] == 2
     assert written["network"] == "fashion-dit"
     assert written["settings"] == {
         "solver": "ddim(eta=0, trailing)", "steps": 2, "guidance": 1.0, "seed": 0, "shape": None,
@@ -64,9 +64,9 @@ def test_schedules_files_and_samples_share_a_table(evaluated: Evaluate, tmp_path
     }  # fmt: skip
     found = rows(tmp_path)
     assert list(found) == ["full", "3", "found", "ready.npy"]
-    assert [found[name].get("cost") for name in found] == [1.0, 0.25, 0.625, None]
-    assert found["found"]["depths"] == [3, 12]
-    beyond = found["3"]["distance"] - found["full"]["distance"]
+    assert [found[name].get("cost_share") for name in found] == [1.0, 0.25, 0.625, None]
+    assert [c["depth"] for c in found["found"]["choices"]] == [3, 12]
+    beyond = found["3"]["frechet_distance"] - found["full"]["frechet_distance"]
     assert found["3"]["beyond"] == pytest.approx(beyond, abs=1e-3)
     assert "beyond" not in found["full"]
     assert "beyond" not in found["ready.npy"]
@@ -87,7 +87,7 @@ def test_what_is_evaluated_is_what_the_sampler_makes(
     given = ("--guidance-interval", "0,600", "--null", "label=3", "--shape", "1,28,28")
     assert evaluated(*settings, *given, "--samples", tmp_path / "ready.npy")[0] == 0
     found = rows(tmp_path)
-    for figure in ("distance", "precision", "recall"):
+    for figure in ("frechet_distance", "precision", "recall"):
         assert found["fast"][figure] == pytest.approx(found["ready.npy"][figure], rel=1e-3)
     told = json.loads((tmp_path / "out.json").read_text())["settings"]
     assert (told["guidance_interval"], told["shape"]) == ([0.0, 600.0], [1, 28, 28])
@@ -95,12 +95,12 @@ def test_what_is_evaluated_is_what_the_sampler_makes(
     for before, other in ("0,600", "0,300"), ("label=3", "label=4"):  # not the kept samples
         changed = [other if word == before else word for word in given]
         assert evaluated(*settings, *changed)[0] == 0
-        assert rows(tmp_path)["fast"]["distance"] != found["fast"]["distance"]
+        assert rows(tmp_path)["fast"]["frechet_distance"] != found["fast"]["frechet_distance"]
     listed = []
     for labels in ([0, 1, 2], [index % 3 for index in range(24)]):  # repeated in turn, and whole
         assert evaluated("--set", f"label={labels}", "--schedule", "fast")[0] == 0
-        listed.append(rows(tmp_path)["fast"]["distance"])
-    assert listed[0] == listed[1] != found["fast"]["distance"]
+        listed.append(rows(tmp_path)["fast"]["frechet_distance"])
+    assert listed[0] == listed[1] != found["fast"]["frechet_distance"]
 
 
 def test_programs_are_further_rows(
@@ -123,16 +123,16 @@ def test_programs_are_further_rows(
     assert "(dpmpp-2m)" in out
     found = rows(tmp_path)
     assert list(found) == ["full", "ddim-3", "dpmpp-2m-3", "ready.npy"]
-    assert [len(row.get("depths", ())) for row in found.values()] == [2, 3, 3, 0]
+    assert [len(row.get("choices", ())) for row in found.values()] == [2, 3, 3, 0]
     assert "solver" not in found["ddim-3"]
     assert found["dpmpp-2m-3"]["solver"].startswith("dpmpp-2m")
     assert found["dpmpp-2m-3"]["beyond"] is not None
-    assert found["dpmpp-2m-3"]["distance"] == pytest.approx(
-        found["ready.npy"]["distance"], rel=1e-3
+    assert found["dpmpp-2m-3"]["frechet_distance"] == pytest.approx(
+        found["ready.npy"]["frechet_distance"], rel=1e-3
     )
     assert evaluated("--program", tmp_path / "ddim-2.json")[0] == 0  # without a schedule: alone
     assert list(rows(tmp_path)) == ["ddim-2"]
-    assert rows(tmp_path)["ddim-2"]["distance"] == found["full"]["distance"]
+    assert rows(tmp_path)["ddim-2"]["frechet_distance"] == found["full"]["frechet_distance"]
     fails(evaluated("--program", tmp_path / "none.json"), "none.json")
     ready = ("--samples", tmp_path / "ready.npy", "--reference", tmp_path / "real.npy")
     given = ("--program", tmp_path / "ddim-2.json")
@@ -152,7 +152,8 @@ def test_schedules_may_name_engine_sets(
     given = ("--engines", sets[1], "--schedule", tmp_path / "both.json")
     assert evaluated(*given, "--samples", tmp_path / "ready.npy")[0] == 0
     found = rows(tmp_path)
-    assert found["both"]["distance"] == pytest.approx(found["ready.npy"]["distance"], rel=1e-3)
+    both, ready = (found[name]["frechet_distance"] for name in ("both", "ready.npy"))
+    assert both == pytest.approx(ready, rel=1e-3)
     assert json.loads((tmp_path / "out.json").read_text())["engines"] == [first, second]
     fails(evaluated("--schedule", tmp_path / "both.json"), second)  # without the second set
 

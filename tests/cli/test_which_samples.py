@@ -16,7 +16,7 @@ from eecompile.compare.arguments import schedules_of, settings_of
 from eecompile.compare.candidates import Opened
 from eecompile.compare.trajectories import trajectories
 from eecompile.evaluate.samples import sample_all
-from eecompile.tune.report import Settings
+from eecompile.tune.report import TuningSettings
 from eecompile.tune.tuning import tune
 from tests.cli.test_cli import Run, run
 
@@ -103,7 +103,7 @@ def test_tune(
         return made
 
     monkeypatch.setattr(Sampler, "sample_requests", watched)
-    settings = Settings(solver="ddim", steps=4, batch=2, seeds=3, held_out=4, minutes=0)
+    settings = TuningSettings(solver="ddim", steps=4, batch=2, seeds=3, held_out=4, minutes=0)
     front = tune(sampler, settings, request_)
     assert sorted(held_out) == list(range(COUNT))
     for index, row in held_out.items():

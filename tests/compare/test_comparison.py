@@ -16,20 +16,29 @@ from polygraphy.comparator import RunResults
 from rich.console import Console
 from safetensors.numpy import save_file
 
-from eecompile.compare import checks, runners
+from eecompile.compare import checks, peers
 from eecompile.compare.accuracy import accuracy, outputs_of
 from eecompile.compare.candidates import Spec, opened
-from eecompile.compare.child import Answer, Job, in_child
-from eecompile.compare.comparison import PAGE, REPORT, Comparison, check_output, compare, write
+from eecompile.compare.child import Job, JobResult, in_child
+from eecompile.compare.comparison import (
+    PAGE,
+    REPORT,
+    ComparisonResult,
+    check_output,
+    compare,
+    write,
+)
 from eecompile.compare.gate import regressions
 from eecompile.compare.measure import points, quiet
-from eecompile.compare.report import read_report, write_report
-from eecompile.compare.tables import comparison_tables
+from eecompile.compare.report import read_report
+from eecompile.compare.tables import comparison_parts
 from eecompile.compiler.build import engine_set_from_bundle
 from eecompile.compiler.export import bundle_from_recipe
 from eecompile.errors import BackendError, NonFiniteError, OutputExistsError, UsageError
 from eecompile.runtime.request import SampleRequest
+from eecompile.show.terminal import rendered
 from eecompile.store.bundle import open_engine_set, records, write_manifest
+from eecompile.store.files import form_bytes
 from eecompile.store.target import DEFAULT_TARGET, Tolerance
 from tests.conftest import RECIPE
 
@@ -39,7 +48,7 @@ EXITS = [3, 6, 9, 12]
 
 
 @pytest.fixture(scope="module")
-def comparison(bundle: Path, engine_sets: dict[str, Path]) -> Comparison:
+def comparison(bundle: Path, engine_sets: dict[str, Path]) -> ComparisonResult:
     """The trained network, both layouts, ONNX Runtime, and whatever else there is."""
     return compare(
         bundle,
@@ -50,7 +59,7 @@ def comparison(bundle: Path, engine_sets: dict[str, Path]) -> Comparison:
     )
 
 
-def test_every_cell_is_measured(comparison: Comparison) -> None:
+def test_every_cell_is_measured(comparison: ComparisonResult) -> None:
     report = comparison.report
     names = [each.name for each in report.candidates]
     assert names == ["torch", "cpu", "cpu-chained", "onnxruntime", "openvino"]
@@ -68,7 +77,7 @@ def test_every_cell_is_measured(comparison: Comparison) -> None:
                 assert latency.rounds == 2
 
 
-def test_errors_are_to_the_trained_network_at_many_timesteps(comparison: Comparison) -> None:
+def test_errors_are_to_the_trained_network_at_many_timesteps(comparison: ComparisonResult) -> None:
     report = comparison.report
     assert report.reference == "torch"
     assert len(report.settings.timesteps) >= 5
@@ -88,16 +97,15 @@ def test_errors_are_to_the_trained_network_at_many_timesteps(comparison: Compari
             assert exit_.metrics["l2"] < 1e-2
 
 
-def test_trajectories_have_speed_and_distance(comparison: Comparison) -> None:
+def test_trajectories_have_speed_and_distance(comparison: ComparisonResult) -> None:
     found = {(each.candidate, each.schedule): each for each in comparison.report.trajectories}
     assert len(found) == 5 * 3
     for (_, schedule), each in found.items():
         assert each.batch == 3
         assert each.seconds_per_sample > 0
-        blocks = [choice.blocks for choice in each.choices]
-        assert each.ideal == pytest.approx(12 * len(blocks) / sum(blocks))
+        assert each.ideal_speed_up == pytest.approx(12 / each.mean_depth)
         if schedule == "full":
-            assert (each.speedup, each.psnr) == (1, None)
+            assert (each.speed_up, each.psnr) == (1, None)
         else:
             assert each.psnr is not None
             assert each.distance is not None
@@ -106,12 +114,14 @@ def test_trajectories_have_speed_and_distance(comparison: Comparison) -> None:
     assert np.ptp(np.array(psnrs, float)) < 0.1
 
 
-def test_the_same_seeds_are_drawn_for_every_candidate_and_schedule(comparison: Comparison) -> None:
+def test_the_same_seeds_are_drawn_for_every_candidate_and_schedule(
+    comparison: ComparisonResult,
+) -> None:
     assert len(comparison.images) == 5 * 3
     assert all(data.startswith(b"\x89PNG") for data in comparison.images.values())
 
 
-def test_a_report_is_written_and_read_again(comparison: Comparison, tmp_path: Path) -> None:
+def test_a_report_is_written_and_read_again(comparison: ComparisonResult, tmp_path: Path) -> None:
     folder = tmp_path / "report"
     written = write(comparison, folder)
     assert sorted(path.name for path in folder.iterdir()) == sorted(p.name for p in written)
@@ -175,11 +185,13 @@ def test_a_perturbed_engine_set_is_caught(
         assert len(exit_.latencies) == 2
         assert {point.relative for point in exit_.errors} == {None}
     path = tmp_path / REPORT
-    write_report(report, path)
+    path.write_bytes(form_bytes(report))
     assert read_report(path) == report
     shown = Console(width=200, file=io.StringIO(), record=True)
-    shown.print(comparison_tables(report))
-    assert shown.export_text().count("not finite") == 8
+    shown.print(rendered(*comparison_parts(report)))
+    assert (
+        shown.export_text().count("not finite") == 16
+    )  # the largest error and its share, at four exits in two sets
     healthy = replace(nan, exits=right.exits, skipped="")
     baseline = replace(report, candidates=(healthy, reference))
     found = regressions(report, baseline, max_slowdown=1e9)
@@ -192,14 +204,14 @@ def test_a_perturbed_engine_set_is_caught(
 def test_what_fails_half_way_keeps_the_others_results(
     bundle: Path, engine_sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    infer = runners.OpenvinoRunner.infer_impl
+    evaluate = peers.OpenvinoPeer.evaluate
 
-    def failing(self: Any, feed_dict: Any) -> Any:
-        if self.depth == 9:
+    def failing(self: Any, depth: int, *inputs: Any) -> Any:
+        if depth == 9:
             raise RuntimeError("no memory left")
-        return infer(self, feed_dict)
+        return evaluate(self, depth, *inputs)
 
-    monkeypatch.setattr(runners.OpenvinoRunner, "infer_impl", failing)
+    monkeypatch.setattr(peers.OpenvinoPeer, "evaluate", failing)
     report = compare(bundle, [engine_sets["chained"]], named=["openvino"], **FAST).report
     found = {each.name: each for each in report.candidates}
     assert found["openvino"].skipped == "exit 9: RuntimeError: no memory left"
@@ -296,7 +308,7 @@ def test_one_exit_of_a_series_with_a_condition_without_default(
     assert not any(each.skipped for each in report.candidates)
     assert made.images == {}
     shown = Console(width=200, file=io.StringIO(), record=True)
-    shown.print(comparison_tables(report))
+    shown.print(rendered(*comparison_parts(report)))
     words = shown.export_text()
     page = write(made, tmp_path / "report")[1].read_text()
     for folder in folders:
@@ -325,7 +337,7 @@ def test_a_process_of_its_own_brings_results_that_polygraphy_joins(
     assert {depth: len(each) for depth, each in answer.latencies.items()} == dict.fromkeys(EXITS, 2)
     with quiet(), opened(spec) as here:
         inputs = points(here.interface, [4])
-        ours = outputs_of(here.runners[6], inputs)
+        ours = outputs_of(here.runner(6), inputs)
         theirs = RunResults.load(str(tmp_path / "outputs-6.json"))
         found = accuracy(ours, theirs, inputs, Tolerance())
     assert found.passed
@@ -335,7 +347,7 @@ def test_a_process_of_its_own_brings_results_that_polygraphy_joins(
 def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
     spec = Spec(name="none", source="onnxruntime", bundle=str(tmp_path / "none"))
     answer = in_child(Job(spec=spec, batches=(1,)), tmp_path)
-    assert isinstance(answer, Answer)
+    assert isinstance(answer, JobResult)
     assert "no manifest.json" in answer.error
 
 
@@ -343,8 +355,8 @@ def test_outputs_that_are_not_finite_have_not_passed(bundle: Path) -> None:
     spec = Spec(name="one", source="onnxruntime", bundle=str(bundle))
     with quiet(), opened(spec) as here:
         inputs = points(here.interface, [2])
-        right = outputs_of(here.runners[3], inputs)
-        broken = outputs_of(here.runners[3], inputs)
+        right = outputs_of(here.runner(3), inputs)
+        broken = outputs_of(here.runner(3), inputs)
         broken[0][1][2]["prediction_003"][0, 0, 0, 0] = np.nan
         found = accuracy(right, broken, inputs, Tolerance())
         assert not found.passed
@@ -356,14 +368,14 @@ def test_outputs_that_are_not_finite_have_not_passed(bundle: Path) -> None:
 def test_a_reference_that_is_not_finite_is_an_error(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    infer = runners.OnnxRuntimeRunner.infer_impl
+    evaluate = peers.OnnxRuntimePeer.evaluate
 
-    def broken(self: Any, feed_dict: Any) -> Any:
-        outputs = infer(self, feed_dict)
-        if self.depth == 6 and feed_dict["t"][0] == 666:
-            next(iter(outputs.values()))[0] = np.inf
+    def broken(self: Any, depth: int, x: Any, t: Any, conditions: Any) -> Any:
+        outputs = evaluate(self, depth, x, t, conditions)
+        if depth == 6 and t[0] == 666:
+            outputs[0][0] = np.inf
         return outputs
 
-    monkeypatch.setattr(runners.OnnxRuntimeRunner, "infer_impl", broken)
+    monkeypatch.setattr(peers.OnnxRuntimePeer, "evaluate", broken)
     with pytest.raises(NonFiniteError, match=r"reference .onnxruntime. at exit 6, t = 666"):
         compare(bundle, named=["onnxruntime"], **FAST)

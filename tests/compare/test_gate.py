@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -15,44 +12,40 @@ from eecompile.compare.gate import fraction, regressions, unjudged
 from eecompile.compare.measure import latencies, latency
 from eecompile.compare.report import (
     Candidate,
+    Comparison,
+    ComparisonSettings,
     ExitFigures,
-    PointError,
-    Report,
-    Settings,
-    Trajectory,
+    OutputError,
+    TrajectoryFigures,
 )
-from eecompile.compare.runners import Evaluate, ExitRunner
 from eecompile.errors import UsageError
 from eecompile.programs.choice import Exit
 from eecompile.programs.interface import Interface, State
+from eecompile.runtime.engines.fake import FakeEngine
+from tests.clock import spend, standing_clock
 
 FACE = Interface(name="fake", exits=(4,), state=State(shape=(2,)))
 
 
-class Fake(ExitRunner):
-    """Takes a given time."""
+def fake(seconds: float) -> FakeEngine:
+    """Takes a given time on the standing clock."""
 
-    def __init__(self, seconds: float) -> None:
-        super().__init__(FACE, 4)
-        self._seconds = seconds
+    def predict(depth: int, x: Any, *_: Any) -> Any:
+        spend(seconds)
+        return x
 
-    @contextmanager
-    def opened(self) -> Iterator[Evaluate]:
-        def evaluate(feed: Any) -> Sequence[Any]:
-            time.sleep(self._seconds)
-            return [feed["x"]]
-
-        yield evaluate
+    return FakeEngine((4,), predict)
 
 
-def measured(**seconds: float) -> Report:
-    """A report of fakes that were really timed; the first is the reference."""
-    candidates = {name: Opened(FACE, {4: Fake(each)}) for name, each in seconds.items()}
-    timings = latencies(candidates, FACE, 4, 1, rounds=9)
+def measured(**seconds: float) -> Comparison:
+    """A report of fakes that were timed; the first is the reference."""
+    candidates = {name: Opened(name, FACE, fake(each)) for name, each in seconds.items()}
+    with standing_clock():
+        timings = latencies(candidates, FACE, 4, 1, rounds=9)
     return made({name: 1e3 * latency(1, t).median / 1e3 for name, t in timings.seconds.items()})
 
 
-def made(medians: dict[str, float], **settings: Any) -> Report:
+def made(medians: dict[str, float], **settings: Any) -> Comparison:
     found = tuple(
         Candidate(
             name=name,
@@ -70,13 +63,13 @@ def made(medians: dict[str, float], **settings: Any) -> Report:
         )
         for index, (name, median) in enumerate(medians.items())
     )
-    return Report(
+    return Comparison(
         eecompile="0",
         network="fake",
         bundle_digest="",
         machine={"cpu": "one", "cores": "2"},
         reference=next(iter(medians)),
-        settings=Settings(
+        settings=ComparisonSettings(
             batches=(1,),
             rounds=0,
             solver="ddim",
@@ -91,8 +84,8 @@ def made(medians: dict[str, float], **settings: Any) -> Report:
     )
 
 
-def point(relative: float) -> PointError:
-    return PointError(timestep=0.0, batch=1, worst=relative, mean=relative, relative=relative)
+def point(relative: float) -> OutputError:
+    return OutputError(timestep=0.0, batch=1, worst=relative, mean=relative, relative=relative)
 
 
 def test_a_slowed_runner_trips_the_gate_and_an_equal_one_does_not() -> None:
@@ -121,16 +114,16 @@ def test_without_the_same_reference_times_are_judged_as_they_are() -> None:
 
 
 def test_trajectories_are_judged_too() -> None:
-    def report(seconds: float) -> Report:
+    def report(seconds: float) -> Comparison:
         found = tuple(
-            Trajectory(
+            TrajectoryFigures(
                 candidate=name,
                 schedule="fast",
                 choices=(Exit(4), Exit(4)),
                 batch=1,
                 seconds_per_sample=each,
-                speedup=1.0,
-                ideal=1.0,
+                speed_up=1.0,
+                ideal_speed_up=1.0,
             )
             for name, each in (("reference", 1.0), ("ours", seconds))
         )
@@ -141,7 +134,7 @@ def test_trajectories_are_judged_too() -> None:
     assert found.startswith("ours, fast, ddim, 2 steps, batch 1: 20.0% slower")
 
 
-def changed(report: Report, **fields: Any) -> Report:
+def changed(report: Comparison, **fields: Any) -> Comparison:
     """With another last candidate."""
     *others, last = report.candidates
     return replace(report, candidates=(*others, replace(last, **fields)))
@@ -162,8 +155,8 @@ def test_errors_may_grow_by_so_much() -> None:
     assert not regressions(rough, rough)
 
 
-def broken(report: Report) -> Report:
-    none = PointError(timestep=0.0, batch=1, worst=None, mean=None, relative=None)
+def broken(report: Comparison) -> Comparison:
+    none = OutputError(timestep=0.0, batch=1, worst=None, mean=None, relative=None)
     return changed(report, exits=(ExitFigures(depth=4, errors=(none,), passed=False),))
 
 

@@ -21,19 +21,17 @@ from polygraphy.comparator import (
 )
 from torch import Tensor, nn
 
+from eecompile.compare.checks import check_belongs, checked_bundle
+from eecompile.compare.exit_runner import ExitRunner
 from eecompile.compare.measure import points, quiet
 from eecompile.compare.runners import (
     EngineRunner,
-    ExitRunner,
     OnnxRuntimeRunner,
     OpenvinoRunner,
     TensorrtRunner,
     TorchRunner,
-    TrainedNetwork,
-    check_belongs,
-    checked_bundle,
 )
-from eecompile.compare.torch_runners import predict_at
+from eecompile.compare.trained import TrainedNetwork, predict_at
 from eecompile.errors import BackendError, ScheduleError, UsageError
 from eecompile.networks.truncated import Renamed, Truncated
 from eecompile.store.bundle import exit_graph_name, open_bundle, write_manifest

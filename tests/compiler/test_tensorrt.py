@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from eecompile.backends import BACKENDS
 from eecompile.compiler.backends import tensorrt as backend
 from eecompile.compiler.build import engine_set_from_bundle
 from eecompile.errors import BackendError
@@ -92,7 +93,7 @@ def test_plans_are_tied_to_the_gpu_and_its_driver(monkeypatch: pytest.MonkeyPatc
 def test_stubs_without_code_are_not_taken_for_the_library() -> None:
     shared: Any = importlib.import_module("eecompile.compiler.backends._tensorrt")
     with pytest.raises(BackendError, match="no package tensorrt"):
-        shared.check_installed("tensorrt")
+        shared.check_installed(BACKENDS["tensorrt"])
 
 
 @pytest.mark.parametrize("name", ["tensorrt-fp16", "rtx-fp16"])

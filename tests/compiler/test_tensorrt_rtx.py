@@ -21,7 +21,6 @@ from eecompile.compiler.graph.merge import merged_exits
 from eecompile.compiler.progress import silent
 from eecompile.compiler.segments import warnings_in
 from eecompile.errors import BackendError, BusyError, VerificationError
-from eecompile.measure.machine import gpus
 from eecompile.runtime.sampler import Sampler
 from eecompile.store.bundle import open_bundle, open_engine_set
 from eecompile.store.target import Target, load_target
@@ -126,10 +125,6 @@ def test_warnings_are_picked_from_a_log(tmp_path: Path) -> None:
     assert warnings_in(tmp_path / "none") == ()
 
 
-def test_an_unchanged_set_is_up_to_date(bundle: Path, fp16: Path) -> None:
-    assert engine_set_from_bundle(bundle, target("fp16"), fp16).up_to_date
-
-
 def test_a_dry_run_says_which_plans_would_be_built(bundle: Path, fp16: Path, fewer: Path) -> None:
     assert planned_build(bundle, target("fp16"), fp16).reasons == ()
     before = sorted(path.name for path in fp16.parent.glob(f"*{fp16.name}*"))
@@ -215,12 +210,6 @@ def test_a_killed_build_leaves_what_was_there_and_the_next_goes_on(
             assert (folder / segment.file).stat().st_mtime_ns == stamps.pop(segment.key)
     assert not stamps
     assert sorted(path.name for path in tmp_path.iterdir()) == [folder.name, "target.toml"]
-
-
-@pytest.mark.skipif(bool(gpus()), reason="there is a GPU")
-def test_plans_say_that_they_need_a_gpu(fp16: Path) -> None:
-    with pytest.raises(BackendError, match="no NVIDIA GPU; expected one, to run plans"):
-        Sampler.open(fp16)
 
 
 def test_a_tolerance_that_the_precision_cannot_hold_is_refused(

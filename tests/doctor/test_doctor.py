@@ -19,7 +19,7 @@ from eecompile.backends import BACKENDS
 from eecompile.cli import main
 from eecompile.doctor import examine as doctor
 from eecompile.doctor.children import ask
-from eecompile.doctor.examine import BackendStatus, Report, Tool, examine
+from eecompile.doctor.examine import BackendStatus, MachineReport, Tool, examine
 from eecompile.doctor.packages import Conflict, conflicts
 from eecompile.doctor.packages import installed as installed_packages
 from eecompile.doctor.probes import YES, Answer, Finding
@@ -42,7 +42,7 @@ def python(code: str) -> list[str]:
     return [sys.executable, "-c", code]
 
 
-def shown(report: Report) -> str:
+def shown(report: MachineReport) -> str:
     console = Console(width=80, color_system=None)
     with console.capture() as capture:
         console.print(rendered(*doctor_parts(report)))
@@ -50,22 +50,21 @@ def shown(report: Report) -> str:
 
 
 @pytest.fixture(scope="module")
-def report() -> Report:
+def report() -> MachineReport:
     """What doctor really finds here, as JSON from a process of its own."""
     done = subprocess.run([sys.executable, "-m", "eecompile.doctor"], capture_output=True)
-    report = msgspec.json.decode(done.stdout, type=Report)
+    report = msgspec.json.decode(done.stdout, type=MachineReport)
     assert done.returncode == (0 if report.usable else 1), done.stderr
     return report
 
 
 @pytest.fixture(scope="module")
-def backends(report: Report) -> dict[str, BackendStatus]:
+def backends(report: MachineReport) -> dict[str, BackendStatus]:
     return {backend.name: backend for backend in report.backends}
 
 
 def test_every_backend_answers(backends: dict[str, BackendStatus]) -> None:
-    names = "onnxruntime onnxruntime-cuda openvino tensorrt tensorrt-rtx tensorrt-lean"
-    assert list(backends) == names.split()
+    assert list(backends) == list(BACKENDS)
     for backend in backends.values():
         for answer in (backend.builds, backend.runs):
             assert answer.yes == (not answer.reason) == (not answer.remedy)
@@ -92,7 +91,7 @@ def test_a_backend_for_cpus_runs_where_it_is_installed(
 
 
 def test_tensorrt_rtx_builds_without_a_gpu_and_does_not_run(
-    report: Report, backends: dict[str, BackendStatus]
+    report: MachineReport, backends: dict[str, BackendStatus]
 ) -> None:
     rtx = backends["tensorrt-rtx"]
     assert rtx.builds.yes == installed("tensorrt_rtx")
@@ -103,7 +102,7 @@ def test_tensorrt_rtx_builds_without_a_gpu_and_does_not_run(
 
 
 def test_nothing_runs_on_a_gpu_that_is_not_there(
-    report: Report, backends: dict[str, BackendStatus]
+    report: MachineReport, backends: dict[str, BackendStatus]
 ) -> None:
     assert bool(report.gpus) == (not report.no_gpu)
     for name in ("onnxruntime-cuda", "tensorrt", "tensorrt-rtx", "tensorrt-lean"):
@@ -111,7 +110,7 @@ def test_nothing_runs_on_a_gpu_that_is_not_there(
             assert backends[name].runs.reason.endswith("no NVIDIA GPU")
 
 
-def test_tools_have_the_versions_that_are_installed(report: Report) -> None:
+def test_tools_have_the_versions_that_are_installed(report: MachineReport) -> None:
     for tool in report.tools:
         if tool.works.yes:
             assert tool.version == metadata.version(tool.name)
@@ -119,14 +118,14 @@ def test_tools_have_the_versions_that_are_installed(report: Report) -> None:
             assert tool.works.remedy.startswith("pip install ")
 
 
-def test_the_machine_is_named(report: Report) -> None:
+def test_the_machine_is_named(report: MachineReport) -> None:
     assert report.cpu == cpu()
     assert report.cpu.model
     assert report.cpu.cores >= 1
     assert report.python in sys.version
 
 
-def test_the_report_fits_80_columns(report: Report) -> None:
+def test_the_report_fits_80_columns(report: MachineReport) -> None:
     text = shown(report)
     assert max(map(len, text.splitlines())) <= 80
     for backend in report.backends:
@@ -137,7 +136,7 @@ def test_the_report_fits_80_columns(report: Report) -> None:
 def test_the_worst_report_fits_80_columns_and_hides_nothing() -> None:
     wordy = Answer(False, "[E:lib] cannot open [x]: " + "reason " * 25 + "end", "pip 'a[b]'")
     text = shown(
-        Report(
+        MachineReport(
             eecompile="0.1.0",
             python="3.11.7",
             system="Linux",
@@ -232,7 +231,8 @@ def test_a_backend_that_crashes_costs_its_own_answer_only(monkeypatch: pytest.Mo
     monkeypatch.setattr(doctor, "command", command)
     monkeypatch.setattr(doctor, "_importable", lambda module: module != "openvino")
     report = examine(timeout=30)
-    crashed, _, absent, rtx = (report.backends[index] for index in (0, 1, 2, 4))
+    found = {backend.name: backend for backend in report.backends}
+    crashed, absent, rtx = (found[name] for name in ("onnxruntime", "openvino", "tensorrt-rtx"))
     assert crashed.runs.reason == "it crashed with SIGABRT"
     assert crashed.runs.remedy == "pip install --force-reinstall onnxruntime"
     assert absent.builds == Answer(
@@ -274,7 +274,7 @@ def test_a_backend_for_gpus_runs_where_cuda_core_does(name: str) -> None:
     assert found.runs.remedy == missing.remedy
 
 
-def test_cuda_core_needs_no_gpu_to_be_there(report: Report) -> None:
+def test_cuda_core_needs_no_gpu_to_be_there(report: MachineReport) -> None:
     tool = next(tool for tool in report.tools if tool.name == "cuda-core")
     assert tool.purpose == "run on a GPU"
     if installed("cuda") and installed("cuda.core"):
@@ -390,7 +390,7 @@ def test_notes(monkeypatch: pytest.MonkeyPatch) -> None:
 # The command
 
 
-def run(monkeypatch: pytest.MonkeyPatch, report: Report, *options: str) -> int:
+def run(monkeypatch: pytest.MonkeyPatch, report: MachineReport, *options: str) -> int:
     monkeypatch.setattr(doctor, "examine", lambda: report)
     monkeypatch.setattr(sys, "argv", ["eecompile", "doctor", *options])
     with pytest.raises(SystemExit) as caught:
@@ -399,14 +399,16 @@ def run(monkeypatch: pytest.MonkeyPatch, report: Report, *options: str) -> int:
 
 
 def test_the_command_prints_tables_or_json(
-    report: Report, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+    report: MachineReport,
+    monkeypatch: pytest.MonkeyPatch,
+    capfdbinary: pytest.CaptureFixture[bytes],
 ) -> None:
     assert run(monkeypatch, report, "--json") == (0 if report.usable else 1)
-    assert msgspec.json.decode(capfdbinary.readouterr().out, type=Report) == report
+    assert msgspec.json.decode(capfdbinary.readouterr().out, type=MachineReport) == report
 
 
 def test_the_command_fails_with_a_sentence_where_nothing_runs(
-    report: Report, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    report: MachineReport, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     none = [msgspec.structs.replace(backend, runs=NO) for backend in report.backends]
     assert run(monkeypatch, msgspec.structs.replace(report, backends=tuple(none))) == 1
@@ -417,7 +419,7 @@ def test_the_command_fails_with_a_sentence_where_nothing_runs(
 
 
 def test_a_working_backend_is_success(
-    report: Report, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    report: MachineReport, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = msgspec.structs.replace(report.backends[0], runs=YES)
     assert run(monkeypatch, msgspec.structs.replace(report, backends=(first,))) == 0

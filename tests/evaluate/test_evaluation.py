@@ -15,6 +15,7 @@ from eecompile.errors import UsageError
 from eecompile.evaluate.evaluation import Options, evaluate
 from eecompile.evaluate.report import Evaluation
 from eecompile.runtime.request import SampleRequest
+from eecompile.store.files import form_bytes
 from tests.evaluate.pictures import feature_network, function, garments, noise, quiet
 
 Array = NDArray[np.float32]
@@ -49,14 +50,14 @@ def evaluated(tmp_path: Path) -> Evaluate:
 def test_real_is_near_real_and_noise_is_far(evaluated: Evaluate) -> None:
     found = evaluated(garments(400, 1), noise(400, 2), garments(400, 0))
     near, far, same = found.rows
-    assert far.distance > 20 * near.distance
+    assert far.frechet_distance > 20 * near.frechet_distance
     assert (far.precision, far.recall) == (0, 0)
     assert near.precision > 0.6
     assert near.recall > 0.6
-    assert same.distance < 1e-4 * near.distance
+    assert same.frechet_distance < 1e-4 * near.frechet_distance
     assert (same.precision, same.recall) == (1, 1)
     assert near.name == "samples-0.npy"
-    assert found.floor.distance < 5 * near.distance
+    assert found.floor.frechet_distance < 5 * near.frechet_distance
 
 
 def test_the_floor_is_of_halves_unless_there_is_more(evaluated: Evaluate, tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_the_floor_is_of_halves_unless_there_is_more(evaluated: Evaluate, tmp_pa
     assert not more.warnings
     assert more.rows == halves.rows
     other = evaluated(garments(400, 7))  # the floor is a row like any other
-    assert more.floor.distance > 0
+    assert more.floor.frechet_distance > 0
     assert other.rows[0].samples == 400
 
 
@@ -95,7 +96,7 @@ def test_a_rank_deficient_covariance_is_warned_of(evaluated: Evaluate, tmp_path:
     assert found.dimensions == 196
     for name in ("the reference has 150", "samples-0.npy has 150"):
         assert any(name in warning and "(197)" in warning for warning in found.warnings)
-    assert np.isfinite(found.rows[0].distance)
+    assert np.isfinite(found.rows[0].frechet_distance)
 
 
 def test_latents_are_decoded_before_they_are_compared(evaluated: Evaluate, tmp_path: Path) -> None:
@@ -113,12 +114,12 @@ def test_latents_are_decoded_before_they_are_compared(evaluated: Evaluate, tmp_p
 
 def test_what_is_written_can_be_read_again(evaluated: Evaluate) -> None:
     found = evaluated(garments(30, 1))
-    written = found.to_json()
+    written = form_bytes(found)
     assert msgspec.json.decode(written, type=Evaluation) == found
     raw = msgspec.json.decode(written)
-    assert raw["format"] == 1
+    assert raw["format"] == 2
     assert set(raw["rows"][0]) == {
-        "name", "samples", "distance", "error", "precision", "recall",
+        "name", "samples", "frechet_distance", "error", "precision", "recall",
     }  # fmt: skip
 
 

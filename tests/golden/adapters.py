@@ -18,7 +18,7 @@ from eecompile.compare.gate import regressions, unjudged
 from eecompile.compare.page import page_of as page_of_comparison
 from eecompile.compare.report import read_report
 from eecompile.compare.tables import comparison_parts
-from eecompile.doctor.examine import Report as DoctorReport
+from eecompile.doctor.examine import MachineReport
 from eecompile.doctor.tables import doctor_parts
 from eecompile.evaluate.report import Evaluation
 from eecompile.evaluate.tables import evaluation_parts
@@ -98,7 +98,7 @@ def table(path: Path) -> RenderableType:
         case "evaluation":
             return rendered(*evaluation_parts(msgspec.json.decode(data, type=Evaluation)))
         case "doctor":
-            return rendered(*doctor_parts(msgspec.json.decode(data, type=DoctorReport)))
+            return rendered(*doctor_parts(msgspec.json.decode(data, type=MachineReport)))
         case "bundle":
             return rendered(*bundle_parts(_manifest(path)))
         case _:

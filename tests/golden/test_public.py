@@ -15,6 +15,13 @@ import eecompile
 from tests.conftest import ROOT
 from tests.golden.stored import check
 
+PUBLIC = [
+    f"eecompile.{name}"
+    for name in (
+        *("compare", "compiler", "evaluate", "networks", "programs", "programs.solvers"),
+        *("runtime", "store", "tune"),
+    )
+]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _BLOCK = re.compile(r"^[ ]*```(?:python|py)\n(.*?)^[ ]*```", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`(eecompile(?:\.\w+)+)")
@@ -76,4 +83,15 @@ def test_names_that_pages_use() -> None:
 
 
 def test_names_that_the_package_offers() -> None:
-    check("public/names.txt", "\n".join(eecompile.__all__) + "\n")
+    packages = [eecompile, *map(importlib.import_module, PUBLIC)]
+    names = [f"{package.__name__}.{name}" for package in packages for name in package.__all__]
+    check("public/names.txt", "\n".join(names) + "\n")
+
+
+def test_pages_name_public_packages_only() -> None:
+    """What a page imports stands in ``eecompile`` or in one named package of it."""
+    for page in PAGES:
+        for block in blocks(page):
+            for node in ast.walk(block):
+                if isinstance(node, ast.ImportFrom) and ours(node.module):
+                    assert node.module in {"eecompile", *PUBLIC}, page

@@ -17,6 +17,7 @@ from eecompile.programs.interface import Interface
 from eecompile.runtime.cuda import device as module
 from eecompile.runtime.cuda.device import KERNELS, out_of_memory
 from eecompile.runtime.engines.device import DeviceEngine
+from eecompile.runtime.trajectory.device import DeviceEvaluation
 
 Array = NDArray[np.float32]
 SOURCE = Path(module.__file__).with_name("kernels.cu")
@@ -243,13 +244,8 @@ class EmulatedEngine(DeviceEngine):
     def settle(self) -> bool:
         return self.captures
 
-    def enqueue(
-        self,
-        depth: int,
-        batch: tuple[int, ...],
-        inputs: Mapping[str, int],
-        outputs: Sequence[int],
-    ) -> None:
+    def enqueue(self, evaluation: DeviceEvaluation) -> None:
+        depth, batch, inputs, outputs = evaluation
         rows = batch[0]
         assert rows <= self.max_batch
         self.calls.append((depth, rows))

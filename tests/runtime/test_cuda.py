@@ -28,7 +28,7 @@ from eecompile.runtime.cuda import device as cuda_device
 from eecompile.runtime.cuda.device import KERNELS, open_device
 from eecompile.runtime.engines.group import DeviceGroup, EngineGroup, grouped
 from eecompile.runtime.trajectory import device as cuda_trajectory
-from eecompile.runtime.trajectory.device import DeviceTrajectory
+from eecompile.runtime.trajectory.device import DeviceEvaluation, DeviceTrajectory
 from eecompile.runtime.trajectory.host import HostTrajectory
 from eecompile.runtime.trajectory.noise import normal_noise
 from eecompile.runtime.trajectory.plan import Plan, Rows
@@ -501,13 +501,8 @@ needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not gpus(), reason="no NVIDIA G
 class OnGpu(EmulatedEngine):
     """Evaluates on the host what lies on a real GPU; so it cannot be captured."""
 
-    def enqueue(
-        self,
-        depth: int,
-        batch: tuple[int, ...],
-        inputs: Mapping[str, int],
-        outputs: Any,
-    ) -> None:
+    def enqueue(self, evaluation: DeviceEvaluation) -> None:
+        depth, batch, inputs, outputs = evaluation
         arrays = {"x": np.empty(batch, FLOAT), "t": np.empty(batch[0], FLOAT)}
         given: dict[str, NDArray[Any]] = {
             name: np.empty((batch[0], *spec.shape), spec.dtype)

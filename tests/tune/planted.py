@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import pytest
 
 from eecompile.programs.interface import Condition, Interface, State
 from eecompile.runtime.engines.fake import FakeEngine
 from eecompile.runtime.engines.group import EngineGroup
 from eecompile.runtime.sampler import Sampler
-from eecompile.tune.report import Settings
+from eecompile.tune.report import TuningSettings
+from tests.clock import spend
 
 EXITS = (1, 2, 4)
 SHAPE = (6,)
@@ -24,37 +22,17 @@ PATTERN = np.linspace(-1.0, 1.0, 6, dtype=np.float32)
 Error = Callable[[int, float], float]
 
 
-class Clock:
-    """Stands still but for what engines spend, and a little at every look."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def __call__(self) -> float:
-        self.seconds += 1e-6
-        return self.seconds
-
-
-@contextmanager
-def planted_time() -> Iterator[None]:
-    """Whatever is timed within took exactly what was planted, however busy the machine is."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(time, "perf_counter", Clock())
-        yield
-
-
 def planted(error: Error, cost: float = 0.0, slope: float = 0.3) -> FakeEngine:
     """The whole network is linear in x; an exit is off by ``error(depth, t)`` in one direction.
 
     Args:
         error: of an exit at a time.
-        cost: seconds a block, within :func:`planted_time`.
+        cost: seconds a block, on the standing clock.
         slope: of the output over x.
     """
 
     def predict(depth: int, x: Any, t: Any, given: Mapping[str, Any]) -> Any:
-        if isinstance(time.perf_counter, Clock):
-            time.perf_counter.seconds += depth * cost
+        spend(depth * cost)
         off = error(depth, float(t[0])) * PATTERN
         label = given["label"].reshape(-1, 1).astype(np.float32)
         return np.float32(slope) * x + np.float32(0.01) * label + off
@@ -76,7 +54,7 @@ def sampler_of(*engines: FakeEngine, **more: Any) -> Sampler:
     return Sampler(EngineGroup(dict(zip(names, engines, strict=False))), interface(**more))
 
 
-def settings(**changed: Any) -> Settings:
+def settings(**changed: Any) -> TuningSettings:
     """Small."""
     chosen: dict[str, Any] = {
         "solver": "ddim",
@@ -86,4 +64,4 @@ def settings(**changed: Any) -> Settings:
         "held_out": 6,
         "minutes": 0.05,
     }
-    return Settings(**(chosen | changed))
+    return TuningSettings(**(chosen | changed))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eecompile.tune.optimise import Reuse, Table, front, objective
+from eecompile.tune.optimise import Reuse, SlotTable, front, objective
 
 # Of few values, so that sums are often equal; and of any.
 figures = st.one_of(
@@ -20,7 +20,7 @@ figures = st.one_of(
 
 
 @st.composite
-def tables(draw: st.DrawFn) -> Table:
+def tables(draw: st.DrawFn) -> SlotTable:
     slots, choices = draw(st.integers(1, 5)), draw(st.integers(1, 3))
 
     def array(*shape: int) -> np.ndarray:
@@ -36,10 +36,10 @@ def tables(draw: st.DrawFn) -> Table:
         most = draw(st.integers(1, 3))
         takes = draw(st.lists(st.integers(1, 2), min_size=slots, max_size=slots))
         reuse = Reuse(array(slots), array(slots, most, choices), tuple(takes))
-    return Table(array(slots, choices), errors, depths, reuse)
+    return SlotTable(array(slots, choices), errors, depths, reuse)
 
 
-def every(table: Table, monotone: bool) -> list[tuple[float, float]]:
+def every(table: SlotTable, monotone: bool) -> list[tuple[float, float]]:
     """Cost and error of all solutions."""
     picks = itertools.product(range(table.again + 1), repeat=len(table.costs))
     sums = (objective(table, each, monotone=monotone) for each in picks)
@@ -48,7 +48,7 @@ def every(table: Table, monotone: bool) -> list[tuple[float, float]]:
 
 @settings(max_examples=300, deadline=None)
 @given(tables(), st.booleans(), st.lists(st.floats(0, 4), max_size=4))
-def test_it_equals_brute_force(table: Table, monotone: bool, budgets: list[float]) -> None:
+def test_it_equals_brute_force(table: SlotTable, monotone: bool, budgets: list[float]) -> None:
     found, known = front(table, monotone=monotone), every(table, monotone)
     for budget in (*budgets, *found.costs.tolist()):
         best = min((e for c, e in known if c <= budget * (1 + 1e-12)), default=None)
@@ -64,7 +64,7 @@ def test_it_equals_brute_force(table: Table, monotone: bool, budgets: list[float
 
 @given(tables(), st.booleans())
 @settings(deadline=None)
-def test_the_front_is_undominated_and_says_what_it_costs(table: Table, monotone: bool) -> None:
+def test_the_front_is_undominated_and_says_what_it_costs(table: SlotTable, monotone: bool) -> None:
     found = front(table, monotone=monotone)
     assert (np.diff(found.costs) > 0).all()
     assert (np.diff(found.errors) < 0).all()
@@ -75,7 +75,7 @@ def test_the_front_is_undominated_and_says_what_it_costs(table: Table, monotone:
 
 @given(tables(), st.floats(0.5, 3))
 @settings(deadline=None)
-def test_a_limit_only_leaves_out_what_costs_more(table: Table, limit: float) -> None:
+def test_a_limit_only_leaves_out_what_costs_more(table: SlotTable, limit: float) -> None:
     whole, part = front(table), front(table, limit=limit)
     kept = whole.costs <= limit
     np.testing.assert_allclose(part.costs, whole.costs[kept])
@@ -86,7 +86,7 @@ def test_a_planted_best() -> None:
     # Slots 1 and 3 lose nothing with the cheap choice; the others lose much.
     costs = np.tile([1.0, 0.5], (5, 1))
     errors = np.array([[0, 9.0], [0, 0.1], [0, 9.0], [0, 0.2], [0, 9.0]])
-    found = front(Table(costs, errors, (4, 2)))
+    found = front(SlotTable(costs, errors, (4, 2)))
     assert found.best(4.0) == (0, 1, 0, 1, 0)
     assert found.best(4.5) == (0, 1, 0, 0, 0)
     assert found.best(2.4) is None
@@ -96,7 +96,7 @@ def test_between_the_corners_of_the_hull() -> None:
     # A Lagrangian relaxation finds (0, 0) and (1, 1) only.
     costs = np.array([[3.0, 0.0], [2.0, 0.0]])
     errors = np.array([[0.0, 3.0], [0.0, 2.1]])
-    found = front(Table(costs, errors, (2, 1)))
+    found = front(SlotTable(costs, errors, (2, 1)))
     assert found.best(2.5) == (1, 0)
     assert len(found) == 4
 
@@ -105,7 +105,7 @@ def test_reuse_depends_on_what_is_used_again() -> None:
     costs, errors = np.tile([1.0, 0.9], (2, 1)), np.array([[0.0, 0.1], [0.0, 5.0]])
     again = np.full((2, 1, 2), 9.0)
     again[1, 0] = [2.0, 0.5]  # a former output of choice 1 is the better one to keep
-    table = Table(costs, errors, (2, 1), Reuse(np.zeros(2), again, (1, 1)))
+    table = SlotTable(costs, errors, (2, 1), Reuse(np.zeros(2), again, (1, 1)))
     found = front(table)
     assert found.best(1.0) == (1, table.again)
     assert found.best(2.0) == (0, 0)
@@ -116,7 +116,9 @@ def test_fifty_slots_and_nine_choices_with_reuse_take_a_moment() -> None:
     costs = np.tile(np.linspace(1, 0.2, 9), (50, 1))
     errors = np.linspace(0, 1, 9) ** 1.5 * rng.uniform(0.5, 1.5, (50, 1))
     again = np.repeat(rng.uniform(0.1, 0.9, (50, 3, 1)), 9, axis=2)
-    table = Table(costs, errors, tuple(range(9, 0, -1)), Reuse(np.full(50, 0.01), again, (1,) * 50))
+    table = SlotTable(
+        costs, errors, tuple(range(9, 0, -1)), Reuse(np.full(50, 0.01), again, (1,) * 50)
+    )
     found = front(table)
     picks = found.best(25.0)
     assert picks is not None

@@ -10,16 +10,16 @@ import pytest
 
 from eecompile.programs.choice import Choice, Exit, Forecast
 from eecompile.programs.schedule import ExitSchedule
-from eecompile.tune.latency import Latency
+from eecompile.tune.latency import StepLatency
 from eecompile.tune.page import page_of
-from eecompile.tune.report import Comparison, Front, Kind, Point, Settings
+from eecompile.tune.report import BaselineComparison, Front, FrontPoint, Kind, TuningSettings
 from tests.compare.chromium import Browser, chromium
 
 MARKUP = "<b>bold</b> & <img src=x onerror=\"document.title='ran'\"> %{x} </script>"
 MOMENTS = tuple(float(t) for t in range(950, 0, -100))
 
 
-def point(name: str, kind: Kind, depths: tuple[int, ...], distance: float) -> Point:
+def point(name: str, kind: Kind, depths: tuple[int, ...], distance: float) -> FrontPoint:
     share = sum(depths) / 120
     mixed = kind == "found" and len(depths) == 10
     engines = ("", "cpu-bf16") * 5 if mixed else ("",) * len(depths)
@@ -27,17 +27,17 @@ def point(name: str, kind: Kind, depths: tuple[int, ...], distance: float) -> Po
         Exit(depth, engine) if depth else Forecast()
         for depth, engine in zip(depths, engines, strict=True)
     ]
-    return Point(
+    return FrontPoint(
         name=name,
         kind=kind,
         steps=len(depths),
         schedule=ExitSchedule.from_slices([depth or 6 for depth in reversed(depths)]),
         choices=tuple(choices),
         budget=0.7 if kind == "found" else None,
-        predicted=share,
-        time=1.03 * share,
+        predicted_share=share,
+        time_share=1.03 * share,
         spread=(share, 1.1 * share),
-        ideal=share,
+        ideal_share=share,
         seconds_per_sample=share / 9,
         distance=distance,
         interval=(0.9 * distance, 1.15 * distance),
@@ -58,7 +58,7 @@ def sample_front(network: str = "fashion-dit") -> Front:
         point("7 steps", "steps", (12,) * 7, 0.009),
     )
     latencies = [
-        Latency(
+        StepLatency(
             choice=Exit(depth, engine),
             guided=False,
             median=depth * 3.2,
@@ -75,19 +75,23 @@ def sample_front(network: str = "fashion-dit") -> Front:
         engines=("cpu", "cpu-bf16"),
         identity="9f2c",
         machine={"cpu": "AMD EPYC", "cores": "2"},
-        settings=Settings(solver="ddim", steps=10, reuse=True),
+        settings=TuningSettings(solver="ddim", steps=10, reuse=True),
         unit="range",
         seconds=312.0,
         latencies=tuple(latencies),
         moments=MOMENTS,
-        ways=("9", "6", "3", "reuse 1"),
+        error_terms=("9", "6", "3", "again 1"),
         errors=tuple(tuple(way * t / 1e6 for t in MOMENTS) for way in (1, 3, 9, 2)),
         points=points,
         comparisons=(
-            Comparison(baseline="ASE", found="budget-60", time=0.97, distance=0.55,
-                       interval=(0.5, 0.61), time_at_distance=0.8),
-            Comparison(baseline="7 steps", found="budget-60", time=0.9, distance=1.22,
-                       interval=(1.1, 1.3)),
+            BaselineComparison(
+                baseline="ASE", found="budget-60", time_share=0.97, distance_ratio=0.55,
+                interval=(0.5, 0.61), time_share_at_distance=0.8,
+            ),
+            BaselineComparison(
+                baseline="7 steps", found="budget-60", time_share=0.9, distance_ratio=1.22,
+                interval=(1.1, 1.3),
+            ),
         ),
         warnings=("48 held-out samples tell distances to within 15 %",),
     )  # fmt: skip
@@ -159,7 +163,7 @@ def test_names_are_never_markup(browser: Browser, tmp_path: Path) -> None:
     named = [msgspec.structs.replace(p, name=MARKUP) if p.kind == "found" else p
              for p in front.points]  # fmt: skip
     front = msgspec.structs.replace(
-        front, points=tuple(named), ways=(MARKUP,) * 4, engines=(MARKUP, "cpu-bf16")
+        front, points=tuple(named), error_terms=(MARKUP,) * 4, engines=(MARKUP, "cpu-bf16")
     )
     path = tmp_path / "report.html"
     path.write_text(page_of(front), encoding="utf-8")
@@ -173,7 +177,7 @@ def test_names_are_never_markup(browser: Browser, tmp_path: Path) -> None:
 def test_a_front_of_full_depth_alone(browser: Browser, tmp_path: Path) -> None:
     front = sample_front()
     bare = msgspec.structs.replace(
-        front, points=front.points[:1], comparisons=(), warnings=(), errors=(), ways=()
+        front, points=front.points[:1], comparisons=(), warnings=(), errors=(), error_terms=()
     )
     path = tmp_path / "report.html"
     path.write_text(page_of(bare), encoding="utf-8")

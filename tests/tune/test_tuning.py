@@ -21,24 +21,17 @@ from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.engines.fake import FakeEngine
 from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
+from eecompile.store.files import form_bytes
 from eecompile.tune.baselines import ASE, baseline_schedules
 from eecompile.tune.choices import choices_of
-from eecompile.tune.findings import warnings
+from eecompile.tune.findings import Entry, warnings
 from eecompile.tune.held_out import Measured, steadied
 from eecompile.tune.output import check_output, identity_of, opened_work, write
-from eecompile.tune.report import Front, Point, read_front
-from eecompile.tune.tuning import Entry, tune
+from eecompile.tune.report import Front, FrontPoint, read_front
+from eecompile.tune.tuning import tune
 from eecompile.tune.work import Work
-from tests.tune.planted import (
-    BLOCK,
-    EXITS,
-    SHAPE,
-    interface,
-    planted,
-    planted_time,
-    sampler_of,
-    settings,
-)
+from tests.clock import standing_clock
+from tests.tune.planted import BLOCK, EXITS, SHAPE, interface, planted, sampler_of, settings
 
 
 def late(depth: int, t: float) -> float:
@@ -50,14 +43,14 @@ def point(front: Front, name: str) -> Any:
     return next(point for point in front.points if point.name == name)
 
 
-def blocks(each: Point) -> list[int]:
+def blocks(each: FrontPoint) -> list[int]:
     """Of each step; 0 where nothing is evaluated."""
     return [choice.blocks for choice in each.choices]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def clock() -> Iterator[None]:
-    with planted_time():
+    with standing_clock():
         yield
 
 
@@ -78,11 +71,11 @@ def test_it_finds_the_planted_schedule(tuned: Front) -> None:
 
 def test_time_is_what_was_planted(tuned: Front) -> None:
     shares = [sum(blocks(each)) / 40 for each in tuned.points]
-    for name in ("predicted", "time"):
+    for name in ("predicted_share", "time_share"):
         assert [getattr(each, name) for each in tuned.points] == pytest.approx(shares, rel=0.01)
-    assert [each.ideal for each in tuned.points] == pytest.approx(shares)
+    assert [each.ideal_share for each in tuned.points] == pytest.approx(shares)
     for each in tuned.points:
-        assert each.spread[0] <= each.time <= each.spread[1]
+        assert each.spread[0] <= each.time_share <= each.spread[1]
     medians = {each.choice.text: each.median for each in tuned.latencies}
     assert medians["4"] == pytest.approx(4 * medians["1"], rel=0.01)
 
@@ -112,15 +105,15 @@ def test_without_a_budget_the_whole_front() -> None:
     front = tune(sampler_of(planted(late, BLOCK)), settings(minutes=0))
     found = [each for each in front.points if each.kind == "found"]
     assert len(found) >= 5
-    distances = [each.distance for each in sorted(found, key=lambda each: -each.predicted)]
+    distances = [each.distance for each in sorted(found, key=lambda each: -each.predicted_share)]
     assert distances == sorted(distances)
     for each in found:
-        assert each.predicted <= each.budget * (1 + 1e-6)
+        assert each.predicted_share <= each.budget * (1 + 1e-6)
     assert any(each.name.startswith("as-") for each in found)
     better = {each.baseline: each for each in front.comparisons}
     assert set(better) >= {"ASE", "linear to 2", "linear to 1", "exit 2"}
-    assert better["ASE"].distance < 0.5
-    assert better["ASE"].interval[0] <= better["ASE"].distance <= better["ASE"].interval[1]
+    assert better["ASE"].distance_ratio < 0.5
+    assert better["ASE"].interval[0] <= better["ASE"].distance_ratio <= better["ASE"].interval[1]
 
 
 def test_reuse_is_taken_where_it_costs_nothing() -> None:
@@ -132,7 +125,7 @@ def test_reuse_is_taken_where_it_costs_nothing() -> None:
     assert found.choices[0].evaluates
     runs = "".join("x" if choice.evaluates else "." for choice in found.choices)
     assert "...." not in runs
-    assert "reuse 1" in front.ways
+    assert "again 1" in front.error_terms
     assert found.distance < 0.1 * point(front, "exit 1").distance
 
 
@@ -177,7 +170,7 @@ def test_guidance_acts_within_its_interval() -> None:
     assert set(costs) == {False, True}
     everywhere = tune(sampler_of(planted(late, BLOCK)), chosen, SampleRequest(guidance=2.0))
     assert point(front, "exit 1").distance != point(everywhere, "exit 1").distance
-    assert msgspec.json.decode(front.to_json(), type=Front).settings == front.settings
+    assert msgspec.json.decode(form_bytes(front), type=Front).settings == front.settings
     assert (front.settings.guidance, front.settings.guidance_interval) == (2.0, (500.0, 999.0))
     assert front.settings.digest == request.digest() != everywhere.settings.digest
 
@@ -312,7 +305,7 @@ def test_a_folder_is_replaced_only_when_asked_and_never_another_s(
 
 def test_a_front_of_another_format_is_refused(tuned: Front, tmp_path: Path) -> None:
     path = tmp_path / "front.json"
-    path.write_bytes(msgspec.structs.replace(tuned, format=99).to_json())
+    path.write_bytes(form_bytes(msgspec.structs.replace(tuned, format=99)))
     with pytest.raises(FormatError, match="format 99"):
         read_front(path)
     path.write_text("{}")
@@ -367,7 +360,10 @@ def test_a_busy_machine_is_told_of(tuned: Front) -> None:
     entry = Entry("full", "full", sampler_of(planted(late)).program("ddim", 10, 4),
                   ExitSchedule.constant(4), 10, 1.0)  # fmt: skip
     for factor, told in ((1.01, False), (1.3, True)):
-        made = [msgspec.structs.replace(p, time=factor * p.predicted) for p in tuned.points]
+        made = [
+            msgspec.structs.replace(point, time_share=factor * point.predicted_share)
+            for point in tuned.points
+        ]
         texts = list(warnings(made, [entry], {}, (), tuned.settings))
         assert any("busy" in text for text in texts) == told
 

@@ -88,7 +88,6 @@ class Solver(Protocol):
         Raises:
             UsageError: an argument is out of range, or the family is another.
         """
-        ...
 
 
 class Facts(msgspec.Struct, frozen=True):

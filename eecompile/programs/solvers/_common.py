@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from eecompile.errors import UsageError
 from eecompile.programs.process import DATA, Family, Point, Process
@@ -51,8 +51,42 @@ def log_ratios(now: Point, after: Point, past: Sequence[Point]) -> tuple[float, 
     return step, [(point.half_log_snr - now.half_log_snr) / step for point in past]
 
 
-def order_at(index: int, steps: int, order: int) -> int:
-    """The highest order that a multistep solver takes at step ``index``.
+Past = list[tuple[Point, Value]]
+"""Former predictions, newest first, and where they were made."""
+
+
+def multistep(
+    tape: Tape,
+    visited: Sequence[Point],
+    order: int,
+    name: str,
+    pick: Callable[[Prediction], Value],
+    step: Callable[[Point, Point, Prediction, Past], Value],
+) -> None:
+    """Record the steps of a method that extrapolates what was predicted before.
+
+    Args:
+        tape: at the first of ``visited``.
+        visited: the moments to visit.
+        order: number of predictions that a step reads.
+        name: of the buffers that keep former ones.
+        pick: what of a prediction is kept.
+        step: the state at the second moment, from that on the tape, which is at the first, the
+            prediction there and the former ones that this step may read.
+    """
+    past: Past = []
+    for index, (now, after) in enumerate(intervals(visited)):
+        prediction = tape.evaluate(tape.state, now)
+        used = past[: _order_at(index, len(visited), order) - 1]
+        state = step(now, after, prediction, used)
+        # Nothing can be extrapolated from moments without data.
+        if order > 1 and now.alpha:
+            past = [(now, tape.keep(pick(prediction), name)), *past][: order - 1]
+        tape.advance(state)
+
+
+def _order_at(index: int, steps: int, order: int) -> int:
+    """The highest order at step ``index``.
 
     It starts at 1; the last step is of order 1, since it ends at the data, and with few
     steps the one before of order 2 at most, as in diffusers.
@@ -62,19 +96,6 @@ def order_at(index: int, steps: int, order: int) -> int:
     if index == steps - 2 and steps < _FEW:
         order = min(order, 2)
     return min(order, index + 1)
-
-
-Past = list[tuple[Point, Value]]
-
-
-def remember(tape: Tape, past: Past, now: Point, value: Value, name: str, count: int) -> Past:
-    """The last ``count`` predictions, newest first, now with ``value``.
-
-    Those at moments without data are left out: nothing can be extrapolated from there.
-    """
-    if not count or not now.alpha:
-        return past
-    return [(now, tape.keep(value, name)), *past][:count]
 
 
 def require(process: Process, solver: str, families: tuple[Family, ...]) -> None:

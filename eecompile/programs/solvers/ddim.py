@@ -38,9 +38,6 @@ def ddim(
         eta: share of DDPM's noise, 0 to 1.
         clip: bounds of the predicted data, or None. The predicted noise follows the
             clipped data (diffusers: ``use_clipped_model_output=True``).
-
-    Raises:
-        UsageError: ``eta``, ``steps`` or ``grid`` is out of range.
     """
     check_number("eta", eta, 0, 1)
     visited = points(process, steps, grid)

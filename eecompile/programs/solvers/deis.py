@@ -14,16 +14,8 @@ from numpy.polynomial import Polynomial
 from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import Point, Process
 from eecompile.programs.program import Program
-from eecompile.programs.solvers._common import (
-    Past,
-    check_order,
-    first_step,
-    intervals,
-    order_at,
-    remember,
-    title,
-)
-from eecompile.programs.tape import ChoiceAt, Tape, Value
+from eecompile.programs.solvers._common import Past, check_order, first_step, multistep, title
+from eecompile.programs.tape import ChoiceAt, Prediction, Tape, Value
 
 
 def deis(
@@ -40,22 +32,17 @@ def deis(
     Args:
         steps: number of steps, 1 to T; the first and last are of lower order.
         order: 1 to 3.
-
-    Raises:
-        UsageError: ``order``, ``steps`` or ``grid`` is out of range.
     """
     check_order(order, (1, 2, 3))
     visited = points(process, steps, grid)
     tape = Tape(process, choice_at, visited[0], clip)
-    past: Past = []
-    for index, (now, after) in enumerate(intervals(visited)):
-        prediction = tape.evaluate(tape.state, now)
-        used = past[: order_at(index, steps, order) - 1]
-        state = first_step(prediction, after)
-        if used:
-            state = _extrapolated(tape.state, after, [(now, prediction.noise), *used])
-        past = remember(tape, past, now, prediction.noise, "slope", order - 1)
-        tape.advance(state)
+
+    def step(now: Point, after: Point, prediction: Prediction, past: Past) -> Value:
+        if not past:
+            return first_step(prediction, after)
+        return _extrapolated(tape.state, after, [(now, prediction.noise), *past])
+
+    multistep(tape, visited, order, "slope", lambda prediction: prediction.noise, step)
     return tape.finish(title("deis", grid, {"order": order}))
 
 

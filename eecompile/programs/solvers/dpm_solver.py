@@ -37,9 +37,6 @@ def dpm_solver_2(
             is the one before where the number is even.
         form: interpolate the predicted ``noise`` (DPM-Solver) or ``data``
             (DPM-Solver++).
-
-    Raises:
-        UsageError: ``steps``, ``form`` or ``grid`` is out of range.
     """
     visited = points(process, steps, grid)
     tape = Tape(process, choice_at, visited[0], clip)

@@ -10,16 +10,8 @@ import math
 from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import Point, Process
 from eecompile.programs.program import Program
-from eecompile.programs.solvers._common import (
-    Past,
-    data_step,
-    intervals,
-    log_ratios,
-    order_at,
-    remember,
-    title,
-)
-from eecompile.programs.tape import ChoiceAt, Tape, Value
+from eecompile.programs.solvers._common import Past, data_step, log_ratios, multistep, title
+from eecompile.programs.tape import ChoiceAt, Prediction, Tape, Value
 
 
 def dpmpp_2m(
@@ -65,16 +57,10 @@ def dpmpp_3m(
     return tape.finish(title("dpmpp-3m", grid, {"halved": halved}))
 
 
-def differences(data: Value, past: Past, places: list[float]) -> tuple[Value, Value | None]:
+def _differences(data: Value, past: Past, places: list[float]) -> tuple[Value, Value | None]:
     """The first and second derivative of the data over the step, where it starts.
 
-    Args:
-        data: predicted now.
-        past: one or two former predictions, newest first.
-        places: where those lie in the step, which goes from 0 to 1.
-
-    Returns:
-        Both as Newton's interpolation gives them; the second None from one alone.
+    By Newton's interpolation; the second is None from one former prediction alone.
     """
     slope = (past[0][1] - data) / places[0]
     if len(past) == 1:
@@ -85,23 +71,32 @@ def differences(data: Value, past: Past, places: list[float]) -> tuple[Value, Va
 
 
 def _record(tape: Tape, visited: list[Point], order: int, share: float = 1.0) -> None:
-    past: Past = []
-    for index, (now, after) in enumerate(intervals(visited)):
-        data = tape.evaluate(tape.state, now).data
-        used = past[: order_at(index, len(visited), order) - 1]
+    def step(now: Point, after: Point, prediction: Prediction, past: Past) -> Value:
+        data = prediction.data
         state = data_step(tape.state, now, after, data)
-        if used:
-            state += _correction(now, after, data, used, share)
-        past = remember(tape, past, now, data, "data", order - 1)
-        tape.advance(state)
+        return state + correction(now, after, data, past, share=share) if past else state
+
+    multistep(tape, visited, order, "data", lambda prediction: prediction.data, step)
 
 
-def _correction(now: Point, after: Point, data: Value, past: Past, share: float) -> Value:
-    """What the predicted data's change over the step adds."""
+def correction(
+    now: Point, after: Point, data: Value, past: Past, *, rate: int = 1, share: float = 0.5
+) -> Value:
+    """What the predicted data's change over the step adds.
+
+    Args:
+        now: where the step starts.
+        after: where it ends.
+        data: predicted now.
+        past: one or two former predictions, newest first.
+        rate: at which the state forgets over h: 1, or 2 in the reverse SDE.
+        share: of the second derivative.
+    """
     h, places = log_ratios(now, after, [point for point, _ in past])
-    slope, bend = differences(data, past, places)
-    shrink = math.expm1(-h)
+    slope, bend = _differences(data, past, places)
+    span = rate * h
+    fresh = -math.expm1(-span)
     if bend is None:
-        return (-0.5 * after.alpha * shrink) * slope
-    first, second = shrink / h + 1, 0.5 - (shrink + h) / h**2
+        return (0.5 * after.alpha * fresh) * slope
+    first, second = 1 - fresh / span, 0.5 - (span - fresh) / span**2
     return after.alpha * (first * slope + (share * second) * bend)

@@ -11,16 +11,9 @@ import math
 from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import Point, Process
 from eecompile.programs.program import Program
-from eecompile.programs.solvers._common import (
-    Past,
-    intervals,
-    log_ratios,
-    order_at,
-    remember,
-    title,
-)
-from eecompile.programs.solvers.dpmpp import differences
-from eecompile.programs.tape import ChoiceAt, Tape, Value
+from eecompile.programs.solvers._common import Past, multistep, title
+from eecompile.programs.solvers.dpmpp import correction
+from eecompile.programs.tape import ChoiceAt, Prediction, Tape, Value
 
 
 def dpmpp_2m_sde(
@@ -62,28 +55,16 @@ def dpmpp_3m_sde(
 
 
 def _record(tape: Tape, visited: list[Point], order: int) -> None:
-    past: Past = []
-    for index, (now, after) in enumerate(intervals(visited)):
-        data = tape.evaluate(tape.state, now).data
-        used = past[: order_at(index, len(visited), order) - 1]
+    def step(now: Point, after: Point, prediction: Prediction, past: Past) -> Value:
+        data = prediction.data
         # exp(-h), finite where h is not
         shrink = after.sigma * now.alpha / (after.alpha * now.sigma)
         fresh = 1 - shrink**2
         state = (after.sigma / now.sigma * shrink) * tape.state + (after.alpha * fresh) * data
-        if used:
-            state += _correction(now, after, data, used)
+        if past:
+            state += correction(now, after, data, past, rate=2)
         if after.sigma:
             state += (after.sigma * math.sqrt(fresh)) * tape.noise()
-        past = remember(tape, past, now, data, "data", order - 1)
-        tape.advance(state)
+        return state
 
-
-def _correction(now: Point, after: Point, data: Value, past: Past) -> Value:
-    """What the predicted data's change over the step adds."""
-    h, places = log_ratios(now, after, [point for point, _ in past])
-    slope, bend = differences(data, past, places)
-    fresh = -math.expm1(-2 * h)
-    if bend is None:
-        return (0.5 * after.alpha * fresh) * slope
-    first, second = 1 - fresh / (2 * h), 0.5 - (2 * h - fresh) / (2 * h) ** 2
-    return after.alpha * (first * slope + (0.5 * second) * bend)
+    multistep(tape, visited, order, "data", lambda prediction: prediction.data, step)

@@ -28,9 +28,6 @@ def euler_ancestral(
 
     Args:
         eta: share of DDPM's noise, 0 to 1.
-
-    Raises:
-        UsageError: ``eta``, ``steps`` or ``grid`` is out of range.
     """
     check_number("eta", eta, 0, 1)
     visited = points(process, steps, grid)

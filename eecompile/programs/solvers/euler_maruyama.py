@@ -33,9 +33,6 @@ def euler_maruyama(
         process: of family diffusion.
         steps: number of steps, 1 to T. The last one, which ends at the data one timestep
             before t = 0, adds no noise.
-
-    Raises:
-        UsageError: ``steps`` or ``grid`` is out of range, or the family is another.
     """
     require(process, "euler-maruyama", ("diffusion",))
     visited = points(process, steps, grid)

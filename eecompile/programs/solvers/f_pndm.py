@@ -9,8 +9,8 @@ from __future__ import annotations
 from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import Point, Process
 from eecompile.programs.program import Program
-from eecompile.programs.solvers._common import intervals, require, title
-from eecompile.programs.solvers.pndm import FAMILIES, averaged, predicted, transfer
+from eecompile.programs.solvers._common import require, title
+from eecompile.programs.solvers.pndm import FAMILIES, predicted, record, transfer
 from eecompile.programs.tape import ChoiceAt, Tape, Value
 
 
@@ -25,25 +25,13 @@ def f_pndm(
     """Second order; one evaluation a step, four in the first three; deterministic.
 
     As diffusers' PNDMScheduler with ``skip_prk_steps=False``. With three steps or fewer
-    the last, which ends at the data, is a multistep one of lower order.
-
-    Args:
-        process: of family diffusion or edm.
-        grid: the moments to visit; the method takes them for evenly spaced in time.
-
-    Raises:
-        UsageError: ``steps`` or ``grid`` is out of range, or the family is another.
+    the last, which ends at the data, is a multistep one of lower order. Arguments are those
+    of :func:`.pndm.pndm`.
     """
     require(process, "f-pndm", FAMILIES)
     visited = points(process, steps, grid)
     tape = Tape(process, choice_at, visited[0], clip)
-    past: list[Value] = []
-    for index, (now, after) in enumerate(intervals(visited)):
-        slope = tape.keep(predicted(tape, tape.state, now), "slope")
-        past = [slope, *past][:4]
-        runge_kutta = index < 3 and after.sigma > 0
-        mean = _runge_kutta(tape, now, after, slope) if runge_kutta else averaged(past)
-        tape.advance(transfer(tape, tape.state, now, after, mean))
+    record(tape, visited, 4, 3, _runge_kutta)
     return tape.finish(title("f-pndm", grid))
 
 

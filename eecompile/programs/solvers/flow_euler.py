@@ -6,11 +6,14 @@ linear in time, the line along which one prediction holds.
 
 from __future__ import annotations
 
-from eecompile.programs.grids import Grid, points
+import msgspec
+
+from eecompile.programs.grids import Grid
 from eecompile.programs.process import Process
 from eecompile.programs.program import Program
-from eecompile.programs.solvers._common import first_step, intervals, require, title
-from eecompile.programs.tape import ChoiceAt, Tape
+from eecompile.programs.solvers._common import require, title
+from eecompile.programs.solvers.euler import euler
+from eecompile.programs.tape import ChoiceAt
 
 
 def flow_euler(
@@ -21,17 +24,7 @@ def flow_euler(
     grid: Grid = "trailing",
     clip: tuple[float, float] | None = None,
 ) -> Program:
-    """First order; one evaluation a step; deterministic.
-
-    Args:
-        process: of family flow.
-
-    Raises:
-        UsageError: ``steps`` or ``grid`` is out of range, or the family is another.
-    """
+    """First order; one evaluation a step; deterministic; for processes of family flow."""
     require(process, "flow-euler", ("flow",))
-    visited = points(process, steps, grid)
-    tape = Tape(process, choice_at, visited[0], clip)
-    for now, after in intervals(visited):
-        tape.advance(first_step(tape.evaluate(tape.state, now), after))
-    return tape.finish(title("flow-euler", grid))
+    program = euler(process, steps, choice_at, grid=grid, clip=clip)
+    return msgspec.structs.replace(program, solver=title("flow-euler", grid))

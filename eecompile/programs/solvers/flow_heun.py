@@ -20,14 +20,7 @@ def flow_heun(
     grid: Grid = "trailing",
     clip: tuple[float, float] | None = None,
 ) -> Program:
-    """Second order; two evaluations a step, one in the last; deterministic.
-
-    Args:
-        process: of family flow.
-
-    Raises:
-        UsageError: ``steps`` or ``grid`` is out of range, or the family is another.
-    """
+    """Second order; two evaluations a step, one in the last; deterministic; for family flow."""
     require(process, "flow-heun", ("flow",))
     visited = points(process, steps, grid)
     tape = Tape(process, choice_at, visited[0], clip)

@@ -34,9 +34,6 @@ def heun(
             added before the first step, which starts from noise.
         churn_range: ``sigma / alpha`` within which it is (S_tmin, S_tmax).
         churn_scale: deviation of that noise, about 1 (S_noise).
-
-    Raises:
-        UsageError: an argument is out of range, or the family is another.
     """
     require(process, "heun", ("diffusion", "edm"))
     check_number("churn", churn, 0, math.inf)

@@ -35,10 +35,6 @@ def lcm(
         steps: number of steps; 1 to ``distilled``, or to T with a grid.
         distilled: number of times at which the network was distilled, 1 to T.
         grid: the moments to visit; None takes some of those times, evenly, from the last.
-
-    Raises:
-        UsageError: ``steps``, ``distilled`` or ``grid`` is out of range, or the family is
-            another.
     """
     require(process, "lcm", ("diffusion",))
     times = _times(process.timesteps, steps, distilled) if grid is None else grid

@@ -5,6 +5,8 @@ The variant without Runge-Kutta steps, called PLMS, which latent diffusion made 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import Family, Point, Process
 from eecompile.programs.program import Program
@@ -43,29 +45,33 @@ def pndm(
     Args:
         process: of family diffusion or edm.
         grid: the moments to visit; the method takes them for evenly spaced in time.
-
-    Raises:
-        UsageError: ``steps`` or ``grid`` is out of range, or the family is another.
     """
     require(process, "pndm", FAMILIES)
     visited = points(process, steps, grid)
     tape = Tape(process, choice_at, visited[0], clip)
-    record(tape, visited, 4)
+    record(tape, visited, 4, 1, improved_euler)
     return tape.finish(title("pndm", grid))
 
 
-def record(tape: Tape, visited: list[Point], order: int) -> None:
-    """Record steps of the linear multistep method, the first by improved Euler."""
+Start = Callable[[Tape, Point, Point, Value], Value]
+"""The mean prediction over a step, by a method of one step; given the first prediction."""
+
+
+def record(tape: Tape, visited: list[Point], order: int, starts: int, start: Start) -> None:
+    """Record steps of the linear multistep method, the first ``starts`` by another method."""
     past: list[Value] = []
     for index, (now, after) in enumerate(intervals(visited)):
         slope = tape.keep(predicted(tape, tape.state, now), "slope")
         past = [slope, *past][:order]
-        if index == 0 and after.sigma:
-            guess = transfer(tape, tape.state, now, after, slope)
-            mean = (slope + predicted(tape, guess, after)) / 2
-        else:
-            mean = averaged(past)
+        alone = index < starts and after.sigma > 0
+        mean = start(tape, now, after, slope) if alone else _averaged(past)
         tape.advance(transfer(tape, tape.state, now, after, mean))
+
+
+def improved_euler(tape: Tape, now: Point, after: Point, first: Value) -> Value:
+    """The mean of the predictions at both ends of the step."""
+    guess = transfer(tape, tape.state, now, after, first)
+    return (first + predicted(tape, guess, after)) / 2
 
 
 def predicted(tape: Tape, state: Value, now: Point) -> Value:
@@ -92,7 +98,7 @@ def transfer(tape: Tape, state: Value, now: Point, after: Point, mean: Value) ->
     return noise_step(state, now, after, mean)
 
 
-def averaged(past: list[Value]) -> Value:
+def _averaged(past: list[Value]) -> Value:
     """The mean prediction over the next step, extrapolated from former ones, newest first."""
     total = Value({})
     for value, weight in zip(past, _WEIGHTS[len(past) - 1], strict=True):

@@ -10,7 +10,7 @@ from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import Process
 from eecompile.programs.program import Program
 from eecompile.programs.solvers._common import require, title
-from eecompile.programs.solvers.pndm import FAMILIES, record
+from eecompile.programs.solvers.pndm import FAMILIES, improved_euler, record
 from eecompile.programs.tape import ChoiceAt, Tape
 
 
@@ -24,15 +24,10 @@ def s_pndm(
 ) -> Program:
     """Second order; one evaluation a step, two in the first; deterministic.
 
-    Args:
-        process: of family diffusion or edm.
-        grid: the moments to visit; the method takes them for evenly spaced in time.
-
-    Raises:
-        UsageError: ``steps`` or ``grid`` is out of range, or the family is another.
+    Arguments are those of :func:`.pndm.pndm`.
     """
     require(process, "s-pndm", FAMILIES)
     visited = points(process, steps, grid)
     tape = Tape(process, choice_at, visited[0], clip)
-    record(tape, visited, 2)
+    record(tape, visited, 2, 1, improved_euler)
     return tape.finish(title("s-pndm", grid))

@@ -38,9 +38,6 @@ def unipc(
     Args:
         steps: number of steps, 1 to T; the first and last are of lower order.
         order: of the predictor, 1 to 3; the corrector's is one more.
-
-    Raises:
-        UsageError: ``order``, ``steps`` or ``grid`` is out of range.
     """
     check_order(order, (1, 2, 3))
     visited = points(process, steps, grid)
@@ -51,42 +48,33 @@ def unipc(
         data = tape.keep(tape.evaluate(tape.state, now).data, "data")
         state = tape.state
         if former:
-            state = tape.keep(_corrected(*former, now, data), "corrected")
+            state = tape.keep(_stepped(*former, now, data), "corrected")
         elif index < steps - 1:
             state = tape.keep(state, "corrected")
         past = [(now, data), *(one for one in past if one[0].alpha)][:order]
         used = past[: min(order, steps - index)]
-        tape.advance(_predicted(state, used, after))
+        tape.advance(_stepped(state, used, after))
         former = state, used
     return tape.finish(title("unipc", grid, {"order": order}))
 
 
-def _predicted(state: Value, past: Past, after: Point) -> Value:
-    """The state at ``after``, from that where ``past``, newest first, was predicted."""
+def _stepped(state: Value, past: Past, after: Point, found: Value | None = None) -> Value:
+    """The state at ``after``, from that where ``past``, newest first, was predicted.
+
+    UniP; or UniC, once the data ``found`` at ``after`` is known.
+    """
     (now, data), *others = past
     held = data_step(state, now, after, data)
-    if not others:
+    if not others and found is None:
         return held
     h, places = log_ratios(now, after, [point for point, _ in others])
+    if found is not None:
+        others, places = [*others, (after, found)], [*places, 1.0]
     weights = [0.5] if len(others) == 1 else _weights(places, h)
-    return held - (after.alpha * math.expm1(-h)) * _combined(data, others, places, weights)
-
-
-def _corrected(state: Value, past: Past, after: Point, found: Value) -> Value:
-    """The same, once the data ``found`` at ``after`` is known."""
-    (now, data), *others = past
-    held = data_step(state, now, after, data)
-    h, places = log_ratios(now, after, [point for point, _ in others])
-    weights = _weights([*places, 1.0], h) if others else [0.5]
-    change = _combined(data, [*others, (after, found)], [*places, 1.0], weights)
-    return held - (after.alpha * math.expm1(-h)) * change
-
-
-def _combined(data: Value, others: Past, places: list[float], weights: list[float]) -> Value:
-    total = Value({})
+    change = Value({})
     for (_, value), place, weight in zip(others, places, weights, strict=True):
-        total += (weight / place) * (value - data)
-    return total
+        change += (weight / place) * (value - data)
+    return held - (after.alpha * math.expm1(-h)) * change
 
 
 def _weights(places: list[float], h: float) -> list[float]:

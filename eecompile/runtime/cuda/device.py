@@ -6,14 +6,14 @@ import ctypes
 import importlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eecompile.errors import BackendError
+from eecompile.errors import BackendError, one_line
 from eecompile.handle import Handle
 
 KERNELS = ("combine", "fill", "guide", "deviate", "inspect")
@@ -23,100 +23,8 @@ _STAGE = 8 << 20  # bytes of page-locked memory, through which copies go
 _MIB = 2**20
 
 
-class Graph(Protocol):
-    """Recorded work."""
-
-    def launch(self) -> None:
-        """Do the work again, after what was queued before."""
-        ...
-
-    def close(self) -> None:
-        """Release it."""
-        ...
-
-
-class Device(Protocol):
-    """A GPU with a stream: work is queued, and done in the order in which it was queued.
-
-    Addresses are the device's. Methods are called within :meth:`using` only.
-
-    Attributes:
-        name: of the GPU.
-        compute_capability: such as ``8.9``.
-    """
-
-    name: str
-    compute_capability: str
-
-    def using(self) -> AbstractContextManager[object]:
-        """Make it this thread's alone; other threads wait. May be nested.
-
-        Raises:
-            BackendError: on leaving, if what was done within failed on the GPU.
-        """
-        ...
-
-    def allocate(self, size: int) -> int:
-        """Address of ``size`` new bytes, a multiple of 256.
-
-        Raises:
-            BackendError: there is not so much memory.
-        """
-        ...
-
-    def release(self, address: int) -> None:
-        """Give memory back, once the work that is queued is done; unknown addresses pass."""
-        ...
-
-    def upload(self, address: int, array: NDArray[np.generic]) -> None:
-        """Queue a copy of ``array`` to ``address``; the array may change at once."""
-        ...
-
-    def download(self, address: int, array: NDArray[np.generic]) -> None:
-        """Fill ``array``, contiguous, with what is at ``address`` once all work is done."""
-        ...
-
-    def copy(self, target: int, source: int, size: int) -> None:
-        """Queue a copy of ``size`` bytes within the device."""
-        ...
-
-    def launch(self, kernel: str, size: int, *arguments: int | np.generic) -> None:
-        """Queue one of :data:`KERNELS`.
-
-        Args:
-            kernel: its name.
-            size: number of elements, for the number of threads.
-            arguments: the kernel's; an ``int`` is an address, numbers are NumPy scalars.
-        """
-        ...
-
-    def synchronize(self) -> None:
-        """Wait until all work is done."""
-        ...
-
-    def capture(self, work: Callable[[], None]) -> Graph:
-        """A graph of what ``work`` queues, which is not done now."""
-        ...
-
-    def export(self, address: int, shape: Sequence[int]) -> object:
-        """A new float32 array of ``shape`` on the device, copied from ``address``.
-
-        Returns:
-            An object with ``__dlpack__`` and ``__dlpack_device__``, all work on it done.
-        """
-        ...
-
-    def close(self) -> None:
-        """Release everything."""
-        ...
-
-
 def import_core() -> tuple[Any, Any, Any]:
-    """The modules ``cuda.core``, ``cuda.bindings.driver`` and ``cuda.core.utils``.
-
-    Raises:
-        BackendError: one is missing.
-    """
+    """The modules ``cuda.core``, ``cuda.bindings.driver`` and ``cuda.core.utils``."""
     names = ("cuda.core", "cuda.bindings.driver", "cuda.core.utils")
     try:
         core, driver, utils = map(importlib.import_module, names)
@@ -160,11 +68,20 @@ def out_of_memory(wanted: int, free: int, total: int, reason: str = "") -> Backe
 
 
 class CudaDevice(Handle):
-    """A GPU through cuda.core; see :class:`Device`. Use :func:`open_device`."""
+    """A GPU with a stream: work is queued, and done in the order in which it was queued.
+
+    Addresses are the device's. Methods are called within :meth:`using` only. Use
+    :func:`open_device` to open one.
+
+    Attributes:
+        name: of the GPU.
+        compute_capability: such as ``8.9``.
+        ordinal: CUDA's number of the GPU.
+    """
 
     def __init__(self, core: Any, driver: Any, utils: Any, ordinal: int = 0) -> None:
         self._core, self._driver, self._utils = core, driver, utils
-        self._ordinal = ordinal
+        self.ordinal = ordinal
         self._lock = threading.RLock()
         self._buffers: dict[int, Any] = {}
         self._closed = False
@@ -190,14 +107,15 @@ class CudaDevice(Handle):
         """Address of the stream, as other libraries take it."""
         return int(self.stream.handle)
 
-    @property
-    def ordinal(self) -> int:
-        """CUDA's number of the GPU."""
-        return self._ordinal
-
     @contextmanager
     def using(self) -> Iterator[None]:
-        """See :meth:`Device.using`; afterwards, the thread's former CUDA context is current."""
+        """Make it this thread's alone; other threads wait. May be nested.
+
+        Afterwards, the thread's former CUDA context is current.
+
+        Raises:
+            BackendError: on leaving, if what was done within failed on the GPU.
+        """
         try:
             with self._current():
                 yield
@@ -217,14 +135,18 @@ class CudaDevice(Handle):
             status, former = self._driver.cuCtxGetCurrent()
             known = int(status) == 0 and int(former) != 0
             try:
-                self._core.Device(self._ordinal).set_current()
+                self._core.Device(self.ordinal).set_current()
                 yield
             finally:
                 if known:
                     self._driver.cuCtxSetCurrent(former)
 
     def allocate(self, size: int) -> int:
-        """See :meth:`Device.allocate`."""
+        """Address of ``size`` new bytes, a multiple of 256.
+
+        Raises:
+            BackendError: there is not so much memory.
+        """
         buffer = self._allocate(size)
         address = int(buffer.handle)
         self._buffers[address] = buffer
@@ -232,7 +154,7 @@ class CudaDevice(Handle):
 
     def _allocate(self, size: int) -> Any:
         try:
-            return self._core.Device(self._ordinal).allocate(size, stream=self.stream)
+            return self._core.Device(self.ordinal).allocate(size, stream=self.stream)
         except Exception as error:  # cuda.core names the status in the message only
             if "OUT_OF_MEMORY" not in str(error):
                 raise
@@ -240,13 +162,13 @@ class CudaDevice(Handle):
             raise out_of_memory(size, int(free), int(total)) from error
 
     def release(self, address: int) -> None:
-        """See :meth:`Device.release`."""
+        """Give memory back, once the work that is queued is done; unknown addresses pass."""
         buffer = self._buffers.pop(address, None)
         if buffer is not None:
             buffer.close(self.stream)
 
     def upload(self, address: int, array: NDArray[np.generic]) -> None:
-        """See :meth:`Device.upload`."""
+        """Queue a copy of ``array`` to ``address``; the array may change at once."""
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         for low in range(0, data.size, _STAGE):
             part = data[low : low + _STAGE]
@@ -259,7 +181,7 @@ class CudaDevice(Handle):
             self._used += part.size
 
     def download(self, address: int, array: NDArray[np.generic]) -> None:
-        """See :meth:`Device.download`."""
+        """Fill ``array``, contiguous, with what is at ``address`` once all work is done."""
         data = array.reshape(-1).view(np.uint8)
         for low in range(0, data.size, _STAGE):
             part = data[low : low + _STAGE]
@@ -269,35 +191,46 @@ class CudaDevice(Handle):
             part[:] = self._stage[: part.size]
 
     def copy(self, target: int, source: int, size: int) -> None:
-        """See :meth:`Device.copy`; one address may be that of page-locked memory."""
+        """Queue a copy of ``size`` bytes; one address may be that of page-locked memory."""
         wrap = self._core.Buffer.from_handle
         wrap(target, size).copy_from(wrap(source, size), stream=self.stream)
 
     def launch(self, kernel: str, size: int, *arguments: int | np.generic) -> None:
-        """See :meth:`Device.launch`."""
+        """Queue one of :data:`KERNELS`.
+
+        Args:
+            kernel: its name.
+            size: number of elements, for the number of threads.
+            arguments: the kernel's; an ``int`` is an address, numbers are NumPy scalars.
+        """
         blocks = min(-(-size // _THREADS), _MOST_BLOCKS)
         config = self._core.LaunchConfig(grid=blocks, block=_THREADS)
         self._core.launch(self.stream, config, self._kernels[kernel], *arguments)
 
     def synchronize(self) -> None:
-        """See :meth:`Device.synchronize`."""
+        """Wait until all work is done."""
         self.stream.sync()
 
-    def capture(self, work: Callable[[], None]) -> Graph:
-        """See :meth:`Device.capture`."""
+    def capture(self, work: Callable[[], None]) -> RecordedWork:
+        """A graph of what ``work`` queues, which is not done now."""
         builder = self.stream.create_graph_builder()
         # Relaxed: other threads, and libraries in this one, may go on allocating memory.
         builder.begin_building(mode="relaxed")
         try:
             work()
             builder.end_building()
-            return _CudaGraph(builder.complete(), self.stream)
+            return RecordedWork(builder.complete(), self.stream)
         finally:
             with suppress(Exception):  # what went wrong has been raised
                 builder.close()
 
     def export(self, address: int, shape: Sequence[int]) -> object:
-        """See :meth:`Device.export`; its memory is freed with the last array that shares it."""
+        """A new float32 array of ``shape`` on the device, copied from ``address``.
+
+        Returns:
+            An object with ``__dlpack__`` and ``__dlpack_device__``, all work on it done; its
+            memory is freed with the last array that shares it.
+        """
         size = int(np.prod(shape)) * 4
         buffer = self._allocate(size)
         self.copy(int(buffer.handle), address, size)
@@ -327,19 +260,20 @@ class CudaDevice(Handle):
             self.stream.close()
 
 
-class _CudaGraph:
-    """A graph, and the stream that it runs on."""
+class RecordedWork:
+    """A CUDA graph, and the stream that it runs on."""
 
     def __init__(self, graph: Any, stream: Any) -> None:
         self._graph, self._stream = graph, stream
 
     def launch(self) -> None:
+        """Do the work again, after what was queued before."""
         self._graph.launch(self._stream)
 
     def close(self) -> None:
+        """Release it."""
         self._graph.close()
 
 
 def _line(error: BaseException) -> str:
-    """An error's message, as one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return one_line(error) or type(error).__name__

@@ -18,14 +18,8 @@ def cache_path(folder: Path, fingerprint: str) -> Path | None:
     """Where the kernels of an engine set are kept.
 
     Beside its folder, where that can be written to; else among the user's caches. Never in
-    it: an engine set holds what its manifest names, and nothing else.
-
-    Args:
-        folder: of the engine set.
-        fingerprint: of the engine set.
-
-    Returns:
-        None for a folder that is still being written.
+    it: an engine set holds what its manifest names, and nothing else. None for a folder that
+    is still being written.
     """
     folder = folder.resolve()
     if folder.name.startswith(".") and folder.name.endswith(".partial"):
@@ -40,12 +34,8 @@ class KernelCache:
     """One ``IRuntimeCache`` for all plans of an engine set, and the file that it is kept in.
 
     The library checks that a cache is of its own version and for this GPU, and ignores any
-    other. What cannot be read or written costs time, and is no error.
-
-    Args:
-        config: an ``IRuntimeConfig`` of any of the plans, which makes the cache.
-        folder: of the engine set.
-        manifest: of the engine set.
+    other. What cannot be read or written costs time, and is no error. An ``IRuntimeConfig`` of
+    any of the plans makes the cache.
     """
 
     def __init__(self, config: Any, folder: Path, manifest: EngineManifest) -> None:

@@ -8,7 +8,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from eecompile.backends import BACKENDS
-from eecompile.errors import BackendError
+from eecompile.errors import BackendError, one_line
 from eecompile.store.bundle import EngineManifest, Segment
 from eecompile.store.target import Target
 
@@ -32,11 +32,7 @@ def provider(target: Target) -> str:
 
 
 def import_onnxruntime() -> Any:
-    """The package onnxruntime.
-
-    Raises:
-        BackendError: it is missing.
-    """
+    """The package onnxruntime; a BackendError where it is missing."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -52,10 +48,7 @@ def share_pool(threads: int) -> None:
     """Let this process's ONNX Runtime have one thread pool for all sessions.
 
     ONNX Runtime has one such pool a process, made before its first session; the number of
-    threads cannot be changed afterwards.
-
-    Args:
-        threads: of the pool; 0 for the physical cores.
+    threads, 0 for the physical cores, cannot be changed afterwards.
 
     Raises:
         BackendError: onnxruntime is missing, or has begun to work without such a pool.
@@ -76,12 +69,7 @@ def share_pool(threads: int) -> None:
 
 
 def session_options(runtime: Any, threads: int) -> onnxruntime.SessionOptions:
-    """Options of a session with threads of its own, unless the process shares a pool.
-
-    Args:
-        runtime: the package onnxruntime.
-        threads: of one evaluation; 0 for the physical cores.
-    """
+    """Options of a session with threads of its own, unless the process shares a pool."""
     options: onnxruntime.SessionOptions = runtime.SessionOptions()
     # Fusions were made at build time; what is left is the layout for this processor.
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -133,8 +121,3 @@ def open_session(
             remedy="run 'eecompile doctor', which says what is missing",
         )
     return session
-
-
-def one_line(error: Exception) -> str:
-    """What an error says, in one line of at most 300 characters."""
-    return " ".join(str(error).split())[:300]

@@ -2,79 +2,42 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import cast
 
 import numpy as np
 
 from eecompile.arrays import Array, Inputs
 from eecompile.errors import BackendError
 from eecompile.programs.interface import Interface
-from eecompile.runtime.cuda.device import CudaDevice, Device, open_device
+from eecompile.runtime.cuda.device import CudaDevice, open_device
 from eecompile.runtime.protocol import Engine
-from eecompile.runtime.trajectory.device import DeviceTrajectory, arena_of
-from eecompile.runtime.trajectory.plan import Plan
+from eecompile.runtime.trajectory.device import DeviceEvaluation, DeviceEvaluator, arena_of
 
 
-class DeviceEngine(Engine):
+class DeviceEngine(DeviceEvaluator, Engine):
     """An engine whose work is queued on a GPU; may be used from several threads.
 
     Evaluations and trajectories of one engine are queued on one stream, so they may share
     the memory for activations. Threads wait for one another while they queue, and while one
     reads a result.
 
-    Args:
-        device: the GPU; the engine closes it, unless :attr:`owns_device` is set to false.
-        interface: what the network takes and gives.
-        precision: of weights and activations, for messages.
-        max_batch: largest batch that it takes.
-
     Attributes:
-        owns_device: whether the GPU's memory goes when the engine is closed.
+        interface: what the network takes and gives.
+        owns_device: whether closing the engine also closes the GPU.
     """
 
     concurrent = False
-    runs_trajectories = True
     owns_device = True
 
     def __init__(
-        self, device: Device, interface: Interface, precision: str, max_batch: int
+        self, device: CudaDevice, interface: Interface, precision: str, max_batch: int
     ) -> None:
         self.device = device
         self.interface = interface
         self.exits = interface.exits
         self.precision = precision
         self.max_batch = max_batch
-
-    @abstractmethod
-    def enqueue(
-        self,
-        depth: int,
-        batch: tuple[int, ...],
-        inputs: Mapping[str, int],
-        outputs: Sequence[int],
-    ) -> None:
-        """Queue an evaluation.
-
-        Args:
-            depth: one of ``exits``.
-            batch: shape of ``x``: the number of rows, and a sample's.
-            inputs: address of ``x`` and ``t`` and of each condition.
-            outputs: addresses for the interface's outputs.
-
-        Raises:
-            BackendError: the library refuses.
-        """
-
-    def settle(self) -> bool:
-        """Do what is left to do once evaluations of every size have been queued.
-
-        Returns:
-            Whether such evaluations can now be recorded in a CUDA graph.
-        """
-        return False
 
     def evaluate(self, depth: int, x: Array, t: Array, conditions: Inputs) -> Sequence[Array]:
         """The outputs at ``depth``; see :meth:`eecompile.runtime.protocol.Engine.evaluate`."""
@@ -98,7 +61,8 @@ class DeviceEngine(Engine):
                 for name, array in given.items():
                     self.device.upload(places[name], array)
                 inputs = {name: places[name] for name in given}
-                self.enqueue(depth, x.shape, inputs, [places[name] for name in named])
+                outputs = [places[name] for name in named]
+                self.enqueue(DeviceEvaluation(depth, x.shape, inputs, outputs))
                 for name, array in named.items():
                     self.device.download(places[name], array)
             finally:
@@ -108,15 +72,6 @@ class DeviceEngine(Engine):
     def member(self, name: str) -> DeviceEngine:
         """The engine itself, which has no members."""
         return self
-
-    def trajectory(self, plan: Plan) -> DeviceTrajectory:
-        """A trajectory whose buffers stay on the GPU.
-
-        Raises:
-            BackendError: there is not enough GPU memory.
-            UsageError: the plan's shape has no elements.
-        """
-        return DeviceTrajectory(self, plan)
 
     def close(self) -> None:
         """Release the engine's memory, and its trajectories' with it."""
@@ -131,7 +86,7 @@ def shared_device(engine: Engine | None) -> Iterator[CudaDevice]:
     It stays open, unless what is done within fails and it was opened for that.
     """
     if isinstance(engine, DeviceEngine):
-        yield cast(CudaDevice, engine.device)
+        yield engine.device
         return
     device = open_device()
     try:

@@ -6,11 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from eecompile.arrays import Array, Inputs
 from eecompile.errors import UsageError
-from eecompile.runtime.cuda.device import Device
 from eecompile.runtime.engines.device import DeviceEngine
 from eecompile.runtime.protocol import Engine
-from eecompile.runtime.trajectory.device import DeviceTrajectory
-from eecompile.runtime.trajectory.plan import Plan
+from eecompile.runtime.trajectory.device import DeviceEvaluation, DeviceEvaluator
 
 
 class EngineGroup(Engine):
@@ -20,10 +18,7 @@ class EngineGroup(Engine):
         members: by name; the group closes them.
 
     Attributes:
-        members: by name, in the order in which they were opened.
-        precision: of each, for messages.
-        max_batch: largest batch that all of them take.
-        concurrent: whether threads may evaluate side by side in all of them.
+        first: the member that was opened first.
     """
 
     def __init__(self, members: Mapping[str, Engine]) -> None:
@@ -51,7 +46,7 @@ class EngineGroup(Engine):
             engine.close()
 
 
-class DeviceGroup(EngineGroup):
+class DeviceGroup(DeviceEvaluator, EngineGroup):
     """A group on one GPU: all queue their work on the same stream.
 
     Attributes:
@@ -60,47 +55,27 @@ class DeviceGroup(EngineGroup):
 
     members: dict[str, DeviceEngine]
     first: DeviceEngine
-    runs_trajectories = True
 
     def __init__(self, members: Mapping[str, DeviceEngine]) -> None:
         super().__init__(members)
-        self.device: Device = self.first.device
+        self.device = self.first.device
 
     def member(self, name: str) -> DeviceEngine:
         """The member of that name, or the first engine."""
         return self.members.get(name, self.first)
 
-    def enqueue(
-        self,
-        depth: int,
-        batch: tuple[int, ...],
-        inputs: Mapping[str, int],
-        outputs: Sequence[int],
-    ) -> None:
+    def enqueue(self, evaluation: DeviceEvaluation) -> None:
         """Queue an evaluation of the first engine."""
-        self.first.enqueue(depth, batch, inputs, outputs)
+        self.first.enqueue(evaluation)
 
     def settle(self) -> bool:
         """Whether evaluations of all can now be recorded in a CUDA graph."""
         settled = [member.settle() for member in self.members.values()]  # each has work to do then
         return all(settled)
 
-    def trajectory(self, plan: Plan) -> DeviceTrajectory:
-        """A trajectory whose buffers stay on the GPU.
-
-        Raises:
-            BackendError: there is not enough GPU memory.
-            UsageError: the plan's shape has no elements.
-        """
-        return DeviceTrajectory(self, plan)
-
 
 def grouped(engines: Mapping[str, Engine]) -> EngineGroup:
-    """A group of engines; on the GPU as a whole where all are on the same one.
-
-    Raises:
-        UsageError: they are of networks with different exits.
-    """
+    """A group of engines of equal exits; on the GPU as a whole where all are on the same one."""
     if len({tuple(engine.exits) for engine in engines.values()}) > 1:
         raise UsageError(
             found="engines with different exits: "

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -20,9 +20,6 @@ from eecompile.runtime.engines._onnxruntime import (
 )
 from eecompile.runtime.protocol import Engine
 from eecompile.store.bundle import EngineManifest, ExitPlan
-
-if TYPE_CHECKING:
-    import onnxruntime
 
 
 def open_backend(
@@ -56,7 +53,9 @@ class OnnxRuntimeEngine(Engine):
         self._value = runtime.OrtValue.ortvalue_from_numpy
         self._plans: dict[int, ExitPlan] = {plan.depth: plan for plan in manifest.exits}
         self._segments = manifest.segments
-        options = _options(runtime, threads)
+        options = session_options(runtime, threads)
+        _share_memory(runtime)
+        options.add_session_config_entry("session.use_env_allocators", "1")
         self._sessions = [
             open_session(runtime, folder, segment, options, manifest, [PROVIDERS["cpu"]])
             for segment in manifest.segments
@@ -132,13 +131,6 @@ class _Bound:
                     binding.bind_ortvalue_output(name, value)
             bindings.append((session, binding))
         return bindings
-
-
-def _options(runtime: Any, threads: int) -> onnxruntime.SessionOptions:
-    options = session_options(runtime, threads)
-    _share_memory(runtime)
-    options.add_session_config_entry("session.use_env_allocators", "1")
-    return options
 
 
 def _share_memory(runtime: Any) -> None:

@@ -2,39 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from eecompile.backends import BACKENDS
-from eecompile.errors import BackendError
+from eecompile.errors import BackendError, one_line
 from eecompile.measure.machine import gpus
 from eecompile.runtime.cuda.device import CudaDevice
 from eecompile.runtime.engines._onnxruntime import (
     PROVIDERS,
     import_onnxruntime,
-    one_line,
     open_session,
     provider,
     session_options,
 )
 from eecompile.runtime.engines.device import DeviceEngine, shared_device
 from eecompile.runtime.protocol import Engine
+from eecompile.runtime.trajectory.device import DeviceEvaluation
 from eecompile.store.bundle import EngineManifest, ExitPlan, Segment
 
 
 def open_cuda(
     folder: Path, manifest: EngineManifest, threads: int, share_device_with: Engine | None = None
 ) -> OnnxRuntimeCudaEngine:
-    """The engine of an engine set whose files have been checked.
+    """See :func:`eecompile.runtime.opening.engine_from_manifest`.
 
-    Args:
-        folder: of the engine set.
-        manifest: of the engine set, whose provider is not ``cpu``.
-        threads: for operators that the provider leaves to the CPU.
-        share_device_with: an engine whose stream is used too, if it has one.
+    Threads are for operators that the provider, which is not ``cpu``, leaves to the CPU.
 
     Raises:
         BackendError: onnxruntime, its provider or a GPU is missing, or it refuses a segment.
@@ -64,16 +59,9 @@ class OnnxRuntimeCudaEngine(DeviceEngine):
     """Runs an exit's segments in order, on the device's stream.
 
     It records no CUDA graphs: ONNX Runtime allocates, and waits for the GPU, in every run.
-
-    Args:
-        folder: of the engine set.
-        manifest: of the engine set.
-        runtime: the package onnxruntime.
-        device: the GPU, in use by this thread; the engine closes it.
-        threads: for operators that the provider leaves to the CPU.
+    This thread has the device in use while the engine is made.
     """
 
-    device: CudaDevice
     place = "cuda"  # ONNX Runtime's name for where the memory is
 
     def __init__(
@@ -96,14 +84,9 @@ class OnnxRuntimeCudaEngine(DeviceEngine):
             for segment, providers in ((s, _providers(manifest, s, device)) for s in self._segments)
         ]
 
-    def enqueue(
-        self,
-        depth: int,
-        batch: tuple[int, ...],
-        inputs: Mapping[str, int],
-        outputs: Sequence[int],
-    ) -> None:
-        """Evaluate; see :meth:`DeviceEngine.enqueue`."""
+    def enqueue(self, evaluation: DeviceEvaluation) -> None:
+        """Evaluate; see :meth:`DeviceEvaluator.enqueue`."""
+        depth, batch, inputs, outputs = evaluation
         plan = self._plans[depth]
         results = dict(zip(plan.outputs, outputs, strict=True))
         made: dict[str, Any] = {}

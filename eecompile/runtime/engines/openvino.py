@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 
 from eecompile.arrays import AnyArray, Array, Inputs
 from eecompile.backends import BACKENDS
-from eecompile.errors import BackendError
+from eecompile.errors import BackendError, one_line
 from eecompile.runtime.protocol import Engine
 from eecompile.store.bundle import EngineManifest, ExitPlan, Segment
 
@@ -27,7 +27,7 @@ _TELEMETRY = "openvino_telemetry"
 def open_backend(
     folder: Path, manifest: EngineManifest, threads: int, share_device_with: Engine | None = None
 ) -> OpenvinoEngine:
-    """The engine of an engine set whose files have been checked; it shares nothing.
+    """See :func:`eecompile.runtime.opening.engine_from_manifest`; it shares nothing.
 
     Raises:
         BackendError: openvino is missing, or refuses a segment, or the processor has no
@@ -44,38 +44,55 @@ class OpenvinoEngine(Engine):
     """
 
     def __init__(self, folder: Path, manifest: EngineManifest, threads: int) -> None:
-        runtime = import_openvino()
-        core = runtime.Core()
+        self._runtime = import_openvino()
+        self._core = self._runtime.Core()
         self.exits = manifest.interface.exits
         self.precision = manifest.target.precision
         self.max_batch = manifest.target.batch.max
-        check_precision(core, self.precision)
-        self._tensor = runtime.Tensor
+        check_precision(self._core, self.precision)
+        self._folder = folder
         self._plans: dict[int, ExitPlan] = {plan.depth: plan for plan in manifest.exits}
         self._segments = manifest.segments
         self._results = {name for plan in manifest.exits for name in plan.outputs}
-        options = model_options(self.precision, threads)
-        files = {record.name for record in manifest.files}
+        self._options = model_options(self.precision, threads)
+        self._files = {record.name for record in manifest.files}
         built = manifest.versions["openvino"]
         self._models = [
-            _model(runtime, core, folder, segment, files, options, built)
+            self._from_blob(segment) or self._from_graph(segment, built)
             for segment in self._segments
         ]
         self._fixed: dict[tuple[int, int], Any] = {}
         self._lock = threading.Lock()
 
-        def fixed(index: int, batch: int) -> Any:
-            blob = blob_name(runtime, core, self._segments[index].file, batch)
-            return _imported(core, folder / blob, options) if blob in files else None
-
-        self._open_fixed = fixed
-
     def model(self, index: int, batch: int) -> Any:
         """A segment's model for a batch of that size, or else for all sizes."""
         with self._lock:
             if (index, batch) not in self._fixed:
-                self._fixed[index, batch] = self._open_fixed(index, batch)
+                self._fixed[index, batch] = self._from_blob(self._segments[index], batch)
             return self._fixed[index, batch] or self._models[index]
+
+    def _from_blob(self, segment: Segment, batch: int = 0) -> Any | None:
+        """The model in a segment's blob; None where none fits this OpenVINO and processor."""
+        blob = blob_name(self._runtime, self._core, segment.file, batch)
+        if blob not in self._files:
+            return None
+        data, options = (self._folder / blob).read_bytes(), blob_options(self._folder)
+        with suppress(RuntimeError):
+            return self._core.import_model(data, "CPU", self._options | options)
+        return None
+
+    def _from_graph(self, segment: Segment, built: str) -> Any:
+        """The model of a segment's graph, which OpenVINO ``built`` wrote."""
+        try:
+            graph = self._core.read_model(self._folder / segment.file, self._folder / WEIGHTS)
+            return self._core.compile_model(graph, "CPU", self._options)
+        except RuntimeError as error:
+            raise BackendError(
+                found=f"{segment.file}, built with openvino {built}, refused by openvino "
+                f"{self._runtime.get_version()} ({one_line(error)})",
+                expected="a segment that it can load",
+                remedy="build the engine set again on this machine",
+            ) from error
 
     def evaluate(self, depth: int, x: Array, t: Array, conditions: Inputs) -> Sequence[Array]:
         """The outputs at ``depth``; see :meth:`eecompile.runtime.protocol.Engine.evaluate`."""
@@ -145,15 +162,11 @@ class _Bound:
         return self._rooms[name]
 
     def _shared(self, array: AnyArray) -> Any:
-        return self._engine._tensor(array, shared_memory=True)
+        return self._engine._runtime.Tensor(array, shared_memory=True)
 
 
 def import_openvino() -> Any:
-    """The package openvino, which then sends no telemetry.
-
-    Raises:
-        BackendError: it is missing.
-    """
+    """The package openvino, which then sends no telemetry."""
     try:
         with _without_telemetry():
             import openvino
@@ -187,10 +200,9 @@ def _without_telemetry() -> Iterator[None]:
 
 
 def check_precision(core: Any, precision: str) -> None:
-    """Pass when the processor has instructions for a precision.
+    """Raise BackendError where the processor has no instructions for a precision.
 
-    Raises:
-        BackendError: it has none; OpenVINO would emulate them, or compute in FP32.
+    OpenVINO would emulate them, or compute in FP32.
     """
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise BackendError(
@@ -220,11 +232,7 @@ def blob_options(folder: Path) -> dict[str, object]:
 def blob_name(runtime: Any, core: Any, segment: str, batch: int = 0) -> str:
     """File name of a segment's blob for this OpenVINO and this processor.
 
-    Args:
-        runtime: the package openvino.
-        core: an ``openvino.Core``.
-        segment: file name of the segment.
-        batch: the only batch size that it takes; 0 for all.
+    ``batch`` is the only batch size that it takes; 0 for all.
     """
     properties = ("FULL_DEVICE_NAME", "DEVICE_ARCHITECTURE")
     facts = [runtime.get_version(), *(core.get_property("CPU", name) for name in properties)]
@@ -232,39 +240,3 @@ def blob_name(runtime: Any, core: Any, segment: str, batch: int = 0) -> str:
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     stem = f"{Path(segment).stem}.batch-{batch}" if batch else Path(segment).stem
     return f"{stem}.{key[:12]}.blob"
-
-
-def _imported(core: Any, blob: Path, options: dict[str, object]) -> Any | None:
-    """The compiled model in a blob; None where this OpenVINO does not take it."""
-    with suppress(RuntimeError):
-        return core.import_model(blob.read_bytes(), "CPU", options | blob_options(blob.parent))
-    return None
-
-
-def _model(
-    runtime: Any,
-    core: Any,
-    folder: Path,
-    segment: Segment,
-    files: Collection[str],
-    options: dict[str, object],
-    built: str,
-) -> Any:
-    """A segment's compiled model: from its blob where one fits, else from its graph.
-
-    ``built`` is the version of OpenVINO that the segment was built with.
-    """
-    blob = blob_name(runtime, core, segment.file)
-    if blob in files and (model := _imported(core, folder / blob, options)):
-        return model
-    try:
-        graph = core.read_model(folder / segment.file, folder / WEIGHTS)
-        return core.compile_model(graph, "CPU", options)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise BackendError(
-            found=f"{segment.file}, built with openvino {built}, refused by openvino "
-            f"{runtime.get_version()} ({reason[:300]})",
-            expected="a segment that it can load",
-            remedy="build the engine set again on this machine",
-        ) from error

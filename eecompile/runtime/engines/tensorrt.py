@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import logging
 import re
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eecompile.backends import BACKENDS
-from eecompile.errors import BackendError
+from eecompile.errors import BackendError, one_line
 from eecompile.measure.machine import gpus
 from eecompile.runtime.cuda.device import CudaDevice
 from eecompile.runtime.cuda.kernel_cache import KernelCache
 from eecompile.runtime.engines.device import DeviceEngine, shared_device
 from eecompile.runtime.protocol import Engine
+from eecompile.runtime.trajectory.device import DeviceEvaluation
 from eecompile.store.bundle import EngineManifest, ExitPlan, Segment
 from eecompile.store.target import Target
 
@@ -42,14 +42,7 @@ _BUILD_AGAIN = "build the engine set again with the library that is installed he
 def open_backend(
     folder: Path, manifest: EngineManifest, threads: int, share_device_with: Engine | None = None
 ) -> TensorrtEngine:
-    """The engine of an engine set whose files have been checked.
-
-    Args:
-        folder: of the engine set.
-        manifest: of the engine set.
-        threads: of no use on a GPU.
-        share_device_with: an engine whose stream and memory for activations are used too,
-            if it has any.
+    """See :func:`eecompile.runtime.opening.engine_from_manifest`; threads are of no use here.
 
     Raises:
         BackendError: a package or a GPU is missing, they are not those that the plans were
@@ -73,11 +66,7 @@ def open_backend(
 
 
 def import_library(target: Target) -> Any:
-    """The library that runs a target's plans; its lean runtime where that will do.
-
-    Raises:
-        BackendError: none is installed, or it cannot be loaded.
-    """
+    """The library that runs a target's plans; its lean runtime where that will do."""
     names = [BACKENDS[target.backend].library]
     if target.options.get("version_compatible"):
         names += _LEAN
@@ -86,7 +75,7 @@ def import_library(target: Target) -> Any:
         try:
             module = importlib.import_module(name)
         except (ImportError, OSError) as error:
-            failures.append(f"{name}: {_line(str(error))}")
+            failures.append(f"{name}: {one_line(error)}")
             continue
         if hasattr(module, "Runtime"):
             return module
@@ -99,13 +88,10 @@ def import_library(target: Target) -> Any:
 
 
 def check_version(found: str, manifest: EngineManifest) -> None:
-    """Pass when plans of this engine set may run in version ``found`` of their library.
+    """Raise BackendError unless plans of this engine set may run in this version of their library.
 
     TensorRT runs plans of its own major and minor version, and version-compatible ones of
     older versions; TensorRT-RTX those of its own release only.
-
-    Raises:
-        BackendError: they may not.
     """
     target = manifest.target
     library = BACKENDS[target.backend].library
@@ -124,16 +110,7 @@ def check_version(found: str, manifest: EngineManifest) -> None:
 
 
 def check_gpu(name: str, capability: str, manifest: EngineManifest) -> None:
-    """Pass when plans of this engine set may run on a GPU.
-
-    Args:
-        name: of the GPU.
-        capability: its compute capability, such as ``8.9``.
-        manifest: of the engine set.
-
-    Raises:
-        BackendError: they may not.
-    """
+    """Raise BackendError unless plans of this engine set may run on a GPU of that capability."""
     options, versions = manifest.target.options, manifest.versions
     if manifest.target.backend == _RTX:
         named = str(options.get("compute_capabilities", ""))
@@ -159,11 +136,7 @@ def check_gpu(name: str, capability: str, manifest: EngineManifest) -> None:
 
 
 def check_validity(library: Any, runtime: Any, plan: bytes, name: str) -> None:
-    """Pass when TensorRT-RTX says that a plan will run on this machine.
-
-    Raises:
-        BackendError: it will not.
-    """
+    """Raise BackendError unless TensorRT-RTX says that a plan will run on this machine."""
     errors = _logger(library).errors
     errors.clear()
     validity, flags = runtime.get_engine_validity(plan)
@@ -172,7 +145,7 @@ def check_validity(library: Any, runtime: Any, plan: bytes, name: str) -> None:
     members = library.EngineInvalidityDiagnostics.__members__
     reasons = [key for key, flag in members.items() if int(flag) & int(flags)]
     named = ", ".join(reasons).lower().replace("_", " ")
-    what = _line("; ".join(filter(None, [named, *errors]))) or "no reason given"
+    what = one_line("; ".join(filter(None, [named, *errors]))) or "no reason given"
     if validity == library.EngineValidity.SUBOPTIMAL:
         LOG.warning("%s may be slower than it could be on this GPU (%s)", name, what)
         return
@@ -194,11 +167,8 @@ class TensorrtEngine(DeviceEngine):
         manifest: of the engine set.
         library: ``tensorrt``, its lean runtime, or ``tensorrt_rtx``.
         device: the GPU, in use by this thread; the engine closes it.
-        share_device_with: an engine on the same stream, whose memory for activations serves
-            as well where it is large enough.
+        share_device_with: its memory for activations serves as well, if large enough.
     """
-
-    device: CudaDevice
 
     def __init__(
         self,
@@ -237,14 +207,9 @@ class TensorrtEngine(DeviceEngine):
         if target.backend == _RTX:
             self._cache = KernelCache(self._engines[0].create_runtime_config(), folder, manifest)
 
-    def enqueue(
-        self,
-        depth: int,
-        batch: tuple[int, ...],
-        inputs: Mapping[str, int],
-        outputs: Sequence[int],
-    ) -> None:
-        """Queue an evaluation; see :meth:`DeviceEngine.enqueue`."""
+    def enqueue(self, evaluation: DeviceEvaluation) -> None:
+        """Queue an evaluation; see :meth:`DeviceEvaluator.enqueue`."""
+        depth, batch, inputs, outputs = evaluation
         rows, plan = batch[0], self._plans[depth]
         if batch[1:] != self.interface.state.shape:  # what plans were built for
             raise BackendError(
@@ -263,7 +228,7 @@ class TensorrtEngine(DeviceEngine):
                 raise self._refused(segment, f"a batch of {rows}")
 
     def settle(self) -> bool:
-        """Keep the kernels compiled by now; see :meth:`DeviceEngine.settle`."""
+        """Keep the kernels compiled by now; see :meth:`DeviceEvaluator.settle`."""
         if self._cache is not None:
             self._cache.save()
         asks = [getattr(each, "is_stream_capturable", None) for each in self._contexts.values()]
@@ -329,7 +294,8 @@ class TensorrtEngine(DeviceEngine):
                     continue
                 engine = self._engines[index]
                 count = int(np.prod(_shape(engine, name, self.max_batch)))
-                rooms[name] = self.device.allocate(count * _bytes(engine, name))
+                kind: Any = engine.get_tensor_dtype(name)
+                rooms[name] = self.device.allocate(count * int(kind.itemsize))
         return rooms
 
     def _context(self, index: int, rows: int) -> trt.IExecutionContext:
@@ -385,7 +351,7 @@ class TensorrtEngine(DeviceEngine):
         )
 
     def _reason(self) -> str:
-        return _line("; ".join(self._logger.errors)) or "it gives no reason"
+        return one_line("; ".join(self._logger.errors)) or "it gives no reason"
 
 
 def _logger(library: Any) -> Any:
@@ -419,17 +385,7 @@ def _shape(engine: trt.ICudaEngine, name: str, rows: int) -> tuple[int, ...]:
     return tuple(rows if length < 0 else int(length) for length in shape)
 
 
-def _bytes(engine: trt.ICudaEngine, name: str) -> int:
-    """Size of an element of a tensor."""
-    kind: Any = engine.get_tensor_dtype(name)
-    return int(kind.itemsize)
-
-
 def _release(version: str) -> tuple[int, ...]:
     """A version's leading numbers, such as (11, 4, 0, 106)."""
     found = re.match(r"\d+(\.\d+)*", version)
     return tuple(map(int, found[0].split("."))) if found else ()
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())[:300]

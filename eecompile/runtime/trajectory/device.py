@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import pairwise
-from typing import Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from eecompile.arrays import AnyArray, Array, Inputs
 from eecompile.errors import UsageError
-from eecompile.runtime.cuda.device import Device, Graph
+from eecompile.runtime.cuda.device import CudaDevice, RecordedWork
 from eecompile.runtime.trajectory.lowering import (
     Check,
     Draw,
@@ -37,29 +38,57 @@ _OF_OUTPUT, _OF_STATE = 0, 1  # where the first step with NaN or infinity is not
 _ALIGNED = 256  # bytes; TensorRT asks for it
 
 
-class DeviceEvaluator(Protocol):
-    """What a trajectory reads of an engine; see :mod:`eecompile.runtime.engines.device`."""
+class DeviceEvaluation(NamedTuple):
+    """An evaluation of a network on what lies on a GPU.
 
-    device: Device
+    Attributes:
+        depth: one of the engine's ``exits``.
+        batch: shape of ``x``: the number of rows, and a sample's.
+        inputs: addresses of ``x`` and ``t`` and of each condition.
+        outputs: addresses for the interface's outputs.
+    """
+
+    depth: int
+    batch: tuple[int, ...]
+    inputs: Mapping[str, int]
+    outputs: Sequence[int]
+
+
+class DeviceEvaluator(ABC):
+    """What an engine, or a group of engines, is besides if its work is queued on one GPU.
+
+    Attributes:
+        device: the GPU.
+        precision: see :class:`eecompile.runtime.protocol.Engine`.
+    """
+
+    device: CudaDevice
     precision: str
+    runs_trajectories = True
 
+    @abstractmethod
     def member(self, name: str) -> DeviceEvaluator:
         """See :meth:`eecompile.runtime.protocol.Engine.member`."""
-        ...
 
-    def enqueue(
-        self,
-        depth: int,
-        batch: tuple[int, ...],
-        inputs: Mapping[str, int],
-        outputs: Sequence[int],
-    ) -> None:
-        """Queue an evaluation."""
-        ...
+    @abstractmethod
+    def enqueue(self, evaluation: DeviceEvaluation) -> None:
+        """Queue an evaluation.
+
+        Raises:
+            BackendError: the library refuses.
+        """
 
     def settle(self) -> bool:
-        """Whether evaluations like those queued by now can be recorded in a CUDA graph."""
-        ...
+        """Do what is left to do once evaluations of every size have been queued.
+
+        Returns:
+            Whether such evaluations can now be recorded in a CUDA graph.
+        """
+        return False
+
+    def trajectory(self, plan: Plan) -> DeviceTrajectory:
+        """A trajectory whose buffers stay on the GPU; see :class:`DeviceTrajectory`."""
+        return DeviceTrajectory(self, plan)
 
 
 def arena_of(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
@@ -77,10 +106,6 @@ class DeviceTrajectory(Trajectory):
     The first :meth:`run` queues every step, then records all as a CUDA graph, which later
     ones replay: one graph, or several where the noise of all steps would take more than
     :data:`NOISE_BYTES`.
-
-    Args:
-        engine: evaluates the network.
-        plan: what is static of the trajectory.
 
     Raises:
         BackendError: there is not enough GPU memory.
@@ -102,7 +127,7 @@ class DeviceTrajectory(Trajectory):
         self._steps, self._draws = lower.steps, lower.draws
         self._room = min(len(self._draws), max(1, NOISE_BYTES // (4 * self._count)))
         self._parts = tuple(self._divided())
-        self._graphs: dict[range, Graph | None] = {}  # None: it cannot be captured
+        self._graphs: dict[range, RecordedWork | None] = {}  # None: it cannot be captured
         self._noise = NoiseSource(plan.size, plan.shape)
         self._seeds, self._samples = [0] * plan.size, [0] * plan.size
         self._last = 0
@@ -113,11 +138,7 @@ class DeviceTrajectory(Trajectory):
         self._places = {name: self._base + offset for name, offset in offsets.items()}
 
     def start(self, rows: Rows) -> None:
-        """Load the conditions and the initial noise; the next step is step 0.
-
-        Raises:
-            UsageError: an array has not the plan's shape.
-        """
+        """See :meth:`Trajectory.start`; a UsageError where an array has not the plan's shape."""
         plan = self.plan
         loads: dict[str, AnyArray] = {}
         if plan.guided:
@@ -135,22 +156,14 @@ class DeviceTrajectory(Trajectory):
         self._last = 0
 
     def step(self, index: int) -> None:
-        """Take one step.
-
-        Raises:
-            BackendError: the engine refuses, or the GPU fails.
-        """
+        """See :meth:`Trajectory.step`."""
         self._draw(range(index, index + 1))
         with self._using():
             self._enqueue(index)
         self._last = index
 
     def run(self) -> None:
-        """Take all steps; NaN and infinity are found when the state is read.
-
-        Raises:
-            BackendError: the engine refuses, or the GPU fails.
-        """
+        """Take all steps; errors are those of :meth:`step`."""
         for part in self._parts:
             self._draw(part)  # while the GPU does the part before
             with self._using():
@@ -170,11 +183,7 @@ class DeviceTrajectory(Trajectory):
             self._device.synchronize()
 
     def state(self) -> Array:
-        """The state now, float32 [n, *shape]: a copy on the host.
-
-        Raises:
-            NonFiniteError: the network returned NaN or infinity on the way.
-        """
+        """See :meth:`Trajectory.state`."""
         state = np.empty((self.plan.size, *self.plan.shape), np.float32)
         with self._using():
             self._check_finite()
@@ -182,14 +191,7 @@ class DeviceTrajectory(Trajectory):
         return state
 
     def state_dlpack(self) -> object:
-        """The state now, float32 [n, *shape]: a copy on the GPU.
-
-        Returns:
-            An object for ``torch.from_dlpack`` and the like; it outlives the trajectory.
-
-        Raises:
-            NonFiniteError: the network returned NaN or infinity on the way.
-        """
+        """See :meth:`Trajectory.state_dlpack`; the copy is on the GPU."""
         with self._using():
             self._check_finite()
             shape = (self.plan.size, *self.plan.shape)
@@ -275,7 +277,7 @@ class DeviceTrajectory(Trajectory):
                 with self._using():
                     self._device.upload(self._places[f"noise {order % self._room}"], noise)
 
-    def _captured(self, part: range) -> Graph | None:
+    def _captured(self, part: range) -> RecordedWork | None:
         if not self._engine.settle():
             return None
 
@@ -367,11 +369,7 @@ class DeviceTrajectory(Trajectory):
 
     def _evaluate(self, operation: Evaluate) -> None:
         """Queue an evaluation of the first rows, or one of each."""
-        engine, depth, rows = (
-            self._engine.member(operation.engine),
-            operation.depth,
-            operation.rows,
-        )
+        engine, depth, rows = self._engine.member(operation.engine), operation.depth, operation.rows
         names = ("x", "t", *self.plan.interface.conditions)
         count = len(self.plan.interface.outputs)
         times = np.float32(operation.timestep)
@@ -379,7 +377,7 @@ class DeviceTrajectory(Trajectory):
         if not self.plan.apart:
             inputs = {name: self._places[f"input {name}"] for name in names}
             outputs = [self._places[f"output {which}"] for which in range(count)]
-            engine.enqueue(depth, (rows, *self.plan.shape), inputs, outputs)
+            engine.enqueue(DeviceEvaluation(depth, (rows, *self.plan.shape), inputs, outputs))
             return
         copy, size = self._device.copy, 4 * self._row
         inputs = {name: self._places[f"single {name}"] for name in names}
@@ -389,7 +387,7 @@ class DeviceTrajectory(Trajectory):
             for name in names:
                 offset = row * sizes[name]
                 copy(inputs[name], self._places[f"input {name}"] + offset, sizes[name])
-            engine.enqueue(depth, (1, *self.plan.shape), inputs, outputs)
+            engine.enqueue(DeviceEvaluation(depth, (1, *self.plan.shape), inputs, outputs))
             for which in range(count):
                 copy(self._places[f"output {which}"] + row * size, outputs[which], size)
 

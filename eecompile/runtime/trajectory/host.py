@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from eecompile.arrays import Array
-from eecompile.errors import BackendError, EecompileError
+from eecompile.errors import BackendError, EecompileError, one_line
 from eecompile.runtime.trajectory.lowering import (
     INPUT,
     Check,
@@ -36,10 +36,6 @@ class HostTrajectory(Trajectory):
 
     Operations become calls with their arrays, made once: on small states the rest of Python
     would take longer than the sums.
-
-    Args:
-        engine: evaluates the network.
-        plan: what is static.
     """
 
     def __init__(self, engine: Evaluator, plan: Plan) -> None:
@@ -138,8 +134,8 @@ class HostTrajectory(Trajectory):
         yield from _products(operation.terms, places, out, self._product)
         if clip is not None:
             low, high = (np.array(bound, np.float32) for bound in clip)
-            yield partial(np.maximum, out, low, out)
-            yield partial(np.minimum, out, high, out)
+            yield partial(np.maximum, out, low, out=out)
+            yield partial(np.minimum, out, high, out=out)
         if operation.repeated:
             n = self.plan.size
             copies = self._x[n : n + operation.repeated]
@@ -175,7 +171,7 @@ class HostTrajectory(Trajectory):
         except Exception as error:  # backends' errors share no base class
             raise BackendError(
                 found=f"exit {operation.depth} failing at timestep {operation.timestep:g}, batch "
-                f"{operation.rows} ({' '.join(str(error).split())[:300]})",
+                f"{operation.rows} ({one_line(error)})",
                 expected="an engine that evaluates these inputs",
                 remedy="check the conditions' values against what the network was trained with",
             ) from error

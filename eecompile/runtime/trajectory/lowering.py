@@ -146,8 +146,13 @@ def _terms(terms: tuple[Term, ...], noise: str = "noise") -> tuple[tuple[str, fl
 def non_finite(index: int, step: Step, precision: str, what: str = "the output") -> NonFiniteError:
     """The error for NaN or infinity in step ``index``, in what the network returned or else."""
     return NonFiniteError(
-        found=f"NaN or infinity in {what} of exit {step.chosen.blocks} at step {index} "
+        found=f"NaN or infinity in {what} of {_named(step)} at step {index} "
         f"(timestep {step.timestep:g}, {precision})",
         expected="finite predictions",
         remedy="check the inputs, or build for a wider precision",
     )
+
+
+def _named(step: Step) -> str:
+    choice = step.chosen
+    return f"exit {choice.blocks}" if choice.evaluates else f"the choice {choice.text!r}"

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from eecompile.arrays import Array
 
+Keys = Sequence[int] | NDArray[np.uint64]
 _UNIT = np.float32(2**-32)
 _TURN = np.float32(2 * np.pi * 2**-32)
 _AT_ONCE = 8192  # pairs of variates of small draws that are made together
@@ -60,8 +61,8 @@ class NoiseSource:
 
     def draw(
         self,
-        seeds: Sequence[int] | NDArray[np.uint64],
-        samples: Sequence[int] | NDArray[np.uint64],
+        seeds: Keys,
+        samples: Keys,
         draw: int,
     ) -> Array:
         """Standard normal noise, float32 [size, *shape]; later draws overwrite it.
@@ -82,12 +83,7 @@ class NoiseSource:
             self._make(seeds, samples, self._order[low : self._made.stop])
         return self.place(draw)
 
-    def _make(
-        self,
-        seeds: Sequence[int] | NDArray[np.uint64],
-        samples: Sequence[int] | NDArray[np.uint64],
-        draws: Sequence[int],
-    ) -> None:
+    def _make(self, seeds: Keys, samples: Keys, draws: Sequence[int]) -> None:
         state, inner = self._state, self._state["state"]
         rows = 0
         for draw in draws:
@@ -115,19 +111,10 @@ class NoiseSource:
         np.multiply(radius, np.sin(angle, out=wave), out=normal[:, self._pairs :])
 
 
-def normal_noise(
-    seeds: int | Sequence[int] | NDArray[np.uint64],
-    samples: Sequence[int] | NDArray[np.uint64],
-    draw: int,
-    shape: tuple[int, ...],
-) -> Array:
+def normal_noise(seeds: int | Keys, samples: Keys, draw: int, shape: tuple[int, ...]) -> Array:
     """Standard normal noise, float32 [len(samples), *shape].
 
-    Args:
-        seeds: 0 to 2**64 - 1: one for all samples, or one for each.
-        samples: index of each sample, 0 to 2**64 - 1.
-        draw: 0 for the initial noise, then one more than the step.
-        shape: shape of one sample.
+    Arguments are those of :meth:`NoiseSource.draw`, but ``seeds`` may be one for all samples.
     """
     keys = [seeds] * len(samples) if isinstance(seeds, int) else seeds
     return NoiseSource(len(samples), shape).draw(keys, samples, draw)

@@ -83,13 +83,11 @@ class Evaluator(Protocol):
 
     def member(self, name: str) -> Evaluator:
         """See :meth:`eecompile.runtime.protocol.Engine.member`."""
-        ...
 
     def bind(
         self, x: Array, t: Array, conditions: Inputs, outputs: Sequence[Array]
     ) -> Callable[[int], None]:
         """See :meth:`eecompile.runtime.protocol.Engine.bind`."""
-        ...
 
 
 class Trajectory(Handle, ABC):
@@ -132,12 +130,9 @@ class Trajectory(Handle, ABC):
         """
 
     def state_dlpack(self) -> object:
-        """The state now, float32 [n, *shape]: a copy where it was computed.
+        """The state now, as :meth:`state`, but a copy where it was computed.
 
         Returns:
             An object for ``torch.from_dlpack`` and the like; it outlives the trajectory.
-
-        Raises:
-            NonFiniteError: the network returned NaN or infinity on the way.
         """
         return self.state()

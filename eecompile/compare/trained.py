@@ -1,18 +1,18 @@
-"""The trained torch network, and its exits as runners."""
+"""The trained torch network, and as an engine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eecompile.arrays import Array
+from eecompile.arrays import Array, Inputs
 from eecompile.compare.checks import Folder, check_recipe, checked_bundle, require
-from eecompile.compare.exit_runner import Evaluate, ExitRunner, Feed
+from eecompile.compare.peers import Evaluate, Peer
 from eecompile.recipe import load_recipe
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class TrainedNetwork:
         self.network = load_network(read.network, path.parent)
         self._compiled: dict[int, Callable[..., Tensor]] = {}
 
-    def evaluate(self, depth: int, feed: Feed, *, compiled: bool = False) -> Sequence[Array]:
+    def evaluate(self, depth: int, feed: Inputs, *, compiled: bool = False) -> Sequence[Array]:
         """The outputs of one exit; deeper blocks do not run where the network allows that."""
         import torch
 
@@ -67,37 +67,22 @@ class TrainedNetwork:
         return self._compiled[depth]
 
 
-class TorchRunner(ExitRunner):
-    """One exit of the trained torch network.
+class TorchPeer(Peer):
+    """The trained torch network as an engine.
 
     Args:
-        network: the trained network, which several runners may share.
-        depth: the exit.
+        network: the trained network, which several engines may share.
         compiled: through ``torch.compile``.
-        name: of the runner.
-
-    Raises:
-        ScheduleError: the network has no such exit.
     """
 
-    kind = "torch"
-
-    def __init__(
-        self,
-        network: TrainedNetwork,
-        depth: int,
-        *,
-        compiled: bool = False,
-        name: str | None = None,
-    ) -> None:
-        super().__init__(network.interface, depth, name)
+    def __init__(self, network: TrainedNetwork, *, compiled: bool = False) -> None:
+        super().__init__(network.interface)
         self._network, self._compiled = network, compiled
 
-    @contextmanager
-    def opened(self) -> Iterator[Evaluate]:
-        """See :class:`ExitRunner`."""
-        network, depth, compiled = self._network, self.depth, self._compiled
-        yield lambda feed: network.evaluate(depth, feed, compiled=compiled)
+    def load(self, depth: int, stack: ExitStack) -> Evaluate:
+        """See :class:`Peer`."""
+        network, compiled = self._network, self._compiled
+        return lambda feed: network.evaluate(depth, feed, compiled=compiled)
 
 
 def predict_at(network: MultiExitNetwork, depth: int) -> Callable[..., Tensor]:
