@@ -11,11 +11,10 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from eecompile.arrays import Inputs
-from eecompile.compiler.names import output_names
 from eecompile.compiler.verify import Evaluate, Outputs
 from eecompile.errors import BackendError
 from eecompile.programs.interface import Interface
-from eecompile.store.bundle import exit_graph_name
+from eecompile.store.bundle import exit_graph_name, output_names
 
 
 def session_from_graph(path: Path) -> onnxruntime.InferenceSession:
@@ -54,7 +53,7 @@ def run_session(
 
 
 def evaluate_joined(session: onnxruntime.InferenceSession, interface: Interface) -> Evaluate:
-    """Evaluates a graph with the outputs of all exits, named as :mod:`names` says."""
+    """Evaluates a graph with the outputs of all exits, named as :func:`output_names` says."""
     names = {depth: output_names(interface, depth) for depth in interface.exits}
 
     def evaluate(point: Inputs) -> Outputs:

@@ -18,12 +18,7 @@ Form = TypeVar("Form", bound=msgspec.Struct)
 
 
 def read_toml(path: Path, kind: type[Form], *, example: str) -> Form:
-    """A typed TOML file.
-
-    Args:
-        path: of the file.
-        kind: its type.
-        example: path of such a file, for messages.
+    """A typed TOML file; messages name ``example``, the path of such a file.
 
     Raises:
         RecipeError: the file is missing, is no TOML, has unknown keys, or does not fit.

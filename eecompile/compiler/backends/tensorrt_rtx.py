@@ -77,4 +77,4 @@ def prepare(model: ir.Model, target: Target) -> None:
 
 def builder(work: Path, cache: Path) -> AbstractContextManager[Worker]:
     """What builds the plans; its log lies in ``work``. It measures nothing, and needs no cache."""
-    return Worker.opened("tensorrt_rtx", work / LOG)
+    return Worker("tensorrt_rtx", work / LOG)

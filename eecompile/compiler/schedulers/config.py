@@ -42,11 +42,7 @@ _BETAS: dict[str, Betas] = {
 
 
 def refuse(scheduler: Any, what: str, remedy: str) -> NoReturn:
-    """Refuse a scheduler, which ``what``.
-
-    Raises:
-        UsageError: always.
-    """
+    """Refuse a scheduler, which ``what``."""
     raise UsageError(
         found=f"{type(scheduler).__name__}, which {what}",
         expected="a scheduler of diffusers whose step is a sum of state, output and noise",
@@ -232,15 +228,7 @@ def _near(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
 
 
 def check_process(scheduler: Any, process: Process) -> None:
-    """Pass when the scheduler samples the process that a network was trained on.
-
-    Args:
-        scheduler: of diffusers, with its timesteps set.
-        process: the network's.
-
-    Raises:
-        UsageError: they differ, or the scheduler's cannot be told.
-    """
+    """Pass when the scheduler samples the process that a network was trained on."""
     differences = [*_differences(scheduler, process)]
     if differences:
         raise UsageError(

@@ -65,15 +65,7 @@ class TracedStep(msgspec.Struct):
 
 
 def traced(scheduler: Any, options: Mapping[str, float]) -> list[TracedStep]:
-    """The steps of a scheduler, without what nothing reads, each with at most one noise.
-
-    Args:
-        scheduler: of diffusers, with its timesteps set; it is not changed.
-        options: further arguments of its ``step``.
-
-    Raises:
-        UsageError: a step is no sum of tensors, or needs more than one noise.
-    """
+    """The steps of a scheduler, without what nothing reads, each with at most one noise."""
     steps = _live(_Trace(scheduler, options).run())
     for index, step in enumerate(steps):
         _leave_one_noise(scheduler, index, step)
