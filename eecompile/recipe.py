@@ -255,13 +255,13 @@ def _check_fit(recipe: ExportRecipe, path: Path) -> None:
         raise RecipeError(
             found=f"sampling.guided_channels = {guided} in {path}",
             expected=f"at most the first length of state.shape = {list(shape)}",
-            remedy="mend either",
+            remedy="fix either",
         )
     if recipe.process.variance == "learned_range" and not shape:
         raise RecipeError(
             found=f"process.variance = 'learned_range' with an empty state.shape in {path}",
             expected="an axis of channels, along which prediction and variance follow one another",
-            remedy="mend either",
+            remedy="fix either",
         )
     for what, lengths in [
         ("state.shape", shape),
@@ -271,7 +271,7 @@ def _check_fit(recipe: ExportRecipe, path: Path) -> None:
             raise RecipeError(
                 found=f"{what} = {list(lengths)} in {path}",
                 expected=f"at most {_LARGEST} numbers in a sample",
-                remedy="mend the shape",
+                remedy="fix the shape",
             )
     if "full" in recipe.schedules:
         raise RecipeError(

@@ -120,7 +120,7 @@ def _wanted(target: Path | Target) -> Target:
         raise BackendError(
             found=f"option through = {through!r} for tensorrt",
             expected="'onnxruntime', or no such option",
-            remedy="mend or remove it in the target's [options]",
+            remedy="fix or remove it in the target's [options]",
         )
     return msgspec.structs.replace(found, backend="onnxruntime", options={"provider": "tensorrt"})
 

@@ -85,7 +85,7 @@ def _load(path: Path) -> ir.Model:
         raise TraceError(
             found=f"no ONNX file at {path}",
             expected="the files that network.files names, relative to the recipe",
-            remedy="mend the path",
+            remedy="fix the path",
         )
     try:
         onnx.checker.check_model(path)
@@ -178,7 +178,7 @@ def _replace(graph: ir.Graph, old: ir.Value, new: ir.Value, name: str) -> None:
         raise TraceError(
             found=f"input {old.name!r} of type {old.dtype and old.dtype.name} in {name}",
             expected=f"{new.dtype and new.dtype.name}",
-            remedy="export it with that type, or mend the condition's dtype",
+            remedy="export it with that type, or fix the condition's dtype",
         )
     assert old.dtype is not None
     cast = ir.Node("", "Cast", [new], [ir.AttrInt64("to", old.dtype.value)])
@@ -197,7 +197,7 @@ def _check_shape(value: ir.Value, shape: tuple[int, ...], name: str) -> None:
         raise TraceError(
             found=f"input {value.name!r} of shape {[str(d) for d in value.shape]} in {name}",
             expected=f"a free batch axis, then {list(shape)}",
-            remedy="export it with a dynamic batch, or mend the recipe's shapes",
+            remedy="export it with a dynamic batch, or fix the recipe's shapes",
         )
 
 
@@ -216,7 +216,7 @@ def _fit_outputs(model: ir.Model, name: str, wanted: tuple[str, ...], interface:
         raise TraceError(
             found=f"{len(graph.outputs)} outputs in {name}",
             expected=f"{list(interface.outputs)}",
-            remedy="mend process.variance, or export the outputs",
+            remedy="fix process.variance, or export the outputs",
         )
     del graph.outputs[len(wanted) :]
     for index, key in enumerate(wanted):
@@ -225,7 +225,7 @@ def _fit_outputs(model: ir.Model, name: str, wanted: tuple[str, ...], interface:
             raise TraceError(
                 found=f"one value as {' and '.join(interface.outputs)} in {name}",
                 expected="outputs of their own",
-                remedy="mend process.variance, or export the variance as well",
+                remedy="fix process.variance, or export the variance as well",
             )
         if value.producer() is None or value.dtype not in (None, ir.DataType.FLOAT):
             raise TraceError(

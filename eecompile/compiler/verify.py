@@ -160,7 +160,7 @@ def compare(
                     raise VerificationError(
                         found=f"an output of shape {list(expected.shape)} at exit {depth}",
                         expected=f"the state's shape, {list(point['x'].shape)}",
-                        remedy="mend state.shape and process.variance, or the network",
+                        remedy="fix state.shape and process.variance, or the network",
                     )
             for output, expected in zip(outputs, right[depth], strict=True):
                 error = _check(depth, point, expected, output, tolerance, what)

@@ -51,7 +51,7 @@ def check_file(path: Path) -> None:
         raise CheckpointError(
             found=f"no checkpoint at {path}",
             expected="the file that network.checkpoint names, relative to the recipe",
-            remedy="mend the path, pass --checkpoint, or train the network first",
+            remedy="fix the path, pass --checkpoint, or train the network first",
         )
 
 

@@ -64,7 +64,7 @@ def _factory(name: str, folder: Path) -> Callable[..., Any]:
         raise RecipeError(
             found=f"the module of network.factory = {name!r} failing ({summary(error)})",
             expected="a module that can be imported",
-            remedy="import it in Python, and mend what fails",
+            remedy="import it in Python, and fix what fails",
         ) from error
     try:
         factory = getattr(module, attribute)
@@ -84,7 +84,7 @@ def _unknown(name: str, error: Exception) -> RecipeError:
     return RecipeError(
         found=f"network.factory = {name!r} ({error})",
         expected="package.module:callable",
-        remedy="install the package, put the module beside the recipe, or mend the name",
+        remedy="install the package, put the module beside the recipe, or fix the name",
     )
 
 
@@ -99,7 +99,7 @@ def _make(factory: Callable[..., Any], recipe: NetworkRecipe) -> nn.Module:
         raise RecipeError(
             found=f"{recipe.factory} failing ({summary(error)})",
             expected=f"a network from the arguments {sorted({*exits, *recipe.options})}",
-            remedy="mend [network.options], or the factory",
+            remedy="fix [network.options], or the factory",
         ) from error
     found = getattr(network, "exits", None)
     multi_exit = isinstance(found, tuple | list) and tuple(found) == recipe.exits

@@ -40,7 +40,7 @@ class Resizable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
                 found=f"state.resizable with axes {list(self.axes)}, {self.min} to {self.max} "
                 f"in multiples of {self.multiple}",
                 expected="distinct axes, and ascending bounds that are such multiples",
-                remedy="mend the bounds",
+                remedy="fix the bounds",
             )
 
 
@@ -149,7 +149,7 @@ class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             raise RecipeError(
                 found=f"range {self.range} and default {self.default} in a condition",
                 expected="an ascending range that holds the default",
-                remedy="mend either",
+                remedy="fix either",
             )
         self._check_numbers()
         if self.names and len(self.names) != high - low + 1:
@@ -174,7 +174,7 @@ class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
                     raise RecipeError(
                         found=f"{what} {value} in a condition of dtype {self.dtype}",
                         expected="finite numbers that this dtype holds",
-                        remedy=f"mend {what}, or dtype",
+                        remedy=f"fix {what}, or dtype",
                     )
 
     def values(

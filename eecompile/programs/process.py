@@ -143,7 +143,7 @@ class Process(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             raise RecipeError(
                 found=f"a process of family {self.family} that predicts {self.prediction}",
                 expected=f"one of {list(known[self.family])}",
-                remedy="mend process.family or process.prediction",
+                remedy="fix process.family or process.prediction",
             )
         if self.family != "diffusion":
             if self.variance != "fixed_small":
@@ -159,7 +159,7 @@ class Process(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
                 found=f"a process that leaves {bars[0]:g} of the data's variance at the first "
                 f"timestep and {bars[-1]:g} at the last",
                 expected="some noise at the first, and some data at the last",
-                remedy="mend process.timesteps or the betas",
+                remedy="fix process.timesteps or the betas",
             )
 
     def beta_table(self) -> NDArray[np.float64]:

@@ -56,7 +56,7 @@ def build_plan(job: PlanJob, progress: Callable[[int, int], None]) -> None:
         raise BackendError(
             found=f"{trt.__name__} failing to build segment {job.name} ({error})",
             expected="a plan",
-            remedy="free memory, choose another precision, or mend the target's options",
+            remedy="free memory, choose another precision, or fix the target's options",
         ) from error
     data = memoryview(plan)
     Path(job.path).write_bytes(data)

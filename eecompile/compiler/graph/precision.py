@@ -101,7 +101,7 @@ def kept_nodes(model: ir.Model, patterns: Sequence[str]) -> list[str]:
             raise BackendError(
                 found=f"keep_fp32 = {pattern!r} in the target, which matches no node",
                 expected="part of an operator's or a weight's name",
-                remedy="mend or remove it",
+                remedy="fix or remove it",
             )
         keep |= dict.fromkeys(name for name in found if name)
     return list(keep)

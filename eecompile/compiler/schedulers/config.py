@@ -83,7 +83,7 @@ def scheduler_from_config(path: Path) -> Any:
         raise UsageError(
             found=f"{file}, which {kind.__name__} refuses ({short(error)})",
             expected="options that diffusers accepts",
-            remedy="mend the file, or write it with scheduler.save_pretrained(folder)",
+            remedy="fix the file, or write it with scheduler.save_pretrained(folder)",
         ) from error
 
 
@@ -130,7 +130,7 @@ def _class(file: Path, name: Any) -> Any:
         found=f"_class_name = {name!r} in {file}",
         expected="the name of a scheduler that diffusers "
         f"{getattr(diffusers, '__version__', '')} has",
-        remedy=f"write {' or '.join(close)}" if close else "mend _class_name",
+        remedy=f"write {' or '.join(close)}" if close else "fix _class_name",
     )
 
 
