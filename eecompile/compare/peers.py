@@ -20,8 +20,6 @@ from eecompile.runtime.engines.openvino import import_openvino, model_options
 from eecompile.runtime.protocol import Engine
 from eecompile.store.bundle import exit_graph_name, output_names
 
-__all__ = ["UNLIMITED", "OnnxRuntimePeer", "OpenvinoPeer", "Peer", "TensorrtPeer"]
-
 UNLIMITED = 1 << 16  # samples in a batch of what has no limit of its own
 Evaluate = Callable[[Inputs], Sequence[Any]]
 

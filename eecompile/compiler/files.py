@@ -9,10 +9,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
-from numpy.typing import NDArray
 from onnx_ir.passes import common
 
-from eecompile.arrays import Inputs
+from eecompile.arrays import Array, Inputs
 from eecompile.compiler.graph.clean import clean
 from eecompile.compiler.graph.merge import joined
 from eecompile.compiler.graph.numbering import NumberValues
@@ -70,13 +69,13 @@ def evaluate_files(recipe: NetworkRecipe, folder: Path, interface: Interface) ->
 
 def _run(
     session: onnxruntime.InferenceSession, names: Mapping[str, str], point: Inputs, parts: int
-) -> Sequence[NDArray[np.float32]]:
+) -> Sequence[Array]:
     feeds = {names.get(name, name): value for name, value in point.items()}
     wanted = {value.name: value.type for value in session.get_inputs()}
     given = {
         name: feeds[name].astype(_NUMBERS.get(kind, np.float32)) for name, kind in wanted.items()
     }
-    results: list[NDArray[np.float32]] = session.run(None, given)
+    results: list[Array] = session.run(None, given)
     return np.split(results[0], parts, axis=1) if len(results) < parts else results[:parts]
 
 

@@ -20,8 +20,8 @@ from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
+from eecompile.arrays import Floats
 from eecompile.errors import RecipeError
 
 Family = Literal["diffusion", "flow", "edm"]
@@ -162,7 +162,7 @@ class Process(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
                 remedy="fix process.timesteps or the betas",
             )
 
-    def beta_table(self) -> NDArray[np.float64]:
+    def beta_table(self) -> Floats:
         """Variance that each timestep of a diffusion adds, float64 [T]."""
         count = self.timesteps
         if self.betas == "linear":
@@ -176,7 +176,7 @@ class Process(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         betas = [min(1 - after / before, 0.999) for before, after in pairwise(bars)]
         return np.array(betas, np.float64)
 
-    def alpha_bar(self) -> NDArray[np.float64]:
+    def alpha_bar(self) -> Floats:
         """Share of the data's variance left at each timestep of a diffusion, float64 [T]."""
         return np.cumprod(1 - self.beta_table(), dtype=np.float64)
 
@@ -240,7 +240,7 @@ def _of_ratio(ratio: float) -> tuple[float, float]:
 
 
 @cache
-def _tables(process: Process) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _tables(process: Process) -> tuple[Floats, Floats]:
     """A diffusion's ``alpha_bar``, and ``ln(sigma / alpha)``, at each timestep."""
     bars = process.alpha_bar()
     return bars, 0.5 * (np.log1p(-bars) - np.log(bars))

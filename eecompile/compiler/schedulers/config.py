@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
+from eecompile.arrays import Floats
 from eecompile.errors import RecipeError, UsageError
 from eecompile.programs.process import Betas, Process
 
@@ -214,16 +214,16 @@ def _agrees(scheduler: Any, process: Process) -> bool:
     return bool(np.allclose(0.25 * np.log(sigmas[: len(stamps)]), stamps, atol=1e-4))
 
 
-def _alpha_bar(scheduler: Any) -> NDArray[np.float64] | None:
+def _alpha_bar(scheduler: Any) -> Floats | None:
     table = getattr(scheduler, "alphas_cumprod", None)
     return None if table is None else _floats(table)
 
 
-def _floats(values: Any) -> NDArray[np.float64]:
+def _floats(values: Any) -> Floats:
     return np.array([float(value) for value in values])
 
 
-def _near(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
+def _near(one: Floats, other: Floats) -> bool:
     return one.shape == other.shape and bool(np.abs(one - other).max() <= _CLOSE)
 
 
@@ -318,7 +318,7 @@ def times_of(scheduler: Any) -> list[float]:
     return [float(stamp) for stamp in stamps]
 
 
-def _logarithmic(stamps: NDArray[np.float64], sigmas: NDArray[np.float64]) -> bool:
+def _logarithmic(stamps: Floats, sigmas: Floats) -> bool:
     """Whether each timestep is a quarter of its sigma's logarithm, or that times 1000."""
     if not (sigmas > 0).all():
         return False

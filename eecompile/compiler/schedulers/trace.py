@@ -17,10 +17,10 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from eecompile.arrays import Floats
 from eecompile.compiler.schedulers.config import OTHER, refuse, short
 from eecompile.errors import EecompileError
 
@@ -61,7 +61,7 @@ class TracedStep(msgspec.Struct):
     input: Row
     kept: list[tuple[int, str, Row]]
     state: Row
-    weights: NDArray[np.float64] = msgspec.field(default_factory=lambda: np.zeros(_DRAWS))
+    weights: Floats = msgspec.field(default_factory=lambda: np.zeros(_DRAWS))
 
 
 def traced(scheduler: Any, options: Mapping[str, float]) -> list[TracedStep]:
