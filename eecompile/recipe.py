@@ -30,8 +30,7 @@ Word = Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9._-]*\Z", max_length=100
 # Names that no condition can have: the graphs' inputs and outputs, Sampler.steps' arguments.
 _TAKEN = frozenset(
     ("x", "t", "self", "n", "solver", "steps", "schedule", "seed", "guidance", "nulls", "shape")
-    + ("guidance_interval",)
-    + ("first",)
+    + ("guidance_interval", "first")
 )
 _OUTPUT = re.compile(r"(prediction|variance)_\d+\Z")
 _DEEPEST = 10_000

@@ -27,8 +27,9 @@ from training import Plan, Trainer, add_options, train
 
 from eecompile import ExitSchedule, Process, UsageError
 from eecompile.networks import load_network
-from eecompile.networks.checkpoint import checkpoint_digest, state_from_file
+from eecompile.networks.checkpoint import state_from_file
 from eecompile.recipe import ExportRecipe, load_recipe
+from eecompile.store.bundle import sha256
 
 HEAD, HEADS = "final_layer.", "final_layers."
 
@@ -153,7 +154,7 @@ def finetuned() -> None:
         "time_weights": args.time_weights,
         "heads": args.heads,
         "frozen": " ".join(args.freeze),
-        "checkpoint_digest": checkpoint_digest(source(recipe, args.recipe.parent, args)),
+        "checkpoint_digest": sha256(source(recipe, args.recipe.parent, args)),
     }
     run = Trainer(network, recipe, plan, args)
     run.identity |= facts

@@ -21,12 +21,12 @@ from eecompile.backends import BACKENDS
 from eecompile.compare.candidates import Opened, Spec, described, opened
 from eecompile.compare.measure import latencies, latency, points, quiet, sentence
 from eecompile.compare.report import EvaluationLatency
+from eecompile.compiler.backends._tensorrt import SWITCH
 from eecompile.compiler.verify import random_inputs
 from eecompile.measure.machine import short
 from eecompile.measure.memory import on_gpus, resident
 
 _TIMEOUT = 1800  # seconds that it may take
-_SWITCH = "POLYGRAPHY_USE_TENSORRT_RTX"  # of polygraphy, read when it is imported
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,7 +86,7 @@ def in_child(job: Job, folder: Path) -> JobResult:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=os.environ | {"PYTHONPATH": path, _SWITCH: switch},
+            env=os.environ | {"PYTHONPATH": path, SWITCH: switch},
         )
         try:
             status = process.wait(_TIMEOUT)

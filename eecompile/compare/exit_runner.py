@@ -13,10 +13,10 @@ from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 
 from eecompile.arrays import AnyArray, Array, Inputs
-from eecompile.compiler.names import output_names
 from eecompile.programs.interface import Interface
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.protocol import Engine
+from eecompile.store.bundle import output_names
 
 _BATCHES = 4  # batch sizes whose arrays are kept
 # Inputs, outputs, and what evaluates on them.

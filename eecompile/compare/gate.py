@@ -53,7 +53,7 @@ def check_limits(max_slowdown: float, max_error: float) -> None:
             raise UsageError(
                 found=f"a limit of {limit:g} for the {name}",
                 expected="a number from 0 up",
-                remedy="mend it",
+                remedy="fix it",
             )
 
 

@@ -7,8 +7,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from eecompile.arrays import AnyArray
 from eecompile.compare.candidates import Opened
 from eecompile.compare.report import EvaluationLatency
 from eecompile.compiler.verify import random_inputs
@@ -18,7 +18,7 @@ from eecompile.measure.machine import short
 from eecompile.measure.timing import Timings, interleaved, percentiles
 from eecompile.programs.interface import Interface
 
-Point = dict[str, NDArray[np.generic]]
+Point = dict[str, AnyArray]
 
 
 def latency(batch: int, seconds: Sequence[float]) -> EvaluationLatency:

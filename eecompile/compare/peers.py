@@ -12,16 +12,13 @@ import numpy as np
 
 from eecompile.arrays import Array, Inputs
 from eecompile.compare.checks import Folder, checked_bundle, checked_engine_set, no_gpu, require
-from eecompile.compiler.names import output_names
 from eecompile.errors import BackendError
 from eecompile.measure.machine import gpus
 from eecompile.programs.interface import Interface
 from eecompile.runtime.engines._onnxruntime import PROVIDERS, session_options
 from eecompile.runtime.engines.openvino import import_openvino, model_options
 from eecompile.runtime.protocol import Engine
-from eecompile.store.bundle import exit_graph_name
-
-__all__ = ["UNLIMITED", "OnnxRuntimePeer", "OpenvinoPeer", "Peer", "TensorrtPeer"]
+from eecompile.store.bundle import exit_graph_name, output_names
 
 UNLIMITED = 1 << 16  # samples in a batch of what has no limit of its own
 Evaluate = Callable[[Inputs], Sequence[Any]]

@@ -25,7 +25,6 @@ from eecompile.compiler.graph.partition import (
     per_exit_parts,
 )
 from eecompile.compiler.graph.precision import first_non_finite, lowered
-from eecompile.compiler.names import output_names
 from eecompile.compiler.progress import Report, silent
 from eecompile.compiler.segments import (
     LOG,
@@ -58,6 +57,7 @@ from eecompile.store.bundle import (
     older_identity,
     open_bundle,
     open_engine_set,
+    output_names,
     records,
     write_manifest,
 )
@@ -111,12 +111,7 @@ def engine_set_from_bundle(
 
 
 def _wanted(target: Path | Target) -> Target:
-    """The target; one of TensorRT may go through ONNX Runtime, where only that is at hand.
-
-    Raises:
-        RecipeError: the file is missing or malformed.
-        BackendError: it is to go through something else.
-    """
+    """The target; one of TensorRT may go through ONNX Runtime, where only that is at hand."""
     found = target if isinstance(target, Target) else load_target(target)
     through = found.options.get("through")
     if found.backend != "tensorrt" or through is None:
@@ -125,7 +120,7 @@ def _wanted(target: Path | Target) -> Target:
         raise BackendError(
             found=f"option through = {through!r} for tensorrt",
             expected="'onnxruntime', or no such option",
-            remedy="mend or remove it in the target's [options]",
+            remedy="fix or remove it in the target's [options]",
         )
     return msgspec.structs.replace(found, backend="onnxruntime", options={"provider": "tensorrt"})
 
@@ -249,11 +244,7 @@ def _build(job: _Job, folder: Path) -> EngineManifest:
 
 
 def _run(job: _Job, folder: Path, manifest: EngineManifest, parts: list[Part]) -> EngineManifest:
-    """The manifest with the errors of the engines themselves, where they can be opened here.
-
-    Raises:
-        BackendError: they cannot, though they are for this machine.
-    """
+    """The manifest with the errors of the engines themselves, where they can be opened here."""
     interface, target = manifest.interface, job.target
     try:
         engine = engine_from_manifest(folder, manifest)

@@ -212,7 +212,7 @@ def _write_calibration(
         raise RecipeError(
             found=f"{found} at {place}, for calibration",
             expected=f"finite samples of the data, a float32 .npy [N, *{interface.state.shape}]",
-            remedy="mend the recipe's calibration, or remove it to calibrate with noise",
+            remedy="fix the recipe's calibration, or remove it to calibrate with noise",
         )
     made = calibration_inputs(interface, data.astype(np.float32))
     np.savez(folder / CALIBRATION, allow_pickle=False, **made)

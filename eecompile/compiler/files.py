@@ -9,20 +9,19 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
-from numpy.typing import NDArray
 from onnx_ir.passes import common
 
-from eecompile.arrays import Inputs
+from eecompile.arrays import Array, Inputs
 from eecompile.compiler.graph.clean import clean
 from eecompile.compiler.graph.merge import joined
 from eecompile.compiler.graph.numbering import NumberValues
 from eecompile.compiler.graph.operators import check_operators
-from eecompile.compiler.names import output_names
 from eecompile.compiler.sessions import session_from_graph
 from eecompile.compiler.verify import Evaluate, Outputs
 from eecompile.errors import EecompileError, TraceError
 from eecompile.programs.interface import Interface
 from eecompile.recipe import NetworkRecipe
+from eecompile.store.bundle import output_names
 
 _NUMBERS: dict[str, type[np.generic]] = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
 _TYPES = {"float32": ir.DataType.FLOAT, "int64": ir.DataType.INT64}
@@ -32,12 +31,8 @@ def graph_from_files(recipe: NetworkRecipe, folder: Path, interface: Interface) 
     """One graph of all files, whose inputs are ``x``, ``t`` and the conditions.
 
     What the files share, by content, is one node or one weight; they may share nothing.
-    A timestep that a file takes as integers is converted in the graph.
-
-    Args:
-        recipe: names the files, and their names for our inputs.
-        folder: the recipe's, to which the files are relative.
-        interface: what the network takes and gives.
+    A timestep that a file takes as integers is converted in the graph. The files are relative to
+    ``folder``.
 
     Raises:
         TraceError: a file is missing, no ONNX model, has other inputs or outputs than
@@ -74,13 +69,13 @@ def evaluate_files(recipe: NetworkRecipe, folder: Path, interface: Interface) ->
 
 def _run(
     session: onnxruntime.InferenceSession, names: Mapping[str, str], point: Inputs, parts: int
-) -> Sequence[NDArray[np.float32]]:
+) -> Sequence[Array]:
     feeds = {names.get(name, name): value for name, value in point.items()}
     wanted = {value.name: value.type for value in session.get_inputs()}
     given = {
         name: feeds[name].astype(_NUMBERS.get(kind, np.float32)) for name, kind in wanted.items()
     }
-    results: list[NDArray[np.float32]] = session.run(None, given)
+    results: list[Array] = session.run(None, given)
     return np.split(results[0], parts, axis=1) if len(results) < parts else results[:parts]
 
 
@@ -89,7 +84,7 @@ def _load(path: Path) -> ir.Model:
         raise TraceError(
             found=f"no ONNX file at {path}",
             expected="the files that network.files names, relative to the recipe",
-            remedy="mend the path",
+            remedy="fix the path",
         )
     try:
         onnx.checker.check_model(path)
@@ -161,59 +156,47 @@ def _fit_inputs(
             expected=f"inputs {sorted(wanted.values())}",
             remedy="name them in [network.arguments], and list its conditions",
         )
-    inputs = []
+    free, inputs = interface.state.resizable, []
     for key, theirs in wanted.items():
-        old, kind = found[theirs], _TYPES[kinds.get(key, "float32")]
-        _check_shape(old, shapes[key], name, interface)
-        inputs.append(_replaced(graph, old, key, kind, shapes[key], name, interface))
+        _check_shape(found[theirs], shapes[key], name)
+        axes = free.axes if free and key == "x" else ()
+        lengths = [f"axis{i}" if i in axes else length for i, length in enumerate(shapes[key])]
+        kind = ir.TensorType(_TYPES[kinds.get(key, "float32")])
+        inputs.append(ir.Value(name=key, shape=ir.Shape(["batch", *lengths]), type=kind))
+        _replace(graph, found[theirs], inputs[-1], name)
     graph.inputs.clear()
     graph.inputs.extend(inputs)
 
 
-def _replaced(
-    graph: ir.Graph,
-    old: ir.Value,
-    key: str,
-    kind: ir.DataType,
-    shape: tuple[int, ...],
-    name: str,
-    interface: Interface,
-) -> ir.Value:
-    """Our input in place of theirs, converted where only the type of number differs."""
-    free = interface.state.resizable
-    axes = free.axes if free and key == "x" else ()
-    lengths = [f"axis{i}" if i in axes else length for i, length in enumerate(shape)]
-    new = ir.Value(name=key, shape=ir.Shape(["batch", *lengths]), type=ir.TensorType(kind))
-    if old.dtype == kind:
+def _replace(graph: ir.Graph, old: ir.Value, new: ir.Value, name: str) -> None:
+    """Put our input in place of theirs, converted where only the type of number differs."""
+    if old.dtype == new.dtype:
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-        return new
-    integers = (ir.DataType.INT64, ir.DataType.INT32)
-    if key != "t" or old.dtype not in integers:
+        return
+    if new.name != "t" or old.dtype not in (ir.DataType.INT64, ir.DataType.INT32):
         raise TraceError(
             found=f"input {old.name!r} of type {old.dtype and old.dtype.name} in {name}",
-            expected=kind.name,
-            remedy="export it with that type, or mend the condition's dtype",
+            expected=f"{new.dtype and new.dtype.name}",
+            remedy="export it with that type, or fix the condition's dtype",
         )
     assert old.dtype is not None
     cast = ir.Node("", "Cast", [new], [ir.AttrInt64("to", old.dtype.value)])
     cast.outputs[0].dtype, cast.outputs[0].shape = old.dtype, new.shape
     ir.convenience.replace_all_uses_with(old, cast.outputs[0])
     graph.insert_before(graph[0], cast)
-    return new
 
 
-def _check_shape(value: ir.Value, shape: tuple[int, ...], name: str, interface: Interface) -> None:
-    dims = list(value.shape) if value.shape is not None else None
-    fits = dims is not None and len(dims) == len(shape) + 1
-    fits = fits and all(
-        not isinstance(found, int) or found == length
-        for found, length in zip((dims or [])[1:], shape, strict=True)
-    )
-    if dims is not None and (not fits or isinstance(dims[0], int)):
+def _check_shape(value: ir.Value, shape: tuple[int, ...], name: str) -> None:
+    if value.shape is None:
+        return
+    batch, *lengths = value.shape.dims or (1,)
+    pairs = zip(lengths, shape, strict=False)
+    fits = len(lengths) == len(shape) and not isinstance(batch, int)
+    if not fits or any(isinstance(found, int) and found != length for found, length in pairs):
         raise TraceError(
-            found=f"input {value.name!r} of shape {[str(d) for d in dims]} in {name}",
+            found=f"input {value.name!r} of shape {[str(d) for d in value.shape]} in {name}",
             expected=f"a free batch axis, then {list(shape)}",
-            remedy="export it with a dynamic batch, or mend the recipe's shapes",
+            remedy="export it with a dynamic batch, or fix the recipe's shapes",
         )
 
 
@@ -232,7 +215,7 @@ def _fit_outputs(model: ir.Model, name: str, wanted: tuple[str, ...], interface:
         raise TraceError(
             found=f"{len(graph.outputs)} outputs in {name}",
             expected=f"{list(interface.outputs)}",
-            remedy="mend process.variance, or export the outputs",
+            remedy="fix process.variance, or export the outputs",
         )
     del graph.outputs[len(wanted) :]
     for index, key in enumerate(wanted):
@@ -241,7 +224,7 @@ def _fit_outputs(model: ir.Model, name: str, wanted: tuple[str, ...], interface:
             raise TraceError(
                 found=f"one value as {' and '.join(interface.outputs)} in {name}",
                 expected="outputs of their own",
-                remedy="mend process.variance, or export the variance as well",
+                remedy="fix process.variance, or export the variance as well",
             )
         if value.producer() is None or value.dtype not in (None, ir.DataType.FLOAT):
             raise TraceError(

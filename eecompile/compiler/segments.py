@@ -208,14 +208,7 @@ class SegmentStore:
 def segments_from_parts(
     model: ir.Model, parts: Sequence[Part], target: Target, backend: BuildModule
 ) -> tuple[Segment, ...]:
-    """The segment of each part, in order.
-
-    Args:
-        model: its values named by content.
-        parts: of its graph.
-        target: what the engines are built for.
-        backend: what builds them.
-    """
+    """The segment of each part of a graph whose values are named by what they compute."""
     numbers = {value.name: number for value, number in value_numbers(model.graph).items()}
     context = _context(target, backend)
     made = []

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
 
-from eecompile.arrays import Inputs
-from eecompile.compiler.names import output_names
+from eecompile.arrays import Array, Inputs
 from eecompile.compiler.verify import Evaluate, Outputs
 from eecompile.errors import BackendError
 from eecompile.programs.interface import Interface
-from eecompile.store.bundle import exit_graph_name
+from eecompile.store.bundle import exit_graph_name, output_names
 
 
 def session_from_graph(path: Path) -> onnxruntime.InferenceSession:
@@ -44,17 +41,17 @@ def optimised_graph(path: Path, output: Path) -> None:
 
 def run_session(
     session: onnxruntime.InferenceSession,
-    values: Mapping[str, NDArray[np.generic]],
+    values: Inputs,
     outputs: Sequence[str],
-) -> list[NDArray[np.float32]]:
+) -> list[Array]:
     """Evaluate ``outputs``; ``values`` may hold more than the session reads."""
     feeds = {value.name: values[value.name] for value in session.get_inputs()}
-    results: list[NDArray[np.float32]] = session.run(list(outputs), feeds)
+    results: list[Array] = session.run(list(outputs), feeds)
     return results
 
 
 def evaluate_joined(session: onnxruntime.InferenceSession, interface: Interface) -> Evaluate:
-    """Evaluates a graph with the outputs of all exits, named as :mod:`names` says."""
+    """Evaluates a graph with the outputs of all exits, named as :func:`output_names` says."""
     names = {depth: output_names(interface, depth) for depth in interface.exits}
 
     def evaluate(point: Inputs) -> Outputs:

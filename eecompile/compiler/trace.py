@@ -25,13 +25,14 @@ from eecompile.compiler.graph.clean import clean
 from eecompile.compiler.graph.masks import ExpandMasks
 from eecompile.compiler.graph.numbering import NumberValues
 from eecompile.compiler.graph.operators import check_operators, place_of
-from eecompile.compiler.names import output_names
 from eecompile.compiler.verify import random_inputs
 from eecompile.errors import EecompileError, TraceError
 from eecompile.interrupt import check
 from eecompile.networks import truncated
 from eecompile.networks.base import MultiExitNetwork
+from eecompile.networks.load import summary
 from eecompile.programs.interface import Interface
+from eecompile.store.bundle import output_names
 
 OPSET = 23  # the first with an Attention operator
 _LARGEST_BATCH = 2**16
@@ -186,8 +187,7 @@ def _check_outputs(
     except (Exception, SystemExit) as error:  # the network's own
         check()
         raise TraceError(
-            found=f"a network that fails on {_shapes(inputs)}"
-            f" ({_first_line(error)}){_place(error)}",
+            found=f"a network that fails on {_shapes(inputs)} ({summary(error)}){_place(error)}",
             expected="a prediction an exit from these inputs",
             remedy="check state, conditions and network.arguments against its forward",
         ) from error
@@ -277,7 +277,7 @@ def _explained(error: BaseException, interface: Interface) -> TraceError:
     if interface.state.resizable and ("onstraint" in text or "pecializ" in text):
         return _one_size(f" ({_constraint(text)}){place}", interface)
     return TraceError(
-        found=f"a network that torch.export cannot trace ({_first_line(causes[-1])}){place}",
+        found=f"a network that torch.export cannot trace ({summary(causes[-1])}){place}",
         expected="a module without control flow over data, for any batch size",
         remedy="make its forward traceable by torch.export",
     )
@@ -310,11 +310,6 @@ def _constraint(text: str) -> str:
 
 def _shapes(inputs: Mapping[str, Tensor]) -> str:
     return ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 @contextmanager

@@ -81,10 +81,7 @@ def random_inputs(
 def calibration_inputs(interface: Interface, data: Array | None = None) -> dict[str, AnyArray]:
     """Inputs over all timesteps, stacked along the batch, from which value ranges are taken.
 
-    Args:
-        interface: what the network takes.
-        data: samples of what the network was trained on, float32 [N, *shape], which the
-            forward process noises; None for noise alone.
+    The forward process noises ``data``, float32 [N, *shape]; None leaves noise alone.
     """
     process = interface.process
     points = []
@@ -143,15 +140,10 @@ def compare(
     what: str,
     report: Report = silent,
 ) -> dict[int, Error]:
-    """Evaluate both at every point; the errors by depth.
+    """Evaluate both at every point; the errors by depth. The candidate may leave out depths.
 
-    Args:
-        points: ``x``, ``t`` and conditions of each point.
-        reference: outputs that are right, of each depth.
-        candidate: outputs to check; may leave out depths.
-        tolerance: an output may differ by ``absolute + relative * max |reference|``.
-        what: names the candidate and the reference in the error.
-        report: told of each point.
+    An output may differ by ``absolute + relative * max |reference|``; ``what`` names candidate
+    and reference in the error.
 
     Raises:
         VerificationError: an output differs by more, or has another shape.
@@ -168,7 +160,7 @@ def compare(
                     raise VerificationError(
                         found=f"an output of shape {list(expected.shape)} at exit {depth}",
                         expected=f"the state's shape, {list(point['x'].shape)}",
-                        remedy="mend state.shape and process.variance, or the network",
+                        remedy="fix state.shape and process.variance, or the network",
                     )
             for output, expected in zip(outputs, right[depth], strict=True):
                 error = _check(depth, point, expected, output, tolerance, what)

@@ -188,7 +188,7 @@ class _FolderSource:
             raise UsageError(
                 found=f"{path}, which is no picture ({error})",
                 expected="pictures only",
-                remedy="remove or mend it",
+                remedy="remove or fix it",
             ) from error
         if pixels.shape[:2] != (height, width):
             raise UsageError(

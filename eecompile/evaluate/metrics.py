@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+
+from eecompile.arrays import Array, Floats
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-Features = NDArray[np.float32]
+Features = Array
 NEIGHBOURS = 3
 GROUPS = 10
 _ROWS = 1000  # of distances at a time
@@ -26,7 +27,7 @@ class Frechet(NamedTuple):
     """
 
     distance: float
-    without: NDArray[np.float64]
+    without: Floats
 
     @property
     def error(self) -> float:
@@ -105,7 +106,7 @@ def manifolds(samples: Features, reference: Features) -> Manifolds:
     return Manifolds(_share_within(made, real), _share_within(real, made))
 
 
-def _error(without: NDArray[np.float64]) -> float:
+def _error(without: Floats) -> float:
     scale = (GROUPS - 1) / GROUPS
     return float(np.sqrt(scale * np.square(without - without.mean()).sum()))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import pickle
 import re
 import warnings
@@ -47,23 +46,13 @@ def state_from_file(path: Path, key: str | None = None) -> dict[str, Tensor]:
 
 
 def check_file(path: Path) -> None:
-    """Pass when there is a file.
-
-    Raises:
-        CheckpointError: there is none.
-    """
+    """Pass when there is a file."""
     if not path.is_file():
         raise CheckpointError(
             found=f"no checkpoint at {path}",
             expected="the file that network.checkpoint names, relative to the recipe",
-            remedy="mend the path, pass --checkpoint, or train the network first",
+            remedy="fix the path, pass --checkpoint, or train the network first",
         )
-
-
-def checkpoint_digest(path: Path) -> str:
-    """SHA-256 of a checkpoint file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _load(path: Path) -> Any:
@@ -116,9 +105,8 @@ def _is_state(content: Mapping[Any, Any]) -> bool:
 
 def _refused(path: Path, error: Exception) -> CheckpointError:
     match = re.search(r"GLOBAL (\S+)", str(error))
-    culprit = match[1] if match else ""
     return CheckpointError(
-        found=f"{path}, a pickle that needs code to be read" + (f" ({culprit})" if culprit else ""),
+        found=f"{path}, a pickle that needs code to be read" + (f" ({match[1]})" if match else ""),
         expected="tensors only: reading other pickles can run anything",
         remedy="where you trust the file, load it in Python and save its state_dict with "
         "safetensors.torch.save_file",

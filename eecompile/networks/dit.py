@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from eecompile.errors import CheckpointError, RecipeError
 from eecompile.networks.base import check_exits
-from eecompile.networks.vit import Attention, Mlp, PatchEmbed
+from eecompile.networks.vit import Attention, Mlp, PatchEmbed, unpatched
 
 # Table 1 of the paper: blocks, width, heads.
 _SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
@@ -98,10 +98,6 @@ class _Block(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio), tanh=True)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
-    @property
-    def modulation(self) -> nn.Linear:
-        return cast(nn.Linear, self.adaLN_modulation[1])
-
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition).chunk(6, 1)
         attended = self.attn(_modulate(self.norm1(x), shift1, scale1))
@@ -117,10 +113,6 @@ class _FinalLayer(nn.Module):
         self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.linear = nn.Linear(width, features)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
-
-    @property
-    def modulation(self) -> nn.Linear:
-        return cast(nn.Linear, self.adaLN_modulation[1])
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(condition).chunk(2, dim=1)
@@ -305,14 +297,9 @@ class DiT(nn.Module):
         return self.x_embedder(x) + positions, self.t_embedder(t) + self.y_embedder(label)
 
     def _predict(self, depth: int, tokens: Tensor, condition: Tensor, x: Tensor) -> Tensor:
-        patch, channels = self.patch, self.head_channels
-        rows, columns = x.shape[2] // patch, x.shape[3] // patch
         head = self.final_layers[str(depth)] if self.final_layers else self.final_layer
-        patches = head(tokens, condition)
-        patches = patches.reshape(-1, rows, columns, patch, patch, channels)
-        pixels: Tensor = patches.permute(0, 5, 1, 3, 2, 4).reshape(
-            -1, channels, rows * patch, columns * patch
-        )
+        rows, columns = x.shape[2] // self.patch, x.shape[3] // self.patch
+        pixels = unpatched(head(tokens, condition), rows, columns, self.patch)
         return pixels if self.refine is None else cast(Tensor, self.refine(pixels, x))
 
     def _initialise(self) -> None:
@@ -327,13 +314,12 @@ class DiT(nn.Module):
         for layer in self.t_embedder.mlp:
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.02)
-        zeroed: list[nn.Linear | nn.Conv2d] = [self.final_layer.modulation]
-        zeroed += [cast(_Block, block).modulation for block in self.blocks]
+        modulated = [self.final_layer, *self.blocks]
+        zeroed = [cast(nn.Sequential, layer.adaLN_modulation)[1] for layer in modulated]
         zeroed.append(self.final_layer.linear if self.refine is None else self.refine.conv2)
         for layer in zeroed:
-            nn.init.zeros_(layer.weight)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
 
 
 def dit_from_name(

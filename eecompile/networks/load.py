@@ -25,10 +25,7 @@ _FOLDERS: set[str] = set()  # in which factories were looked for
 def load_network(recipe: NetworkRecipe, folder: Path) -> MultiExitNetwork:
     """The network in float32, in evaluation mode, with its trained weights.
 
-    Args:
-        recipe: its factory, options, exits and checkpoint.
-        folder: the recipe's, to which the checkpoint is relative, and in which the
-            factory's module is found.
+    The checkpoint is relative to ``folder``, in which the factory's module is found too.
 
     Raises:
         RecipeError: the factory cannot be found, refuses its options, or makes
@@ -65,9 +62,9 @@ def _factory(name: str, folder: Path) -> Callable[..., Any]:
     except (Exception, SystemExit) as error:  # the module is the user's
         check()
         raise RecipeError(
-            found=f"the module of network.factory = {name!r} failing ({_summary(error)})",
+            found=f"the module of network.factory = {name!r} failing ({summary(error)})",
             expected="a module that can be imported",
-            remedy="import it in Python, and mend what fails",
+            remedy="import it in Python, and fix what fails",
         ) from error
     try:
         factory = getattr(module, attribute)
@@ -87,7 +84,7 @@ def _unknown(name: str, error: Exception) -> RecipeError:
     return RecipeError(
         found=f"network.factory = {name!r} ({error})",
         expected="package.module:callable",
-        remedy="install the package, put the module beside the recipe, or mend the name",
+        remedy="install the package, put the module beside the recipe, or fix the name",
     )
 
 
@@ -100,9 +97,9 @@ def _make(factory: Callable[..., Any], recipe: NetworkRecipe) -> nn.Module:
     except (Exception, SystemExit) as error:  # the factory is the user's
         check()
         raise RecipeError(
-            found=f"{recipe.factory} failing ({_summary(error)})",
+            found=f"{recipe.factory} failing ({summary(error)})",
             expected=f"a network from the arguments {sorted({*exits, *recipe.options})}",
-            remedy="mend [network.options], or the factory",
+            remedy="fix [network.options], or the factory",
         ) from error
     found = getattr(network, "exits", None)
     multi_exit = isinstance(found, tuple | list) and tuple(found) == recipe.exits
@@ -211,9 +208,10 @@ def _tied(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str
     return {name: state[twin] for name, twin in found.items() if twin is not None}
 
 
-def _summary(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"
+def summary(error: BaseException) -> str:
+    """An error's type, and the first line of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _few(names: list[str]) -> str:

@@ -25,13 +25,13 @@ class _Cut:
         depth: number of blocks that run.
         done: what each block has returned in this pass; None between passes, when the
             module runs as it would without a cut.
-        once: whether a block runs once for all exits.
+        shared: whether a block runs once for all exits, as it always does in an export.
     """
 
     def __init__(self, blocks: Sequence[nn.Module]) -> None:
         self.depth = len(blocks)
         self.done: list[Any] | None = None
-        self._once = False
+        self.shared = False
         for index, block in enumerate(blocks):
             block.forward = self._forward(index, block.forward)
 
@@ -41,7 +41,7 @@ class _Cut:
                 return run(*args, **kwargs)
             if index >= self.depth and len(self.done) >= self.depth:
                 return _copied(self.done[self.depth - 1])
-            if index > len(self.done) or not (self.once or self._next(index)):
+            if index > len(self.done) or (index < len(self.done) and not self.once):
                 raise RecipeError(
                     found=f"block {index + 1} running after {len(self.done)} others",
                     expected="blocks that run once a pass, in the order of their list",
@@ -57,14 +57,8 @@ class _Cut:
 
     @property
     def once(self) -> bool:
-        return self._once or torch.compiler.is_exporting()
-
-    @once.setter
-    def once(self, value: bool) -> None:
-        self._once = value
-
-    def _next(self, index: int) -> bool:
-        return self.done is not None and index == len(self.done)
+        """Whether a block runs once for all exits."""
+        return self.shared or torch.compiler.is_exporting()
 
 
 class Truncated(nn.Module):
@@ -123,11 +117,11 @@ class Truncated(nn.Module):
     @contextmanager
     def each_block_once(self) -> Iterator[None]:
         """Evaluate all exits in about the time of the deepest."""
-        self._cut.once = True
+        self._cut.shared = True
         try:
             yield
         finally:
-            self._cut.once = False
+            self._cut.shared = False
 
 
 class Renamed(nn.Module):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from eecompile.errors import RecipeError
 from eecompile.networks.base import check_exits
-from eecompile.networks.vit import Attention, Mlp, PatchEmbed
+from eecompile.networks.vit import Attention, Mlp, PatchEmbed, unpatched
 
 
 def _timestep_features(t: Tensor, width: int) -> Tensor:
@@ -101,7 +101,7 @@ class UViT(nn.Module):
                 remedy="give the options that the network was trained with",
             )
         self.exits = check_exits(exits, depth + 1, first=depth // 2 + 1)
-        self.width, self.patch, self.channels, self.side = width, patch, channels, size // patch
+        self.width, self.patch, self.side = width, patch, size // patch
         self.extras = 2 if classes else 1
         self.patch_embed = PatchEmbed(channels, width, patch)
         self.time_embed = (
@@ -157,9 +157,5 @@ class UViT(nn.Module):
         """The prediction when ``done`` decoder blocks have run; the others only join skips."""
         for index in range(done, len(self.out_blocks)):
             tokens = cast(_Block, self.out_blocks[index]).join(tokens, skips[-1 - index])
-        side, patch = self.side, self.patch
         patches = self.decoder_pred(self.norm(tokens))[:, self.extras :]
-        patches = patches.reshape(-1, side, side, patch, patch, self.channels)
-        pixels = patches.permute(0, 5, 1, 3, 2, 4)
-        pixels = pixels.reshape(-1, self.channels, side * patch, side * patch)
-        return cast(Tensor, self.final_layer(pixels))
+        return cast(Tensor, self.final_layer(unpatched(patches, self.side, self.side, self.patch)))

@@ -20,6 +20,13 @@ class PatchEmbed(nn.Module):
         return cast(Tensor, self.proj(x)).flatten(2).transpose(1, 2)
 
 
+def unpatched(tokens: Tensor, rows: int, columns: int, patch: int) -> Tensor:
+    """Pixels [B, channels, H, W] from tokens [B, rows * columns, patch * patch * channels]."""
+    patches = tokens.reshape(-1, rows, columns, patch, patch, tokens.shape[-1] // patch**2)
+    pixels = patches.permute(0, 5, 1, 3, 2, 4)
+    return pixels.reshape(-1, pixels.shape[1], rows * patch, columns * patch)
+
+
 class Attention(nn.Module):
     """Self-attention over tokens, float32 [B, tokens, width]; ``heads`` divides ``width``."""
 

@@ -121,6 +121,6 @@ def _given(process: Process, steps: int, times: Sequence[float]) -> list[Point]:
             found=f"a time grid of {len(found)} times for {steps} steps"
             + ("" if inside and descending else f", not descending within {low:g} to {high}"),
             expected=f"a time for each step, descending, within {low:g} to {high}",
-            remedy="mend the grid, or name one",
+            remedy="fix the grid, or name one",
         )
     return visited

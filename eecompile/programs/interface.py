@@ -10,8 +10,9 @@ from typing import Annotated, Literal
 import msgspec
 import numpy as np
 from msgspec import Meta
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from eecompile.arrays import AnyArray
 from eecompile.errors import ConditionError, RecipeError, UsageError
 from eecompile.programs.choice import Choice
 from eecompile.programs.process import Process
@@ -40,7 +41,7 @@ class Resizable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
                 found=f"state.resizable with axes {list(self.axes)}, {self.min} to {self.max} "
                 f"in multiples of {self.multiple}",
                 expected="distinct axes, and ascending bounds that are such multiples",
-                remedy="mend the bounds",
+                remedy="fix the bounds",
             )
 
 
@@ -149,7 +150,7 @@ class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             raise RecipeError(
                 found=f"range {self.range} and default {self.default} in a condition",
                 expected="an ascending range that holds the default",
-                remedy="mend either",
+                remedy="fix either",
             )
         self._check_numbers()
         if self.names and len(self.names) != high - low + 1:
@@ -174,12 +175,10 @@ class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
                     raise RecipeError(
                         found=f"{what} {value} in a condition of dtype {self.dtype}",
                         expected="finite numbers that this dtype holds",
-                        remedy=f"mend {what}, or dtype",
+                        remedy=f"fix {what}, or dtype",
                     )
 
-    def values(
-        self, name: str, given: ArrayLike | None, samples: Sequence[int]
-    ) -> NDArray[np.generic]:
+    def values(self, name: str, given: ArrayLike | None, samples: Sequence[int]) -> AnyArray:
         """The input for ``samples``, dtype ``dtype``, [len(samples), *shape].
 
         Args:
@@ -221,9 +220,7 @@ class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             )
         return np.broadcast_to(array, shape).astype(self.dtype)
 
-    def nulls(
-        self, name: str, samples: Sequence[int], given: ArrayLike | None = None
-    ) -> NDArray[np.generic]:
+    def nulls(self, name: str, samples: Sequence[int], given: ArrayLike | None = None) -> AnyArray:
         """The input that stands for "no condition", [len(samples), *shape].
 
         Arguments and errors are those of :meth:`values`, but ``given`` may be of any range, and
@@ -245,9 +242,7 @@ class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         anything = msgspec.structs.replace(self, range=known, default=None, names=())
         return anything.values(name, given, samples)
 
-    def _default(
-        self, name: str, samples: Sequence[int], shape: tuple[int, ...]
-    ) -> NDArray[np.generic]:
+    def _default(self, name: str, samples: Sequence[int], shape: tuple[int, ...]) -> AnyArray:
         if self.default is None:
             raise ConditionError(
                 found=f"no condition {name!r}",
@@ -261,7 +256,7 @@ class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         column = index.reshape(-1, *(1 for _ in self.shape))
         return np.broadcast_to(column, shape).copy()
 
-    def _check_range(self, name: str, array: NDArray[np.generic]) -> None:
+    def _check_range(self, name: str, array: AnyArray) -> None:
         if self.range is None or not array.size:
             return
         low, high = self.range
@@ -274,7 +269,7 @@ class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             )
 
 
-def _as_array(given: ArrayLike) -> NDArray[np.generic]:
+def _as_array(given: ArrayLike) -> AnyArray:
     """What a caller gives, also by DLPack, as an array on the host.
 
     What lies on a GPU is copied by the library that it belongs to, where that follows the

@@ -20,8 +20,8 @@ from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
+from eecompile.arrays import Floats
 from eecompile.errors import RecipeError
 
 Family = Literal["diffusion", "flow", "edm"]
@@ -143,7 +143,7 @@ class Process(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             raise RecipeError(
                 found=f"a process of family {self.family} that predicts {self.prediction}",
                 expected=f"one of {list(known[self.family])}",
-                remedy="mend process.family or process.prediction",
+                remedy="fix process.family or process.prediction",
             )
         if self.family != "diffusion":
             if self.variance != "fixed_small":
@@ -159,10 +159,10 @@ class Process(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
                 found=f"a process that leaves {bars[0]:g} of the data's variance at the first "
                 f"timestep and {bars[-1]:g} at the last",
                 expected="some noise at the first, and some data at the last",
-                remedy="mend process.timesteps or the betas",
+                remedy="fix process.timesteps or the betas",
             )
 
-    def beta_table(self) -> NDArray[np.float64]:
+    def beta_table(self) -> Floats:
         """Variance that each timestep of a diffusion adds, float64 [T]."""
         count = self.timesteps
         if self.betas == "linear":
@@ -176,7 +176,7 @@ class Process(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         betas = [min(1 - after / before, 0.999) for before, after in pairwise(bars)]
         return np.array(betas, np.float64)
 
-    def alpha_bar(self) -> NDArray[np.float64]:
+    def alpha_bar(self) -> Floats:
         """Share of the data's variance left at each timestep of a diffusion, float64 [T]."""
         return np.cumprod(1 - self.beta_table(), dtype=np.float64)
 
@@ -240,7 +240,7 @@ def _of_ratio(ratio: float) -> tuple[float, float]:
 
 
 @cache
-def _tables(process: Process) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _tables(process: Process) -> tuple[Floats, Floats]:
     """A diffusion's ``alpha_bar``, and ``ln(sigma / alpha)``, at each timestep."""
     bars = process.alpha_bar()
     return bars, 0.5 * (np.log1p(-bars) - np.log(bars))

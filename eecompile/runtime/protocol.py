@@ -82,7 +82,7 @@ class Engine(Handle, ABC):
                 raise BackendError(
                     found=f"outputs of shapes {[list(o.shape) for o in found]} at exit {depth}",
                     expected=f"the state's shape, {list(x.shape)}",
-                    remedy="mend state.shape, or the network, and export again",
+                    remedy="fix state.shape, or the network, and export again",
                 )
             for into, output in zip(outputs, found, strict=True):
                 into[:] = output

@@ -11,13 +11,13 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eecompile.arrays import Array
+from eecompile.arrays import AnyArray, Array
 from eecompile.errors import ConditionError, UsageError
 from eecompile.programs.interface import Interface
 from eecompile.programs.program import Program
 from eecompile.runtime.trajectory.plan import Plan, Rows
 
-Inputs = dict[str, NDArray[np.generic]]
+Inputs = dict[str, AnyArray]
 Interval = tuple[float, float]
 """The smallest and the largest time t at which guidance acts."""
 _MOST = 1_000_000  # samples of one request; ask for more in portions

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from eecompile.arrays import Array
 from eecompile.errors import UsageError
 
 _TILE = 84  # pixels of the side that small pictures are enlarged to
@@ -31,7 +31,7 @@ def check_pictures(shape: tuple[int, ...]) -> None:
 
 
 def save_grid(
-    states: NDArray[np.float32],
+    states: Array,
     bounds: tuple[float, float],
     path: Path,
     *,

@@ -189,6 +189,11 @@ def exit_graph_name(depth: int) -> str:
     return f"exit-{depth:03d}.onnx"
 
 
+def output_names(interface: Interface, depth: int) -> tuple[str, ...]:
+    """Names of an exit's outputs in graphs: its prediction, and a learned variance."""
+    return tuple(f"{output}_{depth:03d}" for output in interface.outputs)
+
+
 def segment_name(index: int, exits: Sequence[int], suffix: str) -> str:
     """File name of a segment's engine in an engine set."""
     named = "-".join(map(str, exits))

@@ -36,14 +36,9 @@ def form_bytes(form: object) -> bytes:
 
 
 def read_form(path: Path, kind: type[Form], known: int, *, what: str, command: str) -> Form:
-    """What a command wrote as JSON.
+    """What a command wrote as JSON, of a type with a field ``format``, which must be ``known``.
 
-    Args:
-        path: of the file.
-        kind: its type, which has a field ``format``.
-        known: the format of that type.
-        what: what it is called.
-        command: that wrote it, a verb.
+    Messages say ``what`` it is called, and the ``command`` that writes it.
 
     Raises:
         UsageError: it is not there, or something else.

@@ -31,10 +31,6 @@ from eecompile.store.bundle import file_names, peek
 def new_folder(path: Path, *, replaces: bool) -> Iterator[Path]:
     """A temporary folder that becomes ``path`` when the block ends without an error.
 
-    Args:
-        path: where the folder will be.
-        replaces: whether an existing folder at ``path`` may be replaced.
-
     Raises:
         BusyError: another process is writing ``path``.
         OutputExistsError: ``path`` exists and may not be replaced.
@@ -103,11 +99,7 @@ def _make_parents(parent: Path) -> list[Path]:
 
 
 def check_replaceable(path: Path, replaces: bool) -> None:
-    """Pass when a folder may be written at ``path``.
-
-    Args:
-        path: where the folder will be.
-        replaces: whether an existing folder of ours may be replaced.
+    """Pass when a folder may be written at ``path``, which may replace one of ours or none.
 
     Raises:
         OutputExistsError: it may not, or holds what eecompile did not write.

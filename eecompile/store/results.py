@@ -16,10 +16,7 @@ PAGE = "report.html"
 def check_results(folder: Path, ours: Collection[str], expected: str) -> None:
     """Pass when results may be written into a folder, which need not exist yet.
 
-    Args:
-        folder: to be written.
-        ours: names of what it may hold: the files of former results.
-        expected: what it should be, for the message.
+    It may hold ``ours``, the files of former results; the message says what is ``expected``.
 
     Raises:
         OutputExistsError: it holds something else, or is none.
@@ -47,15 +44,9 @@ def check_results(folder: Path, ours: Collection[str], expected: str) -> None:
 def write_results(
     folder: Path, files: Mapping[str, bytes], former: Iterable[str] = ()
 ) -> list[Path]:
-    """Write files, the first of them last: a folder without it is not complete.
+    """Write files by name, the first last: a folder without it is not complete; their paths.
 
-    Args:
-        folder: where to; it is made.
-        files: by name.
-        former: names of files that are removed.
-
-    Returns:
-        Their paths.
+    Files of the names ``former`` are removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     first, *others = files

@@ -27,7 +27,7 @@ class Tolerance(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             raise RecipeError(
                 found=f"tolerance of {self.absolute} and {self.relative}",
                 expected="finite numbers, 0 or more",
-                remedy="mend [tolerance]",
+                remedy="fix [tolerance]",
             )
 
 

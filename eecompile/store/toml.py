@@ -18,12 +18,7 @@ Form = TypeVar("Form", bound=msgspec.Struct)
 
 
 def read_toml(path: Path, kind: type[Form], *, example: str) -> Form:
-    """A typed TOML file.
-
-    Args:
-        path: of the file.
-        kind: its type.
-        example: path of such a file, for messages.
+    """A typed TOML file; messages name ``example``, the path of such a file.
 
     Raises:
         RecipeError: the file is missing, is no TOML, has unknown keys, or does not fit.
@@ -40,14 +35,14 @@ def read_toml(path: Path, kind: type[Form], *, example: str) -> Form:
         raise RecipeError(
             found=f"{path}, which is not TOML ({error})",
             expected="a TOML recipe",
-            remedy="mend that line",
+            remedy="fix that line",
         ) from error
     for key, value in _numbers(data):
         if not math.isfinite(value):
             raise RecipeError(
                 found=f"{key} = {value} in {path}",
                 expected="a finite number",
-                remedy="mend it, or leave the key out",
+                remedy="fix it, or leave the key out",
             )
     for key, known in _unknown_keys(data, msgspec.inspect.type_info(kind)):
         near = difflib.get_close_matches(key.rpartition(".")[2], known, n=1, cutoff=0.0)
@@ -62,7 +57,7 @@ def read_toml(path: Path, kind: type[Form], *, example: str) -> Form:
         raise RecipeError(
             found=f"a wrong value in {path}: {error}",
             expected=_expected(str(error), msgspec.inspect.type_info(kind)),
-            remedy="mend that key",
+            remedy="fix that key",
         ) from error
 
 

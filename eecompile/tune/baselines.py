@@ -25,13 +25,7 @@ _EVEN = 0.005  # budgets that differ by less are one
 
 
 class Baseline(NamedTuple):
-    """A schedule that needs no tuning.
-
-    Attributes:
-        name: for tables.
-        kind: ``exit``, ``linear``, ``ase`` or ``recipe``.
-        schedule: of the program.
-    """
+    """A schedule that needs no tuning; its kind is ``exit``, ``linear``, ``ase`` or ``recipe``."""
 
     name: str
     kind: Kind
@@ -39,11 +33,9 @@ class Baseline(NamedTuple):
 
 
 def baseline_schedules(interface: Interface, choices: Sequence[Choice]) -> list[Baseline]:
-    """The schedules that a tuned one is compared with, each once.
+    """The schedules of usable choices that a tuned one is compared with, each once.
 
-    Args:
-        interface: of the network.
-        choices: of which the first is full depth; those that cannot be used left out.
+    The first choice is full depth.
     """
     found: dict[ExitSchedule, Baseline] = {}
     for baseline in _every(interface, choices):
@@ -84,15 +76,8 @@ def fewer_steps(
 ) -> Mapping[int, Program]:
     """Full-depth programs of fewer steps, by their number.
 
-    For each budget the fewest that take as long, or longer: where the steps do not come out
-    even, the advantage is theirs.
-
-    Args:
-        sampler: compiles.
-        solver: its name and options.
-        steps: of the schedule that is tuned.
-        budgets: shares of its time.
-        cost: share of its time that a full-depth program takes.
+    For each budget, a share of the tuned schedule's time, the fewest that take as long, or
+    longer: where the steps do not come out even, the advantage is theirs.
     """
     programs: dict[int, Program] = {}
     for count in range(steps - 1, 0, -1):

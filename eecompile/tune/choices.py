@@ -14,12 +14,7 @@ _MOST = 100  # slots; more evaluations than that share one with their neighbours
 
 
 def choices_of(exits: Sequence[int], engines: Sequence[str]) -> tuple[Exit, ...]:
-    """Every exit of every engine set, the first set's deepest exit first.
-
-    Args:
-        exits: of the network, ascending.
-        engines: names of the engine sets, the first one first; none for a single one.
-    """
+    """Every exit of every engine set, the first set's deepest exit first; one set needs no name."""
     names = ["", *engines[1:]]
     return tuple(Exit(depth, name) for name in names for depth in reversed(exits))
 
@@ -49,10 +44,7 @@ class Slots(NamedTuple):
 def slots_of(program: Program, timesteps: int, most: int = _MOST) -> Slots:
     """The slots of a program: evaluations at the same moment share one.
 
-    Args:
-        program: any schedule's; only the moments count.
-        timesteps: T of the process.
-        most: the largest number of slots; beyond it neighbours in time share one.
+    Where there are more than ``most``, neighbours in time share one.
     """
     moments = [step.moment for step in program.steps]
     distinct = sorted(set(moments))
@@ -87,23 +79,12 @@ def _between(low: float, high: float, timesteps: int) -> float:
 def schedule_from_picks(
     picks: Sequence[int], candidates: Sequence[Choice], slots: Slots
 ) -> ExitSchedule:
-    """The exit schedule that makes these choices.
-
-    Args:
-        picks: of each slot, the index of a candidate.
-        candidates: of which the first is full depth.
-        slots: of the program.
-    """
+    """The exit schedule that picks such a candidate, by index, in each slot."""
     return merged([candidates[picks[slot]] for slot in slots.order], slots.bounds)
 
 
 def merged(choices: Sequence[Choice], bounds: Iterable[float]) -> ExitSchedule:
-    """An exit schedule with one slice for neighbours that choose the same.
-
-    Args:
-        choices: of each slice, t = 0 first.
-        bounds: between neighbouring slices, as fractions of T.
-    """
+    """An exit schedule with one slice for neighbours that choose the same, t = 0 first."""
     kept, ends = [choices[0]], []
     for choice, bound in zip(choices[1:], bounds, strict=True):
         if choice != kept[-1]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,10 +14,11 @@ from eecompile.interrupt import check
 from eecompile.programs.program import Program
 from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
-from eecompile.tune.work import Work
+from eecompile.tune.probe import Experiment
 
 FULL = "full"
 _ROUNDS = 7  # that are timed, where time allows
+_Sampled = Sequence[Any]  # seconds, and the mean squared difference of each sample
 
 
 class Measured(NamedTuple):
@@ -36,49 +36,31 @@ class Measured(NamedTuple):
 
 
 def measured(
-    sampler: Sampler,
-    programs: Mapping[str, Program],
-    samples: SampleRequest,
-    batch: int,
-    work: Work,
-    report: Callable[[int, int], Any],
-    *,
-    seconds: float,
+    experiment: Experiment, programs: Mapping[str, Program], batch: int, *, seconds: float
 ) -> dict[str, Measured]:
-    """Every program on every sample, a batch a round, in turns.
+    """Every program on every sample, a batch a round, in turns; those that gave finite samples.
 
-    Where that is few rounds, the first batches are timed again, as long as that takes little.
-
-    Args:
-        sampler: to be measured.
-        programs: by name; :data:`FULL` is what distances and times are relative to.
-        samples: which ones.
-        batch: samples a round; the last round may have fewer, and is not timed then.
-        work: keeps what has been measured.
-        report: told of each sampling.
-        seconds: after which nothing is timed again.
-
-    Returns:
-        Those that gave finite samples.
+    The last round may have fewer samples, and is not timed then. Where there are few rounds,
+    the first batches are timed again, until the seconds are over. Times and distances are
+    relative to :data:`FULL`.
     """
+    samples = experiment.samples
     starts = list(range(samples.first, samples.first + samples.n, batch))
     sizes = [min(batch, samples.first + samples.n - start) for start in starts]
     own, began = len(starts), time.perf_counter()
-    rows: dict[str, list[tuple[float, list[float]]]] = {name: [] for name in programs}
-    for round_ in range(max(own, _ROUNDS)):
-        if round_ >= own and time.perf_counter() - began > seconds:
+    rounds: list[dict[str, _Sampled]] = []
+    for index in range(max(own, _ROUNDS)):
+        if index >= own and time.perf_counter() - began > seconds:
             break
-        part = samples.part(sampler.interface, starts[round_ % own], sizes[round_ % own])
-        done, total = len(programs) * round_, len(programs) * max(own, _ROUNDS)
-        tell = partial(_tell, report, done, total)
-        _round(sampler, programs, part, round_, rows, work, tell)
+        part = experiment.part(starts[index % own], sizes[index % own])
+        rounds.append(_round(part, programs, index, max(own, _ROUNDS)))
     squares = {
-        name: np.concatenate([np.asarray(values) for _, values in parts[:own]])
-        for name, parts in rows.items()
+        name: np.concatenate([np.asarray(each[name][1]) for each in rounds[:own]])
+        for name in programs
     }
-    kept = [name for name in rows if np.isfinite(squares[name]).all()]
-    timed = [index for index in range(len(rows[FULL])) if sizes[index % own] == sizes[0]]
-    spent = np.array([[rows[name][index][0] for index in timed] for name in kept])
+    kept = [name for name in programs if np.isfinite(squares[name]).all()]
+    timed = [each for index, each in enumerate(rounds) if sizes[index % own] == sizes[0]]
+    spent = np.array([[each[name][0] for each in timed] for name in kept])
     times = steadied(spent)
     times /= np.median(times[kept.index(FULL)])
     return {
@@ -86,18 +68,11 @@ def measured(
     }
 
 
-def _tell(report: Callable[[int, int], Any], done: int, total: int, index: int) -> None:
-    report(done + index, total)
-
-
 def steadied(seconds: Floats) -> Floats:
     """Seconds of each program and round, without what slowed a round as a whole.
 
     Each round took a factor more or less than usual: the median over all programs. Full
-    depth alone would tell that less well.
-
-    Args:
-        seconds: [programs, rounds].
+    depth alone would tell that less well. Seconds are [programs, rounds].
     """
     usual = np.median(seconds, axis=1, keepdims=True)
     made: Floats = seconds / np.median(seconds / usual, axis=0)
@@ -105,35 +80,33 @@ def steadied(seconds: Floats) -> Floats:
 
 
 def _round(
-    sampler: Sampler,
-    programs: Mapping[str, Program],
-    part: SampleRequest,
-    round_: int,
-    rows: dict[str, list[tuple[float, list[float]]]],
-    work: Work,
-    report: Callable[[int], Any],
-) -> None:
+    experiment: Experiment, programs: Mapping[str, Program], index: int, rounds: int
+) -> dict[str, _Sampled]:
     """One batch of all programs; full depth first, the others in another order each round."""
+    work, part = experiment.work, experiment.samples
     names = [name for name in programs if name != FULL]
-    names = [FULL, *np.random.default_rng(round_).permutation(names).tolist()]
-    keys = {name: f"held out {round_} {part.n} {_key(programs[name])}" for name in names}
-    right = None
-    for index, name in enumerate(names):
+    names = [FULL, *np.random.default_rng(index).permutation(names).tolist()]
+    right: Array | None = None
+    found: dict[str, _Sampled] = {}
+    for place, name in enumerate(names):
         check()
-        report(index)
-        known = work.get(keys[name])
+        done, total = len(programs) * index + place, len(programs) * rounds
+        experiment.report("measuring on the held-out samples", done, total)
+        key = f"held out {index} {part.n} {_key(programs[name])}"
+        known = work.get(key)
         if known is None and right is None and name != FULL:  # after an interruption
-            (right,) = sampler.sample_requests([part], solver=programs[FULL])
+            (right,) = experiment.sampler.sample_requests([part], solver=programs[FULL])
         if known is None:
-            seconds, made = _timed(sampler, programs[name], part)
+            seconds, made = _timed(experiment.sampler, programs[name], part)
             right = made if name == FULL else right
             squares = np.full(part.n, np.inf)
             if made is not None and right is not None:
                 difference = np.subtract(made, right, dtype=np.float64)
                 squares = np.square(difference).reshape(part.n, -1).mean(axis=1)
             known = [seconds, squares.tolist()]
-            work.put(keys[name], known)
-        rows[name].append((known[0], known[1]))
+            work.put(key, known)
+        found[name] = known
+    return found
 
 
 def _timed(sampler: Sampler, program: Program, part: SampleRequest) -> tuple[float, Array | None]:

@@ -15,22 +15,19 @@ with d_i the distance that the choice at step i leads to by itself, and e_i its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
 from eecompile.arrays import Array, Floats, Inputs
 from eecompile.interrupt import check
-from eecompile.programs.choice import Choice, Exit, Forecast
-from eecompile.programs.interface import Interface
+from eecompile.programs.choice import Choice, Forecast
 from eecompile.programs.program import Program, Step
-from eecompile.runtime.request import SampleRequest
-from eecompile.tune.probe import Outputs, Prober
-from eecompile.tune.work import Work
+from eecompile.tune.probe import Experiment, Outputs, rms
 
-Progress = Callable[[str, int, int], Any]
 STALE = 3  # evaluations for which one output is used again at most
 _KEPT = 1 << 14  # elements of an error by which angles are measured
 _SAMPLES = 8  # for influence
@@ -63,67 +60,64 @@ class Influence(NamedTuple):
     probes: tuple[int, ...]
 
 
-def local_errors(
-    prober: Prober,
-    program: Program,
-    choices: Sequence[Exit],
-    samples: SampleRequest,
-    *,
-    reuse: bool,
-    work: Work,
-    report: Progress,
-) -> Errors:
+def local_errors(experiment: Experiment) -> Errors:
     """Every choice's error on the states of a full-depth trajectory.
 
-    Args:
-        prober: runs the engines.
-        program: at full depth.
-        choices: of which the first is full depth.
-        samples: whose states.
-        reuse: also the errors of former outputs.
-        work: keeps what has been measured.
-        report: told of each step.
-
-    Raises:
-        NonFiniteError: full depth gave NaN or infinity.
+    With reuse also the errors of former outputs. Raises a NonFiniteError where full depth gives
+    NaN or infinity.
     """
-    interface, total = prober.interface, len(program.steps)
-    ways = len(choices) - 1 + (STALE if reuse else 0)
+    prober, program, work = experiment.prober, experiment.program, experiment.work
     former: list[Array] = []
     vectors: list[Array] = []
     sizes: list[Floats] = []
-    broken: dict[int, int] = {}
 
     def watch(step: int, outputs: Outputs, x: Array, t: Array, given: Inputs) -> None:
         check()
-        report("evaluating every choice at every step", step, total)
-        full = _guided(outputs[0], interface, samples)
+        experiment.report("evaluating every choice at every step", step, len(program.steps))
+        full = _guided(outputs[0], experiment)
         kept, size = work.get(f"errors {step}"), work.get(f"sizes {step}")
         if kept is None:
-            differences = np.zeros((ways, *full.shape), np.float32)
-            for place, choice in enumerate(choices[1:]):
-                found = prober.ask(choice, x, t, given)
-                differences[place] = _guided(found[0], interface, samples) - full
-                if not all(np.isfinite(output).all() for output in found):
-                    differences[place] = np.nan
-            for age, output in enumerate(reversed(former)):
-                differences[len(choices) - 1 + age] = output - full
+            differences = _differences(experiment, full, former, x, t, given)
             size = np.sqrt(np.square(differences, dtype=np.float64).mean(axis=_rest(full)))
-            kept = _part(differences.reshape(ways, -1))
+            kept = _part(differences.reshape(len(differences), -1))
             work.put(f"errors {step}", kept)
             work.put(f"sizes {step}", size)
-        for way in np.flatnonzero(~np.isfinite(size)).tolist():
-            broken.setdefault(way + 1, step)
         vectors.append(np.nan_to_num(kept))
-        sizes.append(np.nan_to_num(size))
-        former[:] = [*former, full][-STALE:] if reuse else []
+        sizes.append(size)
+        former[:] = [*former, full][-STALE:] if experiment.reuse else []
 
     prober.watch = watch
     try:
-        prober.run(program, samples)
+        prober.run(program, experiment.samples)
     finally:
         prober.watch = None
-    return Errors(np.array(sizes), _cosines(np.concatenate(vectors)), broken)
+    found = np.array(sizes)
+    broken: dict[int, int] = {}
+    for step, way in np.argwhere(~np.isfinite(found)).tolist():
+        broken.setdefault(way + 1, step)
+    return Errors(np.nan_to_num(found), _cosines(np.concatenate(vectors)), broken)
+
+
+def _differences(
+    experiment: Experiment,
+    full: Array,
+    former: Sequence[Array],
+    x: Array,
+    t: Array,
+    given: Inputs,
+) -> Array:
+    """To full depth, of each other choice and of former outputs, [W, n, *shape]."""
+    others = experiment.choices[1:]
+    ways = len(others) + (STALE if experiment.reuse else 0)
+    differences = np.zeros((ways, *full.shape), np.float32)
+    for place, choice in enumerate(others):
+        found = experiment.prober.ask(choice, x, t, given)
+        differences[place] = _guided(found[0], experiment) - full
+        if not all(np.isfinite(output).all() for output in found):
+            differences[place] = np.nan
+    for age, output in enumerate(reversed(former)):
+        differences[len(others) + age] = output - full
+    return differences
 
 
 def _rest(full: Array) -> tuple[int, ...]:
@@ -144,11 +138,12 @@ def _cosines(vectors: Array) -> Floats:
     return np.asarray(unit @ unit.T, np.float64)
 
 
-def _guided(prediction: Array, interface: Interface, samples: SampleRequest) -> Array:
+def _guided(prediction: Array, experiment: Experiment) -> Array:
     """The prediction that the solver reads: with guidance, of both halves of the rows."""
+    samples = experiment.samples
     if len(prediction) == samples.n:
         return prediction.copy()
-    channels = interface.sampling.guided_channels
+    channels = experiment.sampler.interface.sampling.guided_channels
     part = (slice(None),) if channels is None else (slice(None), slice(channels))
     given, without = prediction[: samples.n].copy(), prediction[samples.n :]
     scale = np.asarray(samples.guidance, np.float32)
@@ -156,42 +151,33 @@ def _guided(prediction: Array, interface: Interface, samples: SampleRequest) -> 
     return given
 
 
-def measured_influence(
-    prober: Prober,
-    program: Program,
-    choices: Sequence[Exit],
-    errors: Errors,
-    samples: SampleRequest,
-    *,
-    reuse: bool,
-    work: Work,
-    report: Progress,
-) -> Influence:
-    """What a local error does to the samples, measured at some steps; as :func:`local_errors`."""
-    samples = samples.part(prober.interface, samples.first, min(samples.n, _SAMPLES))
+def measured_influence(experiment: Experiment, errors: Errors) -> Influence:
+    """What a local error does to the samples, measured at some steps."""
+    experiment = experiment.part(experiment.samples.first, min(experiment.samples.n, _SAMPLES))
+    program, choices = experiment.program, experiment.choices
     record: dict[int, Outputs] = {}
-    full = prober.run(program, samples, record=record)
-    kinds = [*range(1, len(choices)), *([len(choices)] if reuse else [])]
-    kinds = [kind for kind in kinds if kind not in errors.broken]
+    full = experiment.prober.run(program, experiment.samples, record=record)
+    kinds = [
+        kind for kind in range(1, len(choices) + experiment.reuse) if kind not in errors.broken
+    ]
     count = max(5, min(10, _PROBES // max(1, len(kinds))))
     roles = [_role(step) for step in program.steps]
     probes = sorted({step for role in set(roles) for step in _spread(roles, role, count)})
     jobs = [(step, kind) for step in probes for kind in kinds]
     distances: dict[tuple[int, int], float] = {}
+    candidates: list[Choice] = [*choices, Forecast()]
+
+    def moved(step: int, kind: int) -> float:
+        changed = _with_step(program, step, candidates[kind])
+        shared = {known: outputs for known, outputs in record.items() if known < step}
+        return rms(experiment.prober.run(changed, experiment.samples, replay=shared) - full)
+
     for index, (step, kind) in enumerate(jobs):
         check()
-        report("measuring what an error does to the samples", index, len(jobs))
-        if kind == len(choices) and step == 0:
-            continue
-        found = work.get(f"influence {step} {kind}")
-        if found is None:
-            choice = choices[kind] if kind < len(choices) else Forecast()
-            changed = _with_step(program, step, choice)
-            shared = {known: outputs for known, outputs in record.items() if known < step}
-            moved = prober.run(changed, samples, replay=shared) - full
-            found = float(np.sqrt(np.square(moved, dtype=np.float64).mean()))
-            work.put(f"influence {step} {kind}", found)
-        distances[step, kind] = found
+        experiment.report("measuring what an error does to the samples", index, len(jobs))
+        if kind < len(choices) or step:  # the first step has no former output
+            key, measure = f"influence {step} {kind}", partial(moved, step, kind)
+            distances[step, kind] = experiment.work.recall(key, measure)
     ratios = _interpolated(program, roles, errors, distances, len(choices))
     return Influence(ratios, tuple(probes))
 

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import msgspec
 import numpy as np
 
-from eecompile.measure.timing import interleaved
-from eecompile.programs.choice import Choice, Exit, Forecast
-from eecompile.programs.interface import Interface
+from eecompile.measure.timing import interleaved, percentiles
+from eecompile.programs.choice import Choice, Forecast
 from eecompile.programs.program import Program, Step
-from eecompile.runtime.request import SampleRequest
-from eecompile.runtime.sampler import Sampler
 from eecompile.tune.model import Costs
-from eecompile.tune.work import Work
+from eecompile.tune.probe import Experiment
 
-Progress = Callable[[str, int, int], Any]
 _STEPS = 6  # of a sampling that is timed
 _LEAST, _MOST = 5, 25  # rounds
 
@@ -43,80 +38,70 @@ class StepLatency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 def measured_costs(
-    sampler: Sampler,
-    program: Program,
-    choices: Sequence[Exit],
-    samples: SampleRequest,
-    *,
-    reuse: bool,
-    skip: Sequence[int] = (),
-    seconds: float,
-    work: Work,
-    report: Progress,
+    experiment: Experiment, *, skip: Sequence[int] = (), seconds: float
 ) -> tuple[Costs, list[StepLatency]]:
-    """The costs of every choice at every step.
+    """The costs of every choice at every step for one batch, and what was measured.
 
-    Args:
-        sampler: to be measured.
-        program: at full depth.
-        choices: of which the first is full depth.
-        samples: of one batch.
-        reuse: also of steps that evaluate nothing.
-        skip: choices that cannot be used.
-        seconds: for all rounds, after the least number of them.
-        work: keeps what has been measured.
-        report: told of each round.
-
-    Returns:
-        The costs, and what was measured.
+    Choices to skip cannot be used. The seconds are for all rounds, after the least number of
+    them.
     """
+    program, choices = experiment.program, experiment.choices
     usable = [c for index, c in enumerate(choices) if index not in skip]
     cheap = min(usable, key=lambda choice: choice.depth)
-    wanted: list[Choice] = [*usable, *([Forecast()] if reuse else [])]
-    acting = [acts(step, sampler.interface, samples) for step in program.steps]
+    wanted: list[Choice] = [*usable, *([Forecast()] if experiment.reuse else [])]
+    acting = [acts(step, experiment) for step in program.steps]
     jobs = {f"{kind:d} {choice.text}": (kind, choice) for kind in set(acting) for choice in wanted}
-    timed = work.get("seconds")
-    if timed is None:
+
+    def measure() -> dict[str, list[float]]:
         programs = {
             name: _repeated(program, acting.index(kind), choice, first=cheap)
             for name, (kind, choice) in jobs.items()
         }
         programs["start"] = _repeated(program, 0, choices[0], steps=1)
-        timings = interleaved(
-            {name: _drawing(sampler, made, samples) for name, made in programs.items()},
-            seconds=seconds,
-            least=_LEAST,
-            most=_MOST,
-            twice=True,
-            warm=True,
-            report=lambda done, total: report("measuring what every choice costs", done, total),
-        )
-        for error in timings.failures.values():
-            raise error
-        timed = timings.seconds
-        work.put("seconds", timed)
+        return _timed(experiment, programs, seconds)
+
+    timed = experiment.work.recall("seconds", measure)
     count = min(_STEPS, len(program.steps))
     start, each = _split(timed, jobs, choices[0], cheap, acting[0], count)
     full = start + sum(each[acting[index], choices[0]] for index in range(len(acting)))
     steps = np.array([[each.get((kind, c), np.inf) for c in choices] for kind in acting])
     again = np.array([each.get((kind, Forecast()), 0.0) for kind in acting])
-    found = [
+    latencies = [
         _latency(choice, kind, each[kind, choice], timed[name], count)
         for name, (kind, choice) in jobs.items()
     ]
-    return Costs(start / full, steps / full, again / full), found
+    return Costs(start / full, steps / full, again / full), latencies
 
 
-def acts(step: Step, interface: Interface, samples: SampleRequest) -> bool:
+def acts(step: Step, experiment: Experiment) -> bool:
     """Whether guidance acts in a step."""
-    interval = samples.guidance_interval or interface.sampling.guidance_interval
+    samples, sampling = experiment.samples, experiment.sampler.interface.sampling
+    interval = samples.guidance_interval or sampling.guidance_interval
     if samples.guidance == 1:
         return False
     return interval is None or interval[0] <= step.moment <= interval[1]
 
 
-def _drawing(sampler: Sampler, program: Program, samples: SampleRequest) -> Callable[[], object]:
-    return lambda: sampler.sample_requests([samples], solver=program)
+def _timed(
+    experiment: Experiment, programs: Mapping[str, Program], seconds: float
+) -> dict[str, list[float]]:
+    """Seconds of each program's samplings, in turns."""
+
+    def drawing(program: Program) -> Callable[[], object]:
+        return lambda: experiment.sampler.sample_requests([experiment.samples], solver=program)
+
+    timings = interleaved(
+        {name: drawing(program) for name, program in programs.items()},
+        seconds=seconds,
+        least=_LEAST,
+        most=_MOST,
+        twice=True,
+        warm=True,
+        report=lambda done, total: experiment.report(
+            "measuring what every choice costs", done, total
+        ),
+    )
+    return timings.checked().seconds
 
 
 def _repeated(
@@ -170,13 +155,12 @@ def _latency(
     choice: Choice, kind: bool, median: float, seconds: Sequence[float], count: int
 ) -> StepLatency:
     """A step's figures; the spread is that of the samplings that were timed."""
-    middle = float(np.median(seconds))
-    low, high = (float(np.quantile(seconds, share)) / middle for share in (0.1, 0.9))
+    low, middle, high = percentiles(seconds)
     return StepLatency(
         choice=choice,
         guided=kind,
         median=1e3 * median,
-        p10=1e3 * median * low,
-        p90=1e3 * median * high,
+        p10=1e3 * median * low / middle,
+        p90=1e3 * median * high / middle,
         rounds=len(seconds),
     )

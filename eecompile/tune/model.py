@@ -31,14 +31,6 @@ class Costs(NamedTuple):
 class Model:
     """Predicts the cost and the distance of the choices in each slot.
 
-    Args:
-        slots: of the program.
-        costs: by step.
-        errors: by step.
-        influence: of those errors.
-        depths: of each choice.
-        reuse: whether the previous output may be used again.
-
     Attributes:
         table: for the optimiser, whose costs are without :attr:`start`.
         start: share of time that no choice changes.
@@ -54,6 +46,7 @@ class Model:
         depths: Sequence[int],
         *,
         reuse: bool,
+        monotone: bool = False,
     ) -> None:
         self.slots, self.start = slots, costs.start
         self._ratios, self._choices = influence.ratios, len(depths)
@@ -70,6 +63,7 @@ class Model:
             np.array([by_step[found].sum(axis=0) for found in steps]),
             tuple(depths),
             self._reuse(costs) if reuse else None,
+            monotone,
         )
 
     def _reuse(self, costs: Costs) -> Reuse:

@@ -45,14 +45,16 @@ class SlotTable(NamedTuple):
     Attributes:
         costs: of each slot and choice, [S, C].
         errors: of each slot and choice, [S, C]; infinite for what may not be chosen.
-        depths: of each choice, for what is monotone.
+        depths: of each choice.
         reuse: None where every slot evaluates.
+        monotone: depths never fall from one evaluating slot to the next.
     """
 
     costs: Floats
     errors: Floats
     depths: tuple[int, ...]
     reuse: Reuse | None = None
+    monotone: bool = False
 
     @property
     def again(self) -> int:
@@ -63,6 +65,10 @@ class SlotTable(NamedTuple):
     def picks(self) -> range:
         """What a slot may pick."""
         return range(self.again + (self.reuse is not None))
+
+    def allows(self, picks: Sequence[int]) -> bool:
+        """Whether these picks may be made."""
+        return bool(np.isfinite(objective(self, picks)[1]))
 
 
 class _Layer(NamedTuple):
@@ -106,14 +112,8 @@ class ParetoFront:
         return None if index < 0 else self.picks(index)
 
 
-def front(table: SlotTable, *, monotone: bool = False, limit: float = np.inf) -> ParetoFront:
-    """All undominated solutions.
-
-    Args:
-        table: the problem.
-        monotone: depths never fall from one evaluating slot to the next.
-        limit: solutions that cost more are left out.
-    """
+def front(table: SlotTable, *, limit: float = np.inf) -> ParetoFront:
+    """All undominated solutions, but those that cost more than ``limit``."""
     slots, choices = table.costs.shape
     cheapest = table.costs.min(axis=1)
     if table.reuse is not None:
@@ -123,7 +123,7 @@ def front(table: SlotTable, *, monotone: bool = False, limit: float = np.inf) ->
     layer = _Layer(nothing, nothing, np.full(1, -1), np.full(1, -1))
     layers: list[_Layer] = []
     for slot in range(slots):
-        parts = [*_fresh(table, slot, layer, monotone), *_again(table, slot, layer)]
+        parts = [*_fresh(table, slot, layer), *_again(table, slot, layer)]
         joined = _Layer(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
         within = joined.costs + ahead[slot] <= limit * (1 + _SAME)
         layer = _Layer(*(array[within & np.isfinite(joined.errors)] for array in joined))
@@ -131,14 +131,14 @@ def front(table: SlotTable, *, monotone: bool = False, limit: float = np.inf) ->
     return ParetoFront(layers, choices)
 
 
-def _fresh(table: SlotTable, slot: int, before: _Layer, monotone: bool) -> Iterator[_Layer]:
+def _fresh(table: SlotTable, slot: int, before: _Layer) -> Iterator[_Layer]:
     """Each choice after whatever may come before it. Mode c: the output is choice c's, new."""
     choices = table.costs.shape[1]
     depths = np.array(table.depths)
     reached = np.where(before.modes < 0, 0, depths[before.modes % choices])
     pools: dict[int, Indices] = {}
     for choice in range(choices):
-        bound = table.depths[choice] if monotone else int(depths.max())
+        bound = table.depths[choice] if table.monotone else int(depths.max())
         if bound not in pools:
             allowed = np.flatnonzero(reached <= bound)
             kept = _undominated(before.costs[allowed], before.errors[allowed])
@@ -182,9 +182,7 @@ def _undominated(costs: Floats, errors: Floats) -> Indices:
     return kept
 
 
-def objective(
-    table: SlotTable, picks: Sequence[int], *, monotone: bool = False
-) -> tuple[float, float]:
+def objective(table: SlotTable, picks: Sequence[int]) -> tuple[float, float]:
     """Sums of cost and error of a solution; the error is infinite if it is not allowed."""
     cost = error = 0.0
     source, stale, depth = -1, 0, 0
@@ -197,7 +195,7 @@ def objective(
             error += float(reuse.errors[slot, stale, source])
             stale += reuse.takes[slot]
             continue
-        if monotone and table.depths[pick] < depth:
+        if table.monotone and table.depths[pick] < depth:
             return np.inf, np.inf
         cost += float(table.costs[slot, pick])
         error += float(table.errors[slot, pick])

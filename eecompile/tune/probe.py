@@ -8,18 +8,55 @@ evaluated again: the outputs are replayed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from eecompile.arrays import Array, Inputs
+from eecompile.compiler.progress import Report
 from eecompile.programs.choice import Exit
 from eecompile.programs.program import Program
 from eecompile.runtime.protocol import Engine
 from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
+from eecompile.tune.work import Work
 
 Outputs = list[Array]
 _ANY = 1 << 30  # batch size of a prober, which divides what it is given
+
+
+class Experiment(NamedTuple):
+    """What every measurement of a tuning shares.
+
+    Attributes:
+        sampler: the engines, whose time is measured.
+        prober: runs the same engines, where outputs are.
+        program: at full depth.
+        choices: full depth first.
+        samples: that are made.
+        reuse: whether the previous output may be used again.
+        work: keeps what has been measured.
+        report: told of each phase.
+    """
+
+    sampler: Sampler
+    prober: Prober
+    program: Program
+    choices: tuple[Exit, ...]
+    samples: SampleRequest
+    reuse: bool
+    work: Work
+    report: Report
+
+    def part(self, first: int, n: int) -> Experiment:
+        """With some of the samples."""
+        part = self.samples.part(self.sampler.interface, first, n)
+        return self._replace(samples=part)
+
+
+def rms(difference: Array) -> float:
+    """Root of the mean square."""
+    return float(np.sqrt(np.square(difference, dtype=np.float64).mean()))
 
 
 def engines_of(sampler: Sampler) -> dict[str, Engine]:
@@ -31,15 +68,11 @@ def engines_of(sampler: Sampler) -> dict[str, Engine]:
 
 
 class Prober(Engine):
-    """An engine that runs others, watches what they give, and replays what is known.
-
-    Args:
-        sampler: whose engines it runs; they stay open.
+    """An engine that runs a sampler's, watches what they give, and replays what is known.
 
     Attributes:
-        interface: of the network.
-        watch: told of every evaluation that is not replayed: the step's index, and the
-            inputs x, t and conditions; None for nobody.
+        watch: told of every evaluation that is not replayed: the step's index, the outputs,
+            and the inputs x, t and conditions; None for nobody.
     """
 
     precision, max_batch = "as its engines", _ANY
@@ -65,14 +98,8 @@ class Prober(Engine):
     ) -> Array:
         """The samples that a program leads to, float32 [n, *shape].
 
-        Args:
-            program: every depth is chosen.
-            samples: which ones.
-            replay: outputs by step, which are not evaluated again.
-            record: where the outputs of every evaluating step are put.
-
-        Raises:
-            NonFiniteError: an engine returned NaN or infinity.
+        ``replay`` has outputs by step that are not evaluated again; the outputs of every
+        evaluating step are put into ``record``. Raises a NonFiniteError as a sampler does.
         """
         self._replayed, self._recorded = replay or {}, record
         self._steps = iter(i for i, step in enumerate(program.steps) if step.chosen.evaluates)

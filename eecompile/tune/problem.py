@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
+from eecompile.compiler.progress import Report
 from eecompile.errors import UsageError
 from eecompile.programs.choice import Choice, Exit, Forecast
 from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
+from eecompile.tune.baselines import Baseline
 from eecompile.tune.choices import Slots, choices_of, schedule_from_picks, slots_of
+from eecompile.tune.findings import Entry
 from eecompile.tune.influence import local_errors, measured_influence
 from eecompile.tune.latency import StepLatency, measured_costs
 from eecompile.tune.model import Model
-from eecompile.tune.probe import Prober
+from eecompile.tune.probe import Experiment, Prober
 from eecompile.tune.report import TuningSettings
 from eecompile.tune.work import Work
 
-Progress = Callable[[str, int, int], Any]
 _TIMING = 15.0  # seconds for what choices cost, a minute of refinement
 
 
@@ -29,48 +31,45 @@ class Problem(NamedTuple):
     """What is chosen from, and what it costs and loses.
 
     Attributes:
-        sampler: the engines.
+        experiment: at the samples that schedules are chosen by.
         settings: how to look.
-        samples: that schedules are chosen by.
-        program: at full depth.
-        choices: full depth first.
-        usable: those that give finite outputs.
-        broken: the others, by index, and the step where each was not finite.
+        broken: choices that do not give finite outputs, by index, and the step of the first.
         slots: of the program.
         model: predicts cost and distance.
         latencies: of every choice.
     """
 
-    sampler: Sampler
+    experiment: Experiment
     settings: TuningSettings
-    samples: SampleRequest
-    program: Program
-    choices: tuple[Exit, ...]
-    usable: tuple[Exit, ...]
     broken: dict[int, int]
     slots: Slots
     model: Model
     latencies: list[StepLatency]
 
+    @property
+    def usable(self) -> list[Exit]:
+        """The choices that give finite outputs."""
+        return [c for index, c in enumerate(self.experiment.choices) if index not in self.broken]
+
     def schedule(self, picks: Sequence[int]) -> ExitSchedule:
         """The exit schedule that makes these picks."""
-        candidates: tuple[Choice, ...] = (*self.choices, Forecast())
-        return schedule_from_picks(picks, candidates, self.slots)
+        return schedule_from_picks(picks, (*self.experiment.choices, Forecast()), self.slots)
 
     def compiled(self, schedule: ExitSchedule) -> Program:
         """The program of a schedule."""
         settings = self.settings
-        return self.sampler.program(settings.solver, settings.steps, schedule)
+        return self.experiment.sampler.program(settings.solver, settings.steps, schedule)
 
     def picks(self, program: Program) -> tuple[int, ...]:
         """The choices that such a program makes, where every slot evaluates."""
-        places: dict[Choice, int] = {choice: index for index, choice in enumerate(self.choices)}
-        found = [places[step.chosen] for step in program.steps]
-        return tuple(found[steps[0]] for steps in self.slots.steps)
+        places: dict[Choice, int] = {c: index for index, c in enumerate(self.experiment.choices)}
+        return tuple(places[program.steps[steps[0]].chosen] for steps in self.slots.steps)
 
-    def predicted(self, program: Program) -> float:
-        """Time of such a program, as a share of full depth's."""
-        return self.model.cost(self.picks(program))
+    def entry(self, baseline: Baseline) -> Entry:
+        """A schedule that needs no tuning, with its program and its predicted time."""
+        program = self.compiled(baseline.schedule)
+        predicted = self.model.cost(self.picks(program))
+        return Entry(*baseline[:2], program, baseline.schedule, self.settings.steps, predicted)
 
 
 def checked(sampler: Sampler, settings: TuningSettings, samples: SampleRequest) -> SampleRequest:
@@ -110,7 +109,7 @@ def checked(sampler: Sampler, settings: TuningSettings, samples: SampleRequest) 
 
 
 def posed(
-    sampler: Sampler, settings: TuningSettings, samples: SampleRequest, work: Work, report: Progress
+    sampler: Sampler, settings: TuningSettings, samples: SampleRequest, work: Work, report: Report
 ) -> Problem:
     """Measure what every choice costs and loses.
 
@@ -129,31 +128,16 @@ def posed(
             expected="at most 100 evaluations, at times that fall from one to the next",
             remedy="take fewer steps, another solver, or leave --reuse out",
         )
-    prober = Prober(sampler)
-    errors = local_errors(prober, program, choices, samples, reuse=reuse, work=work, report=report)
-    influence = measured_influence(
-        prober, program, choices, errors, samples, reuse=reuse, work=work, report=report
+    experiment = Experiment(
+        sampler, Prober(sampler), program, choices, samples, reuse, work, report
     )
+    errors = local_errors(experiment)
+    influence = measured_influence(experiment, errors)
     costs, latencies = measured_costs(
-        sampler,
-        program,
-        choices,
-        samples.part(interface, samples.first, settings.batch),
-        reuse=reuse,
+        experiment.part(samples.first, settings.batch),
         skip=list(errors.broken),
         seconds=_TIMING * settings.minutes,
-        work=work,
-        report=report,
     )
-    return Problem(
-        sampler=sampler,
-        settings=settings,
-        samples=samples,
-        program=program,
-        choices=choices,
-        usable=tuple(c for index, c in enumerate(choices) if index not in errors.broken),
-        broken=errors.broken,
-        slots=slots,
-        model=Model(slots, costs, errors, influence, [c.depth for c in choices], reuse=reuse),
-        latencies=latencies,
-    )
+    depths, monotone = [c.depth for c in choices], settings.monotone
+    model = Model(slots, costs, errors, influence, depths, reuse=reuse, monotone=monotone)
+    return Problem(experiment, settings, errors.broken, slots, model, latencies)

@@ -12,11 +12,8 @@ from eecompile.arrays import Array
 from eecompile.errors import NonFiniteError
 from eecompile.interrupt import check
 from eecompile.programs.program import Program
-from eecompile.runtime.request import SampleRequest
 from eecompile.tune.model import Model
-from eecompile.tune.optimise import objective
-from eecompile.tune.probe import Outputs, Prober
-from eecompile.tune.work import Work
+from eecompile.tune.probe import Experiment, Outputs, rms
 
 Picks = tuple[int, ...]
 _PATIENCE = 10  # trials without a better one
@@ -28,52 +25,46 @@ class Trials:
     """Real distances to full depth, at the samples that schedules are chosen by.
 
     Args:
-        prober: runs the engines.
+        experiment: whose engines are run.
         programs: the program of some picks.
-        samples: which ones.
         slots: of each slot, the program's steps.
-        work: keeps what has been measured.
     """
 
     def __init__(
         self,
-        prober: Prober,
+        experiment: Experiment,
         programs: Callable[[Picks], Program],
-        samples: SampleRequest,
         slots: Sequence[Sequence[int]],
-        work: Work,
     ) -> None:
-        self._prober, self._programs, self._samples, self._work = prober, programs, samples, work
-        self._slots = slots
+        self._experiment, self._programs, self._slots = experiment, programs, slots
         self._full: Array | None = None
         self._runs: dict[Picks, dict[int, Outputs]] = {}
 
     def distance(self, picks: Picks) -> float:
         """RMS distance; infinite where an engine gives NaN or infinity."""
         key = f"distance {' '.join(map(str, picks))}"
-        found = self._work.get(key)
-        if found is None:
-            if self._full is None:
-                full = (0,) * len(picks)
-                record: dict[int, Outputs] = {}
-                self._full = self._prober.run(self._programs(full), self._samples, record=record)
-                self._runs[full] = record
-            found = self._measured(picks, self._full)
-            self._work.put(key, found)
-        return float(found)
+        return float(self._experiment.work.recall(key, lambda: self._measured(picks)))
 
-    def _measured(self, picks: Picks, full: Array) -> float:
-        record: dict[int, Outputs] = {}
+    def _measured(self, picks: Picks) -> float:
+        full = (0,) * len(picks)
+        if self._full is None:
+            self._full = self._run(full)
         try:
-            made = self._prober.run(
-                self._programs(picks), self._samples, replay=self._shared(picks), record=record
-            )
+            made = self._full if picks == full else self._run(picks)
         except NonFiniteError:
             return float("inf")
+        return rms(made - self._full)
+
+    def _run(self, picks: Picks) -> Array:
+        record: dict[int, Outputs] = {}
+        program, replay = self._programs(picks), self._shared(picks)
+        made = self._experiment.prober.run(
+            program, self._experiment.samples, replay=replay, record=record
+        )
         while len(self._runs) > 2:  # full depth, and the last two
             del self._runs[list(self._runs)[1]]
         self._runs[picks] = record
-        return float(np.sqrt(np.square(made - full, dtype=np.float64).mean()))
+        return made
 
     def _shared(self, picks: Picks) -> dict[int, Outputs]:
         """What a former run has in common with these picks, from the beginning."""
@@ -88,18 +79,15 @@ class Trials:
         return best
 
 
-def neighbours(
-    picks: Picks, model: Model, budget: float, *, monotone: bool
-) -> Iterator[tuple[float, Picks]]:
-    """Picks that differ in one slot, or in two: a dearer one for a cheaper one.
+def neighbours(picks: Picks, model: Model, budget: float) -> Iterator[tuple[float, Picks]]:
+    """Picks within a budget that differ in one slot, or in two: a dearer for a cheaper one.
 
-    Yields:
-        Predicted distance, and the picks; none that costs more than ``budget``.
+    Each comes with its predicted distance.
     """
     cheaper: list[tuple[float, Picks]] = []
     dearer: list[tuple[float, Picks]] = []
     cost = model.cost(picks)
-    for changed in _single(picks, model, monotone=monotone):
+    for changed in _single(picks, model):
         spent, entry = model.cost(changed), (model.distance(changed), changed)
         (cheaper if spent < cost else dearer).append(entry)
         if spent <= budget:
@@ -107,19 +95,15 @@ def neighbours(
     for _, one in sorted(cheaper)[:_EXCHANGES]:
         for _, other in sorted(dearer)[:_EXCHANGES]:
             both = _joined(picks, one, other)
-            if both is None or model.cost(both) > budget:
-                continue
-            if np.isfinite(objective(model.table, both, monotone=monotone)[1]):
+            if both and model.cost(both) <= budget and model.table.allows(both):
                 yield model.distance(both), both
 
 
-def _single(picks: Picks, model: Model, *, monotone: bool) -> Iterator[Picks]:
+def _single(picks: Picks, model: Model) -> Iterator[Picks]:
     for slot, pick in enumerate(picks):
         for other in model.table.picks:
-            if other == pick:
-                continue
             changed = (*picks[:slot], other, *picks[slot + 1 :])
-            if np.isfinite(objective(model.table, changed, monotone=monotone)[1]):
+            if other != pick and model.table.allows(changed):
                 yield changed
 
 
@@ -133,41 +117,35 @@ def _joined(picks: Picks, one: Picks, other: Picks) -> Picks | None:
     return tuple(made)
 
 
-def improved(picks: Picks, model: Model, budget: float, *, monotone: bool) -> Picks:
+def improved(picks: Picks, model: Model, budget: float) -> Picks:
     """The picks that small changes lead to as long as the predicted distance falls."""
     best = model.distance(picks)
     while True:
         check()
-        found = min(
-            neighbours(picks, model, budget, monotone=monotone),
-            key=lambda entry: entry[0],
-            default=(best, picks),
-        )
+        around = neighbours(picks, model, budget)
+        found = min(around, key=lambda entry: entry[0], default=(best, picks))
         if found[0] >= best * (1 - 1e-9):
             return picks
         best, picks = found
 
 
-def proposed(
-    start: Picks, model: Model, budget: float, *, monotone: bool, seed: int = 0
-) -> list[Picks]:
+def proposed(start: Picks, model: Model, budget: float, *, seed: int = 0) -> list[Picks]:
     """Picks worth a trial, by predicted distance: ``start``, and what changes make of it.
 
     Small changes end where none alone is an improvement; from there, some slots are made as
     cheap as can be, and the budget that this sets free is spent again.
     """
     rng = np.random.default_rng(seed)
-    best = improved(start, model, budget, monotone=monotone)
+    best = improved(start, model, budget)
     found = {start, best}
     for _ in range(_RESTARTS):
-        kicked = _kicked(best, model, rng, monotone=monotone)
-        other = improved(kicked, model, budget, monotone=monotone)
+        other = improved(_kicked(best, model, rng), model, budget)
         found.add(other)
         best = min(best, other, key=model.distance)
     return sorted(found, key=lambda picks: (model.distance(picks), picks))
 
 
-def _kicked(picks: Picks, model: Model, rng: np.random.Generator, *, monotone: bool) -> Picks:
+def _kicked(picks: Picks, model: Model, rng: np.random.Generator) -> Picks:
     """The picks with some slots made cheaper."""
     count = max(1, len(picks) // 6)
     for slot in rng.choice(len(picks), count, replace=False).tolist():
@@ -175,8 +153,7 @@ def _kicked(picks: Picks, model: Model, rng: np.random.Generator, *, monotone: b
         cheap = again + np.argsort(model.table.costs[slot]).tolist()
         for pick in cheap:
             changed = (*picks[:slot], pick, *picks[slot + 1 :])
-            fits = np.isfinite(objective(model.table, changed, monotone=monotone)[1])
-            if fits and model.cost(changed) <= model.cost(picks):
+            if model.table.allows(changed) and model.cost(changed) <= model.cost(picks):
                 picks = changed
                 break
     return picks
@@ -188,29 +165,18 @@ def refined(
     budget: float,
     trials: Trials,
     *,
-    monotone: bool,
     seconds: float,
     report: Callable[[], Any],
 ) -> Picks:
     """The best of some picks, changed as long as the real distance falls.
 
     Changes are tried in the order of their predicted distance, until ten in a row are no
-    better or the time is over.
-
-    Args:
-        starts: picks to begin with.
-        model: predicts.
-        budget: share of full depth's time that must not be exceeded.
-        trials: measures.
-        monotone: depths must not fall.
-        seconds: after which nothing more is tried.
-        report: told of each trial.
+    better or the seconds are over. ``report`` is told of each trial.
     """
     end = time.perf_counter() + seconds
     best = min(dict.fromkeys(starts), key=trials.distance)
     while time.perf_counter() < end:
-        changed = sorted(neighbours(best, model, budget, monotone=monotone))
-        for _, picks in changed[:_PATIENCE]:
+        for _, picks in sorted(neighbours(best, model, budget))[:_PATIENCE]:
             check()
             report()
             if trials.distance(picks) < trials.distance(best):

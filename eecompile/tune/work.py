@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -54,6 +55,12 @@ class Work(Handle):
         if isinstance(found, dict) and "array" in found:
             return np.frombuffer(found["array"], found["dtype"]).reshape(found["shape"]).copy()
         return found
+
+    def recall(self, key: str, measure: Callable[[], Any]) -> Any:
+        """What was put there, or else what ``measure`` gives, which is put there."""
+        if key not in self.kept:
+            self.put(key, measure())
+        return self.get(key)
 
     def put(self, key: str, value: Any) -> None:
         """Keep a value: an array, or what JSON can hold."""

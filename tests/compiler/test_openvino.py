@@ -26,6 +26,7 @@ from eecompile.runtime.sampler import Sampler
 from eecompile.store.bundle import (
     MANIFEST,
     EngineManifest,
+    Segment,
     open_engine_set,
     records,
     write_manifest,
@@ -201,13 +202,13 @@ def test_models_of_one_batch_size_give_what_those_of_all_sizes_do(
 def test_models_of_one_batch_size_are_opened_once_by_several_threads(build: Build) -> None:
     with open_engine(build())[0] as engine:
         opened: list[int] = []
-        inner = engine._open_fixed  # type: ignore[attr-defined]
+        inner = engine._from_blob  # type: ignore[attr-defined]
 
-        def counted(index: int, batch: int) -> Any:
-            opened.append(index)
-            return inner(index, batch)
+        def counted(segment: Segment, batch: int = 0) -> Any:
+            opened.append(batch)
+            return inner(segment, batch)
 
-        engine._open_fixed = counted  # type: ignore[attr-defined]
+        engine._from_blob = counted  # type: ignore[attr-defined]
         with ThreadPoolExecutor(4) as pool:
             found = list(pool.map(lambda _: evaluate(engine, 12, 16, seed=1), range(4)))
         assert len(opened) == 1

@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from eecompile.errors import CheckpointError
-from eecompile.networks.checkpoint import checkpoint_digest, state_from_file
+from eecompile.networks.checkpoint import state_from_file
+from eecompile.store.bundle import sha256
 from tests.networks.test_dit import tiny
 
 State = dict[str, Tensor]
@@ -330,7 +331,7 @@ def test_a_key_for_a_file_that_is_a_state_dict_is_refused(tmp_path: Path, name: 
 def test_the_digest_is_of_the_bytes(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     torch.save(state(), path)
-    assert checkpoint_digest(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_an_empty_average_gives_way_to_the_weights(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from eecompile.compiler.progress import silent
 from eecompile.programs.choice import Exit, Forecast
 from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
@@ -15,16 +16,12 @@ from eecompile.tune.choices import Slots, choices_of, schedule_from_picks, slots
 from eecompile.tune.influence import local_errors, measured_influence, movement
 from eecompile.tune.model import Costs, Model
 from eecompile.tune.optimise import objective
-from eecompile.tune.probe import Outputs, Prober
+from eecompile.tune.probe import Experiment, Outputs, Prober
 from eecompile.tune.search import Trials, improved, neighbours
 from eecompile.tune.work import Work
 from tests.tune.planted import planted, sampler_of
 
 SAMPLES = SampleRequest(n=3, seed=5)
-
-
-def silent(*_: object) -> None:
-    pass
 
 
 def modelled(
@@ -35,10 +32,11 @@ def modelled(
     choices = choices_of(sampler.interface.exits, sampler.engines)
     slots = slots_of(program, 1000)
     samples = SampleRequest(n=3, seed=5, **given)
-    prober, work = Prober(sampler), Work(None)
-    shared: dict[str, Any] = {"reuse": reuse, "work": work, "report": silent}
-    errors = local_errors(prober, program, choices, samples, **shared)
-    influence = measured_influence(prober, program, choices, errors, samples, **shared)
+    experiment = Experiment(
+        sampler, Prober(sampler), program, choices, samples, reuse, Work(None), silent
+    )
+    errors = local_errors(experiment)
+    influence = measured_influence(experiment, errors)
     depths = [choice.depth for choice in choices]
     share = np.array(depths) / depths[0] / len(program.steps)
     count = len(program.steps)
@@ -147,7 +145,11 @@ def test_trials_share_what_they_have_in_common() -> None:
     def programs(picks: tuple[int, ...]) -> Any:
         return sampler.program("ddim", 8, schedule_from_picks(picks, choices, slots))
 
-    trials = Trials(Prober(sampler), programs, SAMPLES, slots.steps, Work(None))
+    program = sampler.program("ddim", 8, 4)
+    experiment = Experiment(
+        sampler, Prober(sampler), program, choices, SAMPLES, False, Work(None), silent
+    )
+    trials = Trials(experiment, programs, slots.steps)
     picks = (0, 0, 0, 0, 0, 1, 0, 2)
     assert trials.distance(picks) == pytest.approx(real(picks), rel=1e-6)
     engine.calls.clear()
@@ -163,13 +165,14 @@ def test_small_changes_stay_within_the_budget_and_end_at_a_minimum() -> None:
     model, _slots, _ = modelled(sampler_of(planted(error)))
     start, budget = (0, 1, 2, 1, 0, 2, 1, 1), 0.6
     assert model.cost(start) <= budget
-    best = improved(start, model, budget, monotone=False)
+    best = improved(start, model, budget)
     assert model.cost(best) <= budget
     assert model.distance(best) < model.distance(start)
-    around = list(neighbours(best, model, budget, monotone=False))
+    around = list(neighbours(best, model, budget))
     assert around
     assert min(distance for distance, _ in around) >= model.distance(best) * (1 - 1e-9)
-    for _, picks in neighbours((2, 2, 1, 1, 1, 0, 0, 0), model, 1.0, monotone=True):
+    model.table = model.table._replace(monotone=True)
+    for _, picks in neighbours((2, 2, 1, 1, 1, 0, 0, 0), model, 1.0):
         depths = [model.table.depths[pick] for pick in picks]
         assert depths == sorted(depths)
 

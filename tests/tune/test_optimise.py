@@ -36,20 +36,20 @@ def tables(draw: st.DrawFn) -> SlotTable:
         most = draw(st.integers(1, 3))
         takes = draw(st.lists(st.integers(1, 2), min_size=slots, max_size=slots))
         reuse = Reuse(array(slots), array(slots, most, choices), tuple(takes))
-    return SlotTable(array(slots, choices), errors, depths, reuse)
+    return SlotTable(array(slots, choices), errors, depths, reuse, draw(st.booleans()))
 
 
-def every(table: SlotTable, monotone: bool) -> list[tuple[float, float]]:
+def every(table: SlotTable) -> list[tuple[float, float]]:
     """Cost and error of all solutions."""
     picks = itertools.product(range(table.again + 1), repeat=len(table.costs))
-    sums = (objective(table, each, monotone=monotone) for each in picks)
+    sums = (objective(table, each) for each in picks)
     return [(cost, error) for cost, error in sums if math.isfinite(error)]
 
 
 @settings(max_examples=300, deadline=None)
-@given(tables(), st.booleans(), st.lists(st.floats(0, 4), max_size=4))
-def test_it_equals_brute_force(table: SlotTable, monotone: bool, budgets: list[float]) -> None:
-    found, known = front(table, monotone=monotone), every(table, monotone)
+@given(tables(), st.lists(st.floats(0, 4), max_size=4))
+def test_it_equals_brute_force(table: SlotTable, budgets: list[float]) -> None:
+    found, known = front(table), every(table)
     for budget in (*budgets, *found.costs.tolist()):
         best = min((e for c, e in known if c <= budget * (1 + 1e-12)), default=None)
         picks = found.best(budget)
@@ -57,19 +57,19 @@ def test_it_equals_brute_force(table: SlotTable, monotone: bool, budgets: list[f
             assert picks is None
             continue
         assert picks is not None
-        cost, error = objective(table, picks, monotone=monotone)
+        cost, error = objective(table, picks)
         assert cost <= budget * (1 + 1e-9)
         assert error == pytest.approx(best, abs=1e-9)
 
 
-@given(tables(), st.booleans())
+@given(tables())
 @settings(deadline=None)
-def test_the_front_is_undominated_and_says_what_it_costs(table: SlotTable, monotone: bool) -> None:
-    found = front(table, monotone=monotone)
+def test_the_front_is_undominated_and_says_what_it_costs(table: SlotTable) -> None:
+    found = front(table)
     assert (np.diff(found.costs) > 0).all()
     assert (np.diff(found.errors) < 0).all()
     for index in range(len(found)):
-        sums = objective(table, found.picks(index), monotone=monotone)
+        sums = objective(table, found.picks(index))
         assert sums == pytest.approx((found.costs[index], found.errors[index]))
 
 
@@ -77,7 +77,7 @@ def test_the_front_is_undominated_and_says_what_it_costs(table: SlotTable, monot
 @settings(deadline=None)
 def test_a_limit_only_leaves_out_what_costs_more(table: SlotTable, limit: float) -> None:
     whole, part = front(table), front(table, limit=limit)
-    kept = whole.costs <= limit
+    kept = whole.costs <= limit * (1 + 1e-12)  # as the optimiser tells costs apart
     np.testing.assert_allclose(part.costs, whole.costs[kept])
     np.testing.assert_allclose(part.errors, whole.errors[kept])
 

@@ -37,11 +37,7 @@ _RTX = trt.__name__ == "tensorrt_rtx"
 
 
 def build_plan(job: PlanJob, progress: Callable[[int, int], None]) -> None:
-    """Build a plan and write it.
-
-    Args:
-        job: what to build.
-        progress: told of the steps of the whole, done and in all.
+    """Build a plan and write it; ``progress`` is told of its steps, done and in all.
 
     Raises:
         BackendError: the library refuses the graph, or cannot build it.
@@ -60,7 +56,7 @@ def build_plan(job: PlanJob, progress: Callable[[int, int], None]) -> None:
         raise BackendError(
             found=f"{trt.__name__} failing to build segment {job.name} ({error})",
             expected="a plan",
-            remedy="free memory, choose another precision, or mend the target's options",
+            remedy="free memory, choose another precision, or fix the target's options",
         ) from error
     data = memoryview(plan)
     Path(job.path).write_bytes(data)
@@ -131,11 +127,7 @@ def _set_flags(
 
 
 def _shapes(value: trt.ITensor, target: Target) -> list[tuple[int, ...]]:
-    """Smallest, usual and largest shape of an input; only the batch may vary.
-
-    Raises:
-        BackendError: another axis is free.
-    """
+    """Smallest, usual and largest shape of an input; only the batch may vary."""
     rest = [value.shape[axis] for axis in range(1, len(value.shape))]
     if any(length < 0 for length in rest):
         raise BackendError(

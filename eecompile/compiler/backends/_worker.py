@@ -11,8 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, cast
 
@@ -22,6 +20,7 @@ import onnx_ir as ir
 from eecompile.compiler.backends._tensorrt import SWITCH, Flavour, PlanJob
 from eecompile.compiler.progress import Report
 from eecompile.errors import BackendError
+from eecompile.handle import Handle
 from eecompile.store.target import Target
 
 
@@ -34,8 +33,8 @@ class _Answer(msgspec.Struct, omit_defaults=True):
     error: tuple[str, str, str] | None = None
 
 
-class Worker:
-    """Builds plans in a process of its own, which starts with the first one.
+class Worker(Handle):
+    """Builds plans in a process of its own, which starts with the first one and ends with this.
 
     Args:
         flavour: the library.
@@ -47,18 +46,6 @@ class Worker:
         self.flavour, self.log = flavour, log
         self._timing_cache = timing_cache
         self._process: subprocess.Popen[bytes] | None = None
-
-    @classmethod
-    @contextmanager
-    def opened(
-        cls, flavour: Flavour, log: Path, timing_cache: Path | None = None
-    ) -> Iterator[Worker]:
-        """A worker whose process is gone when the block ends, whatever happens in it."""
-        worker = cls(flavour, log, timing_cache)
-        try:
-            yield worker
-        finally:
-            worker.close()
 
     def build(
         self, model: ir.Model, path: Path, target: Target, report: Report, *, name: str
@@ -84,8 +71,9 @@ class Worker:
             answer = msgspec.json.decode(line, type=_Answer)
             if answer.error is not None:
                 found, expected, remedy = answer.error
-                said = self._said("[E]")
-                raise BackendError(found=found + said, expected=expected, remedy=remedy)
+                for reason in self._logged("[E]")[-1:]:
+                    found = f"{found}: {reason[:300]}"
+                raise BackendError(found=found, expected=expected, remedy=remedy)
             if answer.finished:
                 return
             report(f"building {name}", answer.done, answer.total)
@@ -112,9 +100,7 @@ class Worker:
     def _crashed(self, name: str) -> BackendError:
         assert self._process is not None
         status = self._process.wait()
-        lines = (
-            self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []
-        )
+        lines = self._logged()
         return BackendError(
             found=f"{self.flavour} crashing while it built segment {name} "
             f"(status {status}{'; ' + lines[-1] if lines else ''})",
@@ -122,11 +108,11 @@ class Worker:
             remedy="free memory, or choose another precision or backend",
         )
 
-    def _said(self, start: str = "") -> str:
-        """The last line of the log that begins so, as the end of a sentence."""
+    def _logged(self, start: str = "") -> list[str]:
+        """The lines of the log that begin so, without their beginning."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
-        lines = [line.strip() for line in text.splitlines() if line.strip().startswith(start)]
-        return f": {lines[-1].removeprefix(start).strip()[:300]}" if lines else ""
+        lines = [line.strip() for line in text.strip().splitlines()]
+        return [line.removeprefix(start).strip() for line in lines if line.startswith(start)]
 
 
 def _serve(log: Path) -> None:
@@ -165,10 +151,8 @@ if __name__ == "__main__":
 def _check_batches(model: ir.Model, name: str) -> None:
     """Pass when the first axis of all that goes in and out is the batch, not a multiple of it.
 
-    A plan's profile knows batch sizes and nothing else.
-
-    Raises:
-        BackendError: an axis is a multiple, as of tokens of all samples in one row.
+    A plan's profile knows batch sizes and nothing else; tokens of all samples in one row are
+    refused.
     """
     for value in (*model.graph.inputs, *model.graph.outputs):
         first = value.shape[0] if value.shape else None

@@ -86,7 +86,7 @@ def prepare(model: ir.Model, target: Target) -> None:
 
 def builder(work: Path, cache: Path) -> AbstractContextManager[Worker]:
     """What builds the plans; its log lies in ``work``, and all share one timing cache."""
-    return Worker.opened("tensorrt", work / LOG, cache)
+    return Worker("tensorrt", work / LOG, cache)
 
 
 def _version() -> str:

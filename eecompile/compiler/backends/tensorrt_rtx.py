@@ -55,7 +55,7 @@ def check(target: Target) -> None:
             found=f"compute_capabilities = {named!r}"
             + (" beside current_gpu" if target.options.get("current_gpu") else ""),
             expected="capabilities such as '8.6,8.9', or current_gpu, or neither for all GPUs",
-            remedy="mend the target's [options]",
+            remedy="fix the target's [options]",
         )
     check_installed(BACKENDS["tensorrt-rtx"])
 
@@ -77,4 +77,4 @@ def prepare(model: ir.Model, target: Target) -> None:
 
 def builder(work: Path, cache: Path) -> AbstractContextManager[Worker]:
     """What builds the plans; its log lies in ``work``. It measures nothing, and needs no cache."""
-    return Worker.opened("tensorrt_rtx", work / LOG)
+    return Worker("tensorrt_rtx", work / LOG)

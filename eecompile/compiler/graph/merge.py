@@ -8,11 +8,10 @@ from pathlib import Path
 import onnx_ir as ir
 
 from eecompile.compiler.graph.numbering import NumberValues
-from eecompile.compiler.names import output_names
 from eecompile.compiler.weights import content_key, load_graph
 from eecompile.errors import BundleError
 from eecompile.programs.interface import Interface
-from eecompile.store.bundle import exit_graph_name
+from eecompile.store.bundle import exit_graph_name, output_names
 
 
 def exit_outputs(model: ir.Model, interface: Interface) -> dict[int, list[ir.Value]]:

@@ -37,12 +37,7 @@ class Part(msgspec.Struct, frozen=True):
 
 
 def signatures(graph: ir.Graph, outputs: ExitOutputs) -> dict[ir.Node, frozenset[int]]:
-    """The exits that need each node; nodes that no exit needs are left out.
-
-    Args:
-        graph: topologically sorted.
-        outputs: what each exit gives, by depth.
-    """
+    """The exits that need each node of a sorted graph; nodes that none needs are left out."""
     needed: dict[ir.Value, set[int]] = {}
     for depth, values in outputs.items():
         for value in values:
@@ -115,12 +110,7 @@ def constant_nodes(graph: ir.Graph) -> set[ir.Node | None]:
 
 
 def check_parts(graph: ir.Graph, outputs: ExitOutputs, parts: Sequence[Part]) -> None:
-    """Pass when the parts, run in order, make every exit's outputs.
-
-    Raises:
-        PostconditionError: a part reads what no earlier one made, or a prediction is not
-            made.
-    """
+    """Pass when the parts, run in order, make every exit's outputs."""
     for depth, values in outputs.items():
         made = {_name(v) for v in graph.inputs}
         for part in parts:

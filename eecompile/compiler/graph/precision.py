@@ -28,23 +28,6 @@ from eecompile.programs.interface import Interface
 from eecompile.store.target import Target
 
 
-def check_precision_tools() -> None:
-    """Pass when the tools that lower a precision are installed.
-
-    Raises:
-        BackendError: they are not.
-    """
-    try:
-        with _quiet():
-            import modelopt.onnx.autocast  # noqa: F401
-    except ImportError as error:
-        raise BackendError(
-            found=f"no usable package nvidia-modelopt ({str(error).splitlines()[0]})",
-            expected="it, to lower the precision of a graph",
-            remedy="pip install 'eecompile[precision]'",
-        ) from error
-
-
 def lowered(
     model: ir.Model,
     interface: Interface,
@@ -52,22 +35,23 @@ def lowered(
     work: Path,
     calibration: Path | None = None,
 ) -> ir.Model:
-    """The graph in the target's precision; its inputs and outputs stay FP32.
+    """The graph of all exits in the target's precision; its inputs and outputs stay FP32.
 
-    Args:
-        model: all exits in one graph.
-        interface: what the network takes and gives, for calibration.
-        target: its precision, and patterns of names that stay FP32.
-        work: for intermediate files.
-        calibration: inputs from which ranges of values are taken, as a .npz; None or no
-            such file draws noise.
+    ``work`` is for intermediate files. Ranges of values are taken from the inputs in the .npz
+    ``calibration``, or from noise where there is no such file.
 
     Raises:
         BackendError: nvidia-modelopt is missing, or a pattern matches nothing.
     """
-    check_precision_tools()
-    from modelopt.onnx.autocast import convert_to_mixed_precision
-
+    try:
+        with _quiet():
+            from modelopt.onnx.autocast import convert_to_mixed_precision
+    except ImportError as error:
+        raise BackendError(
+            found=f"no usable package nvidia-modelopt ({str(error).splitlines()[0]})",
+            expected="it, to lower the precision of a graph",
+            remedy="pip install 'eecompile[precision]'",
+        ) from error
     _name_nodes(model)
     keep = kept_nodes(model, target.keep_fp32)
     plain, data = work / "plain.onnx", calibration
@@ -117,19 +101,16 @@ def kept_nodes(model: ir.Model, patterns: Sequence[str]) -> list[str]:
             raise BackendError(
                 found=f"keep_fp32 = {pattern!r} in the target, which matches no node",
                 expected="part of an operator's or a weight's name",
-                remedy="mend or remove it",
+                remedy="fix or remove it",
             )
         keep |= dict.fromkeys(name for name in found if name)
     return list(keep)
 
 
 def first_non_finite(path: Path, points: Sequence[Inputs], work: Path) -> str:
-    """The first tensor of a graph that is not finite though what it is made of is, in words.
+    """The first tensor of a graph that is not finite at one of the points, in words.
 
-    Args:
-        path: the graph, as it is evaluated.
-        points: inputs, one of which leads to NaN or infinity.
-        work: for the graph with all its tensors as outputs.
+    ``work`` is for the graph with all its tensors as outputs.
     """
     model = ir.load(path)
     floating = (ir.DataType.FLOAT, ir.DataType.FLOAT16)

@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
+from eecompile.arrays import Floats
 from eecompile.errors import RecipeError, UsageError
 from eecompile.programs.process import Betas, Process
 
@@ -42,11 +42,7 @@ _BETAS: dict[str, Betas] = {
 
 
 def refuse(scheduler: Any, what: str, remedy: str) -> NoReturn:
-    """Refuse a scheduler, which ``what``.
-
-    Raises:
-        UsageError: always.
-    """
+    """Refuse a scheduler, which ``what``."""
     raise UsageError(
         found=f"{type(scheduler).__name__}, which {what}",
         expected="a scheduler of diffusers whose step is a sum of state, output and noise",
@@ -87,7 +83,7 @@ def scheduler_from_config(path: Path) -> Any:
         raise UsageError(
             found=f"{file}, which {kind.__name__} refuses ({short(error)})",
             expected="options that diffusers accepts",
-            remedy="mend the file, or write it with scheduler.save_pretrained(folder)",
+            remedy="fix the file, or write it with scheduler.save_pretrained(folder)",
         ) from error
 
 
@@ -134,7 +130,7 @@ def _class(file: Path, name: Any) -> Any:
         found=f"_class_name = {name!r} in {file}",
         expected="the name of a scheduler that diffusers "
         f"{getattr(diffusers, '__version__', '')} has",
-        remedy=f"write {' or '.join(close)}" if close else "mend _class_name",
+        remedy=f"write {' or '.join(close)}" if close else "fix _class_name",
     )
 
 
@@ -218,29 +214,21 @@ def _agrees(scheduler: Any, process: Process) -> bool:
     return bool(np.allclose(0.25 * np.log(sigmas[: len(stamps)]), stamps, atol=1e-4))
 
 
-def _alpha_bar(scheduler: Any) -> NDArray[np.float64] | None:
+def _alpha_bar(scheduler: Any) -> Floats | None:
     table = getattr(scheduler, "alphas_cumprod", None)
     return None if table is None else _floats(table)
 
 
-def _floats(values: Any) -> NDArray[np.float64]:
+def _floats(values: Any) -> Floats:
     return np.array([float(value) for value in values])
 
 
-def _near(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
+def _near(one: Floats, other: Floats) -> bool:
     return one.shape == other.shape and bool(np.abs(one - other).max() <= _CLOSE)
 
 
 def check_process(scheduler: Any, process: Process) -> None:
-    """Pass when the scheduler samples the process that a network was trained on.
-
-    Args:
-        scheduler: of diffusers, with its timesteps set.
-        process: the network's.
-
-    Raises:
-        UsageError: they differ, or the scheduler's cannot be told.
-    """
+    """Pass when the scheduler samples the process that a network was trained on."""
     differences = [*_differences(scheduler, process)]
     if differences:
         raise UsageError(
@@ -330,7 +318,7 @@ def times_of(scheduler: Any) -> list[float]:
     return [float(stamp) for stamp in stamps]
 
 
-def _logarithmic(stamps: NDArray[np.float64], sigmas: NDArray[np.float64]) -> bool:
+def _logarithmic(stamps: Floats, sigmas: Floats) -> bool:
     """Whether each timestep is a quarter of its sigma's logarithm, or that times 1000."""
     if not (sigmas > 0).all():
         return False

@@ -19,9 +19,9 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from eecompile.arrays import Floats
 from eecompile.compiler.schedulers.config import (
     NETWORK_OPTIONS,
     OTHER,
@@ -206,7 +206,7 @@ def _check_linear(
     scheduler: Any,
     options: Mapping[str, float],
     program: Program,
-    weights: list[NDArray[np.float64]],
+    weights: list[Floats],
 ) -> None:
     """Pass when program and scheduler agree on random tensors, small and large."""
     for seed, scale in enumerate(_SCALES * 2):
@@ -229,7 +229,7 @@ def _difference(
     scheduler: Any,
     options: Mapping[str, float],
     program: Program,
-    weights: list[NDArray[np.float64]],
+    weights: list[Floats],
     scale: float,
     seed: int,
 ) -> float:

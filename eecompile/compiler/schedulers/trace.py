@@ -17,10 +17,10 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from eecompile.arrays import Floats
 from eecompile.compiler.schedulers.config import OTHER, refuse, short
 from eecompile.errors import EecompileError
 
@@ -61,19 +61,11 @@ class TracedStep(msgspec.Struct):
     input: Row
     kept: list[tuple[int, str, Row]]
     state: Row
-    weights: NDArray[np.float64] = msgspec.field(default_factory=lambda: np.zeros(_DRAWS))
+    weights: Floats = msgspec.field(default_factory=lambda: np.zeros(_DRAWS))
 
 
 def traced(scheduler: Any, options: Mapping[str, float]) -> list[TracedStep]:
-    """The steps of a scheduler, without what nothing reads, each with at most one noise.
-
-    Args:
-        scheduler: of diffusers, with its timesteps set; it is not changed.
-        options: further arguments of its ``step``.
-
-    Raises:
-        UsageError: a step is no sum of tensors, or needs more than one noise.
-    """
+    """The steps of a scheduler, without what nothing reads, each with at most one noise."""
     steps = _live(_Trace(scheduler, options).run())
     for index, step in enumerate(steps):
         _leave_one_noise(scheduler, index, step)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from eecompile.arrays import AnyArray
 from eecompile.errors import BackendError, one_line
 from eecompile.handle import Handle
 
@@ -167,7 +167,7 @@ class CudaDevice(Handle):
         if buffer is not None:
             buffer.close(self.stream)
 
-    def upload(self, address: int, array: NDArray[np.generic]) -> None:
+    def upload(self, address: int, array: AnyArray) -> None:
         """Queue a copy of ``array`` to ``address``; the array may change at once."""
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         for low in range(0, data.size, _STAGE):
@@ -180,7 +180,7 @@ class CudaDevice(Handle):
             self.stream.record(self._staged)
             self._used += part.size
 
-    def download(self, address: int, array: NDArray[np.generic]) -> None:
+    def download(self, address: int, array: AnyArray) -> None:
         """Fill ``array``, contiguous, with what is at ``address`` once all work is done."""
         data = array.reshape(-1).view(np.uint8)
         for low in range(0, data.size, _STAGE):

@@ -310,7 +310,7 @@ class TensorrtEngine(DeviceEngine):
             raise BackendError(
                 found=f"a batch of {rows}",
                 expected=f"{self._smallest} to {self.max_batch}, for which the plans were built",
-                remedy="ask for another number of samples, or mend batch.min and batch.max",
+                remedy="ask for another number of samples, or fix batch.min and batch.max",
             )
         self._logger.errors.clear()
         strategy = self._library.ExecutionContextAllocationStrategy.USER_MANAGED
