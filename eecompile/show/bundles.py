@@ -172,7 +172,7 @@ def _schedules(interface: Interface) -> Table:
     share = "share of cost" if interface.costs else "share of blocks"
     columns = [
         words("name", lambda each: each[0]),
-        words(f"t = 0{'T'.rjust(WIDTH - 5)}", lambda each: _chart(each[1], interface)),
+        words(f"t = 0{'T'.rjust(WIDTH - 5)}", lambda each: _chart(each[1], interface), whole=True),
         Column(share, lambda each: interface.share(each[1]), form=percent),
         words("choices", lambda each: " ".join(choice.text for choice in each[1].choices)),
     ]

@@ -84,6 +84,7 @@ class Column:
         form: writes the column's numbers; None where it holds text, which stands at the left.
         detail: whether a terminal that is too narrow leaves it out.
         long: whether its text goes over several lines.
+        whole: whether its text is kept on one line, as that of a chart.
     """
 
     heading: str
@@ -92,6 +93,7 @@ class Column:
     form: Callable[[float], str] | None = number
     detail: bool = False
     long: bool = False
+    whole: bool = False
 
 
 words = partial(Column, form=None)

@@ -62,7 +62,7 @@ def _drawn(table: Table, columns: Sequence[int]) -> rich.table.Table:
         column = table.columns[index]
         heading = Text("\n".join(filter(None, (column.heading, column.unit))))
         if column.form is None:
-            made.add_column(heading, overflow="fold")
+            made.add_column(heading, no_wrap=column.whole, overflow="fold")
         else:
             made.add_column(heading, justify="right", no_wrap=True, overflow="fold")
     group = None
