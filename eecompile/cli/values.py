@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from eecompile.errors import UsageError
+from eecompile.programs.choice import Forecast
 from eecompile.programs.interface import Interface
 from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
@@ -79,7 +80,7 @@ def schedule_of(text: str | None, interface: Interface) -> ExitSchedule | str | 
     """An exit schedule of ``--schedule``: a name, depths, or a file."""
     if text is None or text in interface.schedules:
         return text
-    if text.replace("_", "").replace("-", "").isalpha():
+    if text != Forecast().text and text.replace("_", "").replace("-", "").isalpha():
         return text  # a name, and unknown: the sampler says which are known
     return ExitSchedule.parse(text)
 

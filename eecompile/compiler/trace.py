@@ -188,7 +188,7 @@ def _check_outputs(
         check()
         raise TraceError(
             found=f"a network that fails on {_shapes(inputs)} ({summary(error)}){_place(error)}",
-            expected="a prediction an exit from these inputs",
+            expected="a prediction per exit from these inputs",
             remedy="check state, conditions and network.arguments against its forward",
         ) from error
     shapes = (

@@ -25,7 +25,7 @@ class MultiExitNetwork(Protocol):
     exits: tuple[int, ...]
 
     def __call__(self, x: Tensor, t: Tensor, **conditions: Any) -> tuple[Tensor, ...]:
-        """One prediction an exit, shallowest first, from the noisy input and the timestep.
+        """One prediction per exit, shallowest first, from the noisy input and the timestep.
 
         Each is shaped as ``x``, or has twice its first axis after the batch where the
         process says that the variance is learned.
@@ -33,7 +33,7 @@ class MultiExitNetwork(Protocol):
         Args:
             x: noisy input, float32 [B, ...].
             t: timestep, float32 [B].
-            conditions: one tensor a condition, first axis B.
+            conditions: one tensor per condition, first axis B.
         """
         ...
 

@@ -212,7 +212,7 @@ class DiT(nn.Module):
             label: class, int64 [B], in [0, classes].
 
         Returns:
-            One prediction an exit, shallowest first, each shaped as ``x``; with
+            One prediction per exit, shallowest first, each shaped as ``x``; with
             ``learn_sigma`` of twice the channels, the variance's after the prediction's.
         """
         tokens, condition = self._embed(x, t, label)
@@ -272,7 +272,7 @@ class DiT(nn.Module):
             label: as in :meth:`forward`, likewise.
 
         Returns:
-            One prediction an exit, shallowest first: of the rows that leave there, then of those
+            One prediction per exit, shallowest first: of the rows that leave there, then of those
             that go through all.
         """
         every = len(x) - sum(counts)

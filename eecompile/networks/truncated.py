@@ -45,7 +45,7 @@ class _Cut:
                 raise RecipeError(
                     found=f"block {index + 1} running after {len(self.done)} others",
                     expected="blocks that run once a pass, in the order of their list",
-                    remedy="write a module that returns a prediction an exit",
+                    remedy="write a module that returns a prediction per exit",
                 )
             if index == len(self.done):
                 result = run(*args, **kwargs)
@@ -95,7 +95,7 @@ class Truncated(nn.Module):
         self._cut = _Cut(found)
 
     def forward(self, **inputs: Tensor) -> tuple[Tensor, ...]:
-        """One prediction an exit, shallowest first; see MultiExitNetwork."""
+        """One prediction per exit, shallowest first; see MultiExitNetwork."""
         cut, predictions = self._cut, []
         try:
             for depth in reversed(self.exits):
@@ -108,7 +108,7 @@ class Truncated(nn.Module):
                         found=f"{len(cut.done)} of the blocks running where {depth} should",
                         expected="every block called as a module, in the order of the list",
                         remedy="call them in the network's forward, or write a module that "
-                        "returns a prediction an exit",
+                        "returns a prediction per exit",
                     )
         finally:
             cut.depth, cut.done = self.exits[-1], None
@@ -139,7 +139,7 @@ class Renamed(nn.Module):
         self.arguments = dict(arguments)
 
     def forward(self, **inputs: Tensor) -> Any:
-        """One prediction an exit, shallowest first; see MultiExitNetwork."""
+        """One prediction per exit, shallowest first; see MultiExitNetwork."""
         return self.network(**named(self.arguments, inputs))
 
 
@@ -181,7 +181,7 @@ def _blocks(network: nn.Module, name: str) -> list[nn.Module]:
         raise RecipeError(
             found=f"a block that is in {name!r} more than once",
             expected="a list of distinct blocks",
-            remedy="write a module that returns a prediction an exit",
+            remedy="write a module that returns a prediction per exit",
         )
     return blocks
 
@@ -198,6 +198,6 @@ def _tensor(result: Any) -> Tensor:
         raise RecipeError(
             found=f"a network that returns {type(result).__name__}",
             expected="its prediction, a tuple that begins with it, or an object with .sample",
-            remedy="write a module that returns a prediction an exit",
+            remedy="write a module that returns a prediction per exit",
         )
     return result

@@ -129,7 +129,7 @@ class UViT(nn.Module):
             label: class, int64 [B]; None for an unconditional network.
 
         Returns:
-            One prediction an exit, shallowest first, each shaped as ``x``.
+            One prediction per exit, shallowest first, each shaped as ``x``.
         """
         tokens = self._embed(x, t, label)
         skips = []

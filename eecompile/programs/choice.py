@@ -55,7 +55,7 @@ class _Kind(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     @property
     def evaluates(self) -> bool:
         """Whether the network is evaluated."""
-        return bool(self.writes)
+        return bool(self.exits)
 
     def cost(self, of_exit: Callable[[int], float]) -> float:
         """What the step costs.
@@ -126,7 +126,11 @@ Choice = Exit | Forecast
 
 
 def choice_of(value: Choice | int | str) -> Choice:
-    """A choice, given as itself, as an exit's depth, or as text; a ScheduleError if as none."""
+    """A choice, given as itself, as an exit's depth, or as text.
+
+    Raises:
+        ScheduleError: it is none of these, or the text describes no choice.
+    """
     if isinstance(value, _Kind):
         return value
     return choice_from_text(value) if isinstance(value, str) else Exit(value)

@@ -46,7 +46,7 @@ class Engine(Handle, ABC):
             depth: one of ``exits``.
             x: noisy input, float32 [B, ...], contiguous, B at most ``max_batch``.
             t: timestep, float32 [B].
-            conditions: one array a condition, first axis B.
+            conditions: one array per condition, first axis B.
 
         Returns:
             The interface's outputs: the prediction, and a learned variance where the
@@ -68,7 +68,7 @@ class Engine(Handle, ABC):
         Args:
             x: noisy input, float32 [B, ...], contiguous.
             t: timestep, float32 [B].
-            conditions: one array a condition, first axis B.
+            conditions: one array per condition, first axis B.
             outputs: one array for each of the interface's outputs, shaped as ``x``,
                 written by every call.
 

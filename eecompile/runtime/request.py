@@ -47,10 +47,16 @@ class SampleRequest(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     fewer values.
 
     Attributes:
+        n: how many, 1 or more.
+        seed: 0 to 2**64 - 1. Sample i of a seed is the same whatever batch it is in.
+        guidance: scale of classifier-free guidance (arXiv 2207.12598), one for all samples or
+            one for each; 1 is none; None takes the recipe's.
+        guidance_interval: smallest and largest time t, of [0, T], at which guidance acts
+            (arXiv 2404.07724); None takes the recipe's.
         conditions: by name, a value for all samples or one for each.
         nulls: by condition, what stands for "no condition"; those left out take the recipe's.
-
-    The others are the arguments of :meth:`eecompile.runtime.sampler.Sampler.steps`.
+        shape: of a sample, where the network allows a choice; None takes the recipe's.
+        first: index of the first sample, so that samples can be made in portions.
     """
 
     n: int = 1

@@ -269,7 +269,7 @@ class Sampler(Handle):
             conditions: by name, a value for all samples or one for each.
 
         Yields:
-            One result a step.
+            One result per step.
 
         Raises:
             UsageError: an argument is out of range, a condition unknown or wrong.

@@ -55,7 +55,7 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         backend: the library that runs the engines.
         precision: of weights and activations inside the engines.
         layout: ``chained`` (trunk segments that exits share, and a head an exit) or
-            ``per_exit`` (one engine an exit).
+            ``per_exit`` (one engine per exit).
         batch: batch sizes that the engines accept.
         tolerance: of the engines against the bundle's graphs.
         threads: threads of one evaluation; 0 takes the physical cores.

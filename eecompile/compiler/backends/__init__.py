@@ -1,1 +1,1 @@
-"""How segments become engines, one module a backend."""
+"""How segments become engines, one module per backend."""

@@ -1,1 +1,1 @@
-"""What is done to ONNX graphs, one pass a module."""
+"""What is done to ONNX graphs, one pass per module."""

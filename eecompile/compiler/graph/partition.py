@@ -54,7 +54,7 @@ def signatures(graph: ir.Graph, outputs: ExitOutputs) -> dict[ir.Node, frozenset
 
 
 def per_exit_parts(graph: ir.Graph, outputs: ExitOutputs) -> list[Part]:
-    """One part an exit, each computing everything from the graph's inputs."""
+    """One part per exit, each computing everything from the graph's inputs."""
     parts = []
     for depth, values in outputs.items():
         found = signatures(graph, {depth: values})

@@ -32,7 +32,7 @@ def ddim(
     grid: Grid = "trailing",
     clip: tuple[float, float] | None = None,
 ) -> Program:
-    """First order; one evaluation a step; deterministic at ``eta`` 0.
+    """First order; one evaluation per step; deterministic at ``eta`` 0.
 
     Args:
         eta: share of DDPM's noise, 0 to 1.

@@ -24,7 +24,7 @@ def ddpm(
     grid: Grid = "trailing",
     clip: tuple[float, float] | None = None,
 ) -> Program:
-    """Stochastic; one evaluation a step; on fewer than T steps, the respaced process.
+    """Stochastic; one evaluation per step; on fewer than T steps, the respaced process.
 
     Args:
         process: of any family; its ``variance`` chooses the reverse steps' variance.

@@ -27,7 +27,7 @@ def deis(
     grid: Grid = "trailing",
     clip: tuple[float, float] | None = None,
 ) -> Program:
-    """One evaluation a step; deterministic. As diffusers' DEISMultistepScheduler.
+    """One evaluation per step; deterministic. As diffusers' DEISMultistepScheduler.
 
     Args:
         steps: number of steps, 1 to T; the first and last are of lower order.

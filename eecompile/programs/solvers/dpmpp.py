@@ -22,7 +22,7 @@ def dpmpp_2m(
     grid: Grid = "trailing",
     clip: tuple[float, float] | None = None,
 ) -> Program:
-    """Second order; one evaluation a step; deterministic. As diffusers' ``midpoint``.
+    """Second order; one evaluation per step; deterministic. As diffusers' ``midpoint``.
 
     Args:
         steps: number of steps, 1 to T; the first and the last are of first order.
@@ -42,7 +42,7 @@ def dpmpp_3m(
     grid: Grid = "trailing",
     clip: tuple[float, float] | None = None,
 ) -> Program:
-    """One evaluation a step; deterministic; three predictions a step.
+    """One evaluation per step; deterministic; three predictions per step.
 
     The first and last steps are of lower order, the last but one too where there are fewer
     than 15.

@@ -24,7 +24,7 @@ def dpmpp_2m_sde(
     grid: Grid = "trailing",
     clip: tuple[float, float] | None = None,
 ) -> Program:
-    """Stochastic; one evaluation a step; two predictions a step.
+    """Stochastic; one evaluation per step; two predictions per step.
 
     Args:
         steps: number of steps, 1 to T; the first and the last read one prediction.
@@ -43,7 +43,7 @@ def dpmpp_3m_sde(
     grid: Grid = "trailing",
     clip: tuple[float, float] | None = None,
 ) -> Program:
-    """Stochastic; one evaluation a step; three predictions a step.
+    """Stochastic; one evaluation per step; three predictions per step.
 
     Arguments and errors are those of :func:`dpmpp_2m_sde`. As diffusers does, it takes
     half the second derivative (see :func:`.dpmpp.dpmpp_3m`).

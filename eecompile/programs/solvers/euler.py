@@ -21,7 +21,7 @@ def euler(
     grid: Grid = "trailing",
     clip: tuple[float, float] | None = None,
 ) -> Program:
-    """First order; one evaluation a step; deterministic."""
+    """First order; one evaluation per step; deterministic."""
     visited = points(process, steps, grid)
     tape = Tape(process, choice_at, visited[0], clip)
     for now, after in intervals(visited):

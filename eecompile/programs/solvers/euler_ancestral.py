@@ -24,7 +24,7 @@ def euler_ancestral(
     grid: Grid = "trailing",
     clip: tuple[float, float] | None = None,
 ) -> Program:
-    """Stochastic; one evaluation a step; at ``eta`` 1 as DDPM with ``fixed_small``.
+    """Stochastic; one evaluation per step; at ``eta`` 1 as DDPM with ``fixed_small``.
 
     Args:
         eta: share of DDPM's noise, 0 to 1.

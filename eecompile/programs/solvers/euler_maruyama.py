@@ -27,7 +27,7 @@ def euler_maruyama(
     grid: Grid = "linspace",
     clip: tuple[float, float] | None = None,
 ) -> Program:
-    """Stochastic; one evaluation a step; wants hundreds of steps.
+    """Stochastic; one evaluation per step; wants hundreds of steps.
 
     Args:
         process: of family diffusion.

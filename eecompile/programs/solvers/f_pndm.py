@@ -22,7 +22,7 @@ def f_pndm(
     grid: Grid = "trailing",
     clip: tuple[float, float] | None = None,
 ) -> Program:
-    """Second order; one evaluation a step, four in the first three; deterministic.
+    """Second order; one evaluation per step, four in the first three; deterministic.
 
     As diffusers' PNDMScheduler with ``skip_prk_steps=False``. With three steps or fewer
     the last, which ends at the data, is a multistep one of lower order. Arguments are those

@@ -24,7 +24,7 @@ def flow_euler(
     grid: Grid = "trailing",
     clip: tuple[float, float] | None = None,
 ) -> Program:
-    """First order; one evaluation a step; deterministic; for processes of family flow."""
+    """First order; one evaluation per step; deterministic; for processes of family flow."""
     require(process, "flow-euler", ("flow",))
     program = euler(process, steps, choice_at, grid=grid, clip=clip)
     return msgspec.structs.replace(program, solver=title("flow-euler", grid))

@@ -28,7 +28,7 @@ def lcm(
     grid: Grid | None = None,
     clip: tuple[float, float] | None = None,
 ) -> Program:
-    """Stochastic beyond one step; one evaluation a step; for distilled networks.
+    """Stochastic beyond one step; one evaluation per step; for distilled networks.
 
     Args:
         process: of family diffusion.

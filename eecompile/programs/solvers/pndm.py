@@ -38,9 +38,9 @@ def pndm(
     grid: Grid = "trailing",
     clip: tuple[float, float] | None = None,
 ) -> Program:
-    """Second order; one evaluation a step, two in the first; deterministic.
+    """Second order; one evaluation per step, two in the first; deterministic.
 
-    Four predictions a step. As diffusers' PNDMScheduler with ``skip_prk_steps=True``.
+    Four predictions per step. As diffusers' PNDMScheduler with ``skip_prk_steps=True``.
 
     Args:
         process: of family diffusion or edm.

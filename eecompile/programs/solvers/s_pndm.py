@@ -22,7 +22,7 @@ def s_pndm(
     grid: Grid = "trailing",
     clip: tuple[float, float] | None = None,
 ) -> Program:
-    """Second order; one evaluation a step, two in the first; deterministic.
+    """Second order; one evaluation per step, two in the first; deterministic.
 
     Arguments are those of :func:`.pndm.pndm`.
     """

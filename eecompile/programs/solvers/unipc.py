@@ -33,7 +33,7 @@ def unipc(
     grid: Grid = "trailing",
     clip: tuple[float, float] | None = None,
 ) -> Program:
-    """One evaluation a step; deterministic. As diffusers' ``bh2`` with ``predict_x0``.
+    """One evaluation per step; deterministic. As diffusers' ``bh2`` with ``predict_x0``.
 
     Args:
         steps: number of steps, 1 to T; the first and last are of lower order.

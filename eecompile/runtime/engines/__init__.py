@@ -1,1 +1,1 @@
-"""Engines, one module a backend."""
+"""Engines, one module per backend."""
