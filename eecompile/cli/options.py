@@ -32,7 +32,8 @@ Schedule = Annotated[
     str | None,
     typer.Option(
         help="A name, a depth, depths (12,9,6,3), 12:0.2,6:0.5,3 (fractions of T), or "
-        "a schedule's file (.json); 'again' for the previous output once more."
+        "a schedule's file (.json); 'again' for the last prediction once more, 'forecast1' or "
+        "'forecast2' for one extrapolated from the last two or three."
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Same seed, same samples.")]

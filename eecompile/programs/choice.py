@@ -2,7 +2,7 @@
 
 A :data:`Choice` is one of a few frozen kinds. Everything but the lowering of a trajectory
 treats them alike, by what they all say of themselves: their text, their cost, the exits and
-engine sets that they need, and the memory that they read and write.
+engine sets that they need, what they make, and what they forecast from earlier steps.
 """
 
 from __future__ import annotations
@@ -17,20 +17,30 @@ from msgspec import Meta
 from eecompile.errors import ScheduleError
 
 OUTPUT = "output"
-"""The memory that holds the last prediction, and the learned variance where there is one."""
-_AGAIN = "again"
+"""What every evaluation makes: the prediction, and the learned variance where there is one."""
+_AGAIN, _FORECAST = "again", "forecast"
+HIGHEST = 2
+"""The highest order of an extrapolation."""
 
 
 class _Kind(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What every kind of choice says of itself.
 
     Attributes:
-        reads: memory kept from earlier steps that the step reads.
-        writes: memory that the step writes, for later ones.
+        memory: what is extrapolated from the last ``order`` + 1 steps that made it; None for
+            nothing.
     """
 
-    reads: ClassVar[tuple[str, ...]] = ()
-    writes: ClassVar[tuple[str, ...]] = ()
+    memory: ClassVar[str | None] = None
+
+    @property
+    def order(self) -> int:
+        """Of the extrapolation, where there is one."""
+        return 0
+
+    def makes(self, memory: str) -> bool:
+        """Whether later steps may extrapolate ``memory`` from this one."""
+        return memory == OUTPUT and self.evaluates
 
     @property
     def text(self) -> str:
@@ -75,7 +85,6 @@ class Exit(_Kind, frozen=True, tag="exit"):
             network are open; "" for the first of them.
     """
 
-    writes = (OUTPUT,)
     depth: Annotated[int, Meta(ge=1)]
     engine: str = ""
 
@@ -89,7 +98,7 @@ class Exit(_Kind, frozen=True, tag="exit"):
                 found=f"depth {self.depth!r} of engine set {self.engine!r}"
                 if self.engine
                 else f"depth {self.depth!r} in an exit schedule",
-                expected=f"a positive depth, or {_AGAIN!r} for the previous output once more",
+                expected=f"a positive depth, or {_AGAIN!r} or 'forecast1' for a forecast",
                 remedy="name the exits to run",
             )
         msgspec.structs.force_setattr(self, "depth", depth)
@@ -109,16 +118,27 @@ class Forecast(_Kind, frozen=True, tag="forecast"):
     """The network is not evaluated: the prediction is extrapolated from earlier ones.
 
     Attributes:
-        order: of the extrapolation; 0 takes the last prediction again.
+        order: of the polynomial through the last ``order`` + 1 evaluated predictions, after
+            guidance; 0 takes the last prediction again. See
+            :func:`eecompile.programs.forecasts.forecasts`. A learned variance is always the
+            last one.
     """
 
-    reads = (OUTPUT,)
-    order: Annotated[int, Meta(ge=0, le=0)] = 0
+    memory = OUTPUT
+    order: Annotated[int, Meta(ge=0, le=HIGHEST)] = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.order, bool) or self.order not in range(HIGHEST + 1):
+            raise ScheduleError(
+                found=f"a forecast of order {self.order!r}",
+                expected=f"an order from 0 to {HIGHEST}",
+                remedy="choose one of these",
+            )
 
     @property
     def text(self) -> str:
-        """``again``."""
-        return _AGAIN
+        """``again`` for order 0, otherwise ``forecast1`` and so on."""
+        return f"{_FORECAST}{self.order}" if self.order else _AGAIN
 
 
 Choice = Exit | Forecast
@@ -145,12 +165,16 @@ def choice_from_text(text: str) -> Choice:
     depth, at, engine = (part.strip() for part in text.partition("@"))
     if depth == _AGAIN and not at:
         return Forecast()
+    order = depth.removeprefix(_FORECAST)
+    if order != depth and order.isascii() and order.isdigit() and not at:
+        return Forecast(int(order))
     if depth.isascii() and depth.isdigit() and int(depth) and bool(at) == bool(engine):
         return Exit(int(depth), engine)
     raise ScheduleError(
         found=f"{text.strip()!r} in an exit schedule",
-        expected="an exit's depth such as 12, one of an engine set such as 12@cpu, or "
-        f"{_AGAIN!r} for the previous output once more",
+        expected="an exit's depth such as 12, one of an engine set such as 12@cpu, "
+        f"{_AGAIN!r} for the last prediction once more, or {_FORECAST}1 to {_FORECAST}{HIGHEST} "
+        "for a forecast of that order",
         remedy="name the exits to run",
     )
 

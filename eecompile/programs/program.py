@@ -107,20 +107,28 @@ class Program(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise _other_format(self.format)
         if not self.steps:
             raise _malformed("a program without steps", "at least one step")
-        written, kept = {"state"}, set[str]()
+        written = {"state"}
         for index, step in enumerate(self.steps):
-            if step.choice is not None and not kept.issuperset(step.choice.reads):
-                raise UsageError(
-                    found=f"a program whose step {index} is {step.choice.text!r}, before "
-                    "anything was evaluated",
-                    expected="one that begins with an evaluation",
-                    remedy="give an exit to the largest times of the exit schedule",
-                )
-            kept.update(step.choice.writes if step.choice else (OUTPUT,))  # open: any may be chosen
+            self._check_memory(index)
             for problem in _problems(step, written):
                 raise _malformed(f"{problem} in step {index}", "a program that a solver made")
         if not abs(self.initial) < _LARGEST:
             raise _malformed(f"initial scale {self.initial}", "a finite number")
+
+    def _check_memory(self, index: int) -> None:
+        """Raise a UsageError unless enough steps made what step ``index`` extrapolates."""
+        choice = self.steps[index].choice
+        if choice is None or (memory := choice.memory) is None:
+            return
+        earlier = (step.choice for step in self.steps[:index])
+        made = sum(each is None or each.makes(memory) for each in earlier)  # open: it may make it
+        if made <= choice.order:
+            raise UsageError(
+                found=f"a program whose step {index} is {choice.text!r}, after {made} "
+                f"evaluation{'s' * (made != 1)} to extrapolate from",
+                expected=f"at least {choice.order + 1}",
+                remedy="give exits to the largest times of the exit schedule, or a lower order",
+            )
 
     @property
     def choices(self) -> tuple[Choice | None, ...]:

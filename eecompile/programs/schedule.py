@@ -24,7 +24,7 @@ class ExitSchedule(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkno
     Attributes:
         choices: of each slice of time; slice 0 holds t = 0 (data). A depth or a text is
             taken for the choice that it stands for. The last slice, with which sampling
-            begins, must read nothing from earlier steps.
+            begins, must extrapolate nothing from earlier steps.
         thresholds: where slice i ends and slice i + 1 begins, as fractions of T,
             ascending within (0, 1); one fewer than ``choices``. Timestep t lies in the
             first slice whose threshold exceeds t / T.
@@ -62,11 +62,11 @@ class ExitSchedule(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkno
                     expected="ascending fractions of T between 0 and 1",
                     remedy="divide the timesteps where the choice changes by T",
                 )
-        if choices[-1].reads:
+        if choices[-1].memory is not None:
             raise ScheduleError(
                 found=f"exit schedule {self.text!r}",
                 expected="an exit in the last slice, with which sampling begins: there is "
-                "no previous output yet",
+                "nothing to extrapolate from yet",
                 remedy="name the exit to begin with",
             )
 
@@ -110,7 +110,8 @@ class ExitSchedule(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkno
         ``6``: that depth at every timestep. ``12,9,6,3``: depths over equal slices of
         time, t = 0 first. ``12:0.2,6:0.5,3``: each depth up to a fraction of T.
         ``12@gpu-fp32,6``: a depth of the engine set for the target ``gpu-fp32``.
-        ``12,again,6``: the previous output once more. A name that ends in ``.json``: the
+        ``12,again,6``: the last prediction once more; ``12,forecast1,6``: the prediction
+        extrapolated from the last two. A name that ends in ``.json``: the
         schedule in that file; see :meth:`read`.
 
         Raises:
@@ -195,8 +196,8 @@ def _unread(text: str) -> ScheduleError:
     return ScheduleError(
         found=f"exit schedule {text!r}",
         expected="a name, a depth, depths such as 12,9,6,3 or 12:0.2,6:0.5,3 (with 12@cpu for a "
-        "depth of one engine set, 'again' for the previous output once more), or a schedule's "
-        "file (.json)",
+        "depth of one engine set, 'again' for the last prediction once more, 'forecast1' for one "
+        "extrapolated from the last two), or a schedule's file (.json)",
         remedy="list the schedules' names with 'eecompile inspect'",
     )
 

@@ -121,7 +121,7 @@ def _repeated(
         msgspec.structs.replace(step, choice=choice, timestep=like.timestep, time=like.moment)
         for step in program.steps[:steps]
     ]
-    if choice.reads:
+    if choice.memory is not None:
         made[0] = msgspec.structs.replace(made[0], choice=first or program.steps[0].chosen)
     return msgspec.structs.replace(program, steps=tuple(made))
 

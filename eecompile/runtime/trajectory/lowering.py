@@ -2,21 +2,24 @@
 
 Operations work on places, by name: ``input x``, the network's input; ``output 0``, the
 prediction; ``output 1``, a learned variance; ``noise``, this step's noise, and ``spread``, the
-same scaled by a learned variance; and ``buffer NAME``, the buffers of the program. Only this
-module tells the kinds of choices apart.
+same scaled by a learned variance; ``buffer NAME``, the buffers of the program; ``kept K``,
+predictions for later forecasts; and ``forecast``, the prediction that is one. Only this module
+tells the kinds of choices apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from eecompile.errors import NonFiniteError
 from eecompile.programs.choice import OUTPUT, Exit, Forecast
+from eecompile.programs.forecasts import Weights, forecasts
 from eecompile.programs.program import Step, Term
 from eecompile.runtime.trajectory.plan import Plan
 
 INPUT = "input x"
+_PREDICTION, _FORECAST = "output 0", "forecast"
 
 
 class Sum(NamedTuple):
@@ -102,8 +105,15 @@ def lowered(plan: Plan) -> Lowered:
     steps: list[tuple[Operation, ...]] = []
     buffers: dict[str, None] = {"buffer state": None}
     draws: list[tuple[int, int]] = []
+    made_of = forecasts(plan.program)
+    kept = _kept(made_of)
     for index, step in enumerate(plan.program.steps):
-        operations = (*_choice(plan, step), *_updates(step, len(draws)))
+        terms = _forecast_terms(made_of[index], kept)
+        choice = [*_choice(plan, step, terms)]
+        if index in kept:
+            choice.append(Sum(kept[index], ((_PREDICTION, 1.0),)))
+        prediction = _FORECAST if Sum(_FORECAST, terms) in choice else _PREDICTION
+        operations = (*choice, *_updates(step, len(draws), prediction))
         draws += [(index, each.order) for each in operations if isinstance(each, Draw)]
         sums = [each.into for each in operations if isinstance(each, Sum)]
         buffers |= dict.fromkeys(into for into in sums if into != INPUT)
@@ -111,8 +121,32 @@ def lowered(plan: Plan) -> Lowered:
     return Lowered(tuple(steps), tuple(buffers), tuple(draws))
 
 
-def _choice(plan: Plan, step: Step) -> Iterator[Operation]:
-    """What brings the prediction, guided, into ``output 0``."""
+def _kept(made_of: Sequence[Weights]) -> dict[int, str]:
+    """Where the predictions of steps are kept that forecasts read after the next evaluation.
+
+    A place is used again once no forecast reads it any more.
+    """
+    last = {
+        source: index
+        for index, weights in enumerate(made_of)
+        for source, _ in weights[1:]  # the latest prediction lies where it was made
+    }
+    places: dict[int, str] = {}
+    ends: list[int] = []  # of each place, the step that reads it last
+    for source, end in sorted(last.items()):
+        free = next((place for place, used in enumerate(ends) if used < source), len(ends))
+        ends[free : free + 1] = [end]
+        places[source] = f"kept {free}"
+    return places
+
+
+def _forecast_terms(weights: Weights, kept: Mapping[int, str]) -> tuple[tuple[str, float], ...]:
+    places = [_PREDICTION, *(kept[source] for source, _ in weights[1:])]
+    return tuple((place, weight) for place, (_, weight) in zip(places, weights, strict=False))
+
+
+def _choice(plan: Plan, step: Step, forecast: tuple[tuple[str, float], ...]) -> Iterator[Operation]:
+    """What brings the prediction, guided, into ``output 0``, or ``forecast``."""
     match step.chosen:
         case Exit(depth, engine):
             rows = plan.rows(step)
@@ -123,10 +157,11 @@ def _choice(plan: Plan, step: Step) -> Iterator[Operation]:
             if rows > plan.size:
                 yield Guide(plan.guided, plan.interface.sampling.guided_channels)
         case Forecast():
-            return  # the outputs stay as they are
+            if forecast != ((_PREDICTION, 1.0),):  # the last one again lies there already
+                yield Sum(_FORECAST, forecast)
 
 
-def _updates(step: Step, drawn: int) -> Iterator[Operation]:
+def _updates(step: Step, drawn: int, prediction: str) -> Iterator[Operation]:
     """The noise that a step reads, and what it sets its buffers to."""
     noise = "noise"
     if step.reads_noise:
@@ -135,11 +170,13 @@ def _updates(step: Step, drawn: int) -> Iterator[Operation]:
             yield Spread(*step.log_variances)
             noise = "spread"
     for update in step.updates:
-        yield Sum(f"buffer {update.into}", _terms(update.terms, noise), update.clip)
+        yield Sum(f"buffer {update.into}", _terms(update.terms, noise, prediction), update.clip)
 
 
-def _terms(terms: tuple[Term, ...], noise: str = "noise") -> tuple[tuple[str, float], ...]:
-    places = {OUTPUT: "output 0", "noise": noise}
+def _terms(
+    terms: tuple[Term, ...], noise: str = "noise", prediction: str = _PREDICTION
+) -> tuple[tuple[str, float], ...]:
+    places = {OUTPUT: prediction, "noise": noise}
     return tuple((places.get(t.buffer, f"buffer {t.buffer}"), t.coefficient) for t in terms)
 
 
