@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from eecompile.programs.program import Program, Step
+from eecompile.programs.program import Program
 
 Weights = tuple[tuple[int, float], ...]
 """Indices of earlier steps, the latest first, and the weight of what each made."""
@@ -22,7 +22,7 @@ def forecasts(program: Program) -> tuple[Weights, ...]:
     Weights are float64 and sum to 1. Of several steps at one moment only the latest counts, and
     a moment that is infinitely far away counts not at all: both lower the order.
     """
-    places = [_variable(program, step) for step in program.steps]
+    places = variables(program)
     found: list[Weights] = []
     for index, step in enumerate(program.steps):
         memory, order = step.chosen.memory, step.chosen.order
@@ -30,23 +30,26 @@ def forecasts(program: Program) -> tuple[Weights, ...]:
             found.append(())
             continue
         made = [i for i in range(index) if program.steps[i].chosen.makes(memory)]
-        found.append(_extrapolation(places, made[::-1], index, order))
+        found.append(extrapolation(places, made[::-1], index, order))
     return tuple(found)
 
 
-def _variable(program: Program, step: Step) -> float:
-    """The variable of the polynomials: half the logarithm of the signal-to-noise ratio.
+def variables(program: Program) -> list[float]:
+    """The variable of the polynomials at each step: half the log of the signal-to-noise ratio.
 
     For flows, whose paths are straight in it, and where the process is not known: the time.
     """
     process = program.process
     if process is None or process.family == "flow":
-        return step.moment
-    return process.at(step.moment).half_log_snr
+        return [step.moment for step in program.steps]
+    return [process.at(step.moment).half_log_snr for step in program.steps]
 
 
-def _extrapolation(places: Sequence[float], made: Sequence[int], index: int, order: int) -> Weights:
-    """The weights with which steps ``made``, the latest first, forecast step ``index``."""
+def extrapolation(places: Sequence[float], made: Sequence[int], index: int, order: int) -> Weights:
+    """The weights with which steps ``made``, the latest first, forecast step ``index``.
+
+    ``places`` holds the variable of every step; see :func:`variables`.
+    """
     nodes: list[int] = []
     for each in made:
         apart = all(places[each] != places[node] for node in nodes)
