@@ -35,18 +35,18 @@ class Baseline(NamedTuple):
 def baseline_schedules(interface: Interface, choices: Sequence[Choice]) -> list[Baseline]:
     """The schedules of usable choices that a tuned one is compared with, each once.
 
-    The first choice is full depth.
+    The first choice is full depth, which is none of them.
     """
-    found: dict[ExitSchedule, Baseline] = {}
+    baselines: dict[ExitSchedule, Baseline] = {}
     for baseline in _every(interface, choices):
-        usable = set(baseline.schedule.choices) <= set(choices)
-        if usable:
-            found.setdefault(baseline.schedule, baseline)
-    return list(found.values())
+        used = set(baseline.schedule.choices)
+        if used <= set(choices) and used != {choices[0]}:
+            baselines.setdefault(baseline.schedule, baseline)
+    return list(baselines.values())
 
 
 def _every(interface: Interface, choices: Sequence[Choice]) -> Iterator[Baseline]:
-    for choice in choices[1:]:
+    for choice in (each for each in choices if each.memory is None):
         yield Baseline(f"exit {choice.text}", "exit", ExitSchedule.constant(choice))
     exits = interface.exits
     yield Baseline("ASE", "ase", _slices(exits, ASE))
@@ -54,10 +54,8 @@ def _every(interface: Interface, choices: Sequence[Choice]) -> Iterator[Baseline
         low = last / exits[-1]
         shares = [1 - (1 - low) * place / (_SLICES - 1) for place in range(_SLICES)]
         yield Baseline(f"linear to {last}", "linear", _slices(exits, shares))
-    full = ExitSchedule.constant(exits[-1])
     for name, schedule in interface.schedules.items():
-        if (least := merged(schedule.choices, schedule.thresholds)) != full:
-            yield Baseline(name, "recipe", least)
+        yield Baseline(name, "recipe", merged(schedule.choices, schedule.thresholds))
 
 
 def _slices(exits: Sequence[int], shares: Sequence[float]) -> ExitSchedule:

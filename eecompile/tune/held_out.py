@@ -25,8 +25,8 @@ class Measured(NamedTuple):
     """A program on the held-out samples.
 
     Attributes:
-        seconds: of each round.
-        times: of each round, over full depth's; what slowed a whole round is left out.
+        seconds: of each round, without what slowed the round as a whole.
+        times: the same over full depth's median.
         squares: mean squared difference to full depth, of each sample.
     """
 
@@ -60,11 +60,11 @@ def measured(
     }
     kept = [name for name in programs if np.isfinite(squares[name]).all()]
     timed = [each for index, each in enumerate(rounds) if sizes[index % own] == sizes[0]]
-    spent = np.array([[each[name][0] for each in timed] for name in kept])
-    times = steadied(spent)
-    times /= np.median(times[kept.index(FULL)])
+    spent = steadied(np.array([[each[name][0] for each in timed] for name in kept]))
+    full = np.median(spent[kept.index(FULL)])
     return {
-        name: Measured(spent[index], times[index], squares[name]) for index, name in enumerate(kept)
+        name: Measured(own, own / full, squares[name])
+        for name, own in zip(kept, spent, strict=True)
     }
 
 

@@ -26,7 +26,7 @@ from eecompile.tune.probe import Experiment, Outputs, rms
 _KEPT = 1 << 14  # elements of a prediction that are compared
 _SAMPLES = 8  # for influence
 _PROBES = 48  # influences measured, in all; at least 5 and at most 10 steps
-_SMALL = 1e-10  # of squares, as a share of the largest: directions that are left out
+_SMALL = 1e-6  # of squares, as a share of the largest: directions that are left out
 
 
 class Recorded(NamedTuple):

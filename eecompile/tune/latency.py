@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from eecompile.measure.timing import interleaved, percentiles
-from eecompile.programs.choice import Choice, Forecast
+from eecompile.programs.choice import Choice
 from eecompile.programs.program import Program, Step
 from eecompile.tune.model import Costs
 from eecompile.tune.probe import Experiment
@@ -21,7 +21,7 @@ class StepLatency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Milliseconds that a step takes with a choice, the solver's arithmetic included.
 
     Attributes:
-        choice: what is evaluated.
+        choice: what the step makes its prediction from.
         guided: whether guidance doubles the batch.
         median: of all rounds.
         p10: a tenth of the rounds took no longer.
@@ -46,15 +46,18 @@ def measured_costs(
     them.
     """
     program, choices = experiment.program, experiment.choices
-    usable = [c for index, c in enumerate(choices) if index not in skip]
-    cheap = min(usable, key=lambda choice: choice.depth)
-    wanted: list[Choice] = [*usable, *([Forecast()] if experiment.reuse else [])]
+    usable = [choice for index, choice in enumerate(choices) if index not in skip]
     acting = [acts(step, experiment) for step in program.steps]
-    jobs = {f"{kind:d} {choice.text}": (kind, choice) for kind in set(acting) for choice in wanted}
+    jobs = {
+        f"{kind:d} {choice.text}": (kind, choice)
+        for kind in dict.fromkeys(acting)
+        for choice in usable
+        if choice.evaluates or kind == acting[0]  # a forecast has no rows for guidance
+    }
 
     def measure() -> dict[str, list[float]]:
         programs = {
-            name: _repeated(program, acting.index(kind), choice, first=cheap)
+            name: _repeated(program, acting.index(kind), choice)
             for name, (kind, choice) in jobs.items()
         }
         programs["start"] = _repeated(program, 0, choices[0], steps=1)
@@ -62,15 +65,16 @@ def measured_costs(
 
     timed = experiment.work.recall("seconds", measure)
     count = min(_STEPS, len(program.steps))
-    start, each = _split(timed, jobs, choices[0], cheap, acting[0], count)
-    full = start + sum(each[acting[index], choices[0]] for index in range(len(acting)))
-    steps = np.array([[each.get((kind, c), np.inf) for c in choices] for kind in acting])
-    again = np.array([each.get((kind, Forecast()), 0.0) for kind in acting])
+    start, each = _split(timed, jobs, choices[0], acting[0], len(program.steps))
+    full = start + sum(each[kind, choices[0]] for kind in acting)
+    known = {choice: each[acting[0], choice] for choice in usable if not choice.evaluates}
+    steps = np.array([[each.get((kind, c), known.get(c, np.inf)) for c in choices]
+                      for kind in acting])  # fmt: skip
     latencies = [
-        _latency(choice, kind, each[kind, choice], timed[name], count)
+        _latency(choice, kind and choice.evaluates, each[kind, choice], timed[name], count)
         for name, (kind, choice) in jobs.items()
     ]
-    return Costs(start / full, steps / full, again / full), latencies
+    return Costs(start / full, steps / full), latencies
 
 
 def acts(step: Step, experiment: Experiment) -> bool:
@@ -105,24 +109,25 @@ def _timed(
 
 
 def _repeated(
-    program: Program,
-    moment: int,
-    choice: Choice,
-    *,
-    steps: int = _STEPS,
-    first: Choice | None = None,
+    program: Program, moment: int, choice: Choice, *, steps: int | None = None
 ) -> Program:
     """The program's first steps, all with one choice, and at one moment.
 
-    Where the choice reads what earlier steps wrote, the first step takes ``first``.
+    Where the choice reads what earlier steps made, all the program's steps, at their own
+    moments; the first of them are its sources.
     """
+    if choice.memory is not None:
+        first = choice.order + 1
+        made = [
+            *program.steps[:first],
+            *(msgspec.structs.replace(step, choice=choice) for step in program.steps[first:]),
+        ]
+        return msgspec.structs.replace(program, steps=tuple(made))
     like = program.steps[moment]
     made = [
         msgspec.structs.replace(step, choice=choice, timestep=like.timestep, time=like.moment)
-        for step in program.steps[:steps]
+        for step in program.steps[: steps or _STEPS]
     ]
-    if choice.memory is not None:
-        made[0] = msgspec.structs.replace(made[0], choice=first or program.steps[0].chosen)
     return msgspec.structs.replace(program, steps=tuple(made))
 
 
@@ -130,24 +135,26 @@ def _split(
     seconds: Mapping[str, Sequence[float]],
     jobs: Mapping[str, tuple[bool, Choice]],
     full: Choice,
-    cheap: Choice,
     acting: bool,
-    count: int,
+    steps: int,
 ) -> tuple[float, dict[tuple[bool, Choice], float]]:
     """Seconds once a sampling, and a step of each choice."""
     median = {name: float(np.median(found)) for name, found in seconds.items()}
     whole = {job: median[name] for name, job in jobs.items()}
-    once = whole[acting, full]
+    once, count = whole[acting, full], min(_STEPS, steps)
     start = 0.0
     if count > 1:
         start = max(0.0, median["start"] - (once - median["start"]) / (count - 1))
     each = {
-        job: max(0.0, found - start) / count for job, found in whole.items() if job[1].evaluates
+        job: max(0.0, found - start) / count
+        for job, found in whole.items()
+        if job[1].memory is None
     }
     for (kind, choice), found in whole.items():
-        if not choice.evaluates:
-            rest = found - start - each[kind, cheap]
-            each[kind, choice] = max(0.0, rest) / max(1, count - 1)
+        if choice.memory is not None:
+            first = choice.order + 1
+            rest = found - start - first * each[acting, full]
+            each[kind, choice] = max(0.0, rest) / (steps - first)
     return start, each
 
 

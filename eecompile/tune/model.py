@@ -29,6 +29,7 @@ Indices = NDArray[np.intp]
 Picks = tuple[int, ...]
 """The choice in each slot, by index."""
 _SOURCES = HIGHEST + 1  # that a forecast has at most
+_UNSURE = 0.4  # of a step's movement: the share in a direction of its own
 
 
 class Costs(NamedTuple):
@@ -82,6 +83,7 @@ class Paths(NamedTuple):
         picks: of each slot, -1 where it is open, [N, S].
         costs: so far, [N].
         moved: the samples, so far, [N, R].
+        squares: sum of the squares of each step's movement, [N].
         depths: of the last evaluation, [N].
         sources: of each memory.
     """
@@ -89,6 +91,7 @@ class Paths(NamedTuple):
     picks: NDArray[np.int16]
     costs: Floats
     moved: Floats
+    squares: Floats
     depths: Indices
     sources: Mapping[str, Sources]
 
@@ -97,12 +100,20 @@ class Paths(NamedTuple):
         sources = {
             name: Sources(each.steps[rows], each.picks[rows]) for name, each in self.sources.items()
         }
-        return Paths(*(array[rows] for array in self[:4]), sources)
+        return Paths(
+            self.picks[rows],
+            self.costs[rows],
+            self.moved[rows],
+            self.squares[rows],
+            self.depths[rows],
+            sources,
+        )
 
     @property
     def distances(self) -> Floats:
         """Predicted, of the samples to full depth's, RMS, [N]."""
-        return np.asarray(np.linalg.norm(self.moved, axis=1))
+        squares = np.square(self.moved).sum(axis=1) + _UNSURE**2 * self.squares
+        return np.asarray(np.sqrt(squares))
 
 
 def joined(parts: Sequence[Paths]) -> Paths:
@@ -111,8 +122,14 @@ def joined(parts: Sequence[Paths]) -> Paths:
         name: Sources(*map(np.concatenate, zip(*(p.sources[name] for p in parts), strict=True)))
         for name in parts[0].sources
     }
-    arrays = zip(*(part[:4] for part in parts), strict=True)
-    return Paths(*map(np.concatenate, arrays), sources)
+    return Paths(
+        np.concatenate([part.picks for part in parts]),
+        np.concatenate([part.costs for part in parts]),
+        np.concatenate([part.moved for part in parts]),
+        np.concatenate([part.squares for part in parts]),
+        np.concatenate([part.depths for part in parts]),
+        sources,
+    )
 
 
 class Model:
@@ -155,7 +172,8 @@ class Model:
         self._own = record.errors * influence.ratios[:, :, None]
         self._record, self._ratios = record, influence.ratios
         self._memories = memories or {OUTPUT: Predictions(record.predictions)}
-        self._places = np.array(variables(program))
+        self._variables = variables(program)
+        self._places = np.array(self._variables)
 
     def begun(self) -> Paths:
         """The one schedule before the first step."""
@@ -164,6 +182,7 @@ class Model:
             np.full((1, len(self.slots.steps)), -1, np.int16),
             np.full(1, self.costs.start),
             np.zeros((1, self._own.shape[2])),
+            np.zeros(1),
             np.zeros(1, np.intp),
             {name: Sources(none, none) for name in self._memories},
         )
@@ -171,7 +190,7 @@ class Model:
     def allows(self, paths: Paths, step: int, pick: int) -> NDArray[np.bool_]:
         """Which schedules may go on with a choice in a step, [N]."""
         choice, slot = self.choices[pick], paths.picks[:, self.slot_of[step]]
-        allowed = ((slot == pick) | (slot < 0)) & self._usable[pick]
+        allowed: NDArray[np.bool_] = ((slot == pick) | (slot < 0)) & self._usable[pick]
         if choice.memory is not None:
             allowed &= paths.sources[choice.memory].steps[:, choice.order] >= 0
         if self._monotone and choice.evaluates:
@@ -191,7 +210,8 @@ class Model:
         }
         depths = np.full_like(paths.depths, choice.blocks) if choice.evaluates else paths.depths
         costs = paths.costs + self.costs.steps[step, pick]
-        return Paths(picks, costs, paths.moved + moved, depths, sources)
+        squares = paths.squares + np.square(moved).sum(axis=-1)
+        return Paths(picks, costs, paths.moved + moved, squares, depths, sources)
 
     def assessed(self, picks: Iterable[Picks]) -> Paths:
         """The paths of picks that may be made, in their order; the others are left out."""
@@ -227,7 +247,7 @@ class Model:
         made = np.empty((len(distinct), self._own.shape[2]))
         for row, source in enumerate(distinct):
             known = source[:_SOURCES][source[:_SOURCES] >= 0]
-            made_of = extrapolation(self._places, known.tolist(), step, choice.order)
+            made_of = extrapolation(self._variables, known.tolist(), step, choice.order)
             used, weights = (np.array(each) for each in zip(*made_of, strict=True))
             made[row] = ratios[pick] * memory.error(step, used, weights)
             if choice.memory == OUTPUT:

@@ -77,7 +77,9 @@ def _kept(paths: Paths, shares: int, width: int) -> Indices:
     order = np.lexsort((paths.costs, distances, codes, groups))
     order = order[_rank(groups[order], codes[order]) < _ALIKE]
     order = order[np.lexsort((distances[order], groups[order]))]
-    return order[_rank(groups[order]) < width]
+    order = order[_rank(groups[order]) < width]
+    # The cheapest, too, so that a budget that can be met is met.
+    return np.asarray(np.union1d(order, np.argmin(paths.costs)))
 
 
 def _rank(*keys: np.ndarray) -> Indices:

@@ -89,7 +89,7 @@ def choices(front: Front) -> Figure | None:
     """What runs at each step, a row for each found schedule; None without any."""
     found = [point for point in front.points if point.kind == "found"]
     found = [point for point in found if point.name.startswith("budget")] or found
-    found.sort(key=lambda point: -point.predicted_share)
+    found.sort(key=lambda point: -point.time_share)
     rows = [
         (p.name, f"time {number(p.time_share)}, distance {number(p.distance)}", p.choices)
         for p in found

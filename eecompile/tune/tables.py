@@ -74,7 +74,7 @@ def points_table(front: Front) -> Table:
     points = [
         point
         for kinds in _GROUPS
-        for point in sorted(front.points, key=lambda point: -point.predicted_share)
+        for point in sorted(front.points, key=lambda point: -point.time_share)
         if point.kind in kinds
     ]
     unit = "data's range" if front.unit == "range" else "samples' deviation"
