@@ -77,9 +77,9 @@ def _kept(paths: Paths, shares: int, width: int) -> Indices:
     order = np.lexsort((paths.costs, distances, codes, groups))
     order = order[_rank(groups[order], codes[order]) < _ALIKE]
     order = order[np.lexsort((distances[order], groups[order]))]
-    order = order[_rank(groups[order]) < width]
+    nearest: Indices = order[_rank(groups[order]) < width]
     # The cheapest, too, so that a budget that can be met is met.
-    return np.asarray(np.union1d(order, np.argmin(paths.costs)))
+    return np.append(nearest, np.argmin(paths.costs))
 
 
 def _rank(*keys: np.ndarray) -> Indices:

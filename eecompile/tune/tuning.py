@@ -118,7 +118,7 @@ def _front(problem: Problem, scale: float, *, points: tuple[FrontPoint, ...], **
 def _targets(
     settings: TuningSettings, baselines: Sequence[Entry], cheapest: float
 ) -> list[tuple[str, float]]:
-    """Names and budgets to find a schedule for, the largest first."""
+    """Names and budgets to find a schedule for, the smallest first."""
     for budget in settings.budgets:
         if budget < cheapest * (1 - _WITHIN):
             raise UsageError(
@@ -134,7 +134,7 @@ def _targets(
         for name, share in _beside(baselines):
             if all(abs(share - budget) > _NEAR for _, budget in targets) and share >= cheapest:
                 targets.append((f"as-{name.lower().replace(' ', '-')}", share))
-    return sorted(targets, key=lambda target: -target[1])
+    return sorted(targets, key=lambda target: target[1])
 
 
 def _beside(baselines: Sequence[Entry]) -> Iterator[tuple[str, float]]:
@@ -158,11 +158,13 @@ def _searched(problem: Problem, baselines: Sequence[Entry]) -> tuple[list[Entry]
     scale = _scale(problem)
     full = experiment.program
     entries = [Entry(FULL, "full", full, _deepest(problem), settings.steps, 1.0)]
+    picks: Picks | None = None
     for index, (name, budget) in enumerate(targets):
         tell = partial(experiment.report, "trying schedules", index, len(targets))
         tell()
+        starts = [*front.best(budget, _TRIED), *_affordable(problem, baselines, budget)]
         picks = refined(
-            [*front.best(budget, _TRIED), *_affordable(problem, baselines, budget)],
+            starts if picks is None else [picks, *starts],  # the last one's is cheaper
             model,
             budget,
             trials,
