@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
+from eecompile.arrays import Floats
 from eecompile.programs.program import Program
 
+Value = TypeVar("Value", float, Floats)
 Weights = tuple[tuple[int, float], ...]
 """Indices of earlier steps, the latest first, and the weight of what each made."""
 
@@ -59,14 +62,19 @@ def extrapolation(places: Sequence[float], made: Sequence[int], index: int, orde
             break
     if not all(math.isfinite(places[each]) for each in (nodes[0], index)):
         return ((nodes[0], 1.0),)
-    return tuple(
-        (
-            node,
-            math.prod(
-                (places[index] - places[other]) / (places[node] - places[other])
-                for other in nodes
-                if other != node
-            ),
+    weights = lagrange([places[node] for node in nodes], places[index])
+    return tuple(zip(nodes, weights, strict=True))
+
+
+def lagrange(nodes: Sequence[Value], at: float) -> list[Value]:
+    """Weights of values at distinct nodes, floats or arrays, for the polynomial's value at ``at``.
+
+    Of one node it is 1.
+    """
+    return [
+        math.prod(
+            ((at - other) / (node - other) for place, other in enumerate(nodes) if place != own),
+            start=node * 0 + 1.0,
         )
-        for node in nodes
-    )
+        for own, node in enumerate(nodes)
+    ]

@@ -171,7 +171,7 @@ def findings(made: Sequence[FrontPoint], compared: Sequence[BaselineComparison])
     if steps:
         better = [each for each in steps if each.interval[1] < 1]
         worse = [each for each in steps if each.interval[0] > 1]
-        names = ", ".join(each.found for each in better)
+        names = ", ".join(dict.fromkeys(each.found for each in better))
         lost = ", ".join(f"{each.baseline} beat {each.found}" for each in worse)
         if better:
             yield f"Nearer to full depth than fewer steps in the same time: {names}."

@@ -19,7 +19,7 @@ import numpy as np
 from eecompile.arrays import Array, Floats, Inputs
 from eecompile.interrupt import check
 from eecompile.programs.choice import Choice
-from eecompile.programs.forecasts import forecasts
+from eecompile.programs.forecasts import Weights, extrapolation, variables
 from eecompile.programs.program import Program, Step
 from eecompile.tune.probe import Experiment, Outputs, rms
 
@@ -46,13 +46,11 @@ class Recorded(NamedTuple):
     errors: Floats
     broken: dict[int, int]
 
-    def forecast_error(self, program: Program, step: int) -> Floats:
-        """What the choice of a step that extrapolates predictions is off by, [R]."""
-        made_of = forecasts(program)[step]
-        made: Floats = sum(
-            (weight * self.predictions[source] for source, weight in made_of),
-            -self.predictions[step],
-        )
+    def forecast_error(self, made_of: Weights, step: int) -> Floats:
+        """What predictions of other steps, times weights, are off by in a step, [R]."""
+        made: Floats = -self.predictions[step]
+        for source, weight in made_of:
+            made = made + weight * self.predictions[source]
         return made
 
 
@@ -152,22 +150,23 @@ class Influence(NamedTuple):
 def measured_influence(experiment: Experiment, record: Recorded) -> Influence:
     """What a local error does to the samples, measured at some steps."""
     experiment = experiment.part(experiment.samples.first, min(experiment.samples.n, _SAMPLES))
-    program = experiment.program
+    program, choices = experiment.program, experiment.choices
+    places = variables(program)
     outputs: dict[int, Outputs] = {}
     full = experiment.prober.run(program, experiment.samples, record=outputs)
-    kinds = [index for index in range(1, len(experiment.choices)) if index not in record.broken]
+    kinds = [index for index in range(1, len(choices)) if index not in record.broken]
     count = max(5, min(10, _PROBES // max(1, len(kinds))))
     roles = [_role(step) for step in program.steps]
     probes = sorted({step for role in set(roles) for step in _spread(roles, role, count)})
     sizes = np.array([
-        [_size(experiment, record, step, kind) for kind in range(len(experiment.choices))]
+        [_size(record, step, kind, choice, places) for kind, choice in enumerate(choices)]
         for step in range(len(program.steps))
     ])  # fmt: skip
     jobs = [(step, kind) for step in probes for kind in kinds if sizes[step, kind] > 0]
     distances: dict[tuple[int, int], float] = {}
 
     def moved(step: int, kind: int) -> float:
-        changed = _with_step(program, step, experiment.choices[kind])
+        changed = _with_step(program, step, choices[kind])
         shared = {known: each for known, each in outputs.items() if known < step}
         return rms(experiment.prober.run(changed, experiment.samples, replay=shared) - full)
 
@@ -179,15 +178,14 @@ def measured_influence(experiment: Experiment, record: Recorded) -> Influence:
     return Influence(sizes, _interpolated(program, roles, sizes, distances), tuple(probes))
 
 
-def _size(experiment: Experiment, record: Recorded, step: int, kind: int) -> float:
+def _size(record: Recorded, step: int, kind: int, choice: Choice, places: Sequence[float]) -> float:
     """Root mean square of the error of a choice that is taken at one step alone."""
-    choice = experiment.choices[kind]
     if choice.memory is None:
         return float(np.linalg.norm(record.errors[step, kind]))
     if step <= choice.order:
         return 0.0
-    changed = _with_step(experiment.program, step, choice)
-    return float(np.linalg.norm(record.forecast_error(changed, step)))
+    made_of = extrapolation(places, range(step)[::-1], step, choice.order)
+    return float(np.linalg.norm(record.forecast_error(made_of, step)))
 
 
 def _role(step: Step) -> str:

@@ -47,6 +47,7 @@ def measured_costs(
     """
     program, choices = experiment.program, experiment.choices
     usable = [choice for index, choice in enumerate(choices) if index not in skip]
+    cheap = min((c for c in usable if c.memory is None), key=lambda choice: choice.blocks)
     acting = [acts(step, experiment) for step in program.steps]
     jobs = {
         f"{kind:d} {choice.text}": (kind, choice)
@@ -57,7 +58,7 @@ def measured_costs(
 
     def measure() -> dict[str, list[float]]:
         programs = {
-            name: _repeated(program, acting.index(kind), choice)
+            name: _repeated(program, acting.index(kind), choice, first=cheap)
             for name, (kind, choice) in jobs.items()
         }
         programs["start"] = _repeated(program, 0, choices[0], steps=1)
@@ -65,7 +66,7 @@ def measured_costs(
 
     timed = experiment.work.recall("seconds", measure)
     count = min(_STEPS, len(program.steps))
-    start, each = _split(timed, jobs, choices[0], acting[0], len(program.steps))
+    start, each = _split(timed, jobs, choices[0], cheap, acting[0], len(program.steps))
     full = start + sum(each[kind, choices[0]] for kind in acting)
     known = {choice: each[acting[0], choice] for choice in usable if not choice.evaluates}
     steps = np.array([[each.get((kind, c), known.get(c, np.inf)) for c in choices]
@@ -109,24 +110,29 @@ def _timed(
 
 
 def _repeated(
-    program: Program, moment: int, choice: Choice, *, steps: int | None = None
+    program: Program,
+    moment: int,
+    choice: Choice,
+    *,
+    steps: int = _STEPS,
+    first: Choice | None = None,
 ) -> Program:
     """The program's first steps, all with one choice, and at one moment.
 
     Where the choice reads what earlier steps made, all the program's steps, at their own
-    moments; the first of them are its sources.
+    moments; the ones that it reads take ``first``.
     """
     if choice.memory is not None:
-        first = choice.order + 1
+        chosen = [first] * (choice.order + 1) + [choice] * len(program.steps)
         made = [
-            *program.steps[:first],
-            *(msgspec.structs.replace(step, choice=choice) for step in program.steps[first:]),
+            msgspec.structs.replace(step, choice=each)
+            for step, each in zip(program.steps, chosen, strict=False)
         ]
         return msgspec.structs.replace(program, steps=tuple(made))
     like = program.steps[moment]
     made = [
         msgspec.structs.replace(step, choice=choice, timestep=like.timestep, time=like.moment)
-        for step in program.steps[: steps or _STEPS]
+        for step in program.steps[:steps]
     ]
     return msgspec.structs.replace(program, steps=tuple(made))
 
@@ -135,6 +141,7 @@ def _split(
     seconds: Mapping[str, Sequence[float]],
     jobs: Mapping[str, tuple[bool, Choice]],
     full: Choice,
+    cheap: Choice,
     acting: bool,
     steps: int,
 ) -> tuple[float, dict[tuple[bool, Choice], float]]:
@@ -153,7 +160,7 @@ def _split(
     for (kind, choice), found in whole.items():
         if choice.memory is not None:
             first = choice.order + 1
-            rest = found - start - first * each[acting, full]
+            rest = found - start - first * each[acting, cheap]
             each[kind, choice] = max(0.0, rest) / (steps - first)
     return start, each
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from eecompile.arrays import Floats
 from eecompile.programs.choice import HIGHEST, OUTPUT, Choice
-from eecompile.programs.forecasts import extrapolation, variables
+from eecompile.programs.forecasts import extrapolation, lagrange, variables
 from eecompile.programs.program import Program
 from eecompile.tune.choices import Slots
 from eecompile.tune.influence import Influence, Recorded
@@ -48,12 +48,12 @@ class Memory(Protocol):
     """What forecasts extrapolate, by :attr:`Choice.memory`."""
 
     def error(self, step: int, sources: Indices, weights: Floats) -> Floats:
-        """What a prediction is off by, [R], if the memory is extrapolated from exact sources.
+        """What predictions are off by, [N, R], if the memory is extrapolated from exact sources.
 
         Args:
             step: that is forecast.
-            sources: steps, [J].
-            weights: of what the sources made, [J].
+            sources: steps, for each of N forecasts, [N, J].
+            weights: of what the sources made, [N, J].
         """
 
 
@@ -65,7 +65,9 @@ class Predictions:
 
     def error(self, step: int, sources: Indices, weights: Floats) -> Floats:
         """The extrapolated prediction less that of full depth."""
-        made: Floats = weights @ self._predictions[sources] - self._predictions[step]
+        made: Floats = -self._predictions[step]
+        for source, weight in zip(sources.T, weights.T, strict=True):
+            made = made + weight[:, None] * self._predictions[source]
         return made
 
 
@@ -172,8 +174,7 @@ class Model:
         self._own = record.errors * influence.ratios[:, :, None]
         self._record, self._ratios = record, influence.ratios
         self._memories = memories or {OUTPUT: Predictions(record.predictions)}
-        self._variables = variables(program)
-        self._places = np.array(self._variables)
+        self._places = np.array(variables(program))
 
     def begun(self) -> Paths:
         """The one schedule before the first step."""
@@ -239,21 +240,30 @@ class Model:
 
     def _extrapolated(self, sources: Sources, step: int, pick: int) -> Floats:
         """How far a forecast moves the samples, for each schedule, [N, R]."""
-        choice = self.choices[pick]
+        choice, ratios = self.choices[pick], self._ratios[step]
         assert choice.memory is not None
-        memory, ratios = self._memories[choice.memory], self._ratios[step]
-        both = np.concatenate([sources.steps, sources.picks], axis=1)
+        count = choice.order + 1
+        both = np.hstack([sources.steps[:, :count], sources.picks[:, :count]])
         distinct, which = _distinct(both)
-        made = np.empty((len(distinct), self._own.shape[2]))
-        for row, source in enumerate(distinct):
-            known = source[:_SOURCES][source[:_SOURCES] >= 0]
-            made_of = extrapolation(self._variables, known.tolist(), step, choice.order)
-            used, weights = (np.array(each) for each in zip(*made_of, strict=True))
-            made[row] = ratios[pick] * memory.error(step, used, weights)
-            if choice.memory == OUTPUT:
-                picked = source[_SOURCES:][np.searchsorted(-known, -used)]
-                made[row] += (weights * ratios[picked]) @ self._record.errors[used, picked]
-        return made[which]
+        steps, picks = distinct[:, :count], distinct[:, count:]
+        weights = self._weights(steps, step)
+        moved = ratios[pick] * self._memories[choice.memory].error(step, steps, weights)
+        if choice.memory == OUTPUT:
+            for own, made, weight in zip(steps.T, picks.T, weights.T, strict=True):
+                moved += (weight * ratios[made])[:, None] * self._record.errors[own, made]
+        return np.asarray(moved[which])
+
+    def _weights(self, sources: Indices, step: int) -> Floats:
+        """Of each source, the latest first, in the forecast of a step, [N, J]."""
+        nodes = self._places[sources]
+        weights = np.zeros(sources.shape)
+        finite = np.isfinite(nodes).all(axis=1) & np.isfinite(self._places[step])
+        weights[finite] = np.transpose(lagrange(list(nodes[finite].T), self._places[step]))
+        for row in np.flatnonzero(~finite):
+            known = sources[row].tolist()
+            made_of = extrapolation(self._places.tolist(), known, step, len(known) - 1)
+            weights[row] = [dict(made_of).get(source, 0.0) for source in known]
+        return weights
 
     def _pushed(self, sources: Sources, step: int, pick: int) -> Sources:
         """With one more; of several at one place only the latest counts."""

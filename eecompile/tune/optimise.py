@@ -79,11 +79,14 @@ def _kept(paths: Paths, shares: int, width: int) -> Indices:
     order = order[np.lexsort((distances[order], groups[order]))]
     nearest: Indices = order[_rank(groups[order]) < width]
     # The cheapest, too, so that a budget that can be met is met.
-    return np.append(nearest, np.argmin(paths.costs))
+    kept: Indices = np.append(nearest, np.argmin(paths.costs))
+    return kept
 
 
 def _rank(*keys: np.ndarray) -> Indices:
     """The place of each element among those of equal keys, which follow one another."""
     changes = np.any([key[1:] != key[:-1] for key in keys], axis=0)
     starts = np.append(0, np.flatnonzero(changes) + 1)
-    return np.arange(len(keys[0])) - np.repeat(starts, np.diff(np.append(starts, len(keys[0]))))
+    sizes = np.diff(np.append(starts, len(keys[0])))
+    ranks: Indices = np.arange(len(keys[0])) - np.repeat(starts, sizes)
+    return ranks

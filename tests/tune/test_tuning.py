@@ -173,15 +173,6 @@ def test_exits_alone_forecast_nothing() -> None:
     assert front.error_terms == ("2", "1")
 
 
-def test_evaluations_that_share_a_slice_are_forecast_together() -> None:
-    front = tune(
-        sampler_of(planted(late, BLOCK)), settings(solver="ddpm", steps=210, budgets=(0.5,))
-    )
-    found = point(front, "budget-50")
-    assert any(isinstance(choice, Forecast) for choice in found.choices)
-    assert found.time_share == pytest.approx(found.predicted_share, rel=0.02)
-
-
 def test_a_second_engine_set_is_taken_where_it_is_as_good() -> None:
     slow, fast = (
         planted(late, BLOCK),
