@@ -17,8 +17,8 @@ from eecompile.interrupt import check
 from eecompile.tune.model import Indices, Model, Paths, Picks, joined
 
 _SHARES = 256  # of the time of full depth, by which partial solutions are grouped
-_WIDTH = 24  # that stay in each
-_ALIKE = 3  # of these, from the same sources
+_WIDTH = 64  # that stay in each
+_ALIKE = 8  # of these, from the same sources
 _SAME = 1e-9  # costs that differ by less than this share are equal
 
 
@@ -79,7 +79,7 @@ def _kept(paths: Paths, shares: int, width: int) -> Indices:
     order = order[np.lexsort((distances[order], groups[order]))]
     nearest: Indices = order[_rank(groups[order]) < width]
     # The cheapest, too, so that a budget that can be met is met.
-    kept: Indices = np.append(nearest, np.argmin(paths.costs))
+    kept: Indices = np.union1d(nearest, np.argmin(paths.costs))
     return kept
 
 

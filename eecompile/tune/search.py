@@ -99,6 +99,16 @@ def neighbours(picks: Picks, model: Model, budget: float) -> list[Picks]:
     return [tuple(row) for row in paths.picks[order].tolist()]
 
 
+def improved(picks: Picks, model: Model, budget: float) -> Picks:
+    """The picks that small changes lead to as long as the predicted distance falls."""
+    while nearest := neighbours(picks, model, budget)[:1]:
+        check()
+        if model.distance(nearest[0]) >= model.distance(picks) * (1 - _SAME):
+            break
+        (picks,) = nearest
+    return picks
+
+
 def _alone(picks: Picks, model: Model) -> Iterator[Picks]:
     for slot, pick in enumerate(picks):
         for other in range(len(model.choices)):

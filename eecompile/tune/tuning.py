@@ -25,7 +25,7 @@ from eecompile.tune.model import Picks
 from eecompile.tune.optimise import found
 from eecompile.tune.problem import Problem, checked, posed
 from eecompile.tune.report import USES, Front, FrontPoint, TuningSettings
-from eecompile.tune.search import Trials, refined
+from eecompile.tune.search import Trials, improved, refined
 from eecompile.tune.work import Work
 
 _BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
@@ -162,9 +162,11 @@ def _searched(problem: Problem, baselines: Sequence[Entry]) -> tuple[list[Entry]
     for index, (name, budget) in enumerate(targets):
         tell = partial(experiment.report, "trying schedules", index, len(targets))
         tell()
-        starts = [*front.best(budget, _TRIED), *_affordable(problem, baselines, budget)]
+        nearest = front.best(budget, _TRIED)
+        starts = [improved(nearest[0], model, budget), *nearest]
+        starts += _affordable(problem, baselines, budget)
         picks = refined(
-            starts if picks is None else [picks, *starts],  # the last one's is cheaper
+            starts if picks is None else [*starts, picks],  # the last one's is cheaper
             model,
             budget,
             trials,
