@@ -60,12 +60,15 @@ def measured(
     }
     kept = [name for name in programs if np.isfinite(squares[name]).all()]
     timed = [each for index, each in enumerate(rounds) if sizes[index % own] == sizes[0]]
-    spent = steadied(np.array([[each[name][0] for each in timed] for name in kept]))
-    full = np.median(spent[kept.index(FULL)])
-    return {
-        name: Measured(own, own / full, squares[name])
-        for name, own in zip(kept, spent, strict=True)
-    }
+    spent = {name: np.array([each[name][0] for each in timed]) for name in kept}
+    return corrected(spent, squares)
+
+
+def corrected(seconds: Mapping[str, Floats], squares: Mapping[str, Floats]) -> dict[str, Measured]:
+    """Results by program, from the seconds of each round and the squares of each sample."""
+    spent = dict(zip(seconds, steadied(np.array(list(seconds.values()))), strict=True))
+    full = np.median(spent[FULL])
+    return {name: Measured(own, own / full, squares[name]) for name, own in spent.items()}
 
 
 def steadied(seconds: Floats) -> Floats:

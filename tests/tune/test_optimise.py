@@ -87,7 +87,8 @@ def test_short_lists_are_a_little_worse_and_small_changes_help() -> None:
             short.append(model.distance(picks) / known(budget) - 1)
             changed.append(model.distance(improved(picks, model, budget)) / known(budget) - 1)
     assert np.mean(short) < 0.1
-    assert np.mean(changed) < 0.8 * np.mean(short)
+    assert (np.array(changed) <= np.array(short)).all()
+    assert np.mean(changed) < 0.95 * np.mean(short)
 
 
 def test_errors_that_have_one_direction_are_a_knapsack() -> None:
