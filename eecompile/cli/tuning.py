@@ -28,8 +28,9 @@ def tune(
     use: Annotated[
         str | None,
         typer.Option(
-            metavar="exits,forecasts",
-            help="What schedules may use beside full depth, one or both; default both.",
+            metavar="NAMES",
+            help="What schedules may use beside full depth: exits,forecasts (the default) or one "
+            "of them.",
         ),
     ] = None,
     monotone: Annotated[

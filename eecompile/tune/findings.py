@@ -189,8 +189,8 @@ def _sentence(each: BaselineComparison, what: str) -> str:
     if high < 1 or low > 1:
         says = f"{by} {'less' if high < 1 else 'more'} distance to full depth {share}"
     sentence = f"In {each.time_share:.2f} of the time of {what}, {each.found} has {says}"
-    if each.time_share_at_distance is not None:
+    if each.time_share_at_distance is not None and each.time_share_at_distance * _ROOM < 1:
         sentence += (
-            f"; another takes {each.time_share_at_distance:.2f} of its time and is no farther"
+            f"; in {each.time_share_at_distance:.2f} of its time, a found schedule is no farther"
         )
     return f"{sentence}."

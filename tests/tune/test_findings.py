@@ -104,7 +104,7 @@ def test_a_loss_of_time_is_not_stated_as_a_gain() -> None:
     fast = {"budget-30": (0.3, 0.3, 0.04), "budget-20": (0.2, 0.2, 0.0499)}
     _, (compared,), *_ = made(fast | ase, noise=0.5)
     assert compared.time_share_at_distance == pytest.approx(0.5, rel=1e-3)  # not the other
-    assert "another takes 0.50 of its time and is no farther" in said(fast | ase, noise=0.5)[0]
+    assert "in 0.50 of its time, a found schedule is no farther" in said(fast | ase, noise=0.5)[0]
 
 
 def warned(measured: Mapping[str, tuple[float, float, float]]) -> list[str]:
