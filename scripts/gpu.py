@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -21,7 +22,7 @@ import typer
 from bundles import engine_set, random_recipe, target
 from results import BENCHMARKS, OUT, RECIPE, ROOT, Results, Row, facts, main, medians
 
-from eecompile import Exit, Forecast, Program, Sampler
+from eecompile import BackendError, Exit, Forecast, Program, Sampler
 from eecompile.compiler import bundle_from_recipe, engine_set_from_bundle
 from eecompile.measure.machine import gpus
 from eecompile.store import open_engine_set
@@ -65,45 +66,62 @@ def _shipped() -> Path:
     return OUT / "bundle"
 
 
-def _names() -> list[str]:
-    """Targets that are measured; on the CPU, to rehearse, its own."""
-    return ["rtx-fp16", "rtx-fp32", "rtx-fp16 current_gpu"] if gpus() else ["cpu"]
+def _targets() -> list[str]:
+    """Targets that are tried, with an option that is set, if any; to rehearse, the CPU's."""
+    names = ["cuda-fp16", "rtx-fp16", "rtx-fp16 current_gpu", "rtx-fp32", "tensorrt-fp16"]
+    return names if gpus() else ["cpu", "tensorrt-fp16"]
 
 
-def _built(bundle: Path, name: str, work: Path = WORK) -> Path:
-    """The engine set for a target, with an option that is set, if any."""
+def _built(bundle: Path, name: str) -> Path:
+    """The engine set of a bundle for a target, beside the bundle."""
     kind, _, option = name.partition(" ")
     if not option:
-        return engine_set(bundle, work, kind)
-    changed = msgspec.structs.replace(
-        target(kind), name=name.replace(" ", "-"), options={option: True}
-    )
-    folder = work / changed.name
-    engine_set_from_bundle(bundle, changed, folder)
-    return folder
+        return engine_set(bundle, bundle.parent, kind)
+    options: dict[str, Any] = {option: True}
+    changed = msgspec.structs.replace(target(kind), name=f"{kind}-{option}", options=options)
+    engine_set_from_bundle(bundle, changed, bundle.parent / changed.name)
+    return bundle.parent / changed.name
+
+
+def _running() -> list[str]:
+    """Of the targets, those that run here."""
+    found = []
+    for name in _targets():
+        with suppress(BackendError):
+            Sampler.open(_built(_shipped(), name)).close()
+            found.append(name)
+    return found
 
 
 def plans() -> list[Row]:
     """Building, opening and evaluating the shipped network, beside ONNX Runtime on the CPU."""
     bundle, rows = _shipped(), []
     with Sampler.open(engine_set(bundle, OUT, "cpu")) as reference:
-        for name in _names():
-            began = time.perf_counter()
-            folder = _built(bundle, name)
-            row = {"target": name, "build, s": time.perf_counter() - began}
-            manifest = open_engine_set(folder)
-            row |= {"verified": manifest.verified, "bytes": sum(f.bytes for f in manifest.files)}
-            if manifest.target.backend == "tensorrt-rtx":
-                row["validity"] = [_validity(folder / each.file) for each in manifest.segments]
-            for which in ("first", "second"):
-                began = time.perf_counter()
-                with Sampler.open(folder) as sampler:
-                    sampler.sample(4, steps=2)
-                    row[f"{which} opening and sampling, s"] = time.perf_counter() - began
-                    if which == "second":
-                        row |= _distances(sampler, reference)
+        for name in _targets():
+            row: Row = {"target": name}
+            try:
+                _measure_plans(row, bundle, reference)
+            except BackendError as error:
+                row["refused"] = str(error)
             rows.append(row)
     return rows
+
+
+def _measure_plans(row: Row, bundle: Path, reference: Sampler) -> None:
+    began = time.perf_counter()
+    folder = _built(bundle, row["target"])
+    row["build, s"] = time.perf_counter() - began
+    manifest = open_engine_set(folder)
+    row |= {"verified": manifest.verified, "bytes": sum(file.bytes for file in manifest.files)}
+    if manifest.target.backend == "tensorrt-rtx":
+        row["validity"] = [_validity(folder / each.file) for each in manifest.segments]
+    for which in ("first", "second"):
+        began = time.perf_counter()
+        with Sampler.open(folder) as sampler:
+            sampler.sample(4, steps=2)
+            row[f"{which} opening and sampling, s"] = time.perf_counter() - began
+            if which == "second":
+                row |= _distances(sampler, reference)
 
 
 def _validity(plan: Path) -> str:
@@ -127,7 +145,7 @@ def _distances(sampler: Sampler, reference: Sampler) -> Row:
 def trajectories() -> list[Row]:
     """Graphs of whole trajectories against steps queued one by one, ms a step by batch."""
     rows = []
-    for name in _names()[:2]:
+    for name in _running():
         with Sampler.open(_built(_shipped(), name)) as sampler:
             for batch in BATCHES:
                 given: dict[str, Any] = {"n": batch, "steps": STEPS, "schedule": "full"}
@@ -166,8 +184,8 @@ def _programs(sampler: Sampler, solver: str, steps: int) -> Iterator[tuple[str, 
 def choices(bundle: Path | None = None, batch: int = BATCHES[-1]) -> list[Row]:
     """Exits, schedules and forecasts: ms a step, share of full depth's time, distance to it."""
     rows = []
-    for name in _names()[:1]:
-        folder = _built(bundle or _shipped(), name, bundle.parent if bundle else WORK)
+    for name in _running()[:1]:
+        folder = _built(bundle or _shipped(), name)
         with Sampler.open(folder) as sampler:
             programs = dict(_programs(sampler, "ddim", LONG))
             samples = {
@@ -196,24 +214,27 @@ def choices(bundle: Path | None = None, batch: int = BATCHES[-1]) -> list[Row]:
     return rows
 
 
+def prepared(name: str) -> Path:
+    """The bundle of a network of random weights, and its engine set for the first target."""
+    work = WORK / re.sub(r"\W", "-", name)
+    bundle = work / "bundle"
+    if not bundle.is_dir():
+        work.mkdir(parents=True, exist_ok=True)
+        recipe, _ = random_recipe(name, work)
+        bundle_from_recipe(recipe, bundle)
+    _built(bundle, _targets()[0])
+    return bundle
+
+
 def _large(name: str, batch: int) -> list[Row]:
     """The same for a network of random weights: time is what counts."""
-    work = WORK / re.sub(r"\W", "-", name)
-    work.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
-    recipe, _ = random_recipe(name, work)
-    bundle_from_recipe(recipe, work / "bundle")
-    exported = time.perf_counter() - began
-    began = time.perf_counter()
-    _built(work / "bundle", _names()[0], work)
-    made = {"network": name, "export, s": exported, "build, s": time.perf_counter() - began}
-    return [made | row for row in choices(work / "bundle", batch)]
+    return [{"network": name} | row for row in choices(prepared(name), batch)]
 
 
 def memory() -> list[Row]:
     """GPU memory in use after opening and sampling, MiB, over what was used before."""
     rows = []
-    for name in _names()[:1]:
+    for name in _running()[:1]:
         folder, before = _built(_shipped(), name), _used()
         with Sampler.open(folder) as sampler:
             opened = _used() - before
