@@ -25,11 +25,7 @@ Evaluate = Callable[[Inputs], Sequence[Any]]
 
 
 class Peer(Engine):
-    """An engine that loads an exit when it is first evaluated.
-
-    Args:
-        interface: what the network takes and gives.
-    """
+    """An engine that loads an exit when it is first evaluated."""
 
     precision, max_batch, concurrent = "fp32", UNLIMITED, False
 
