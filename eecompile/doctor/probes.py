@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
+import pkgutil
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -208,8 +209,7 @@ def _package(module: str) -> Finding:
 
 
 def _backend(backend: Backend) -> Finding:
-    module, _, function = backend.probe.partition(":")
-    probe: Callable[[Backend], Finding] = getattr(importlib.import_module(module), function)
+    probe: Callable[[Backend], Finding] = pkgutil.resolve_name(backend.probe)
     return probe(backend)
 
 

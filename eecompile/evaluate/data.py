@@ -51,14 +51,15 @@ class Source(Protocol):
         ...
 
 
-def chunks(source: Source, size: int) -> Iterator[Array]:
-    """All samples, at most ``size`` at a time, float32 [size, *shape].
+def chunks(source: Source, size: int, count: int | None = None) -> Iterator[Array]:
+    """The first ``count`` samples, or all, at most ``size`` at a time, float32 [size, *shape].
 
     Raises:
         UsageError: there is NaN or infinity among them.
     """
-    for low in range(0, len(source), size):
-        part = source.read(low, min(low + size, len(source)))
+    count = len(source) if count is None else count
+    for low in range(0, count, size):
+        part = source.read(low, min(low + size, count))
         if not np.isfinite(part).all():
             raise UsageError(
                 found=f"NaN or infinity in {source.name}, samples {low} to {low + len(part) - 1}",
@@ -119,14 +120,14 @@ class ArraySource:
 
     def __init__(self, name: str, array: AnyArray, space: Space) -> None:
         self.name, self.space = name, space
-        self._array = _arranged(array, space.shape)
-        if self._array is None or array.dtype.kind not in "fiu" or not len(array):
+        arranged = _arranged(array, space.shape)
+        if arranged is None or array.dtype.kind not in "fiu" or not len(array):
             raise UsageError(
                 found=f"{name} of {array.dtype}, shape {list(array.shape)}",
                 expected=f"numbers of shape [N, {', '.join(map(str, space.shape))}]",
                 remedy="give samples of the shape that the network makes",
             )
-        self.bytes = array.dtype == np.uint8
+        self._array, self.bytes = arranged, array.dtype == np.uint8
         if self.bytes and space.range is None:
             raise UsageError(
                 found=f"{name} of bytes, and samples without a range",
@@ -135,11 +136,10 @@ class ArraySource:
             )
 
     def __len__(self) -> int:
-        return len(self._array) if self._array is not None else 0
+        return len(self._array)
 
     def read(self, low: int, high: int) -> Array:
         """See :class:`Source`."""
-        assert self._array is not None
         part = self._array[low:high]
         if self.bytes and self.space.range:
             return _from_bytes(part, self.space.range)
