@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -141,10 +142,8 @@ def exit_rows(
 ) -> Iterator[Row]:
     """The same at every exit."""
     exits = next(iter(samplers.values())).interface.exits
-    for batch in batches:
-        for depth in exits:
-            row = step_row(samplers, batch, depth, rounds, unit)
-            yield {"batch": batch, "depth": depth} | row
+    for batch, depth in product(batches, exits):
+        yield {"batch": batch, "depth": depth} | step_row(samplers, batch, depth, rounds, unit)
 
 
 def overhead_rows(interface: Interface, rounds: int) -> Iterator[Row]:
@@ -154,35 +153,23 @@ def overhead_rows(interface: Interface, rounds: int) -> Iterator[Row]:
         for batch, guidance in ((1, 1.0), (1, 2.0), (16, 1.0), (16, 2.0)):
             program = sampler.program(solver, STEPS)
             sample = partial(sampler.sample, batch, solver=program, guidance=guidance)
-            yield {
-                "solver": solver,
-                "batch": batch,
-                "guidance": guidance,
-                "microseconds a step": 1e6
-                * medians({"": sample}, rounds * 5)[""]
-                / len(program.steps),
-            }
-
-
-def outside_engines(sampler: Sampler, solver: str, batch: int, steps: int, rounds: int) -> float:
-    """Share of a sampling that is spent outside the engines, with the real engine."""
-    program, shares = sampler.program(solver, steps), []
-    for _ in range(rounds):
-        timed = TimedEngine(sampler.engine)
-        alone = Sampler(timed, sampler.interface)
-        alone.sample(batch, solver=msgspec.structs.replace(program, steps=program.steps[:2]))
-        timed.seconds, started = 0.0, time.perf_counter()
-        alone.sample(batch, solver=program)
-        shares.append(1 - timed.seconds / (time.perf_counter() - started))
-    return median(shares)
+            seconds = medians({"": sample}, rounds * 5)[""] / len(program.steps)
+            row = {"solver": solver, "batch": batch, "guidance": guidance}
+            yield row | {"microseconds a step": 1e6 * seconds}
 
 
 def outside_rows(sampler: Sampler, rounds: int) -> Iterator[Row]:
-    """The same of every solver, one sample and sixteen."""
-    for solver in SOLVERS:
-        for batch in (1, 16):
-            share = outside_engines(sampler, solver, batch, STEPS, rounds)
-            yield {"solver": solver, "batch": batch, "outside engines": share}
+    """Share of a sampling that is spent outside the engines, with the real engine."""
+    for solver, batch in product(SOLVERS, (1, 16)):
+        program, shares = sampler.program(solver, STEPS), []
+        for _ in range(rounds):
+            timed = TimedEngine(sampler.engine)
+            alone = Sampler(timed, sampler.interface)
+            alone.sample(batch, solver=msgspec.structs.replace(program, steps=program.steps[:2]))
+            timed.seconds, started = 0.0, time.perf_counter()
+            alone.sample(batch, solver=program)
+            shares.append(1 - timed.seconds / (time.perf_counter() - started))
+        yield {"solver": solver, "batch": batch, "outside engines": median(shares)}
 
 
 def start_up(engines: Path) -> Row:
@@ -200,16 +187,11 @@ def start_up(engines: Path) -> Row:
     return {"import_seconds": imported, "open_seconds": opened}
 
 
-def memory(folders: Mapping[str, Path], rounds: int) -> dict[str, Row]:
-    """Resident MiB of a process with every exit opened and run, by engine set."""
-    calls = {name: (opening, folder, "onnxruntime") for name, folder in folders.items()}
-    return medians_in_turns(calls, rounds)
-
-
 def memory_rows(sets: Mapping[str, Mapping[str, Path]], rounds: int) -> Iterator[Row]:
-    """The same by network, over that of its engine set ``full depth alone``."""
+    """Resident MiB with every exit opened and run, over that of the set ``full depth alone``."""
     for network, folders in sets.items():
-        used, row = memory(folders, rounds), {"network": network}
+        calls = {name: (opening, folder, "onnxruntime") for name, folder in folders.items()}
+        used, row = medians_in_turns(calls, rounds), {"network": network}
         alone = used.pop("full depth alone")
         for kind in ("whole", "engines"):
             row[f"{kind}: full depth alone, MiB"] = alone[kind]

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
@@ -24,15 +25,19 @@ ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "export" / "fashion-dit.toml"
 OUT = ROOT / "out" / "fashion-dit"
 BENCHMARKS = ROOT / "docs" / "benchmarks"
+PACKAGES = (
+    *("eecompile", "numpy", "onnx", "onnx-ir", "onnxruntime", "openvino", "tensorrt_rtx"),
+    *("polygraphy", "nvidia-modelopt", "torch", "torchmetrics", "diffusers"),
+)
 Row = dict[str, Any]
 
 
 class Results:
-    """Results of one script, stored as JSON after every row, with versions of packages."""
+    """Results of one script, stored as JSON after every row: NAME.json, unless told otherwise."""
 
-    def __init__(self, output: Path, *packages: str) -> None:
-        self.output = output
-        self.values: Row = {"machine": facts(*packages)}
+    def __init__(self, output: Path | None, name: str) -> None:
+        self.output = output or BENCHMARKS / f"{name}.json"
+        self.values: Row = {"machine": facts()}
 
     def keep(self, title: str, value: Any) -> None:
         """Store a value; rows that an iterator gives, one by one as they are measured."""
@@ -63,14 +68,12 @@ class Results:
         print(f"written: {self.output}")
 
 
-def facts(*packages: str) -> Row:
-    """Public facts of this machine, the packages' versions, and the command that runs."""
+def facts() -> Row:
+    """Public facts of this machine, versions of packages, and the command that runs."""
     versions = {}
-    for package in packages:
-        try:
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
             versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
     vector = "AVX-512" if "AVX-512" in cpu().instructions else "no AVX-512"
     machine = machine_facts()
     return {
