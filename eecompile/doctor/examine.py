@@ -90,11 +90,7 @@ _NO_GPU = "use a machine with an NVIDIA GPU and its driver"
 
 
 def examine(timeout: float = TIMEOUT) -> MachineReport:
-    """Ask everything that is installed, at once; takes as long as the slowest.
-
-    Args:
-        timeout: seconds after which a library counts as hanging.
-    """
+    """Ask everything that is installed, at once; what takes ``timeout`` seconds is hanging."""
     modules = {item.name: item.module for item in _PACKAGES}
     modules |= {name: backend.library for name, backend in BACKENDS.items()}
     present = {name for name, module in modules.items() if _importable(module)}

@@ -33,17 +33,9 @@ _LOOKED_AT = 1000
 
 
 class Bench:
-    """A feature network, and what it is given.
+    """A feature network, of the ``name``, and what it is given.
 
-    Args:
-        space: of samples.
-        features: an ONNX feature network; None takes EfficientNet-Lite0.
-        decoder: an ONNX graph that makes pictures of samples; real data are pictures then.
-        work: folder that keeps features.
-        report: told of the progress.
-
-    Attributes:
-        name: of the feature network.
+    See :class:`eecompile.evaluate.Options`; with a decoder, real data are pictures.
 
     Raises:
         UsageError: samples do not go into these networks.

@@ -72,11 +72,8 @@ def chunks(source: Source, size: int, count: int | None = None) -> Iterator[Arra
 def open_source(path: Path, space: Space) -> Source:
     """The samples in a folder of pictures, an .npy or .npz file, or an IDX file.
 
-    Bytes become numbers over the range of ``space``; others are taken as they are.
-
-    Args:
-        path: the folder (with its subfolders) or file; an IDX file may be gzipped.
-        space: that the samples must be of.
+    Bytes become numbers over the range of ``space``; others are taken as they are. A folder is
+    searched with its subfolders; an IDX file may be gzipped.
 
     Raises:
         UsageError: there are none, or they are not of that space.
@@ -106,13 +103,9 @@ def open_array(path: Path) -> AnyArray:
 
 
 class ArraySource:
-    """Samples in an array.
+    """Samples in an array: [N, *shape], of numbers in the space's range or of bytes.
 
-    Args:
-        name: of the set, for messages.
-        array: [N, *shape], of numbers in the space's range or of bytes; pictures may also
-            be [N, H, W] or [N, H, W, C].
-        space: that the samples must be of.
+    Pictures may also be [N, H, W] or [N, H, W, C].
 
     Raises:
         UsageError: they are not.

@@ -112,13 +112,7 @@ def onnx_features(path: Path, space: Space) -> FeatureNetwork:
 class Decoder:
     """An ONNX graph that makes pictures of samples: [N, *shape] to [N, 1 or 3, H, W] in [-1, 1].
 
-    Args:
-        path: the graph; one float32 input with a free first axis.
-        space: of the samples.
-
-    Attributes:
-        space: of the pictures.
-        digest: of the graph.
+    It has one float32 input with a free first axis. Its ``space`` is that of the pictures.
 
     Raises:
         UsageError: the graph takes or gives something else.
@@ -147,10 +141,7 @@ class Decoder:
 class FeatureStore:
     """Features of sets of samples, kept in a folder so that none is computed twice.
 
-    Args:
-        folder: it holds a file for each portion of samples, named by their digest.
-        network: that computes them.
-        report: told of the progress.
+    It holds a file for each portion of samples, named by their digest.
     """
 
     def __init__(self, folder: Path, network: FeatureNetwork, report: Report) -> None:

@@ -19,14 +19,8 @@ from eecompile.runtime.sampler import Sampler
 class SampleSource:
     """Samples of a program, in portions that are kept; see ``eecompile.evaluate.data.Source``.
 
-    Args:
-        sampler: with all engine sets that the program names.
-        fingerprints: of these engine sets.
-        program: that is run.
-        samples: which ones.
-        batch: samples made, and kept, at a time.
-        name: of the schedule.
-        work: folder that keeps samples, also of other programs.
+    A ``batch`` of them is made, and kept, at a time, in a folder of its own within ``work``. The
+    ``fingerprints`` are those of the sampler's engine sets.
     """
 
     def __init__(

@@ -39,15 +39,9 @@ def save_grid(
     labels: Sequence[str] = (),
     columns: int = 0,
 ) -> None:
-    """Write a PNG with a title, and a label under each picture.
+    """Write states, float32 [n, 1 or 3, H, W], as a PNG with a title, and a label under each.
 
-    Args:
-        states: float32 [n, 1 or 3, H, W].
-        bounds: values that become black and white.
-        path: the PNG.
-        title: a line above the pictures; "" for none.
-        labels: one a picture, or none.
-        columns: pictures a row; 0 makes the grid about square.
+    The ``bounds`` are values that become black and white; 0 columns make it about square.
     """
     low, high = bounds
     bytes_ = np.clip((states - low) / (high - low) * 255 + 0.5, 0, 255).astype(np.uint8)

@@ -57,11 +57,9 @@ def short(error: BaseException) -> str:
 
 
 def scheduler_from_config(path: Path) -> Any:
-    """The scheduler that a ``scheduler_config.json`` describes.
+    """The scheduler that a ``scheduler_config.json`` describes; or the one in a folder.
 
-    Args:
-        path: the file, or the folder that holds it. Nothing in it is executed: it names a class
-            of diffusers, and the class's options.
+    Nothing in it is executed: it names a class of diffusers, and the class's options.
 
     Raises:
         UsageError: there is no such file, it is no such JSON, or diffusers refuses it.
@@ -135,11 +133,7 @@ def _class(file: Path, name: Any) -> Any:
 
 
 def process_from_scheduler(scheduler: Any) -> Process | None:
-    """The process that a scheduler samples; None where eecompile has no such process.
-
-    Args:
-        scheduler: of diffusers, with its timesteps set.
-    """
+    """The process that a scheduler, its timesteps set, samples; None where we have no such one."""
     try:
         process = _configured(scheduler)
         if process is None or not _agrees(scheduler, process):

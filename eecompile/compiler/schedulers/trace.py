@@ -257,11 +257,7 @@ def _visit(owner: Any, shape: tuple[int, ...], change: Callable[[str, Tensor], T
 class Substituted(TorchFunctionMode):
     """Within it, in this thread, normal noise is what ``draw`` makes, and nothing has gradients.
 
-    Args:
-        scheduler: for messages.
-        shape: of the state.
-        draw: makes noise, float64, of a shape.
-        keep: whether tensors like the state stay float64 where the scheduler converts them.
+    With ``keep``, tensors of the state's ``shape`` stay float64 where the scheduler converts them.
     """
 
     def __init__(self, scheduler: Any, shape: tuple[int, ...], draw: Draw, *, keep: bool) -> None:
