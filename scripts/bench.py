@@ -47,8 +47,8 @@ def sampling(rounds: Rounds = 9, output: Output = None) -> None:
     layouts = {name: folders[name] for name in TARGETS}
     torch.set_num_threads(os.cpu_count() or 1)
     sampler = Sampler.open(folders["per_exit"], threads=torch.get_num_threads())
-    interface, samplers = sampler.interface, {"eecompile": sampler}
-    samplers |= bench_runtime.torch_samplers(interface, compiled=True)
+    interface = sampler.interface
+    samplers = {"eecompile": sampler} | bench_runtime.torch_samplers(folders["bundle"])
     results = Results(output, "sampling-cpu")
     results.keep("threads", torch.get_num_threads())
     results.keep("bundle", interface.name)
@@ -211,7 +211,7 @@ def demo(rounds: Rounds = 9) -> None:
     """The shipped schedule against full depth and torch eager."""
     sampler = Sampler.open(OUT / "cpu")
     schedule, steps, batch = sampler.interface.sampling.schedule, 10, 16
-    eager = bench_runtime.torch_samplers(sampler.interface, compiled=False)["torch eager"]
+    eager = bench_runtime.torch_samplers(OUT / "bundle")["torch eager"]
     seconds = medians(
         {
             "schedule": lambda: sampler.sample(batch, steps=steps),

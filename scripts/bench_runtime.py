@@ -17,14 +17,12 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import torch
 from bundles import TARGETS, bundles_of, engine_set
 from children import medians_in_turns, opening, pooled
 from results import RECIPE, Row, medians, milliseconds
 
 from eecompile import Interface, Sampler, SampleRequest
-from eecompile.networks import load_network
-from eecompile.recipe import load_recipe
+from eecompile.compare.trained import TorchPeer, TrainedNetwork
 from eecompile.runtime import Engine
 
 STEPS = 50
@@ -69,46 +67,27 @@ class TimedEngine(NoEngine):
         return timed
 
 
-class TorchEngine(Engine):
-    """The torch network behind the runtime's engine protocol: the loop stays the same."""
-
-    precision, max_batch = "fp32", 64
-
-    def __init__(self, network: Any, compile_: bool = False) -> None:
-        self.exits = network.exits
-        self._predict = torch.compile(network.predict_at) if compile_ else network.predict_at
-
-    def evaluate(
-        self, depth: int, x: np.ndarray, t: np.ndarray, conditions: Mapping[str, np.ndarray]
-    ) -> list[np.ndarray]:
-        tensors = {name: torch.from_numpy(array) for name, array in conditions.items()}
-        with torch.inference_mode():
-            made = self._predict(depth, torch.from_numpy(x), torch.from_numpy(t), **tensors)
-        return [made.numpy()]
-
-
-def torch_samplers(interface: Any, *, compiled: bool) -> dict[str, Sampler]:
+def torch_samplers(bundle: Path) -> dict[str, Sampler]:
     """Samplers of the shipped network in torch, by name."""
-    network = load_network(load_recipe(RECIPE).network, RECIPE.parent)
-    engines = {"torch eager": TorchEngine(network)}
-    if compiled:
-        engines["torch.compile"] = TorchEngine(network, compile_=True)
-    return {name: Sampler(engine, interface) for name, engine in engines.items()}
+    network = TrainedNetwork(bundle, RECIPE)
+    kinds = {"torch eager": False, "torch.compile": True}
+    engines = {name: TorchPeer(network, compiled=compiled) for name, compiled in kinds.items()}
+    return {name: Sampler(engine, network.interface) for name, engine in engines.items()}
 
 
 def schedule_speedup(sampler: Sampler, schedule: str, batch: int, steps: int, rounds: int) -> Row:
     """The schedule's speed-up over full depth, against its share of block evaluations."""
     programs = {name: sampler.program("ddim", steps, name) for name in ("full", schedule)}
     actions = {n: partial(sampler.sample, batch, solver=p) for n, p in programs.items()}
-    seconds = medians(actions, rounds)
+    times = milliseconds(actions, rounds, per=steps)
     blocks = [step.chosen.blocks for step in programs[schedule].steps]
     promised = max(sampler.interface.exits) * len(blocks) / sum(blocks)
-    speedup = seconds["full"] / seconds[schedule]
+    speedup = times["full"] / times[schedule]
     return {
         "batch": batch,
         "schedule": schedule,
-        "full_ms_per_step": 1e3 * seconds["full"] / steps,
-        "schedule_ms_per_step": 1e3 * seconds[schedule] / steps,
+        "full_ms_per_step": times["full"],
+        "schedule_ms_per_step": times[schedule],
         "promised": promised,
         "speedup": speedup,
         "of_promised": speedup / promised,

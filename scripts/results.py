@@ -9,17 +9,19 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from operator import itemgetter
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import msgspec
 from rich.console import Console
-from rich.table import Table
 
 from eecompile import EecompileError
 from eecompile.measure.machine import cpu, machine_facts
 from eecompile.measure.timing import interleaved
+from eecompile.show.table import Column, Table
+from eecompile.show.terminal import rendered
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "export" / "fashion-dit.toml"
@@ -111,12 +113,8 @@ def console() -> Console:
 
 def print_table(title: str, rows: list[Row]) -> None:
     """Print rows that have the same keys."""
-    table = Table(title=title, title_justify="left")
-    for heading in rows[0]:
-        table.add_column(heading, justify="right")
-    for row in rows:
-        table.add_row(*map(cell, row.values()))
-    console().print(table)
+    columns = [Column(name, itemgetter(name), form=cell) for name in rows[0]]
+    console().print(rendered(Table(title, title, columns, rows)))
 
 
 def cell(value: Any) -> str:
