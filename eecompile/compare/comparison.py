@@ -112,7 +112,6 @@ class _Entry:
         self.exits[depth] = msgspec.structs.replace(exit_, latencies=latencies)
 
     def candidate(self) -> Candidate:
-        """What the report says of it."""
         return msgspec.structs.replace(
             described(self.spec),
             exits=tuple(exit_ for _, exit_ in sorted(self.exits.items())),
@@ -236,9 +235,8 @@ class _Comparing:
             try:
                 entry.opened = stack.enter_context(opened(entry.spec, network))
             except BackendError as error:
-                raise BackendError(
-                    found=f"{name}: {error.found}", expected=error.expected, remedy=error.remedy
-                ) from error
+                error.found = f"{name}: {error.found}"
+                raise
 
     def compare_outputs(self) -> None:
         """Every exit's outputs against the reference's."""

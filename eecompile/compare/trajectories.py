@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from io import BytesIO
 from typing import NamedTuple
 
 import numpy as np
@@ -151,13 +150,11 @@ def pictures(
     except (ImportError, UsageError):
         return {}
     made = {}
-    with TemporaryDirectory() as folder:
-        for (name, schedule), samples in states.items():
-            if name in chosen:
-                label, path = f"{name}, {schedule}", Path(folder) / "strip.png"
-                low, high = float(samples.min()), float(samples.max()) + 1e-6
-                bounds = interface.state.range or (low, high)
-                shown = samples[:_SHOWN]
-                save_grid(shown, bounds, path, title="", columns=len(shown))
-                made[label] = path.read_bytes()
+    for (name, schedule), samples in states.items():
+        if name in chosen:
+            low, high = float(samples.min()), float(samples.max()) + 1e-6
+            shown, png = samples[:_SHOWN], BytesIO()
+            bounds = interface.state.range or (low, high)
+            save_grid(shown, bounds, png, title="", columns=len(shown))
+            made[f"{name}, {schedule}"] = png.getvalue()
     return made

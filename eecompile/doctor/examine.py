@@ -18,7 +18,7 @@ import eecompile
 from eecompile.backends import BACKENDS, Backend, install
 from eecompile.doctor.children import ask, command
 from eecompile.doctor.packages import OLD_DRIVER, Conflict, Packages, conflicts, installed, pip
-from eecompile.doctor.probes import PROBES, YES, Answer, Finding
+from eecompile.doctor.probes import PROBES, YES, Answer, Finding, failed
 from eecompile.measure.machine import Cpu, Gpu, cpu
 
 TIMEOUT = 60.0  # seconds, for all probes together: a first CUDA initialisation takes many
@@ -135,8 +135,7 @@ def _status(
 ) -> BackendStatus:
     """What is known of a backend; ``core`` says whether cuda-core works."""
     if finding is None:
-        absent = Answer(False, f"{backend.package} is not installed", backend.install)
-        finding = Finding(absent, absent)
+        finding = failed(f"{backend.package} is not installed", backend.install)
     builds, runs = finding.builds, finding.works
     if backend.gpu and no_gpu:
         # What a library that loads says of a missing GPU adds nothing.

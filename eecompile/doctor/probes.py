@@ -52,6 +52,13 @@ class Finding(msgspec.Struct, frozen=True):
 
 YES = Answer(True)
 
+
+def failed(reason: str, remedy: str = "") -> Finding:
+    """Neither works nor builds."""
+    no = Answer(False, reason, remedy)
+    return Finding(no, no)
+
+
 _KEPT: list[object] = []
 _CUDA = "CUDAExecutionProvider"
 # y = Relu(x) of two floats as an ONNX graph (opset 13): trying a backend needs no onnx.
@@ -66,8 +73,7 @@ def _gpus() -> Finding:
     found = search_gpus()
     if found.gpus:
         return Finding(YES, YES, detail=found.source, gpus=found.gpus)
-    no = Answer(False, "; ".join(found.failures) or "no NVIDIA driver was found")
-    return Finding(no, no)
+    return failed("; ".join(found.failures) or "no NVIDIA driver was found")
 
 
 def library(backend: Backend) -> Finding:
@@ -229,8 +235,7 @@ def _main(name: str) -> None:
     try:
         finding = PROBES[name]()
     except Exception as error:
-        no = Answer(False, short(f"{type(error).__name__}: {error}"))
-        finding = Finding(no, no)
+        finding = failed(short(f"{type(error).__name__}: {error}"))
     os.write(answers, msgspec.json.encode(finding))
     os._exit(0)  # a library that crashes as it is unloaded has answered all the same
 

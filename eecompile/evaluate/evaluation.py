@@ -137,13 +137,11 @@ class _Made:
 
     @property
     def settings(self) -> EvaluationSettings:
-        """How samples are made."""
         program = self._programs[0][1]
         facts = self._options.request.facts(self._sampler.interface)
         return EvaluationSettings(solver=program.solver, steps=len(program.steps), **facts)
 
     def rows(self, bench: Bench, reference: Array) -> Iterator[SampleFigures]:
-        """The figures of each schedule."""
         interface, work = self._sampler.interface, self._options.work
         request = self._options.request
         in_turns = not any(np.ndim(given) for given in request.conditions.values())
@@ -204,7 +202,6 @@ def _warnings(
 
 
 def _check(engines: Sequence[Path], options: Options) -> None:
-    """Pass when there is something to evaluate, and enough of it."""
     if not engines and not options.samples:
         raise UsageError(
             found="no engine set and no --samples",

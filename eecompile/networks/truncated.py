@@ -57,7 +57,6 @@ class _Cut:
 
     @property
     def once(self) -> bool:
-        """Whether a block runs once for all exits."""
         return self.shared or torch.compiler.is_exporting()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -33,7 +34,7 @@ def check_pictures(shape: tuple[int, ...]) -> None:
 def save_grid(
     states: Array,
     bounds: tuple[float, float],
-    path: Path,
+    output: Path | BinaryIO,
     *,
     title: str,
     labels: Sequence[str] = (),
@@ -67,4 +68,4 @@ def save_grid(
         if labels:
             place = (left + width * zoom / 2, top + height * zoom + 2)
             draw.text(place, labels[index], fill="black", font=small, anchor="ma")
-    canvas.save(path, format="PNG")
+    canvas.save(output, format="PNG")

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from eecompile.arrays import Floats
-from eecompile.errors import RecipeError, UsageError
+from eecompile.errors import RecipeError, UsageError, summary
 from eecompile.programs.process import Betas, Process
 
 NETWORK_OPTIONS = frozenset(
@@ -50,12 +50,6 @@ def refuse(scheduler: Any, what: str, remedy: str) -> NoReturn:
     )
 
 
-def short(error: BaseException) -> str:
-    """What another package raised, in one line."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}"
-
-
 def scheduler_from_config(path: Path) -> Any:
     """The scheduler that a ``scheduler_config.json`` describes; or the one in a folder.
 
@@ -79,7 +73,7 @@ def scheduler_from_config(path: Path) -> Any:
         return kind.from_config(config)
     except Exception as error:
         raise UsageError(
-            found=f"{file}, which {kind.__name__} refuses ({short(error)})",
+            found=f"{file}, which {kind.__name__} refuses ({summary(error)})",
             expected="options that diffusers accepts",
             remedy="fix the file, or write it with scheduler.save_pretrained(folder)",
         ) from error
@@ -109,7 +103,6 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _class(file: Path, name: Any) -> Any:
-    """The scheduler class of diffusers that is called ``name``."""
     diffusers = importlib.import_module("diffusers")
     mixin = importlib.import_module("diffusers.schedulers.scheduling_utils").SchedulerMixin
     known = [word for word in dir(diffusers) if word.endswith("Scheduler")]
@@ -144,7 +137,6 @@ def process_from_scheduler(scheduler: Any) -> Process | None:
 
 
 def _configured(scheduler: Any) -> Process | None:
-    """The process that the config speaks of."""
     config = scheduler.config
     total = config.get("num_train_timesteps", 1000)
     word = config.get("prediction_type", "epsilon")
