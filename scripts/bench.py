@@ -47,10 +47,9 @@ def sampling(rounds: Rounds = 9, output: Output = None) -> None:
     layouts = {name: folders[name] for name in TARGETS}
     torch.set_num_threads(os.cpu_count() or 1)
     sampler = Sampler.open(folders["per_exit"], threads=torch.get_num_threads())
-    interface, samplers = sampler.interface, {"eecompile": sampler}
-    samplers |= bench_runtime.torch_samplers(interface, compiled=True)
-    packages = ("numpy", "onnxruntime", "torch", "eecompile")
-    results = Results(output or BENCHMARKS / "sampling-cpu.json", *packages)
+    interface = sampler.interface
+    samplers = {"eecompile": sampler} | bench_runtime.torch_samplers(folders["bundle"])
+    results = Results(output, "sampling-cpu")
     results.keep("threads", torch.get_num_threads())
     results.keep("bundle", interface.name)
     results.keep("default_schedule", interface.sampling.schedule)
@@ -63,20 +62,8 @@ def sampling(rounds: Rounds = 9, output: Output = None) -> None:
     results.keep("schedule_speedup", speedups)
     full = ({"batch": n} | bench_runtime.step_row(samplers, n, "full", rounds * 3) for n in (1, 16))
     results.keep("full_depth_ms_per_step", full)
-    overhead = (
-        {
-            "solver": s,
-            "batch": 16,
-            "outside_engines": bench_runtime.outside_engines(sampler, s, 16, 20, rounds),
-        }
-        for s in ("ddim", "ddpm")
-    )
-    results.keep("overhead", overhead)
-    results.keep("start_up", bench_runtime.start_up(folders["per_exit"]))
     with bench_runtime.open_samplers(layouts) as opened:
         results.keep("layouts_ms_per_step", bench_runtime.exit_rows(opened, (1, 16), rounds * 2))
-    used = {name: row["engines"] for name, row in bench_runtime.memory(layouts, 3).items()}
-    results.keep("layouts_memory_mib", used)
     results.keep("bytes_over_full_depth_only", bench_runtime.sizes(folders))
     results.show()
 
@@ -88,8 +75,7 @@ def decisions(rounds: Rounds = 9, output: Output = None) -> None:
 
     folders = shipped("per_exit")
     engines = folders["per_exit"]
-    packages = ("numpy", "onnxruntime", "torch", "eecompile")
-    results = Results(output or BENCHMARKS / "decisions-cpu.json", *packages)
+    results = Results(output, "decisions-cpu")
     results.keep("thread_modes_ms", bench.thread_modes(engines, rounds))
     results.keep("levels_ms", bench.levels(engines, rounds))
     results.keep("attention_ms", bench.attention(rounds))
@@ -106,8 +92,7 @@ def export(
     """Exports at full size: time, memory, bytes, errors; export-cpu.json."""
     from bench_build import export_rows
 
-    packages = ("onnx", "onnx-ir", "onnxruntime", "torch", "diffusers")
-    results = Results(output or BENCHMARKS / "export-cpu.json", *packages)
+    results = Results(output, "export-cpu")
     results.keep("exports", export_rows(networks, rounds))
     results.show()
 
@@ -117,8 +102,7 @@ def build(rounds: Rounds = 9, output: Output = None) -> None:
     """Plans, half precision, rebuilds, OpenVINO; build-cpu.json."""
     import bench_build as bench
 
-    packages = ("onnxruntime", "openvino", "tensorrt_rtx", "nvidia-modelopt", "polygraphy")
-    results = Results(output or BENCHMARKS / "build-cpu.json", *packages)
+    results = Results(output, "build-cpu")
     with TemporaryDirectory() as temporary:
         work = Path(temporary)
         bundle_from_recipe(RECIPE, work / "shipped")
@@ -139,8 +123,7 @@ def build(rounds: Rounds = 9, output: Output = None) -> None:
 @app.command()
 def runtime(rounds: Rounds = 9, output: Output = None) -> None:
     """Beside the engines: time, memory, threads, requests; runtime-cpu.json."""
-    packages = ("numpy", "onnxruntime", "eecompile")
-    results = Results(output or BENCHMARKS / "runtime-cpu.json", *packages)
+    results = Results(output, "runtime-cpu")
     with TemporaryDirectory() as temporary:
         sets = {}
         for network in ("fashion-dit", "DiT-S/2"):
@@ -187,8 +170,7 @@ def peers(
 def _measure_peers(rounds: int, device: str, output: Path) -> None:
     import bench_peers
 
-    packages = ("onnxruntime", "openvino", "torch", "diffusers", "eecompile")
-    results = Results(output, *packages)
+    results = Results(output, "")
     results.keep("batch", 16)
     if device == "cuda":
         results.values["machine"]["gpu"] = torch.cuda.get_device_name()
@@ -229,7 +211,7 @@ def demo(rounds: Rounds = 9) -> None:
     """The shipped schedule against full depth and torch eager."""
     sampler = Sampler.open(OUT / "cpu")
     schedule, steps, batch = sampler.interface.sampling.schedule, 10, 16
-    eager = bench_runtime.torch_samplers(sampler.interface, compiled=False)["torch eager"]
+    eager = bench_runtime.torch_samplers(OUT / "bundle")["torch eager"]
     seconds = medians(
         {
             "schedule": lambda: sampler.sample(batch, steps=steps),
