@@ -150,7 +150,7 @@ class Forecast(_Kind, frozen=True, tag="forecast"):
 Choice = Exit | Forecast
 """What a step evaluates."""
 _FORECASTS = {each.text: each for each in map(Forecast, range(HIGHEST + 1))}
-_NO_EXITS = " or ".join(map(repr, _FORECASTS))
+_NO_EXITS = " or ".join((", ".join(map(repr, [*_FORECASTS][:-1])), repr([*_FORECASTS][-1])))
 
 
 def choice_of(value: Choice | int | str) -> Choice:
@@ -173,12 +173,13 @@ def choice_from_text(text: str) -> Choice:
     if text.strip() in _FORECASTS:
         return _FORECASTS[text.strip()]
     depth, at, engine = (part.strip() for part in text.partition("@"))
-    if depth.isascii() and depth.isdigit() and int(depth) and bool(at) == bool(engine):
+    digits = depth.isascii() and depth.isdigit() and len(depth) < 10
+    if digits and int(depth) and bool(at) == bool(engine):
         return Exit(int(depth), engine)
     raise ScheduleError(
         found=f"{text.strip()!r} in an exit schedule",
         expected="an exit's depth such as 12, one of an engine set such as 12@cpu, "
-        f"or {_NO_EXITS} for a forecast of order 0 to {HIGHEST}",
+        f"or {_NO_EXITS} for a forecast",
         remedy="name the exits to run",
     )
 

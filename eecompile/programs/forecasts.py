@@ -21,8 +21,8 @@ _SAME = 1e-9  # two moments that rounding alone tells apart are one
 def forecasts(program: Program) -> tuple[Weights, ...]:
     """For each step, the earlier steps that its choice extrapolates from; () for none.
 
-    Weights are float64 and sum to 1. Of several steps at one moment only the latest counts, and
-    a moment that is infinitely far away counts not at all: both lower the order.
+    Weights are float64 and sum to 1. Of several steps at one moment only the latest counts: if
+    too few moments are left, the order is lower.
     """
     places = [variable(program.process, step) for step in program.steps]
     found: list[Weights] = []
@@ -32,30 +32,27 @@ def forecasts(program: Program) -> tuple[Weights, ...]:
             found.append(())
             continue
         made = (i for i in reversed(range(index)) if program.steps[i].chosen.makes(memory))
-        nodes = _nodes(places, made, order)
-        at = places[index]
-        if not all(map(math.isfinite, (at, *(places[node] for node in nodes)))):
-            nodes = nodes[:1]
-        found.append(_weights(places, nodes, at))
+        found.append(_weights(places, _nodes(places, made, order), places[index]))
     return tuple(found)
 
 
 def variable(process: Process | None, step: Step) -> float:
-    """The variable of the polynomials: half the logarithm of the signal-to-noise ratio.
+    """The variable of the polynomials at a step; docs/decisions.md has the figures behind it.
 
-    For flows, whose paths are straight in it, and where the process is not known: the time.
+    For diffusion, half the logarithm of the signal-to-noise ratio; for flows and edm, sigma;
+    the time where the process is not known.
     """
-    if process is None or process.family == "flow":
+    if process is None:
         return step.moment
-    return process.at(step.moment).half_log_snr
+    point = process.at(step.moment)
+    return point.half_log_snr if process.family == "diffusion" else point.sigma
 
 
 def _nodes(places: Sequence[float], made: Iterable[int], order: int) -> list[int]:
     """Which of the steps ``made``, the latest first, a polynomial of an order goes through."""
     nodes: list[int] = []
     for each in made:
-        apart = all(not math.isclose(places[each], places[n], abs_tol=_SAME) for n in nodes)
-        if not nodes or (apart and math.isfinite(places[each])):
+        if not any(math.isclose(places[each], places[n], abs_tol=_SAME) for n in nodes):
             nodes.append(each)
         if len(nodes) > order:
             break
