@@ -18,7 +18,7 @@ from results import RECIPE, Row, milliseconds
 
 import eecompile.compiler.trace as trace
 from eecompile import FakeEngine, Sampler
-from eecompile.arrays import Array
+from eecompile.arrays import Array, Inputs
 from eecompile.compiler import bundle_from_recipe
 from eecompile.compiler.graph.merge import merged_exits
 from eecompile.programs.choice import Forecast
@@ -193,12 +193,12 @@ def every_second(program: Program, order: int, variable: str) -> Program:
     return msgspec.structs.replace(program, process=None, steps=tuple(steps))
 
 
-def mixture(process: Process) -> Predict:
+def mixture(process: Process) -> Callable[[int, Array, Array, Inputs], Array]:
     """The exact prediction of a flow or of edm for 24 Gaussians in 64 dimensions."""
     draws = np.random.default_rng(0)
     means, variance = 0.5 * draws.standard_normal((24, 64)), 0.1**2
 
-    def predict(depth: int, x: Array, t: Array, given: object) -> Array:
+    def predict(depth: int, x: Array, t: Array, given: Inputs) -> Array:
         time, edm = float(t[0]), process.family == "edm"
         point = process.at_ratio(math.exp(4 * time)) if edm else process.at(time)
         state = x / process.input_scale(point)

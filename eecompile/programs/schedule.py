@@ -197,7 +197,8 @@ def _unread(text: str) -> ScheduleError:
         found=f"exit schedule {text!r}",
         expected="a name, a depth, depths such as 12,9,6,3 or 12:0.2,6:0.5,3 (with 12@cpu for a "
         "depth of one engine set, 'again' for the last prediction once more, 'forecast1' or "
-        "'forecast2' for one extrapolated from the last two or three), or a schedule's file (.json)",
+        "'forecast2' for one extrapolated from the last two or three), or a schedule's file "
+        "(.json)",
         remedy="list the schedules' names with 'eecompile inspect'",
     )
 

@@ -43,9 +43,9 @@ def states(program: Program, network: Network, noise_of: NoiseOf) -> list[Array]
             depth = step.choice.blocks if step.choice else 0
             outputs = network(depth, total(step.input, buffers), step.timestep)
             output, *rest = outputs if isinstance(outputs, tuple) else (outputs,)
-            made.append((place(program, step), np.asarray(output, np.float64)))
+            made.append((place_of(program, step), np.asarray(output, np.float64)))
         else:
-            output = extrapolated(made, place(program, step), step.choice.order)
+            output = extrapolated(made, place_of(program, step), step.choice.order)
         local = {"output": np.asarray(output, np.float64)}
         if step.reads_noise:
             local["noise"] = np.asarray(noise_of(index + 1), np.float64)
@@ -60,7 +60,7 @@ def states(program: Program, network: Network, noise_of: NoiseOf) -> list[Array]
     return found
 
 
-def place(program: Program, step: Step) -> float:
+def place_of(program: Program, step: Step) -> float:
     """Where a step lies in the variable of forecasts."""
     process = program.process
     if process is None:

@@ -33,7 +33,7 @@ from eecompile.runtime.trajectory.host import HostTrajectory
 from eecompile.runtime.trajectory.noise import normal_noise
 from eecompile.runtime.trajectory.plan import Plan, Rows
 from tests.conftest import ROOT
-from tests.programs.interpreter import extrapolated, place
+from tests.programs.interpreter import extrapolated, place_of
 from tests.runtime.emulated import (
     SOURCE,
     EmulatedDevice,
@@ -148,8 +148,8 @@ def by_hand(plan: Plan, rows: Rows, row: int) -> Array:
             count = len(guided[0]) - len(kept)
             prediction[0][:count] = guided[0][:count]
         if choice.evaluates:
-            evaluations.append((place(plan.program, step), prediction.astype(np.float64)))
-        at = place(plan.program, step)
+            evaluations.append((place_of(plan.program, step), prediction.astype(np.float64)))
+        at = place_of(plan.program, step)
         buffers["output"] = extrapolated(evaluations, at, choice.order).astype(FLOAT)
         noise = normal_noise(seeds, samples, index + 1, plan.shape)
         if step.log_variances and learned:
