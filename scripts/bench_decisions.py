@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ from eecompile.store import open_bundle, open_engine_set
 THREADS = ("no spinning", "spinning", "spinning within a run", "one global pool")
 LEVELS = onnxruntime.GraphOptimizationLevel
 Session = onnxruntime.InferenceSession
-MIXTURE = State(shape=(64,))
 FLOW = Process(family="flow", prediction="flow", shift=3.0)
 EDM = Process(family="edm", prediction="edm")
 FORECASTS: tuple[tuple[Process | None, str, int], ...] = (  # None: the shipped network's
@@ -40,6 +39,16 @@ FORECASTS: tuple[tuple[Process | None, str, int], ...] = (  # None: the shipped 
     (FLOW, "flow-heun", 14),
     (EDM, "euler", 40),
     (EDM, "heun", 18),
+)
+BESIDE_FEWER = (
+    ("ddim", 50, 1.0),
+    ("dpmpp-2m", 20, 1.0),
+    ("unipc", 20, 1.0),
+    ("ddim", 50, 2.0),
+    ("ddim", 50, 4.0),
+    ("dpmpp-2m", 20, 4.0),
+    ("dpmpp-2m", 10, 1.0),
+    ("ddpm", 50, 1.0),
 )
 VARIABLES: Mapping[str, Callable[[Point, int], float]] = {
     "half log-SNR": lambda point, at: max(point.half_log_snr, -10.0),
@@ -152,32 +161,63 @@ def one_graph(bundle: Path, rounds: int) -> list[Row]:
     return rows
 
 
-def forecast_variables(engines: Path, samples: int) -> list[Row]:
+def forecast_variables(engines: Path, samples: int) -> Iterator[Row]:
     """Distance to full depth by the variable of forecasts, every second moment a forecast.
 
-    In standard deviations of the samples. The shipped network; for other processes, the exact
-    prediction for a mixture of Gaussians.
+    In standard deviations of the samples, the geometric mean of both parities. The shipped
+    network; for other processes, the exact prediction for a mixture of Gaussians.
     """
-    rows = []
-    with Sampler.open(engines) as shipped:
-        for process, solver, steps in FORECASTS:
-            sampler = shipped
-            if process is not None:
-                interface = Interface(name="mixture", exits=(1,), state=MIXTURE, process=process)
-                sampler = Sampler(FakeEngine((1,), mixture(process)), interface)
+    for process, solver, steps in FORECASTS:
+        with mixture_sampler(process) if process else Sampler.open(engines) as sampler:
             program = sampler.program(solver, steps, sampler.interface.exits[-1])
             full = sampler.sample(samples, solver=program)
-            for order in (1, 2):
+            for order in (0, 1, 2):
                 row: Row = {"process": sampler.interface.process.family, "solver": solver}
                 row |= {"evaluations": len(program.steps), "order": order}
                 for name in VARIABLES:
-                    made = sampler.sample(samples, solver=every_second(program, order, name))
-                    row[name] = float(np.sqrt(np.mean((made - full) ** 2)) / np.std(full))
-                rows.append(row)
-    return rows
+                    made = [every_second(program, start, order, name) for start in (3, 4)]
+                    apart = [sampler.sample(samples, solver=each) - full for each in made]
+                    squares = [np.mean(each**2) / np.var(full) for each in apart]
+                    row[name] = float(np.prod(squares) ** (1 / 4))
+                yield row
 
 
-def every_second(program: Program, order: int, variable: str) -> Program:
+def forecasts_and_fewer_steps(engines: Path, samples: int) -> Iterator[Row]:
+    """Distance to full depth, in units of the range, of forecasts at every second step.
+
+    Steps 3, 5, ... are forecasts; beside them, as many evaluations in fewer steps.
+    """
+    with Sampler.open(engines) as sampler:
+        for solver, steps, guidance in BESIDE_FEWER:
+            sample = partial(sampler.sample, samples, guidance=guidance)
+            deepest = sampler.interface.exits[-1]
+            program = sampler.program(solver, steps, deepest)
+            full = sample(solver=program)
+            row: Row = {"solver": solver, "steps": steps, "guidance": guidance}
+            for order in (0, 1, 2):
+                choices = [
+                    Forecast(order) if i > 2 and i % 2 else s.choice
+                    for i, s in enumerate(program.steps)
+                ]
+                made = msgspec.structs.replace(
+                    program,
+                    steps=tuple(
+                        msgspec.structs.replace(step, choice=choice)
+                        for step, choice in zip(program.steps, choices, strict=True)
+                    ),
+                )
+                row["evaluations"] = sum(choice.evaluates for choice in made.choices if choice)
+                row[f"order {order}"] = _distance(sample(solver=made), full)
+            fewer = sample(solver=sampler.program(solver, row["evaluations"], deepest))
+            yield row | {"fewer steps": _distance(fewer, full)}
+
+
+def _distance(found: Array, expected: Array) -> float:
+    """In units of the range of the shipped network's data, -1 to 1."""
+    return float(np.sqrt(np.mean((found - expected) ** 2)) / 2)
+
+
+def every_second(program: Program, start: int, order: int, variable: str) -> Program:
     """The program with forecasts at every second moment, extrapolated in a variable.
 
     A program without a process extrapolates in its times: here, the variable's values.
@@ -188,13 +228,13 @@ def every_second(program: Program, order: int, variable: str) -> Program:
     for step in program.steps:
         at = moments.index(step.moment)
         place = VARIABLES[variable](program.process.at(step.moment), at)
-        choice = Forecast(order) if at > order and (at - order) % 2 else step.choice
+        choice = step.choice if at < start or (at - start) % 2 else Forecast(order)
         steps.append(msgspec.structs.replace(step, choice=choice, time=place))
     return msgspec.structs.replace(program, process=None, steps=tuple(steps))
 
 
-def mixture(process: Process) -> Callable[[int, Array, Array, Inputs], Array]:
-    """The exact prediction of a flow or of edm for 24 Gaussians in 64 dimensions."""
+def mixture_sampler(process: Process) -> Sampler:
+    """Predicts exactly, for a flow or edm, where data are 24 Gaussians in 64 dimensions."""
     draws = np.random.default_rng(0)
     means, variance = 0.5 * draws.standard_normal((24, 64)), 0.1**2
 
@@ -214,4 +254,5 @@ def mixture(process: Process) -> Callable[[int, Array, Array, Inputs], Array]:
         skip, out = (process.sigma_data / root) ** 2, point.sigma * process.sigma_data / root
         return ((data - skip * state) / out).astype(np.float32)
 
-    return predict
+    interface = Interface(name="mixture", exits=(1,), state=State(shape=(64,)), process=process)
+    return Sampler(FakeEngine((1,), predict), interface)
