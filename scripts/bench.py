@@ -80,6 +80,8 @@ def decisions(rounds: Rounds = 9, output: Output = None) -> None:
     results.keep("levels_ms", bench.levels(engines, rounds))
     results.keep("attention_ms", bench.attention(rounds))
     results.keep("one_graph_ms", bench.one_graph(folders["bundle"], rounds))
+    results.keep("forecast_variables", bench.forecast_variables(engines, 16))
+    results.keep("forecasts", bench.forecasts_and_fewer_steps(engines, 32))
     results.show()
 
 
