@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from bench_peers import EAGER, Case, Given, torch_loop
 from bench_runtime import open_samplers
+from caching_page import FULL
 from results import Row
 
 from eecompile import Program, Sampler
@@ -26,15 +27,16 @@ from eecompile.programs.choice import Choice, Exit
 from eecompile.recipe import load_recipe
 from eecompile.tune.published import every_nth, openvino_genai
 
-FULL = "full depth"
+INNER = "attention and MLPs"
 NOT_APPLIED = {
-    "PyramidAttentionBroadcast, FasterCache": "they find no layer: they know diffusers' own "
-    "attention classes alone, and FasterCache needs guidance; diffusers' DiTTransformer2DModel "
-    "has other heads than the network, and takes no caching itself",
+    "PyramidAttentionBroadcast, FasterCache": "they find no layer in it, as they know diffusers' "
+    "own attention classes alone; and FasterCache needs guidance",
     "SeaCache": "made for the video inputs of Wan and Cosmos",
     "TextKVCache": "keeps what depends on the text alone, and there is none",
+    "DiTTransformer2DModel": "has no convolutions after its head, as the network has, and offers "
+    "no caching",
 }
-"""Hooks of diffusers that do not fit a DiT, and why."""
+"""What of diffusers does not fit the network, and why."""
 
 
 class Cached(NamedTuple):
@@ -57,6 +59,7 @@ def measured(case: Case, solver: str, engines: Mapping[str, Path], rounds: int) 
 
     Distances are to full depth by the same peer or engine set, from the same noise, in units of
     the data's range. In a round everything runs once, in turn, and each round begins with another.
+    On a GPU PyTorch computes in FP16 (autocast).
     """
     with open_samplers(engines) as opened:
         planner = next(iter(opened.values()))
@@ -69,69 +72,71 @@ def measured(case: Case, solver: str, engines: Mapping[str, Path], rounds: int) 
         actions = {(run.by, run.setting): run.act for run in runs}
         seconds = interleaved(actions, rounds=rounds, warm=True).checked().seconds
     low, high = planner.interface.state.range or (0.0, 1.0)
-    return {
-        "solver": program.solver,
-        "steps": case.steps,
-        "rows": list(_rows(seconds, samples, case.steps, high - low)),
-        "skipped": skipped,
-    }
+    rows = list(_rows(seconds, samples, case.batch, high - low))
+    return {"rows": rows} | ({"skipped": skipped} if skipped else {})
 
 
 def _rows(
     seconds: Mapping[tuple[str, str], Sequence[float]],
     samples: Mapping[tuple[str, str], Array],
-    steps: int,
+    batch: int,
     unit: float,
 ) -> Iterator[Row]:
-    full: tuple[str, str] | None = None
+    full = next(iter(seconds))
     for by, setting in seconds:
-        if setting == FULL:
+        if setting == FULL:  # of this and of what follows
             full = by, setting
-        assert full is not None, "full depth comes first"
         ratios = [a / b for a, b in zip(seconds[by, setting], seconds[full], strict=True)]
         difference = np.float64(samples[by, setting]) - samples[full]
         yield {
             "by": by,
             "setting": setting,
-            "ms a step": 1e3 * median(seconds[by, setting]) / steps,
+            "ms per sample": 1e3 * median(seconds[by, setting]) / batch,
             "share of full depth's time": percentiles(ratios),
             "distance": float(np.sqrt(np.mean(difference**2))) / unit,
         }
 
 
 def _own_runs(by: str, sampler: Sampler, program: Program, batch: int) -> Iterator[Run]:
-    """Full depth, forecasts at a fixed interval, and OpenVINO GenAI's rule."""
-    steps = len(program.steps)
-    full = Exit(sampler.interface.exits[-1])
-    schedules: dict[str, Sequence[Choice]] = {FULL: [full] * steps}
+    """Full depth, forecasts at a fixed interval, OpenVINO GenAI's rule, and fewer steps."""
+    steps, full = len(program.steps), Exit(sampler.interface.exits[-1])
+    schedules: dict[tuple[str, str], Sequence[Choice]] = {(by, FULL): [full] * steps}
     for interval in (2, 3):
         for order in (1, 2):
-            name = f"every {interval}, order {order}"
-            schedules[name] = every_nth(steps, full, interval=interval, order=order)
+            choices = every_nth(steps, full, interval=interval, order=order)
+            schedules[by, f"every {interval}, order {order}"] = choices
     for interval in (2, 3, 5):
-        name = f"OpenVINO GenAI's rule, interval {interval}"
-        schedules[name] = openvino_genai(steps, full, interval=interval)
-    for name, choices in schedules.items():
-        moments = dict(zip((step.moment for step in program.steps), choices, strict=True))
-        own = program.with_choices(moments.__getitem__)
-        yield Run(by, name, partial(sampler.sample, batch, solver=own, guidance=1.0))
+        choices = openvino_genai(steps, full, interval=interval)
+        schedules[f"{by}, GenAI's rule", f"interval {interval}"] = choices
+    for (name, setting), choices in schedules.items():
+        chosen = {step.moment: each for step, each in zip(program.steps, choices, strict=True)}
+        own = program.with_choices(chosen.__getitem__)
+        yield Run(name, setting, partial(sampler.sample, batch, solver=own, guidance=1.0))
+    for count in (steps * 2 // 3, steps // 2):
+        solver = program.solver.split()[0]
+        act = partial(sampler.sample, batch, solver=solver, steps=count, schedule="full")
+        yield Run(f"{by}, fewer steps", f"{count} steps", partial(act, guidance=1.0))
 
 
 def _torch_runs(case: Case, given: Given) -> tuple[list[Run], dict[str, str]]:
-    """PyTorch eager and with compiled blocks: at full depth, and with every cache; what is not."""
+    """PyTorch at full depth, eager and compiled, and with every cache; and what is left out."""
     network = load_network(load_recipe(case.recipe).network, case.recipe.parent)
     network = network.eval().to(case.device)
-    runs, skipped = [], {}
-    for compiled in (False, True):
-        name = "torch.compile" if compiled else EAGER
-        plain = _copy(network, compiled)
-        runs.append(_run(name, FULL, Cached(plain.predict_at), given))
-        for caches in (_diffusers_caches, _cache_dit_caches):
+    mode = None if case.device == "cpu" else "max-autotune"
+    whole = torch.compile(network.predict_at, mode=mode)
+    runs, skipped = [_run("torch.compile", FULL, Cached(whole), given)], dict(NOT_APPLIED)
+    for compiled, name in ((False, EAGER), (True, "compiled blocks")):
+        copied = partial(_copy, network, compiled)
+        runs.append(_run(name, FULL, Cached(copied().predict_at), given))
+        for package, caches in (("diffusers", _diffusers_caches), ("cache-dit", _cache_dit_caches)):
             try:
-                for by, setting, cached in caches(partial(_copy, network, compiled), given):
-                    runs.append(_run(f"{name}, {by}", setting, cached, given))
+                for by, setting, cached in caches(copied, given):
+                    if compiled and INNER in by:
+                        skipped[f"{name}, {by}"] = "its hooks would stand within the blocks"
+                    else:
+                        runs.append(_run(f"{name}, {by}", setting, cached, given))
             except ImportError as error:
-                skipped[caches.__doc__.split(":")[0]] = f"not installed ({error})"
+                skipped[package] = f"not installed ({error})"
     return runs, skipped
 
 
@@ -154,13 +159,11 @@ def _copy(network: Any, compiled: bool) -> Any:
     return made
 
 
-def _diffusers_caches(
-    copied: Callable[[], Any], given: Given
-) -> Iterator[tuple[str, str, Cached]]:
-    """diffusers' hooks: by what, setting, and network."""
+def _diffusers_caches(copied: Callable[[], Any], given: Given) -> Iterator[tuple[str, str, Cached]]:
+    """By which of diffusers' hooks, with which setting, and the network."""
     from diffusers.hooks import FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConfig
 
-    for threshold in (0.03, 0.1, 0.3):
+    for threshold in (0.06, 0.1, 0.2):
         config = FirstBlockCacheConfig(threshold)
         yield "FirstBlockCache", f"threshold {threshold}", _hooked(copied(), config)
     taylor = partial(
@@ -169,7 +172,7 @@ def _diffusers_caches(
     # What diffusers calls lite: the prediction alone is forecast, and nothing else runs.
     lite = {"skip_predict_identifiers": [r"blocks\.\d+"], "cache_identifiers": ["refine"]}
     inner = {"cache_identifiers": [r"blocks\.\d+\.(attn|mlp)"]}
-    for name, modules in (("prediction", lite), ("attention and MLPs", inner)):
+    for name, modules in (("prediction", lite), (INNER, inner)):
         for order in (1, 2):
             for interval in (2, 3, 5):
                 config = taylor(cache_interval=interval, max_order=order, **modules)
@@ -208,10 +211,8 @@ def _hooked(network: Any, config: Any) -> Cached:
     return Cached(predict, HookRegistry.check_if_exists_or_initialize(network).reset_stateful_hooks)
 
 
-def _cache_dit_caches(
-    copied: Callable[[], Any], given: Given
-) -> Iterator[tuple[str, str, Cached]]:
-    """cache-dit: by what, setting, and network."""
+def _cache_dit_caches(copied: Callable[[], Any], given: Given) -> Iterator[tuple[str, str, Cached]]:
+    """By which calibrator of cache-dit, with which setting, and the network."""
     import cache_dit
 
     steps = len(given.program.steps)
@@ -220,10 +221,10 @@ def _cache_dit_caches(
     for order in (0, 1, 2):
         calibrator = taylor(taylorseer_order=order) if order else None
         by = f"cache-dit, order {order}"
-        for threshold in (0.08, 0.24):
+        for threshold in (0.12, 0.24):
             made = config(max_warmup_steps=4, residual_diff_threshold=threshold)
             yield by, f"threshold {threshold}", _adapted(copied(), made, calibrator)
-        for policy in ("slow", "medium", "ultra") if order else ():
+        for policy in ("slow", "medium", "fast") if order else ():
             mask = cache_dit.steps_mask(total_steps=steps, mask_policy=policy)
             made = config(steps_computation_mask=mask, steps_computation_policy="static")
             yield by, f"mask {policy}", _adapted(copied(), made, calibrator)
