@@ -143,7 +143,8 @@ def torch_loop(predict: Any, given: Given) -> Loop:
 
     def loop(depths: Sequence[int]) -> Array:
         def evaluate(index: int, x: torch.Tensor, timestep: float) -> torch.Tensor:
-            torch.compiler.cudagraph_mark_step_begin()
+            if device != "cpu":
+                torch.compiler.cudagraph_mark_step_begin()
             t = torch.full((len(x),), timestep, device=device)
             output = predict(depths[index], x, t, **conditions)
             return output[:, : x.shape[1]].float()  # without a learned variance
