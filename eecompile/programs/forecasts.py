@@ -8,73 +8,76 @@ of predictions by polynomials are TaylorSeer's idea (arXiv 2503.06923), there in
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from eecompile.arrays import Floats
-from eecompile.programs.program import Program
+from eecompile.programs.process import Process
+from eecompile.programs.program import Program, Step
 
 Value = TypeVar("Value", float, Floats)
 Weights = tuple[tuple[int, float], ...]
 """Indices of earlier steps, the latest first, and the weight of what each made."""
+SAME = 1e-9
+"""Places whose difference is no more than this, or this share of them, are one."""
 
 
 def forecasts(program: Program) -> tuple[Weights, ...]:
     """For each step, the earlier steps that its choice extrapolates from; () for none.
 
-    Weights are float64 and sum to 1. Of several steps at one moment only the latest counts, and
-    a moment that is infinitely far away counts not at all: both lower the order.
+    Weights are float64 and sum to 1. Of several steps at one moment only the latest counts: if
+    too few moments are left, the order is lower.
     """
-    places = variables(program)
+    places = [variable(program.process, step) for step in program.steps]
     found: list[Weights] = []
     for index, step in enumerate(program.steps):
         memory, order = step.chosen.memory, step.chosen.order
         if memory is None:
             found.append(())
             continue
-        made = [i for i in range(index) if program.steps[i].chosen.makes(memory)]
-        found.append(extrapolation(places, made[::-1], index, order))
+        made = (i for i in reversed(range(index)) if program.steps[i].chosen.makes(memory))
+        found.append(extrapolation(places, made, order, places[index]))
     return tuple(found)
 
 
-def variables(program: Program) -> list[float]:
-    """The variable of the polynomials at each step: half the log of the signal-to-noise ratio.
+def variable(process: Process | None, step: Step) -> float:
+    """The variable of the polynomials at a step; docs/decisions.md has the figures behind it.
 
-    For flows, whose paths are straight in it, and where the process is not known: the time.
+    For diffusion, half the logarithm of the signal-to-noise ratio; for flows and edm, sigma;
+    the time where the process is not known.
     """
-    process = program.process
-    if process is None or process.family == "flow":
-        return [step.moment for step in program.steps]
-    return [process.at(step.moment).half_log_snr for step in program.steps]
+    if process is None:
+        return step.moment
+    point = process.at(step.moment)
+    return point.half_log_snr if process.family == "diffusion" else point.sigma
 
 
-def extrapolation(places: Sequence[float], made: Sequence[int], index: int, order: int) -> Weights:
-    """The weights with which steps ``made``, the latest first, forecast step ``index``.
+def extrapolation(places: Sequence[float], made: Iterable[int], order: int, at: float) -> Weights:
+    """The steps that a polynomial of an order goes through, and their weights for its value.
 
-    ``places`` holds the variable of every step; see :func:`variables`.
+    Args:
+        places: the variable of every step.
+        made: steps that have a value, the latest first.
+        order: of the polynomial, where there are enough places that differ.
+        at: where it is evaluated.
     """
     nodes: list[int] = []
     for each in made:
-        apart = all(places[each] != places[node] for node in nodes)
-        if not nodes or (apart and math.isfinite(places[each])):
+        if not any(
+            math.isclose(places[each], places[n], rel_tol=SAME, abs_tol=SAME) for n in nodes
+        ):
             nodes.append(each)
         if len(nodes) > order:
             break
-    if not all(math.isfinite(places[each]) for each in (nodes[0], index)):
-        return ((nodes[0], 1.0),)
-    weights = lagrange([places[node] for node in nodes], places[index])
-    return tuple(zip(nodes, weights, strict=True))
+    return tuple(zip(nodes, lagrange([places[node] for node in nodes], at), strict=True))
 
 
 def lagrange(nodes: Sequence[Value], at: float) -> list[Value]:
-    """Weights of values at distinct nodes, floats or arrays, for the polynomial's value at ``at``.
-
-    Of one node it is 1.
-    """
+    """Weights of the values at distinct nodes, floats or arrays, for the polynomial's at ``at``."""
     return [
         math.prod(
             ((at - other) / (node - other) for place, other in enumerate(nodes) if place != own),
-            start=node * 0 + 1.0,
+            start=0.0 * node + 1.0,
         )
         for own, node in enumerate(nodes)
     ]

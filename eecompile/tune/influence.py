@@ -19,7 +19,7 @@ import numpy as np
 from eecompile.arrays import Array, Floats, Inputs
 from eecompile.interrupt import check
 from eecompile.programs.choice import Choice
-from eecompile.programs.forecasts import Weights, extrapolation, variables
+from eecompile.programs.forecasts import Weights, extrapolation, variable
 from eecompile.programs.program import Program, Step
 from eecompile.tune.probe import Experiment, Outputs, rms
 
@@ -151,7 +151,7 @@ def measured_influence(experiment: Experiment, record: Recorded) -> Influence:
     """What a local error does to the samples, measured at some steps."""
     experiment = experiment.part(experiment.samples.first, min(experiment.samples.n, _SAMPLES))
     program, choices = experiment.program, experiment.choices
-    places = variables(program)
+    places = [variable(program.process, step) for step in program.steps]
     outputs: dict[int, Outputs] = {}
     full = experiment.prober.run(program, experiment.samples, record=outputs)
     kinds = [index for index in range(1, len(choices)) if index not in record.broken]
@@ -184,7 +184,7 @@ def _size(record: Recorded, step: int, kind: int, choice: Choice, places: Sequen
         return float(np.linalg.norm(record.errors[step, kind]))
     if step <= choice.order:
         return 0.0
-    made_of = extrapolation(places, range(step)[::-1], step, choice.order)
+    made_of = extrapolation(places, range(step)[::-1], choice.order, places[step])
     return float(np.linalg.norm(record.forecast_error(made_of, step)))
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from eecompile.arrays import Floats
 from eecompile.programs.choice import HIGHEST, OUTPUT, Choice
-from eecompile.programs.forecasts import extrapolation, lagrange, variables
+from eecompile.programs.forecasts import SAME, lagrange, variable
 from eecompile.programs.program import Program
 from eecompile.tune.choices import Slots
 from eecompile.tune.influence import Influence, Recorded
@@ -174,7 +174,7 @@ class Model:
         self._own = record.errors * influence.ratios[:, :, None]
         self._record, self._ratios = record, influence.ratios
         self._memories = memories or {OUTPUT: Predictions(record.predictions)}
-        self._places = np.array(variables(program))
+        self._places = np.array([variable(program.process, step) for step in program.steps])
 
     def begun(self) -> Paths:
         """The one schedule before the first step."""
@@ -246,28 +246,18 @@ class Model:
         both = np.hstack([sources.steps[:, :count], sources.picks[:, :count]])
         distinct, which = _distinct(both)
         steps, picks = distinct[:, :count], distinct[:, count:]
-        weights = self._weights(steps, step)
+        nodes = self._places[steps.T]
+        weights = np.stack(lagrange(list(nodes), self._places[step]), axis=1)
         moved = ratios[pick] * self._memories[choice.memory].error(step, steps, weights)
         if choice.memory == OUTPUT:
             for own, made, weight in zip(steps.T, picks.T, weights.T, strict=True):
                 moved += (weight * ratios[made])[:, None] * self._record.errors[own, made]
         return np.asarray(moved[which])
 
-    def _weights(self, sources: Indices, step: int) -> Floats:
-        """Of each source, the latest first, in the forecast of a step, [N, J]."""
-        nodes = self._places[sources]
-        weights = np.zeros(sources.shape)
-        finite = np.isfinite(nodes).all(axis=1) & np.isfinite(self._places[step])
-        weights[finite] = np.transpose(lagrange(list(nodes[finite].T), self._places[step]))
-        for row in np.flatnonzero(~finite):
-            known = sources[row].tolist()
-            made_of = extrapolation(self._places.tolist(), known, step, len(known) - 1)
-            weights[row] = [dict(made_of).get(source, 0.0) for source in known]
-        return weights
-
     def _pushed(self, sources: Sources, step: int, pick: int) -> Sources:
         """With one more; of several at one place only the latest counts."""
-        apart = (sources.steps >= 0) & (self._places[sources.steps] != self._places[step])
+        places = self._places[sources.steps]
+        apart = (sources.steps >= 0) & ~np.isclose(places, self._places[step], SAME, SAME)
         order = np.argsort(~apart, axis=1, kind="stable")[:, : _SOURCES - 1]
         last = np.take_along_axis(np.where(apart, sources.steps, -1), order, axis=1)
         picked = np.take_along_axis(np.where(apart, sources.picks, -1), order, axis=1)
