@@ -19,7 +19,7 @@ Value = TypeVar("Value", float, Floats)
 Weights = tuple[tuple[int, float], ...]
 """Indices of earlier steps, the latest first, and the weight of what each made."""
 SAME = 1e-9
-"""Places whose difference is no more than this, or this share of them, are one."""
+"""Places that differ by no more than this, and this share of them, are one."""
 
 
 def forecasts(program: Program) -> tuple[Weights, ...]:

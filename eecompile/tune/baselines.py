@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from eecompile.errors import EecompileError
-from eecompile.programs.choice import Choice
+from eecompile.programs.choice import Choice, Exit
 from eecompile.programs.interface import Interface
 from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.sampler import Sampler
-from eecompile.tune.choices import merged
+from eecompile.tune.choices import Slots, merged, schedule_from_picks
+from eecompile.tune.published import every_nth, published_schedules
 from eecompile.tune.report import Kind
 
 ASE = tuple(depth / 28 for depth in (28, 28, 24, 24, 20, 20, 16, 16, 12, 12))
@@ -25,7 +26,7 @@ _EVEN = 0.005  # budgets that differ by less are one
 
 
 class Baseline(NamedTuple):
-    """A schedule that needs no tuning; its kind is ``exit``, ``linear``, ``ase`` or ``recipe``."""
+    """A schedule that needs no tuning."""
 
     name: str
     kind: Kind
@@ -43,6 +44,21 @@ def baseline_schedules(interface: Interface, choices: Sequence[Choice]) -> list[
         if used <= set(choices) and used != {choices[0]}:
             baselines.setdefault(baseline.schedule, baseline)
     return list(baselines.values())
+
+
+def published_baselines(choices: Sequence[Choice], slots: Slots) -> Iterator[Baseline]:
+    """Published rules for forecasts of usable choices, where a schedule can tell their steps apart.
+
+    The first choice is full depth.
+    """
+    full, steps = choices[0], sum(map(len, slots.steps))
+    assert isinstance(full, Exit)
+    rules = {"every 2nd": every_nth(steps, full), **published_schedules(steps, full)}
+    for name, by_step in rules.items():
+        by_slot = [{by_step[step] for step in own} for own in slots.steps]
+        if all(len(each) == 1 for each in by_slot) and set(by_step) <= set(choices):
+            picks = [choices.index(choice) for each in by_slot for choice in each]
+            yield Baseline(name, "published", schedule_from_picks(picks, choices, slots))
 
 
 def _every(interface: Interface, choices: Sequence[Choice]) -> Iterator[Baseline]:

@@ -28,6 +28,7 @@ _MARKS: dict[Kind, Mark] = {
     "linear": Mark(3, colour(2), "triangle-up"),
     "exit": Mark(4, colour(4), "cross"),
     "recipe": Mark(5, "var(--candidate-0)", "star"),
+    "published": Mark(6, colour(2), "triangle-down"),
 }
 
 

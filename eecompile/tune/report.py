@@ -16,7 +16,7 @@ from eecompile.tune.latency import StepLatency
 FORMAT = 3
 USES = ("exits", "forecasts")
 """What schedules may use, beside full depth."""
-Kind = Literal["full", "found", "exit", "linear", "ase", "recipe", "steps"]
+Kind = Literal["full", "found", "exit", "linear", "ase", "recipe", "published", "steps"]
 
 
 class _Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -57,7 +57,8 @@ class FrontPoint(_Frozen, frozen=True, kw_only=True):
     Attributes:
         name: the schedule's file without ``.json``, or what a baseline is called.
         kind: ``full`` depth, ``found`` by tuning, one ``exit`` throughout, ``linear``,
-            ``ase`` (the authors' shares of depth), of the ``recipe``, or fewer ``steps``.
+            ``ase`` (the authors' shares of depth), of the ``recipe``, a ``published`` rule for
+            forecasts, or fewer ``steps``.
         steps: as the solver counts them.
         schedule: of exits.
         choices: of each step.

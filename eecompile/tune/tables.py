@@ -15,11 +15,12 @@ KINDS: dict[Kind, str] = {
     "linear": "linear",
     "exit": "one exit throughout",
     "recipe": "the recipe's",
+    "published": "published rules",
     "full": "full depth",
 }
 """What each kind of program is called."""
 _GROUPS: tuple[tuple[Kind, ...], ...] = (
-    ("full", "found"), ("ase", "linear", "recipe"), ("exit",), ("steps",)
+    ("full", "found"), ("ase", "linear", "recipe"), ("exit",), ("published",), ("steps",)
 )  # fmt: skip
 
 

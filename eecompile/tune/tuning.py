@@ -18,7 +18,7 @@ from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
-from eecompile.tune.baselines import baseline_schedules, fewer_steps
+from eecompile.tune.baselines import baseline_schedules, fewer_steps, published_baselines
 from eecompile.tune.findings import Entry, comparisons, points, warnings
 from eecompile.tune.held_out import FULL, measured
 from eecompile.tune.model import Picks
@@ -69,8 +69,13 @@ def tune(
     held_out = whole.part(sampler.interface, whole.first + settings.seeds, settings.held_out)
     try:
         problem = posed(sampler, settings, chosen_by, work, report)
+        usable = problem.usable
         baselines = [
-            problem.entry(each) for each in baseline_schedules(sampler.interface, problem.usable)
+            problem.entry(each)
+            for each in (
+                *baseline_schedules(sampler.interface, usable),
+                *published_baselines(usable, problem.slots),
+            )
         ]
         searched, scale = _searched(problem, baselines)
         entries = [*searched, *baselines, *_fewer_steps(problem, searched)]

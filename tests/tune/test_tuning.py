@@ -106,7 +106,10 @@ def test_distances_are_those_of_samples(tuned: Front) -> None:
 
 def test_baselines_are_in_the_same_table(tuned: Front) -> None:
     kinds = {each.kind for each in tuned.points}
-    assert kinds == {"full", "found", "exit", "linear", "ase", "steps"}
+    assert kinds == {"full", "found", "exit", "linear", "ase", "published", "steps"}
+    every = "".join("." if isinstance(each, Forecast) else "x" for each in
+                    point(tuned, "every 2nd").choices)  # fmt: skip
+    assert every == "xxx.x.x.x."
     assert len(point(tuned, "8 steps").choices) == 8
 
 
@@ -146,7 +149,7 @@ def test_forecasts_alone_need_no_exits(exits: tuple[int, ...], use: tuple[str, .
     found = point(front, "budget-50")
     assert {choice.blocks for choice in found.choices} == {0, 4}
     assert found.predicted_share <= 0.5 * (1 + 1e-6)
-    assert {each.kind for each in front.points} == {"full", "found", "steps"}
+    assert {each.kind for each in front.points} == {"full", "found", "published", "steps"}
     fewer = next(each for each in front.points if each.kind == "steps")
     assert found.distance < 0.2 * fewer.distance
 
