@@ -17,7 +17,7 @@ from eecompile.programs.schedule import ExitSchedule
 from eecompile.tune.held_out import Measured
 from eecompile.tune.report import BaselineComparison, FrontPoint, Kind, TuningSettings
 
-_ROOM = 1.005  # times that differ by less are equal
+_ROOM = 1.01  # times that differ by less are equal
 _APART = 0.05  # of predicted and measured time, of half of the programs
 _OFF = 0.1  # of a program's predicted and measured time
 _SURE = 0.1  # half an interval, as a share of the distance, that a front can be read with

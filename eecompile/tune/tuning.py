@@ -29,7 +29,7 @@ from eecompile.tune.search import Trials, improved, refined
 from eecompile.tune.work import Work
 
 _BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
-_WITHIN = 1e-9
+_ROOM = 1.005  # of a budget: times are not measured more closely
 _NEAR = 0.005  # budgets that differ by less are one
 _AGAIN = 60.0  # seconds for the held-out samples and timing again, a minute of refinement
 _TRIED = 3  # of the picks that are predicted to be best
@@ -125,7 +125,7 @@ def _targets(
 ) -> list[tuple[str, float]]:
     """Names and budgets to find a schedule for, the smallest first."""
     for budget in settings.budgets:
-        if budget < cheapest * (1 - _WITHIN):
+        if budget * _ROOM < cheapest:
             raise UsageError(
                 found=f"a budget of {budget:g} of full depth's time",
                 expected=f"at least {np.ceil(1000 * cheapest) / 1000:g}, what the cheapest "
@@ -167,13 +167,14 @@ def _searched(problem: Problem, baselines: Sequence[Entry]) -> tuple[list[Entry]
     for index, (name, budget) in enumerate(targets):
         tell = partial(experiment.report, "trying schedules", index, len(targets))
         tell()
-        nearest = front.best(budget, _TRIED)
-        starts = [improved(nearest[0], model, budget), *nearest]
-        starts += _affordable(problem, baselines, budget)
+        most = budget * _ROOM
+        nearest = front.best(most, _TRIED)
+        starts = [improved(nearest[0], model, most), *nearest]
+        starts += _affordable(problem, baselines, most)
         picks = refined(
             starts if picks is None else [*starts, picks],  # the last one's is cheaper
             model,
-            budget,
+            most,
             trials,
             seconds=60 * settings.minutes / len(targets),
             report=tell,
