@@ -16,6 +16,7 @@ from eecompile.programs.program import Program
 from eecompile.tune.model import Model, Picks
 from eecompile.tune.probe import Experiment, Outputs, rms
 
+_STARTS = 4  # that are tried, however long it takes
 _PATIENCE = 10  # trials without a better one
 _EXCHANGES = 24  # cheaper and dearer changes that are paired
 _SAME = 1e-9  # costs that differ by less than this share are equal
@@ -143,11 +144,18 @@ def refined(
 ) -> Picks:
     """The best of some picks, changed as long as the real distance falls.
 
-    Changes are tried in the order of their predicted distance, until ten in a row are no
-    better or the seconds are over. ``report`` is told of each trial.
+    A few starts are tried in any case, the others for half of the seconds. Then changes are, in
+    the order of their predicted distance, until ten in a row are no better or the seconds are
+    over. ``report`` is told of each trial.
     """
-    end = time.perf_counter() + seconds
-    best = min(dict.fromkeys(starts), key=trials.distance)
+    began = time.perf_counter()
+    end, best = began + seconds, starts[0]
+    for index, picks in enumerate(dict.fromkeys(starts)):
+        if index >= _STARTS and time.perf_counter() > began + seconds / 2:
+            break
+        check()
+        report()
+        best = min(best, picks, key=trials.distance)
     while time.perf_counter() < end:
         for picks in neighbours(best, model, budget)[:_PATIENCE]:
             check()

@@ -32,7 +32,7 @@ _BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 _ROOM = 1.005  # of a budget: times are not measured more closely
 _NEAR = 0.005  # budgets that differ by less are one
 _AGAIN = 60.0  # seconds for the held-out samples and timing again, a minute of refinement
-_TRIED = 3  # of the picks that are predicted to be best
+_TRIED = 12  # of the picks that are predicted to be nearest, where time allows
 
 
 def tune(
@@ -169,10 +169,11 @@ def _searched(problem: Problem, baselines: Sequence[Entry]) -> tuple[list[Entry]
         tell()
         most = budget * _ROOM
         nearest = front.best(most, _TRIED)
-        starts = [improved(nearest[0], model, most), *nearest]
-        starts += _affordable(problem, baselines, most)
+        starts = [improved(nearest[0], model, most)]
+        starts += [picks] if picks is not None else []  # the last one's is cheaper
+        starts += [*_affordable(problem, baselines, most), *nearest]
         picks = refined(
-            starts if picks is None else [*starts, picks],  # the last one's is cheaper
+            starts,
             model,
             most,
             trials,
@@ -193,7 +194,7 @@ def _affordable(problem: Problem, baselines: Sequence[Entry], budget: float) -> 
     """Baselines within the budget: those that are predicted to be best."""
     every = [problem.picks(each.program) for each in baselines if each.predicted <= budget]
     paths = problem.model.assessed(every)
-    nearest = np.argsort(paths.distances, kind="stable")[:_TRIED]
+    nearest = np.argsort(paths.distances, kind="stable")[:2]
     return [tuple(row) for row in paths.picks[nearest].tolist()]
 
 
