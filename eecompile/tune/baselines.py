@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from eecompile.errors import EecompileError
-from eecompile.programs.choice import Choice, Exit
+from eecompile.programs.choice import Choice
 from eecompile.programs.interface import Interface
 from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
@@ -52,17 +52,16 @@ def published_baselines(choices: Sequence[Choice], slots: Slots) -> Iterator[Bas
     The first choice is full depth.
     """
     full, steps = choices[0], sum(map(len, slots.steps))
-    assert isinstance(full, Exit)
     rules = {"every 2nd": every_nth(steps, full), **published_schedules(steps, full)}
     for name, by_step in rules.items():
         by_slot = [{by_step[step] for step in own} for own in slots.steps]
-        if all(len(each) == 1 for each in by_slot) and set(by_step) <= set(choices):
+        if all(len(each) == 1 for each in by_slot) and {full} < set(by_step) <= set(choices):
             picks = [choices.index(choice) for each in by_slot for choice in each]
             yield Baseline(name, "published", schedule_from_picks(picks, choices, slots))
 
 
 def _every(interface: Interface, choices: Sequence[Choice]) -> Iterator[Baseline]:
-    for choice in (each for each in choices if each.memory is None):
+    for choice in (each for each in choices if each.evaluates):
         yield Baseline(f"exit {choice.text}", "exit", ExitSchedule.constant(choice))
     exits = interface.exits
     yield Baseline("ASE", "ase", _slices(exits, ASE))
