@@ -29,7 +29,7 @@ from eecompile.tune.search import Trials, improved, refined
 from eecompile.tune.work import Work
 
 _BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
-_ROOM = 1.005  # of a budget: times are not measured more closely
+_ROOM = 1.01  # of a budget: times are not measured more closely
 _NEAR = 0.005  # budgets that differ by less are one
 _AGAIN = 60.0  # seconds for the held-out samples and timing again, a minute of refinement
 _TRIED = 12  # of the picks that are predicted to be nearest, where time allows
