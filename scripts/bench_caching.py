@@ -67,7 +67,9 @@ def measured(case: Case, solver: str, engines: Mapping[str, Path], rounds: int) 
         given = Given.of(planner.interface, program, case.batch, case.device)
         runs, skipped = _torch_runs(case, given)
         for name, sampler in opened.items():
-            runs += _own_runs(f"eecompile, {name}", sampler, program, case.batch)
+            by = f"eecompile, {name}"
+            runs += _own_runs(by, sampler, program, case.batch)
+            runs += _fewer_steps(f"{by}, fewer steps", sampler, solver, case)
         samples = {(run.by, run.setting): run.act() for run in runs}
         actions = {(run.by, run.setting): run.act for run in runs}
         seconds = interleaved(actions, rounds=rounds, warm=True).checked().seconds
@@ -98,7 +100,7 @@ def _rows(
 
 
 def _own_runs(by: str, sampler: Sampler, program: Program, batch: int) -> Iterator[Run]:
-    """Full depth, forecasts at a fixed interval, OpenVINO GenAI's rule, and fewer steps."""
+    """Full depth, forecasts at a fixed interval, and OpenVINO GenAI's rule."""
     steps, full = len(program.steps), Exit(sampler.interface.exits[-1])
     schedules: dict[tuple[str, str], Sequence[Choice]] = {(by, FULL): [full] * steps}
     for interval in (2, 3):
@@ -112,10 +114,13 @@ def _own_runs(by: str, sampler: Sampler, program: Program, batch: int) -> Iterat
         chosen = {step.moment: each for step, each in zip(program.steps, choices, strict=True)}
         own = program.with_choices(chosen.__getitem__)
         yield Run(name, setting, partial(sampler.sample, batch, solver=own, guidance=1.0))
-    for count in (steps * 2 // 3, steps // 2):
-        solver = program.solver.split()[0]
-        act = partial(sampler.sample, batch, solver=solver, steps=count, schedule="full")
-        yield Run(f"{by}, fewer steps", f"{count} steps", partial(act, guidance=1.0))
+
+
+def _fewer_steps(by: str, sampler: Sampler, solver: str, case: Case) -> Iterator[Run]:
+    for count in (case.steps * 2 // 3, case.steps // 2):
+        program = sampler.program(solver, count, "full")
+        act = partial(sampler.sample, case.batch, solver=program, guidance=1.0)
+        yield Run(by, f"{count} steps", act)
 
 
 def _torch_runs(case: Case, given: Given) -> tuple[list[Run], dict[str, str]]:
