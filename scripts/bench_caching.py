@@ -70,12 +70,21 @@ def measured(case: Case, solver: str, engines: Mapping[str, Path], rounds: int) 
             by = f"eecompile, {name}"
             runs += _own_runs(by, sampler, program, case.batch)
             runs += _fewer_steps(f"{by}, fewer steps", sampler, solver, case)
-        samples = {(run.by, run.setting): run.act() for run in runs}
-        actions = {(run.by, run.setting): run.act for run in runs}
-        seconds = interleaved(actions, rounds=rounds, warm=True).checked().seconds
+        samples: dict[tuple[str, str], Array] = {}
+        actions = {run[:2]: partial(_keep, samples, run) for run in runs}
+        seconds, failures = interleaved(actions, rounds=rounds)
+    for (by, setting), error in failures.items():
+        if setting == FULL:
+            raise error
+        skipped[f"{by}, {setting}"] = f"failed: {error}"
+        del seconds[by, setting]
     low, high = planner.interface.state.range or (0.0, 1.0)
     rows = list(_rows(seconds, samples, case.batch, high - low))
-    return {"rows": rows} | ({"skipped": skipped} if skipped else {})
+    return {"rows": rows, "skipped": skipped}
+
+
+def _keep(samples: dict[tuple[str, str], Array], run: Run) -> None:
+    samples[run.by, run.setting] = run.act()
 
 
 def _rows(
