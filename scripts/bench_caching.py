@@ -27,7 +27,7 @@ from eecompile.programs.choice import Choice, Exit
 from eecompile.recipe import load_recipe
 from eecompile.tune.published import every_nth, openvino_genai
 
-INNER = "attention and MLPs"
+INNER = "TaylorSeer in layers"
 NOT_APPLIED = {
     "PyramidAttentionBroadcast, FasterCache": "they find no layer in it, as they know diffusers' "
     "own attention classes alone; and FasterCache needs guidance",
@@ -67,9 +67,8 @@ def measured(case: Case, solver: str, engines: Mapping[str, Path], rounds: int) 
         given = Given.of(planner.interface, program, case.batch, case.device)
         runs, skipped = _torch_runs(case, given)
         for name, sampler in opened.items():
-            by = f"eecompile, {name}"
-            runs += _own_runs(by, sampler, program, case.batch)
-            runs += _fewer_steps(f"{by}, fewer steps", sampler, solver, case)
+            runs += _own_runs(name, sampler, program, case.batch)
+            runs += _fewer_steps(f"fewer steps, {name}", sampler, solver, case)
         samples: dict[tuple[str, str], Array] = {}
         actions = {run[:2]: partial(_keep, samples, run) for run in runs}
         seconds, failures = interleaved(actions, rounds=rounds)
@@ -108,9 +107,9 @@ def _rows(
         }
 
 
-def _own_runs(by: str, sampler: Sampler, program: Program, batch: int) -> Iterator[Run]:
+def _own_runs(name: str, sampler: Sampler, program: Program, batch: int) -> Iterator[Run]:
     """Full depth, forecasts at a fixed interval, and OpenVINO GenAI's rule."""
-    steps, full = len(program.steps), Exit(sampler.interface.exits[-1])
+    by, steps, full = f"eecompile, {name}", len(program.steps), Exit(sampler.interface.exits[-1])
     schedules: dict[tuple[str, str], Sequence[Choice]] = {(by, FULL): [full] * steps}
     for interval in (2, 3):
         for order in (1, 2):
@@ -118,11 +117,11 @@ def _own_runs(by: str, sampler: Sampler, program: Program, batch: int) -> Iterat
             schedules[by, f"every {interval}, order {order}"] = choices
     for interval in (2, 3, 5):
         choices = openvino_genai(steps, full, interval=interval)
-        schedules[f"{by}, GenAI's rule", f"interval {interval}"] = choices
-    for (name, setting), choices in schedules.items():
+        schedules[f"GenAI's rule, {name}", f"interval {interval}"] = choices
+    for (by, setting), choices in schedules.items():
         chosen = {step.moment: each for step, each in zip(program.steps, choices, strict=True)}
         own = program.with_choices(chosen.__getitem__)
-        yield Run(name, setting, partial(sampler.sample, batch, solver=own, guidance=1.0))
+        yield Run(by, setting, partial(sampler.sample, batch, solver=own, guidance=1.0))
 
 
 def _fewer_steps(by: str, sampler: Sampler, solver: str, case: Case) -> Iterator[Run]:
@@ -139,16 +138,16 @@ def _torch_runs(case: Case, given: Given) -> tuple[list[Run], dict[str, str]]:
     mode = None if case.device == "cpu" else "max-autotune"
     whole = torch.compile(network.predict_at, mode=mode)
     runs, skipped = [_run("torch.compile", FULL, Cached(whole), given)], dict(NOT_APPLIED)
-    for compiled, name in ((False, EAGER), (True, "compiled blocks")):
+    for compiled, name, kind in ((False, EAGER, "eager"), (True, "compiled blocks", "compiled")):
         copied = partial(_copy, network, compiled)
         runs.append(_run(name, FULL, Cached(copied().predict_at), given))
         for package, caches in (("diffusers", _diffusers_caches), ("cache-dit", _cache_dit_caches)):
             try:
                 for by, setting, cached in caches(copied, given):
-                    if compiled and INNER in by:
-                        skipped[f"{name}, {by}"] = "its hooks would stand within the blocks"
+                    if compiled and by == INNER:
+                        skipped[f"{by}, {kind}"] = "its hooks would stand within the blocks"
                     else:
-                        runs.append(_run(f"{name}, {by}", setting, cached, given))
+                        runs.append(_run(f"{by}, {kind}", setting, cached, given))
             except ImportError as error:
                 skipped[package] = f"not installed ({error})"
     return runs, skipped
@@ -186,12 +185,12 @@ def _diffusers_caches(copied: Callable[[], Any], given: Given) -> Iterator[tuple
     # What diffusers calls lite: the prediction alone is forecast, and nothing else runs.
     lite = {"skip_predict_identifiers": [r"blocks\.\d+"], "cache_identifiers": ["refine"]}
     inner = {"cache_identifiers": [r"blocks\.\d+\.(attn|mlp)"]}
-    for name, modules in (("prediction", lite), (INNER, inner)):
+    for name, modules in (("TaylorSeer", lite), (INNER, inner)):
         for order in (1, 2):
             for interval in (2, 3, 5):
                 config = taylor(cache_interval=interval, max_order=order, **modules)
                 setting = f"interval {interval}, order {order}"
-                yield f"TaylorSeer, {name}", setting, _hooked(copied(), config)
+                yield name, setting, _hooked(copied(), config)
     steps = len(given.program.steps)
     printed = io.StringIO()
     with redirect_stdout(printed):  # the ratios are printed, to be copied
@@ -234,7 +233,7 @@ def _cache_dit_caches(copied: Callable[[], Any], given: Given) -> Iterator[tuple
     taylor = cache_dit.TaylorSeerCalibratorConfig
     for order in (0, 1, 2):
         calibrator = taylor(taylorseer_order=order) if order else None
-        by = f"cache-dit, order {order}"
+        by = f"cache-dit order {order}"
         for threshold in (0.12, 0.24):
             made = config(max_warmup_steps=4, residual_diff_threshold=threshold)
             yield by, f"threshold {threshold}", _adapted(copied(), made, calibrator)
