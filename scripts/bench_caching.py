@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from bench_peers import EAGER, Case, Given, torch_loop
+from bench_peers import EAGER, FULL, Case, Given, torch_loop
 from bench_runtime import open_samplers
-from caching_page import FULL
 from results import Row
 
 from eecompile import Program, Sampler

@@ -27,6 +27,7 @@ from eecompile.store.bundle import exit_graph_name
 Predict = Callable[[int, Array, Array, Mapping[str, Array]], Array]
 Loop = Callable[[Sequence[int]], Any]
 EAGER = "PyTorch eager"
+FULL = "full depth"
 BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
+from bench_peers import FULL
 from results import Row, machine
 
 from eecompile.show.page import Page, Plot, Section, page_text
@@ -21,7 +22,6 @@ from eecompile.show.plots import (
 )
 from eecompile.show.table import Column, Table, number, words
 
-FULL = "full depth"
 WITHIN = (0.003, 0.01, 0.03)  # distances that the tables ask for
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -20,14 +22,14 @@ import msgspec
 import numpy as np
 import typer
 from bundles import engine_set, random_recipe, target
-from results import BENCHMARKS, OUT, RECIPE, ROOT, Results, Row, facts, main, medians
+from results import BENCHMARKS, OUT, RECIPE, ROOT, Results, Row, facts, main, medians, run_eecompile
+from training import DATA
 
 from eecompile import BackendError, Exit, Forecast, Program, Sampler
 from eecompile.compiler import bundle_from_recipe, engine_set_from_bundle
 from eecompile.measure.machine import gpus
-from eecompile.store import open_engine_set
+from eecompile.store import open_bundle, open_engine_set
 
-PACKAGES = ("tensorrt_rtx", "tensorrt", "cuda-core", "cuda-bindings", "torch", "onnxruntime-gpu")
 WORK = OUT / "gpu"
 STEPS, BATCHES, LONG, ROUNDS = (20, (1, 4, 16), 50, 9) if gpus() else (4, (1,), 8, 1)
 _LAST = 1500  # characters of a failure that are kept
@@ -251,6 +253,45 @@ def _used() -> float:
     return float(subprocess.run(query, capture_output=True, text=True).stdout.split()[0])
 
 
+def peers(name: str, exits: bool, rounds: int = 7) -> Row:
+    """A network of random weights beside PyTorch, plain ONNX Runtime and diffusers' loop."""
+    import bench_peers
+
+    bundle = prepared(name)
+    interface = open_bundle(bundle).interface
+    schedule = next(n for n in interface.schedules if n != "full") if exits else "full"
+    device, steps = ("cuda", STEPS) if gpus() else ("cpu", 2)
+    recipe = bundle.parent / "recipe.toml"
+    case = bench_peers.Case(recipe, bundle, schedule, BATCHES[-1], steps, device)
+    engines = {each: _built(bundle, each) for each in _running()[:1]}
+    return {"network": name, "batch": case.batch} | bench_peers.measured(case, engines, rounds)
+
+
+def caching() -> Row:
+    """Caches around the shipped network in PyTorch, and forecasts."""
+    import bench_caching
+    import bench_peers
+
+    device, bundle = "cuda" if gpus() else "cpu", _shipped()
+    case = bench_peers.Case(RECIPE, bundle, "full", BATCHES[-1], LONG, device)
+    engines = {each: _built(bundle, each) for each in _running()[:1]}
+    return bench_caching.measured(case, "ddim", engines, ROUNDS)
+
+
+def quality() -> list[Row]:
+    """The Frechet distance of every schedule, of 10,000 samples, without guidance and with."""
+    data = Path(os.environ.get("EECOMPILE_DATA", DATA)) / "t10k-images-idx3-ubyte.gz"
+    rows, engines = [], _built(_shipped(), _running()[0])
+    schedules = [f"--schedule={each}" for each in open_engine_set(engines).interface.schedules]
+    for guidance in (1, 2):
+        output = WORK / "evaluation.json"
+        count = ("-n", 10_000 if gpus() else 20, "--batch", 1024, "--work", WORK / "evaluate")
+        arguments = (*count, "--guidance", guidance, *schedules, "--reference", data)
+        run_eecompile("evaluate", engines, *arguments, "-o", output)
+        rows.append({"guidance": guidance} | json.loads(output.read_text()))
+    return rows
+
+
 # Parts, the most valuable first, and the seconds that each may take.
 PARTS: dict[str, tuple[Callable[[], object], int]] = {
     "environment": (environment, 60),
@@ -260,6 +301,11 @@ PARTS: dict[str, tuple[Callable[[], object], int]] = {
     "choices": (choices, 60),
     "memory": (memory, 40),
     "DiT-S/2": (partial(_large, "DiT-S/2", 16), 150),
+    "quality": (quality, 200),
+    "peers-DiT-S/2": (partial(peers, "DiT-S/2", exits=True), 240),
+    "DiT-B/2": (partial(_large, "DiT-B/2", 16), 200),
+    "peers-DiT-B/2": (partial(peers, "DiT-B/2", exits=False), 200),
+    "caching": (caching, 200),
     "DiT-XL/2": (partial(_large, "DiT-XL/2", 8), 400),
 }
 
@@ -279,10 +325,10 @@ def run(
     place = output or BENCHMARKS / f"gpu-{re.sub(r'[^a-z0-9]+', '-', name.lower())}.json"
     if not gpus() and output is None:
         place = WORK / "gpu-rehearsal.json"
-    results = Results(place)
+    results = Results(place, "")
     if place.is_file() and not again:
         results.values = json.loads(place.read_text())
-    results.values["machine"] = facts(*PACKAGES) | {"gpu": name}
+    results.values["machine"] = facts() | {"gpu": name}
     for part in parts or PARTS:
         if part not in PARTS:
             sys.exit(f"error: found part {part!r}; expected one of {', '.join(PARTS)}.")
@@ -302,19 +348,21 @@ def run(
 
 
 def _in_child(part: str, seconds: float) -> Row:
-    """A part's result, or why there is none."""
+    """A part's result, or why there is none; what it started ends with it."""
     code = "import json, sys, gpu; print(json.dumps(gpu.PARTS[sys.argv[1]][0](), default=str))"
-    command = [sys.executable, "-c", code, part]
-    try:
-        done = subprocess.run(
-            command, cwd=ROOT / "scripts", capture_output=True, text=True, timeout=seconds
-        )
-    except subprocess.TimeoutExpired as error:
-        last = (error.stderr or b"").decode(errors="replace")[-_LAST:]
-        return {"failed": f"it took longer than {seconds:.0f} s; {last}"}
-    if done.returncode:
-        return {"failed": f"it ended with {done.returncode}; {done.stderr[-_LAST:]}"}
-    return {"result": json.loads(done.stdout.splitlines()[-1])}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(
+        [sys.executable, "-c", code, part], cwd=ROOT / "scripts", start_new_session=True, **pipes
+    ) as child:
+        try:
+            made, said = child.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+            _, said = child.communicate()
+            return {"failed": f"it took longer than {seconds:.0f} s; {said[-_LAST:]}"}
+    if child.returncode:
+        return {"failed": f"it ended with {child.returncode}; {said[-_LAST:]}"}
+    return {"result": json.loads(made.splitlines()[-1])}
 
 
 if __name__ == "__main__":
