@@ -59,7 +59,8 @@ def _peers(rows: Sequence[Row]) -> Iterator[Peer]:
 
 
 def _fastest(peer: Peer, within: float) -> str | None:
-    near = [row for row in peer.rows if row["distance"] <= within]
+    faster = (row for row in peer.rows if row["ms per sample"] < peer.full)
+    near = [row for row in faster if row["distance"] <= within]
     if not near:
         return None
     best = min(near, key=lambda row: row["ms per sample"])
