@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Literal
 
+import bench_peers
 import bench_runtime
+import caching_page
 import torch
 import typer
-from bench_schedules import schedules
+from bench_schedules import SOLVERS, schedules
 from bundles import TARGETS, bundles_of, engine_set, random_recipe
 from children import a_thousand_samplings, in_child
-from results import BENCHMARKS, OUT, RECIPE, Results, console, main, medians
+from results import BENCHMARKS, OUT, RECIPE, Results, console, main, medians, print_table
 
 from eecompile import BackendError, Sampler
 from eecompile.compiler import bundle_from_recipe
@@ -80,6 +83,8 @@ def decisions(rounds: Rounds = 9, output: Output = None) -> None:
     results.keep("levels_ms", bench.levels(engines, rounds))
     results.keep("attention_ms", bench.attention(rounds))
     results.keep("one_graph_ms", bench.one_graph(folders["bundle"], rounds))
+    results.keep("forecast_variables", bench.forecast_variables(engines, 16))
+    results.keep("forecasts", bench.forecasts_and_fewer_steps(engines, 32))
     results.show()
 
 
@@ -147,34 +152,84 @@ def runtime(rounds: Rounds = 9, output: Output = None) -> None:
     results.show()
 
 
+Device = Annotated[Literal["cpu", "cuda"], typer.Option(help="Where they run.")]
+Tables = Annotated[bool, typer.Option("--tables", help="Only write the documents' tables anew.")]
+
+
 @app.command()
 def peers(
-    rounds: Rounds = 9,
-    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where they run.")] = "cpu",
-    tables: Annotated[
-        bool, typer.Option("--tables", help="Only write the documents' tables anew.")
-    ] = False,
-    output: Output = None,
+    rounds: Rounds = 9, device: Device = "cpu", tables: Tables = False, output: Output = None
 ) -> None:
     """Against what people would use instead; peers-cpu.json, and the documents' tables."""
-    import bench_tables
-
     place = output or BENCHMARKS / f"peers-{device}.json"
     if not tables:
         _measure_peers(rounds, device, place)
-    if tables or place.resolve() in bench_tables.peers_files():
-        for path in bench_tables.write_peers_tables():
+    _write_tables("peers", place, tables)
+
+
+@app.command()
+def caching(
+    rounds: Rounds = 5,
+    device: Device = "cpu",
+    batch: Annotated[int, typer.Option(min=1, help="Samples.")] = 16,
+    tables: Tables = False,
+    output: Output = None,
+) -> None:
+    """Caches around the torch network, and forecasts: caching-cpu.json, its page, and tables."""
+    place = output or BENCHMARKS / f"caching-{device}.json"
+    if not tables:
+        _measure_caching(rounds, device, batch, place)
+    if place.exists():
+        path = (OUT if output is None else place.parent) / f"{place.stem}.html"
+        path.write_text(caching_page.page(json.loads(place.read_text())))
+        print(f"written: {path}")
+    _write_tables("caching", place, tables)
+
+
+def _write_tables(name: str, place: Path, always: bool) -> None:
+    """Write the documents' tables, where ``place`` is one of the JSON files they are made of."""
+    import bench_tables
+
+    if always or place.resolve() in bench_tables.results_files(name):
+        for path in bench_tables.write_tables():
             print(f"written: {path}")
 
 
-def _measure_peers(rounds: int, device: str, output: Path) -> None:
-    import bench_peers
+def _measure_caching(rounds: int, device: str, batch: int, output: Path) -> None:
+    import bench_caching
 
+    results = _results(output, device)
+    results.keep("batch", batch)
+    with TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        bundle_from_recipe(RECIPE, work / "bundle")
+        engines, skipped = _peers_engines(work, device)
+        results.keep("network", "fashion-dit")
+        results.keep("engines left out", skipped)
+        cases = {}
+        for solver, steps in SOLVERS:
+            case = bench_peers.Case(RECIPE, work / "bundle", "full", batch, steps, device)
+            cases[f"{solver}, {steps} steps"] = bench_caching.measured(
+                case, solver, engines, rounds
+            )
+            results.keep("cases", cases)
+    for name, case in cases.items():
+        print_table(name, case["rows"])
+    print(f"written: {output}")
+
+
+def _results(output: Path, device: str) -> Results:
+    """Empty results, with the GPU's name; PyTorch takes all cores."""
     results = Results(output, "")
-    results.keep("batch", 16)
     if device == "cuda":
         results.values["machine"]["gpu"] = torch.cuda.get_device_name()
     torch.set_num_threads(os.cpu_count() or 1)
+    return results
+
+
+def _measure_peers(rounds: int, device: str, output: Path) -> None:
+    results = _results(output, device)
+    results.keep("batch", 16)
     with TemporaryDirectory() as temporary:
         small, _ = random_recipe("DiT-S/2", Path(temporary) / "small")
         cases = {"fashion-dit": (RECIPE, "balanced", 10), "DiT-S/2": (small, "ase", 4)}

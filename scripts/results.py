@@ -89,6 +89,13 @@ def facts() -> Row:
     }
 
 
+def machine(result: Mapping[str, Any]) -> str:
+    """The machine of a stored result, in a few words."""
+    found = result["machine"]
+    where = [found.get("gpu"), found["cpu"], f"{found['cores']} cores"]
+    return ", ".join(str(fact) for fact in where if fact)
+
+
 def _public(argument: str) -> str:
     """An argument without this machine's folders: a path within the project, or a name."""
     path = Path(argument)

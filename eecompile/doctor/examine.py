@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 import eecompile
-from eecompile.backends import BACKENDS, Backend, install
+from eecompile.backends import BACKENDS, FOR_OTHER_GPUS, Backend, install
 from eecompile.doctor.children import ask, command
 from eecompile.doctor.packages import OLD_DRIVER, Conflict, Packages, conflicts, installed, pip
 from eecompile.doctor.probes import PROBES, YES, Answer, Finding, failed
@@ -151,6 +151,8 @@ def _status(
     remedy = pip(f"--force-reinstall {backend.package}")
     if finding.version and backend.gpu:
         remedy = _NO_GPU if no_gpu else OLD_DRIVER
+        if "compute capability" in runs.reason:
+            remedy = FOR_OTHER_GPUS
     builds, runs = (
         answer if answer.yes or answer.remedy else msgspec.structs.replace(answer, remedy=remedy)
         for answer in (builds, runs)

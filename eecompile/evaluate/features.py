@@ -42,7 +42,8 @@ def default_features(space: Space) -> FeatureNetwork:
     """EfficientNet-Lite0 with ImageNet's weights: its last activations, averaged, [n, 1280].
 
     Pictures are scaled to [-1, 1] and enlarged to 112x112; grey ones are given as three equal
-    channels. Needs the packages of extra ``evaluate``.
+    channels. Computed by PyTorch, on a GPU where it has one. Needs the packages of extra
+    ``evaluate``.
 
     Raises:
         UsageError: samples are no pictures.
@@ -56,13 +57,15 @@ def default_features(space: Space) -> FeatureNetwork:
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):  # it says what it loaded
         warnings.simplefilter("ignore")
         network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(path))
-    network.eval()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network.eval().to(device)
 
     def compute(samples: Array) -> Array:
-        with torch.inference_mode():
-            shown = torch.from_numpy(_pictures(samples, space, 3, (_SIDE, _SIDE)))
+        exact = torch.backends.cudnn.flags(allow_tf32=False)  # as on the CPU
+        with torch.inference_mode(), exact:
+            shown = torch.from_numpy(_pictures(samples, space, 3, (_SIDE, _SIDE))).to(device)
             pooled = network.extract_features(shown).mean((2, 3))
-        return cast(Array, pooled.numpy())
+        return cast(Array, pooled.cpu().numpy())
 
     name = f"EfficientNet-Lite0 (ImageNet), pooled, {_SIDE}x{_SIDE}"
     return FeatureNetwork(name, _digest(name, sha256(path), repr(space)), compute)

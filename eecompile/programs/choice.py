@@ -18,9 +18,16 @@ from eecompile.errors import ScheduleError
 
 OUTPUT = "output"
 """What every evaluation makes: the prediction, and the learned variance where there is one."""
-_AGAIN, _FORECAST = "again", "forecast"
 HIGHEST = 2
 """The highest order of an extrapolation."""
+
+
+def _whole(value: object) -> int:
+    """An integer of any library; -1 for what is none."""
+    try:
+        return -1 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return -1
 
 
 class _Kind(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -89,16 +96,13 @@ class Exit(_Kind, frozen=True, tag="exit"):
     engine: str = ""
 
     def __post_init__(self) -> None:
-        try:
-            depth = 0 if isinstance(self.depth, bool) else operator.index(self.depth)
-        except TypeError:
-            depth = 0
+        depth = _whole(self.depth)
         if depth < 1 or not isinstance(self.engine, str):
             raise ScheduleError(
                 found=f"depth {self.depth!r} of engine set {self.engine!r}"
                 if self.engine
                 else f"depth {self.depth!r} in an exit schedule",
-                expected=f"a positive depth, or {_AGAIN!r} or 'forecast1' for a forecast",
+                expected=f"a positive depth, or {_NO_EXITS} for a forecast",
                 remedy="name the exits to run",
             )
         msgspec.structs.force_setattr(self, "depth", depth)
@@ -128,21 +132,25 @@ class Forecast(_Kind, frozen=True, tag="forecast"):
     order: Annotated[int, Meta(ge=0, le=HIGHEST)] = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.order, bool) or self.order not in range(HIGHEST + 1):
+        order = _whole(self.order)
+        if not 0 <= order <= HIGHEST:
             raise ScheduleError(
                 found=f"a forecast of order {self.order!r}",
                 expected=f"an order from 0 to {HIGHEST}",
                 remedy="choose one of these",
             )
+        msgspec.structs.force_setattr(self, "order", order)
 
     @property
     def text(self) -> str:
         """``again`` for order 0, otherwise ``forecast1`` and so on."""
-        return f"{_FORECAST}{self.order}" if self.order else _AGAIN
+        return f"forecast{self.order}" if self.order else "again"
 
 
 Choice = Exit | Forecast
 """What a step evaluates."""
+_FORECASTS = {each.text: each for each in map(Forecast, range(HIGHEST + 1))}
+_NO_EXITS = " or ".join((", ".join(map(repr, [*_FORECASTS][:-1])), repr([*_FORECASTS][-1])))
 
 
 def choice_of(value: Choice | int | str) -> Choice:
@@ -162,19 +170,16 @@ def choice_from_text(text: str) -> Choice:
     Raises:
         ScheduleError: the text describes none.
     """
+    if text.strip() in _FORECASTS:
+        return _FORECASTS[text.strip()]
     depth, at, engine = (part.strip() for part in text.partition("@"))
-    if depth == _AGAIN and not at:
-        return Forecast()
-    order = depth.removeprefix(_FORECAST)
-    if order != depth and order.isascii() and order.isdigit() and not at:
-        return Forecast(int(order))
-    if depth.isascii() and depth.isdigit() and int(depth) and bool(at) == bool(engine):
+    digits = depth.isascii() and depth.isdigit() and len(depth) < 10
+    if digits and int(depth) and bool(at) == bool(engine):
         return Exit(int(depth), engine)
     raise ScheduleError(
         found=f"{text.strip()!r} in an exit schedule",
         expected="an exit's depth such as 12, one of an engine set such as 12@cpu, "
-        f"{_AGAIN!r} for the last prediction once more, or {_FORECAST}1 to {_FORECAST}{HIGHEST} "
-        "for a forecast of that order",
+        f"or {_NO_EXITS} for a forecast",
         remedy="name the exits to run",
     )
 

@@ -111,7 +111,7 @@ class ExitSchedule(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkno
         time, t = 0 first. ``12:0.2,6:0.5,3``: each depth up to a fraction of T.
         ``12@gpu-fp32,6``: a depth of the engine set for the target ``gpu-fp32``.
         ``12,again,6``: the last prediction once more; ``12,forecast1,6``: the prediction
-        extrapolated from the last two. A name that ends in ``.json``: the
+        extrapolated from the last two (``forecast2``: three). A name that ends in ``.json``: the
         schedule in that file; see :meth:`read`.
 
         Raises:
@@ -196,8 +196,9 @@ def _unread(text: str) -> ScheduleError:
     return ScheduleError(
         found=f"exit schedule {text!r}",
         expected="a name, a depth, depths such as 12,9,6,3 or 12:0.2,6:0.5,3 (with 12@cpu for a "
-        "depth of one engine set, 'again' for the last prediction once more, 'forecast1' for one "
-        "extrapolated from the last two), or a schedule's file (.json)",
+        "depth of one engine set, 'again' for the last prediction once more, 'forecast1' or "
+        "'forecast2' for one extrapolated from the last two or three), or a schedule's file "
+        "(.json)",
         remedy="list the schedules' names with 'eecompile inspect'",
     )
 

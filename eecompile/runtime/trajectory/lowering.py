@@ -112,7 +112,7 @@ def lowered(plan: Plan) -> Lowered:
         choice = [*_choice(plan, step, terms)]
         if index in kept:
             choice.append(Sum(kept[index], ((_PREDICTION, 1.0),)))
-        prediction = _FORECAST if Sum(_FORECAST, terms) in choice else _PREDICTION
+        prediction = _FORECAST if len(terms) > 1 else _PREDICTION
         operations = (*choice, *_updates(step, len(draws), prediction))
         draws += [(index, each.order) for each in operations if isinstance(each, Draw)]
         sums = [each.into for each in operations if isinstance(each, Sum)]
@@ -157,7 +157,7 @@ def _choice(plan: Plan, step: Step, forecast: tuple[tuple[str, float], ...]) -> 
             if rows > plan.size:
                 yield Guide(plan.guided, plan.interface.sampling.guided_channels)
         case Forecast():
-            if forecast != ((_PREDICTION, 1.0),):  # the last one again lies there already
+            if len(forecast) > 1:  # of order 0, it is the last one, which lies where it was made
                 yield Sum(_FORECAST, forecast)
 
 
