@@ -302,9 +302,9 @@ PARTS: dict[str, tuple[Callable[[], object], int]] = {
     "memory": (memory, 40),
     "DiT-S/2": (partial(_large, "DiT-S/2", 16), 150),
     "quality": (quality, 200),
-    "peers, DiT-S/2": (partial(peers, "DiT-S/2", exits=True), 240),
+    "peers-DiT-S/2": (partial(peers, "DiT-S/2", exits=True), 240),
     "DiT-B/2": (partial(_large, "DiT-B/2", 16), 200),
-    "peers, DiT-B/2": (partial(peers, "DiT-B/2", exits=False), 200),
+    "peers-DiT-B/2": (partial(peers, "DiT-B/2", exits=False), 200),
     "caching": (caching, 200),
     "DiT-XL/2": (partial(_large, "DiT-XL/2", 8), 400),
 }
