@@ -195,8 +195,9 @@ def forecasts_and_fewer_steps(engines: Path, samples: int) -> Iterator[Row]:
             full, moments = sample(solver=program), [step.moment for step in program.steps]
             row: Row = {"solver": solver, "steps": steps, "guidance": guidance}
             for order in (0, 1, 2):
-                forecast = dict.fromkeys(moments[3::2], Forecast(order))
-                made = program.with_choices(lambda t, at=forecast: at.get(t, Exit(deepest)))
+                chosen = dict.fromkeys(moments, Exit(deepest))
+                chosen |= dict.fromkeys(moments[3::2], Forecast(order))
+                made = program.with_choices(chosen.__getitem__)
                 row["evaluations"] = sum(choice.evaluates for choice in made.choices if choice)
                 row[f"order {order}"] = _distance(sample(solver=made), full)
             fewer = sample(solver=sampler.program(solver, row["evaluations"], deepest))
