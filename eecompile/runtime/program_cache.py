@@ -64,9 +64,11 @@ class ProgramCache:
         if isinstance(solver, Program):
             return self._checked(solver, steps, schedule)
         defaults = self._interface.sampling
-        exits = self.schedule(schedule)
         count = defaults.steps if steps is None else whole("steps", steps)
         name = defaults.solver if solver is None else solver
+        if schedule is None:
+            schedule = self._interface.default_schedule(name, count)
+        exits = self.schedule(schedule)
         if not isinstance(name, str):
             return self._made(name, name, count, exits)
         return self._compiled(name, count, exits)
