@@ -42,10 +42,6 @@ def median_interval(values: Sequence[float] | Floats) -> tuple[float, float]:
     return float(ordered[out]), float(ordered[count - 1 - out])
 
 
-def _silent(done: int, total: int) -> None:
-    pass
-
-
 def interleaved(
     actions: Mapping[Key, Callable[[], object]],
     *,
@@ -55,7 +51,7 @@ def interleaved(
     most: int = 50,
     twice: bool = False,
     warm: bool = False,
-    report: Callable[[int, int], Any] = _silent,
+    report: Callable[[int, int], Any] = lambda done, total: None,
 ) -> Timings[Key]:
     """Time actions in turns.
 
