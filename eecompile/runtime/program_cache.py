@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from eecompile.errors import EecompileError, ScheduleError, UsageError
-from eecompile.programs.choice import Choice, check_exits
+from eecompile.programs.choice import Choice, check_choices
 from eecompile.programs.interface import Interface
 from eecompile.programs.process import Process
 from eecompile.programs.program import Program
@@ -51,7 +51,7 @@ class ProgramCache:
             chosen = ExitSchedule.constant(chosen)
         elif not isinstance(chosen, ExitSchedule):
             chosen = ExitSchedule.from_slices(chosen)
-        return chosen.check(self._interface.exits)
+        return chosen.check(self._interface.exits, self._interface.cuts)
 
     def program(
         self,
@@ -132,7 +132,7 @@ class ProgramCache:
         if is_open:
             exits = self.schedule(schedule)
             program = program.with_schedule(exits, interface.process.timesteps)
-        check_exits(program.choices, interface.exits)
+        check_choices(program.choices, interface.exits, interface.cuts)
         learned = any(step.log_variances for step in program.steps)
         if learned and "variance" not in interface.outputs:
             raise UsageError(
