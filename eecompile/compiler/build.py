@@ -18,13 +18,9 @@ from eecompile.arrays import Inputs
 from eecompile.compiler.graph.emulation import emulate_bfloat16
 from eecompile.compiler.graph.merge import exit_outputs, merged_exits
 from eecompile.compiler.graph.numbering import name_by_number
-from eecompile.compiler.graph.partition import (
-    Part,
-    chained_parts,
-    check_parts,
-    per_exit_parts,
-)
+from eecompile.compiler.graph.partition import Part, check_parts, per_exit_parts
 from eecompile.compiler.graph.precision import first_non_finite, lowered
+from eecompile.compiler.graph.spans import cut_parts, span_tensors
 from eecompile.compiler.progress import Report, silent
 from eecompile.compiler.segments import (
     LOG,
@@ -54,6 +50,7 @@ from eecompile.store.bundle import (
     EngineManifest,
     ExitPlan,
     Segment,
+    SpanPlan,
     older_identity,
     open_bundle,
     open_engine_set,
@@ -166,7 +163,7 @@ def planned_build(
         return PlannedBuild((), ())
     with TemporaryDirectory() as temporary:
         model, _ = _prepared(job, Path(temporary), verify=False)
-        _, segments = _partitioned(job, model)
+        segments = _partitioned(job, model).segments
     alone = isinstance(job.backend, SegmentBuilder)
     planned = [
         PlannedSegment(s.file, s.exits, s.bytes, alone and job.store.find(s.key) is not None)
@@ -224,12 +221,13 @@ def _build(job: _Job, folder: Path) -> EngineManifest:
     with TemporaryDirectory(dir=folder) as temporary:
         work = Path(temporary)
         model, errors = _prepared(job, work)
-        parts, segments = _partitioned(job, model)
+        parts, segments, spans = _partitioned(job, model)
         compile_all(folder, model, segments, target, job.backend, job.store, work, job.report)
     manifest = EngineManifest(
         interface=interface,
         target=target,
         exits=_plans(parts, interface, errors),
+        spans=spans,
         segments=segments,
         files=records(folder),
         versions=job.versions,
@@ -260,14 +258,28 @@ def _run(job: _Job, folder: Path, manifest: EngineManifest, parts: list[Part]) -
     )
 
 
-def _partitioned(job: _Job, model: ir.Model) -> tuple[list[Part], tuple[Segment, ...]]:
+class _Partitioned(NamedTuple):
+    parts: list[Part]
+    segments: tuple[Segment, ...]
+    spans: tuple[SpanPlan, ...]
+
+
+def _partitioned(job: _Job, model: ir.Model) -> _Partitioned:
     job.report("partitioning")
     name_by_number(model)
-    outputs = exit_outputs(model, job.source.interface)
-    cut = chained_parts if job.target.layout == "chained" else per_exit_parts
-    parts = cut(model.graph, outputs)
+    interface, spans = job.source.interface, {}
+    outputs = exit_outputs(model, interface)
+    if job.target.layout == "chained":
+        parts = cut_parts(model.graph, outputs, interface.cuts)
+        spans = span_tensors(model.graph, parts, interface.cuts)
+    else:
+        parts = per_exit_parts(model.graph, outputs)
     check_parts(model.graph, outputs, parts)
-    return parts, segments_from_parts(model, parts, job.target, job.backend)
+    return _Partitioned(
+        parts,
+        segments_from_parts(model, parts, job.target, job.backend),
+        tuple(SpanPlan(start=i, stop=j, tensors=each) for (i, j), each in spans.items()),
+    )
 
 
 def _prepared(job: _Job, work: Path, *, verify: bool = True) -> tuple[ir.Model, dict[int, Error]]:

@@ -17,6 +17,8 @@ from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.programs.solvers import Solver, solver_named
 from eecompile.runtime.request import whole
+from eecompile.runtime.trajectory.plan import Evaluator
+from eecompile.runtime.trajectory.spans import check_spans
 
 Schedule = str | int | Choice | Sequence[Choice | int | str] | ExitSchedule
 """What callers may give for an exit schedule; see :meth:`ProgramCache.schedule`."""
@@ -78,19 +80,22 @@ class ProgramCache:
             _shorten(self._compiled)
         return program
 
-    def one_of_equals(self, program: Program, engines: Sequence[str]) -> Program:
+    def one_of_equals(
+        self, program: Program, engine: Evaluator, engines: Sequence[str]
+    ) -> Program:
         """The one of all equal programs that is used here, when it can be run.
 
         A program is large: to hash it takes as long as several steps.
 
         Raises:
             UsageError: the program names an engine set that is not among ``engines``, the
-                names of those that are open.
+                names of those that are open, or skips blocks that ``engine`` cannot skip.
         """
         with self._lock:
             if (known := self._seen.get(id(program))) is not None:
                 return known[1]  # what is kept keeps its id
         _check_engines(program, engines)
+        check_spans(program, engine)
         with self._lock:
             chosen = self._equal.setdefault(program, program)
             self._seen[id(program)] = program, chosen

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
+from eecompile.errors import BackendError
+
 MARK = "eecompile.blocks"
 """Key of a mark in a node's metadata: pairs such as ``6:0``, of block 6 the first tensor."""
 HEAD = 1 << 30
@@ -33,6 +35,25 @@ def mark(block: int, index: int, value: ir.Value) -> None:
     if node is not None:
         known = node.metadata_props.get(MARK, "")
         node.metadata_props[MARK] = f"{known} {block}:{index}".strip()
+
+
+def carry_marks(before: ir.Graph, after: ir.Graph) -> None:
+    """Mark the nodes that bear the names of marked ones in another form of the graph.
+
+    Raises:
+        BackendError: there are not as many.
+    """
+    known = {node.name: node.metadata_props[MARK] for node in before if MARK in node.metadata_props}
+    named = [node for node in after if node.name in known]
+    if len(named) != len(known):
+        raise BackendError(
+            found=f"a converted graph with {len(named)} of the {len(known)} ends of blocks",
+            expected="all of them",
+            remedy="install the version of nvidia-modelopt in constraints.txt, or export without "
+            "cuts: network.cuts = []",
+        )
+    for node in named:
+        node.metadata_props[MARK] = known[node.name]
 
 
 def marks(node: ir.Node) -> list[tuple[int, int]]:

@@ -12,8 +12,8 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from eecompile.compiler.graph.cuts import marks
-from eecompile.compiler.graph.partition import Part
+from eecompile.compiler.graph.cuts import marks, separate_heads
+from eecompile.compiler.graph.partition import ExitOutputs, Part, chained_parts, signatures
 from eecompile.errors import TraceError
 from eecompile.store.bundle import SpanTensor
 
@@ -23,6 +23,15 @@ _TYPES: dict[ir.DataType, Literal["float32", "float16", "bfloat16"]] = {
     ir.DataType.FLOAT16: "float16",
     ir.DataType.BFLOAT16: "bfloat16",
 }
+
+
+def cut_parts(graph: ir.Graph, outputs: ExitOutputs, cuts: Sequence[int]) -> list[Part]:
+    """The segments of a graph that ends them at cuts, too; exits get copies of what they share.
+
+    The graph is changed in place; see :func:`.cuts.separate_heads`.
+    """
+    separate_heads(graph, signatures(graph, outputs), cuts)
+    return chained_parts(graph, outputs, cuts)
 
 
 def span_tensors(
