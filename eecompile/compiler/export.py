@@ -217,8 +217,7 @@ def _cuts(folder: Path, recipe: ExportRecipe, interface: Interface) -> tuple[int
                 found=f"network.cuts = {list(wanted)}, and a network whose blocks are not known",
                 expected=f"an attribute blocks that lists its {interface.exits[-1]} modules in "
                 "the order in which they run",
-                remedy="add it to the network, name them in network.blocks, or remove "
-                "network.cuts",
+                remedy="add it to the network, name them in network.blocks, or remove network.cuts",
             )
         parts = cut_parts(model.graph, exit_outputs(model, interface), wanted)
         span_tensors(model.graph, parts, wanted)

@@ -198,9 +198,9 @@ def graph_from_network(network: MultiExitNetwork, interface: Interface) -> ir.Mo
 
 def _mark_blocks(model: ir.Model, returned: Mapping[str, tuple[int, int]]) -> None:
     """Mark what makes the outputs named ``returned``, which are then outputs no more."""
-    for value in list(model.graph.outputs):
-        if value.name in returned:
-            mark(*returned[value.name], value)
+    for value in model.graph.outputs:
+        if (block := returned.get(value.name or "")) is not None:
+            mark(*block, value)
     kept = [value for value in model.graph.outputs if value.name not in returned]
     model.graph.outputs[:] = kept
     common.RemoveUnusedNodesPass()(model)

@@ -269,8 +269,8 @@ def choice_from_text(text: str) -> Choice:
         if depth.isascii() and depth.isdigit() and int(depth):
             return Exit(int(depth), engine)
         if span := _SPAN.fullmatch(depth):
-            exit_, start, stop, order = map(int, span.groups())
-            return Span(start, stop, order, exit_, engine)
+            last, start, stop, highest = map(int, span.groups())
+            return Span(start, stop, highest, last, engine)
     raise ScheduleError(
         found=f"{text.strip()!r} in an exit schedule",
         expected="an exit's depth such as 12, one of an engine set such as 12@cpu, "
@@ -299,8 +299,9 @@ def check_choices(
             if cut not in known_cuts:
                 raise ScheduleError(
                     found=f"{choice.text!r} in an exit schedule, which needs a cut at {cut}",
-                    expected=f"one of the cuts {known_cuts}" if known_cuts else "no spans: the "
-                    "network has no cuts",
+                    expected=f"one of the cuts {known_cuts}"
+                    if known_cuts
+                    else "no spans: the network has no cuts",
                     remedy="let spans begin and end at these, or name the cuts in the recipe's "
                     "network.cuts and export and build again",
                 )

@@ -17,7 +17,7 @@ from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.programs.solvers import Solver, solver_named
 from eecompile.runtime.request import whole
-from eecompile.runtime.trajectory.plan import Evaluator
+from eecompile.runtime.trajectory.plan import Member
 from eecompile.runtime.trajectory.spans import check_spans
 
 Schedule = str | int | Choice | Sequence[Choice | int | str] | ExitSchedule
@@ -80,9 +80,7 @@ class ProgramCache:
             _shorten(self._compiled)
         return program
 
-    def one_of_equals(
-        self, program: Program, engine: Evaluator, engines: Sequence[str]
-    ) -> Program:
+    def one_of_equals(self, program: Program, engine: Member, engines: Sequence[str]) -> Program:
         """The one of all equal programs that is used here, when it can be run.
 
         A program is large: to hash it takes as long as several steps.

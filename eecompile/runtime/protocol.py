@@ -98,7 +98,7 @@ class Engine(Handle, ABC):
         """
 
         def evaluate(depth: int, stretch: Stretch = WHOLE) -> None:
-            assert stretch is WHOLE and not tensors, "an engine without spans"
+            assert stretch is WHOLE, "an engine without spans"
             found = self.evaluate(depth, x, t, conditions)
             if [output.shape for output in found] != [x.shape for _ in outputs]:
                 raise BackendError(

@@ -67,9 +67,7 @@ def per_exit_parts(graph: ir.Graph, outputs: ExitOutputs) -> list[Part]:
     return parts
 
 
-def chained_parts(
-    graph: ir.Graph, outputs: ExitOutputs, cuts: Sequence[int] = ()
-) -> list[Part]:
+def chained_parts(graph: ir.Graph, outputs: ExitOutputs, cuts: Sequence[int] = ()) -> list[Part]:
     """The segments, in an order in which they can run.
 
     Every node that an exit needs is in exactly one part, but for those that read weights

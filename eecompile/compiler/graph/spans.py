@@ -97,8 +97,11 @@ def _alike(one: ir.Value, other: ir.Value) -> bool:
 
 def _distance(enters: ir.Value, start: int, leaves: ir.Value) -> float:
     """How far apart two tensors are in what blocks return; those that cut ``start`` marks first."""
-    one, other = (value.producer() for value in (enters, leaves))
-    assert one is not None and other is not None
-    here = [index for block, index in marks(one) if block == start]
-    there = [index for _, index in marks(other)]
+    here = [index for block, index in _marks_of(enters) if block == start]
+    there = [index for _, index in _marks_of(leaves)]
     return min((abs(i - j) for i in here for j in there), default=math.inf)
+
+
+def _marks_of(value: ir.Value) -> list[tuple[int, int]]:
+    node = value.producer()
+    return [] if node is None else marks(node)

@@ -67,7 +67,7 @@ class HostTrajectory(Trajectory):
         noisy = [index + 1 for index, _ in lower.draws]
         self._noise = NoiseSource(n, shape, noisy)
         self._first = NoiseSource(n, shape) if noisy else self._noise
-        self._products: dict[tuple[int, ...], Array] = {}
+        self._products: dict[tuple[int, ...], tuple[Array, ...]] = {}
         self._evaluations: dict[tuple[str, int], list[Evaluation]] = {}
         self._steps, self._states = self._prepared(lower)
 
@@ -124,7 +124,10 @@ class HostTrajectory(Trajectory):
             case Blend(into, terms, rows):
                 read = {name: places[name][:rows] for name, _ in terms}
                 out = places[into][:rows]
-                yield from _products(terms, read, out, self._room(out))
+                total, product = self._rooms_for(out)
+                yield from _products(terms, read, total, product)
+                if total is not out:
+                    yield partial(np.copyto, out, total, "same_kind")
             case Evaluate():
                 yield partial(self._t[: operation.rows].fill, operation.timestep)
                 yield partial(self._evaluate, self._bound(operation), operation)
@@ -155,9 +158,12 @@ class HostTrajectory(Trajectory):
         if out is self._spare:  # the sum becomes the buffer, and the buffer room for the next
             places[into], self._spare = out, places[into]
 
-    def _room(self, like: Array) -> Array:
-        """Room for a product of that shape."""
-        return self._products.setdefault(like.shape, np.empty_like(like))
+    def _rooms_for(self, out: Array) -> tuple[Array, Array]:
+        """Where a sum in float32 is made for an array, itself if possible; room for a product."""
+        if out.shape not in self._products:
+            self._products[out.shape] = tuple(np.empty(out.shape, np.float32) for _ in range(2))
+        room, product = self._products[out.shape]
+        return out if out.dtype == np.float32 else room, product
 
     def _bound(self, operation: Evaluate) -> list[Evaluation]:
         """Evaluations of the first rows at a depth: one, or one for each row."""

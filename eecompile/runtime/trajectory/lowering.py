@@ -16,7 +16,7 @@ from eecompile.errors import NonFiniteError
 from eecompile.programs.choice import OUTPUT, Exit, Forecast, Span
 from eecompile.programs.forecasts import Weights, forecasts
 from eecompile.programs.program import Step, Term
-from eecompile.runtime.trajectory.plan import WHOLE, Evaluator, Plan, Stretch
+from eecompile.runtime.trajectory.plan import WHOLE, Member, Plan, Stretch
 from eecompile.runtime.trajectory.spans import Blend, SpanPlaces, TensorPlace, rows_of_steps
 
 INPUT = "input x"
@@ -108,7 +108,7 @@ class Lowered(NamedTuple):
     crossing: Mapping[str, Mapping[str, str]]
 
 
-def lowered(plan: Plan, engine: Evaluator) -> Lowered:
+def lowered(plan: Plan, engine: Member) -> Lowered:
     """The operations of a plan on an engine, and the memory that they need."""
     steps: list[tuple[Operation, ...]] = []
     buffers: dict[str, None] = {"buffer state": None}
@@ -129,9 +129,7 @@ def lowered(plan: Plan, engine: Evaluator) -> Lowered:
         sums = [each.into for each in operations if isinstance(each, Sum)]
         buffers |= dict.fromkeys(into for into in sums if into != INPUT)
         steps.append(operations)
-    return Lowered(
-        tuple(steps), tuple(buffers), tuple(draws), rows, spans.tensors, spans.crossing
-    )
+    return Lowered(tuple(steps), tuple(buffers), tuple(draws), rows, spans.tensors, spans.crossing)
 
 
 def _kept(made_of: Sequence[Weights]) -> dict[int, str]:

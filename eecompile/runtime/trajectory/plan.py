@@ -105,14 +105,21 @@ class Rows(msgspec.Struct, frozen=True, kw_only=True):
     conditions: Inputs
 
 
-class Evaluator(Protocol):
-    """What a trajectory reads of an engine; see :class:`eecompile.runtime.protocol.Engine`.
+class Member(Protocol):
+    """What the lowering reads of an engine; see :class:`eecompile.runtime.protocol.Engine`.
 
     The protocol of engines imports trajectories, so that an engine can make its own.
     """
 
     precision: str
     spans: Spans
+
+    def member(self, name: str) -> Member:
+        """See :meth:`eecompile.runtime.protocol.Engine.member`."""
+
+
+class Evaluator(Member, Protocol):
+    """What a trajectory on the host reads of an engine."""
 
     def member(self, name: str) -> Evaluator:
         """See :meth:`eecompile.runtime.protocol.Engine.member`."""

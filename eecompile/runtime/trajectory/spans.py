@@ -13,7 +13,7 @@ from eecompile.errors import ScheduleError
 from eecompile.programs.choice import Choice
 from eecompile.programs.forecasts import Weights, forecasts
 from eecompile.programs.program import Program
-from eecompile.runtime.trajectory.plan import Evaluator, Plan
+from eecompile.runtime.trajectory.plan import Member, Plan
 from eecompile.store.bundle import SpanTensor
 
 _Cuts = tuple[int, int]
@@ -74,7 +74,7 @@ class SpanPlaces:
         crossing: the places of what enters and leaves spans, by engine set and name.
     """
 
-    def __init__(self, program: Program, engine: Evaluator, made_of: Sequence[Weights]) -> None:
+    def __init__(self, program: Program, engine: Member, made_of: Sequence[Weights]) -> None:
         self.tensors: dict[str, TensorPlace] = {}
         self.crossing: dict[str, dict[str, str]] = {}
         self._program, self._engine, self._made_of = program, engine, made_of
@@ -137,7 +137,7 @@ class SpanPlaces:
         return place
 
 
-def check_spans(program: Program, engine: Evaluator) -> None:
+def check_spans(program: Program, engine: Member) -> None:
     """Pass when the engines that a program names can do what its spans ask of them.
 
     Raises:
@@ -160,7 +160,7 @@ def check_spans(program: Program, engine: Evaluator) -> None:
                 )
 
 
-def _shapes(made: Choice, skips: Choice, engine: Evaluator) -> list[tuple[int, ...]]:
+def _shapes(made: Choice, skips: Choice, engine: Member) -> list[tuple[int, ...]]:
     """The shapes of what leaves the blocks that ``skips`` skips, in the engine set of ``made``."""
     spans = engine.member(made.engine).spans
     if _cuts(skips) not in spans:
