@@ -33,6 +33,7 @@ from eecompile.compiler.segments import (
     warnings_in,
 )
 from eecompile.compiler.sessions import evaluate_apart, evaluate_joined, session_from_graph
+from eecompile.compiler.spans import GraphEngine, verified_spans
 from eecompile.compiler.verify import Error, Evaluate, Outputs, compare, verification_points
 from eecompile.errors import (
     BackendError,
@@ -222,6 +223,10 @@ def _build(job: _Job, folder: Path) -> EngineManifest:
         work = Path(temporary)
         model, errors = _prepared(job, work)
         parts, segments, spans = _partitioned(job, model)
+        if spans and not job.backend.runs(target):
+            graphs = GraphEngine(model, segments, interface, spans, target, work)
+            spans = verified_spans(graphs, interface, spans, target, (1,), job.report)
+            del graphs
         compile_all(folder, model, segments, target, job.backend, job.store, work, job.report)
     manifest = EngineManifest(
         interface=interface,
@@ -253,8 +258,10 @@ def _run(job: _Job, folder: Path, manifest: EngineManifest, parts: list[Part]) -
         return msgspec.structs.replace(manifest, warnings=(*manifest.warnings, warning))
     with engine:
         errors = _verify(job, _evaluate_engine(engine, interface), target.name)
+        batches = sorted({target.batch.min, min(target.batch.max, max(target.batch.min, 3))})
+        spans = verified_spans(engine, interface, manifest.spans, target, batches, job.report)
     return msgspec.structs.replace(
-        manifest, exits=_plans(parts, interface, errors), verified="the engines"
+        manifest, exits=_plans(parts, interface, errors), spans=spans, verified="the engines"
     )
 
 
