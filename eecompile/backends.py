@@ -187,3 +187,10 @@ def packages(name: str) -> tuple[str, ...]:
     backend = BACKENDS[name]
     same = [each.package for each in BACKENDS.values() if each.library == backend.library]
     return tuple(dict.fromkeys((*same, *backend.tools)))
+
+
+FOR_OTHER_GPUS = (
+    "run it on another GPU, or choose ONNX Runtime's CUDA provider or TensorRT "
+    "(engines/cuda-fp16.toml, tensorrt-fp16.toml)"
+)
+"""The remedy where a library does not know the GPU's compute capability."""

@@ -28,6 +28,12 @@ def one_line(message: object) -> str:
     return " ".join(str(message).split())[:300]
 
 
+def summary(error: BaseException) -> str:
+    """What another library raised: the error's type, and the first line of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
 class EecompileError(Exception):
     """The root of everything that eecompile raises on purpose.
 

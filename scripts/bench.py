@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Literal
 
+import bench_peers
 import bench_runtime
+import caching_page
 import torch
 import typer
-from bench_schedules import schedules
+from bench_schedules import SOLVERS, schedules
 from bundles import TARGETS, bundles_of, engine_set, random_recipe
 from children import a_thousand_samplings, in_child
-from results import BENCHMARKS, OUT, RECIPE, Results, console, main, medians
+from results import BENCHMARKS, OUT, RECIPE, Results, console, main, medians, print_table
 
 from eecompile import BackendError, Sampler
 from eecompile.compiler import bundle_from_recipe
@@ -47,10 +50,9 @@ def sampling(rounds: Rounds = 9, output: Output = None) -> None:
     layouts = {name: folders[name] for name in TARGETS}
     torch.set_num_threads(os.cpu_count() or 1)
     sampler = Sampler.open(folders["per_exit"], threads=torch.get_num_threads())
-    interface, samplers = sampler.interface, {"eecompile": sampler}
-    samplers |= bench_runtime.torch_samplers(interface, compiled=True)
-    packages = ("numpy", "onnxruntime", "torch", "eecompile")
-    results = Results(output or BENCHMARKS / "sampling-cpu.json", *packages)
+    interface = sampler.interface
+    samplers = {"eecompile": sampler} | bench_runtime.torch_samplers(folders["bundle"])
+    results = Results(output, "sampling-cpu")
     results.keep("threads", torch.get_num_threads())
     results.keep("bundle", interface.name)
     results.keep("default_schedule", interface.sampling.schedule)
@@ -63,20 +65,8 @@ def sampling(rounds: Rounds = 9, output: Output = None) -> None:
     results.keep("schedule_speedup", speedups)
     full = ({"batch": n} | bench_runtime.step_row(samplers, n, "full", rounds * 3) for n in (1, 16))
     results.keep("full_depth_ms_per_step", full)
-    overhead = (
-        {
-            "solver": s,
-            "batch": 16,
-            "outside_engines": bench_runtime.outside_engines(sampler, s, 16, 20, rounds),
-        }
-        for s in ("ddim", "ddpm")
-    )
-    results.keep("overhead", overhead)
-    results.keep("start_up", bench_runtime.start_up(folders["per_exit"]))
     with bench_runtime.open_samplers(layouts) as opened:
         results.keep("layouts_ms_per_step", bench_runtime.exit_rows(opened, (1, 16), rounds * 2))
-    used = {name: row["engines"] for name, row in bench_runtime.memory(layouts, 3).items()}
-    results.keep("layouts_memory_mib", used)
     results.keep("bytes_over_full_depth_only", bench_runtime.sizes(folders))
     results.show()
 
@@ -88,12 +78,13 @@ def decisions(rounds: Rounds = 9, output: Output = None) -> None:
 
     folders = shipped("per_exit")
     engines = folders["per_exit"]
-    packages = ("numpy", "onnxruntime", "torch", "eecompile")
-    results = Results(output or BENCHMARKS / "decisions-cpu.json", *packages)
+    results = Results(output, "decisions-cpu")
     results.keep("thread_modes_ms", bench.thread_modes(engines, rounds))
     results.keep("levels_ms", bench.levels(engines, rounds))
     results.keep("attention_ms", bench.attention(rounds))
     results.keep("one_graph_ms", bench.one_graph(folders["bundle"], rounds))
+    results.keep("forecast_variables", bench.forecast_variables(engines, 16))
+    results.keep("forecasts", bench.forecasts_and_fewer_steps(engines, 32))
     results.show()
 
 
@@ -106,8 +97,7 @@ def export(
     """Exports at full size: time, memory, bytes, errors; export-cpu.json."""
     from bench_build import export_rows
 
-    packages = ("onnx", "onnx-ir", "onnxruntime", "torch", "diffusers")
-    results = Results(output or BENCHMARKS / "export-cpu.json", *packages)
+    results = Results(output, "export-cpu")
     results.keep("exports", export_rows(networks, rounds))
     results.show()
 
@@ -117,8 +107,7 @@ def build(rounds: Rounds = 9, output: Output = None) -> None:
     """Plans, half precision, rebuilds, OpenVINO; build-cpu.json."""
     import bench_build as bench
 
-    packages = ("onnxruntime", "openvino", "tensorrt_rtx", "nvidia-modelopt", "polygraphy")
-    results = Results(output or BENCHMARKS / "build-cpu.json", *packages)
+    results = Results(output, "build-cpu")
     with TemporaryDirectory() as temporary:
         work = Path(temporary)
         bundle_from_recipe(RECIPE, work / "shipped")
@@ -139,8 +128,7 @@ def build(rounds: Rounds = 9, output: Output = None) -> None:
 @app.command()
 def runtime(rounds: Rounds = 9, output: Output = None) -> None:
     """Beside the engines: time, memory, threads, requests; runtime-cpu.json."""
-    packages = ("numpy", "onnxruntime", "eecompile")
-    results = Results(output or BENCHMARKS / "runtime-cpu.json", *packages)
+    results = Results(output, "runtime-cpu")
     with TemporaryDirectory() as temporary:
         sets = {}
         for network in ("fashion-dit", "DiT-S/2"):
@@ -164,35 +152,84 @@ def runtime(rounds: Rounds = 9, output: Output = None) -> None:
     results.show()
 
 
+Device = Annotated[Literal["cpu", "cuda"], typer.Option(help="Where they run.")]
+Tables = Annotated[bool, typer.Option("--tables", help="Only write the documents' tables anew.")]
+
+
 @app.command()
 def peers(
-    rounds: Rounds = 9,
-    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where they run.")] = "cpu",
-    tables: Annotated[
-        bool, typer.Option("--tables", help="Only write the documents' tables anew.")
-    ] = False,
-    output: Output = None,
+    rounds: Rounds = 9, device: Device = "cpu", tables: Tables = False, output: Output = None
 ) -> None:
     """Against what people would use instead; peers-cpu.json, and the documents' tables."""
-    import bench_tables
-
     place = output or BENCHMARKS / f"peers-{device}.json"
     if not tables:
         _measure_peers(rounds, device, place)
-    if tables or place.resolve() in bench_tables.peers_files():
-        for path in bench_tables.write_peers_tables():
+    _write_tables("peers", place, tables)
+
+
+@app.command()
+def caching(
+    rounds: Rounds = 5,
+    device: Device = "cpu",
+    batch: Annotated[int, typer.Option(min=1, help="Samples.")] = 16,
+    tables: Tables = False,
+    output: Output = None,
+) -> None:
+    """Caches around the torch network, and forecasts: caching-cpu.json, its page, and tables."""
+    place = output or BENCHMARKS / f"caching-{device}.json"
+    if not tables:
+        _measure_caching(rounds, device, batch, place)
+    if place.exists():
+        path = (OUT if output is None else place.parent) / f"{place.stem}.html"
+        path.write_text(caching_page.page(json.loads(place.read_text())))
+        print(f"written: {path}")
+    _write_tables("caching", place, tables)
+
+
+def _write_tables(name: str, place: Path, always: bool) -> None:
+    """Write the documents' tables, where ``place`` is one of the JSON files they are made of."""
+    import bench_tables
+
+    if always or place.resolve() in bench_tables.results_files(name):
+        for path in bench_tables.write_tables():
             print(f"written: {path}")
 
 
-def _measure_peers(rounds: int, device: str, output: Path) -> None:
-    import bench_peers
+def _measure_caching(rounds: int, device: str, batch: int, output: Path) -> None:
+    import bench_caching
 
-    packages = ("onnxruntime", "openvino", "torch", "diffusers", "eecompile")
-    results = Results(output, *packages)
-    results.keep("batch", 16)
+    results = _results(output, device)
+    results.keep("batch", batch)
+    with TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        bundle_from_recipe(RECIPE, work / "bundle")
+        engines, skipped = _peers_engines(work, device)
+        results.keep("network", "fashion-dit")
+        results.keep("engines left out", skipped)
+        cases = {}
+        for solver, steps in SOLVERS:
+            case = bench_peers.Case(RECIPE, work / "bundle", "full", batch, steps, device)
+            cases[f"{solver}, {steps} steps"] = bench_caching.measured(
+                case, solver, engines, rounds
+            )
+            results.keep("cases", cases)
+    for name, case in cases.items():
+        print_table(name, case["rows"])
+    print(f"written: {output}")
+
+
+def _results(output: Path, device: str) -> Results:
+    """Empty results, with the GPU's name; PyTorch takes all cores."""
+    results = Results(output, "")
     if device == "cuda":
         results.values["machine"]["gpu"] = torch.cuda.get_device_name()
     torch.set_num_threads(os.cpu_count() or 1)
+    return results
+
+
+def _measure_peers(rounds: int, device: str, output: Path) -> None:
+    results = _results(output, device)
+    results.keep("batch", 16)
     with TemporaryDirectory() as temporary:
         small, _ = random_recipe("DiT-S/2", Path(temporary) / "small")
         cases = {"fashion-dit": (RECIPE, "balanced", 10), "DiT-S/2": (small, "ase", 4)}
@@ -229,7 +266,7 @@ def demo(rounds: Rounds = 9) -> None:
     """The shipped schedule against full depth and torch eager."""
     sampler = Sampler.open(OUT / "cpu")
     schedule, steps, batch = sampler.interface.sampling.schedule, 10, 16
-    eager = bench_runtime.torch_samplers(sampler.interface, compiled=False)["torch eager"]
+    eager = bench_runtime.torch_samplers(OUT / "bundle")["torch eager"]
     seconds = medians(
         {
             "schedule": lambda: sampler.sample(batch, steps=steps),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
@@ -15,13 +17,45 @@ from children import medians_in_turns
 from results import RECIPE, Row, milliseconds
 
 import eecompile.compiler.trace as trace
+from eecompile import FakeEngine, Sampler
+from eecompile.arrays import Array, Inputs
 from eecompile.compiler import bundle_from_recipe
 from eecompile.compiler.graph.merge import merged_exits
+from eecompile.programs.choice import Forecast
+from eecompile.programs.interface import Interface, State
+from eecompile.programs.process import Point, Process
+from eecompile.programs.program import Program
 from eecompile.store import open_bundle, open_engine_set
 
 THREADS = ("no spinning", "spinning", "spinning within a run", "one global pool")
 LEVELS = onnxruntime.GraphOptimizationLevel
 Session = onnxruntime.InferenceSession
+FLOW = Process(family="flow", prediction="flow", shift=3.0)
+EDM = Process(family="edm", prediction="edm")
+FORECASTS: tuple[tuple[Process | None, str, int], ...] = (  # None: the shipped network's
+    (None, "ddim", 50),
+    (None, "dpmpp-2m", 20),
+    (FLOW, "flow-euler", 28),
+    (FLOW, "flow-heun", 14),
+    (EDM, "euler", 40),
+    (EDM, "heun", 18),
+)
+BESIDE_FEWER = (
+    ("ddim", 50, 1.0),
+    ("dpmpp-2m", 20, 1.0),
+    ("unipc", 20, 1.0),
+    ("ddim", 50, 2.0),
+    ("ddim", 50, 4.0),
+    ("dpmpp-2m", 20, 4.0),
+    ("dpmpp-2m", 10, 1.0),
+    ("ddpm", 50, 1.0),
+)
+VARIABLES: Mapping[str, Callable[[Point, int], float]] = {
+    "half log-SNR": lambda point, at: max(point.half_log_snr, -10.0),
+    "time": lambda point, at: point.time,
+    "sigma": lambda point, at: point.sigma,
+    "step": lambda point, at: float(-at),
+}
 
 
 def inputs(batch: int) -> dict[str, np.ndarray]:
@@ -125,3 +159,100 @@ def one_graph(bundle: Path, rounds: int) -> list[Row]:
             }
             rows.append({"exit": exit_.depth} | milliseconds(actions, 5 * rounds))
     return rows
+
+
+def forecast_variables(engines: Path, samples: int) -> Iterator[Row]:
+    """Distance to full depth by the variable of forecasts, every second moment a forecast.
+
+    In standard deviations of the samples, the geometric mean of both parities. The shipped
+    network; for other processes, the exact prediction for a mixture of Gaussians.
+    """
+    for process, solver, steps in FORECASTS:
+        with mixture_sampler(process) if process else Sampler.open(engines) as sampler:
+            program = sampler.program(solver, steps, sampler.interface.exits[-1])
+            full = sampler.sample(samples, solver=program)
+            for order in (0, 1, 2):
+                row: Row = {"process": sampler.interface.process.family, "solver": solver}
+                row |= {"evaluations": len(program.steps), "order": order}
+                for name in VARIABLES:
+                    made = [every_second(program, start, order, name) for start in (3, 4)]
+                    apart = [sampler.sample(samples, solver=each) - full for each in made]
+                    squares = [np.mean(each**2) / np.var(full) for each in apart]
+                    row[name] = float(np.prod(squares) ** (1 / 4))
+                yield row
+
+
+def forecasts_and_fewer_steps(engines: Path, samples: int) -> Iterator[Row]:
+    """Distance to full depth, in units of the range, of forecasts at every second step.
+
+    Steps 3, 5, ... are forecasts; beside them, as many evaluations in fewer steps.
+    """
+    with Sampler.open(engines) as sampler:
+        for solver, steps, guidance in BESIDE_FEWER:
+            sample = partial(sampler.sample, samples, guidance=guidance)
+            deepest = sampler.interface.exits[-1]
+            program = sampler.program(solver, steps, deepest)
+            full = sample(solver=program)
+            row: Row = {"solver": solver, "steps": steps, "guidance": guidance}
+            for order in (0, 1, 2):
+                choices = [
+                    Forecast(order) if i > 2 and i % 2 else s.choice
+                    for i, s in enumerate(program.steps)
+                ]
+                made = msgspec.structs.replace(
+                    program,
+                    steps=tuple(
+                        msgspec.structs.replace(step, choice=choice)
+                        for step, choice in zip(program.steps, choices, strict=True)
+                    ),
+                )
+                row["evaluations"] = sum(choice.evaluates for choice in made.choices if choice)
+                row[f"order {order}"] = _distance(sample(solver=made), full)
+            fewer = sample(solver=sampler.program(solver, row["evaluations"], deepest))
+            yield row | {"fewer steps": _distance(fewer, full)}
+
+
+def _distance(found: Array, expected: Array) -> float:
+    """In units of the range of the shipped network's data, -1 to 1."""
+    return float(np.sqrt(np.mean((found - expected) ** 2)) / 2)
+
+
+def every_second(program: Program, start: int, order: int, variable: str) -> Program:
+    """The program with forecasts at every second moment, extrapolated in a variable.
+
+    A program without a process extrapolates in its times: here, the variable's values.
+    """
+    assert program.process is not None
+    moments = [*dict.fromkeys(step.moment for step in program.steps)]
+    steps = []
+    for step in program.steps:
+        at = moments.index(step.moment)
+        place = VARIABLES[variable](program.process.at(step.moment), at)
+        choice = step.choice if at < start or (at - start) % 2 else Forecast(order)
+        steps.append(msgspec.structs.replace(step, choice=choice, time=place))
+    return msgspec.structs.replace(program, process=None, steps=tuple(steps))
+
+
+def mixture_sampler(process: Process) -> Sampler:
+    """Predicts exactly, for a flow or edm, where data are 24 Gaussians in 64 dimensions."""
+    draws = np.random.default_rng(0)
+    means, variance = 0.5 * draws.standard_normal((24, 64)), 0.1**2
+
+    def predict(depth: int, x: Array, t: Array, given: Inputs) -> Array:
+        time, edm = float(t[0]), process.family == "edm"
+        point = process.at_ratio(math.exp(4 * time)) if edm else process.at(time)
+        state = x / process.input_scale(point)
+        total = point.alpha**2 * variance + point.sigma**2
+        apart = state[:, None] - point.alpha * means
+        log = -np.sum(apart**2, axis=2) / (2 * total)
+        share = np.exp(log - log.max(axis=1, keepdims=True))
+        share /= share.sum(axis=1, keepdims=True)
+        data = np.einsum("bk,bkd->bd", share, means + point.alpha * variance / total * apart)
+        if not edm:
+            return ((state - data) / point.sigma).astype(np.float32)
+        root = math.hypot(point.sigma, process.sigma_data)
+        skip, out = (process.sigma_data / root) ** 2, point.sigma * process.sigma_data / root
+        return ((data - skip * state) / out).astype(np.float32)
+
+    interface = Interface(name="mixture", exits=(1,), state=State(shape=(64,)), process=process)
+    return Sampler(FakeEngine((1,), predict), interface)

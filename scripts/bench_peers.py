@@ -4,30 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-import diffusers
 import numpy as np
-import onnxruntime
-import openvino
 import torch
 from bench_runtime import open_samplers
 from results import Row
 
-from eecompile import Interface
+from eecompile import Interface, Program
 from eecompile.arrays import Array
 from eecompile.measure.timing import interleaved, percentiles
 from eecompile.networks import load_network
+from eecompile.programs.program import Term
 from eecompile.recipe import load_recipe
 from eecompile.runtime.trajectory.noise import normal_noise
 from eecompile.store.bundle import exit_graph_name
 
 Predict = Callable[[int, Array, Array, Mapping[str, Array]], Array]
-Loop = Callable[[Sequence[int]], object]
+Loop = Callable[[Sequence[int]], Any]
 EAGER = "PyTorch eager"
+FULL = "full depth"
 BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
 
 
@@ -43,13 +43,31 @@ class Case(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What every loop samples from."""
+    """What every loop samples from: a program that draws no noise, of which loops take the steps.
+
+    Attributes:
+        interface: of the network.
+        program: at any depth.
+        noise: float32 [B, ...].
+        conditions: by name, [B, ...].
+        device: ``cpu`` or ``cuda``.
+    """
 
     interface: Interface
+    program: Program
     noise: Array
     conditions: Mapping[str, Array]
-    steps: int
     device: str
+
+    @classmethod
+    def of(cls, interface: Interface, program: Program, batch: int, device: str) -> Given:
+        """Samples 0, 1, ... of seed 0."""
+        rows = range(batch)
+        conditions = {
+            name: spec.values(name, None, rows) for name, spec in interface.conditions.items()
+        }
+        noise = normal_noise(0, rows, 0, interface.state.shape)
+        return cls(interface, program, noise, conditions, device)
 
 
 def measured(case: Case, engines: Mapping[str, Path], rounds: int) -> Row:
@@ -63,7 +81,7 @@ def measured(case: Case, engines: Mapping[str, Path], rounds: int) -> Row:
         planner = next(iter(opened.values()))
         interface = planner.interface
         programs = {n: planner.program("ddim", case.steps, n) for n in (case.schedule, "full")}
-        loops = peer_loops(case, interface)
+        loops = peer_loops(case, Given.of(interface, programs["full"], case.batch, case.device))
         actions: dict[tuple[str, str], Callable[[], object]] = {}
         for which, program in programs.items():
             depths = [step.chosen.blocks for step in program.steps]
@@ -102,49 +120,47 @@ def _ratio(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, 
     return percentiles([a / b for a, b in zip(one, other, strict=True)])
 
 
-def peer_loops(case: Case, interface: Interface) -> dict[str, Loop]:
+def peer_loops(case: Case, given: Given) -> dict[str, Loop]:
     """Loops of the peers, by name; each takes the depth of every step."""
-    rows, device = range(case.batch), case.device
+    exits, device = given.interface.exits, case.device
     network = load_network(load_recipe(case.recipe).network, case.recipe.parent)
     network = network.eval().to(device)
-    conditions = {
-        name: spec.values(name, None, rows) for name, spec in interface.conditions.items()
-    }
-    noise = normal_noise(0, rows, 0, interface.state.shape)
-    given = Given(interface, noise, conditions, case.steps, device)
     mode = None if device == "cpu" else "max-autotune"
     compiled = torch.compile(network.predict_at, mode=mode)
     loops = {
-        EAGER: _torch_loop(network.predict_at, given),
-        f"torch.compile, {mode}" if mode else "torch.compile": _torch_loop(compiled, given),
+        EAGER: torch_loop(network.predict_at, given),
+        f"torch.compile, {mode}" if mode else "torch.compile": torch_loop(compiled, given),
         "diffusers' loop": _diffusers_loop(network, given),
     }
-    plain = {"onnxruntime, a session an exit": _onnxruntime(case.bundle, interface.exits, device)}
+    plain = {"onnxruntime, a session an exit": _onnxruntime(case.bundle, exits, device)}
     if device == "cpu":
-        plain["OpenVINO, a model an exit"] = _openvino(case.bundle, interface.exits)
+        plain["OpenVINO, a model an exit"] = _openvino(case.bundle, exits)
     return loops | {name: _numpy_loop(predict, given) for name, predict in plain.items()}
 
 
-def _torch_loop(predict: Any, given: Given) -> Loop:
+def torch_loop(predict: Any, given: Given) -> Loop:
     """The eager loop of the paper's code: the depth is chosen at every timestep."""
     device, conditions = given.device, _tensors(given)
 
-    def loop(depths: Sequence[int]) -> object:
-        with torch.inference_mode(), _half(device):
-            x = torch.from_numpy(given.noise).clone().to(device)
-            for moment, depth in zip(_tables(given), depths, strict=True):
+    def loop(depths: Sequence[int]) -> Array:
+        def evaluate(index: int, x: torch.Tensor, timestep: float) -> torch.Tensor:
+            if device != "cpu":
                 torch.compiler.cudagraph_mark_step_begin()
-                t = torch.full((len(x),), float(moment[0]), device=device)
-                output = predict(depth, x, t, **conditions)
-                output = output[:, : x.shape[1]].float()  # without a learned variance
-                x = _ddim(given.interface, x, output, moment)
-            return x.cpu().numpy()
+            t = torch.full((len(x),), timestep, device=device)
+            output = predict(depths[index], x, t, **conditions)
+            return output[:, : x.shape[1]].float()  # without a learned variance
+
+        with torch.inference_mode(), _half(device):
+            noise = torch.from_numpy(given.noise).to(device)
+            return _stepped(given.program, noise, evaluate).cpu().numpy()
 
     return loop
 
 
 def _diffusers_loop(network: Any, given: Given) -> Loop:
     """The loop of a diffusers pipeline: its DDIM scheduler's steps around the network."""
+    import diffusers
+
     process, device, conditions = given.interface.process, given.device, _tensors(given)
     scheduler = diffusers.DDIMScheduler(
         num_train_timesteps=process.timesteps,
@@ -157,7 +173,7 @@ def _diffusers_loop(network: Any, given: Given) -> Loop:
     )
 
     def loop(depths: Sequence[int]) -> object:
-        scheduler.set_timesteps(given.steps, device=device)
+        scheduler.set_timesteps(len(given.program.steps), device=device)
         with torch.inference_mode(), _half(device):
             x = torch.from_numpy(given.noise).clone().to(device)
             for t, depth in zip(scheduler.timesteps, depths, strict=True):
@@ -174,36 +190,32 @@ def _numpy_loop(predict: Predict, given: Given) -> Loop:
     """A hand-written loop in numpy around engines made in the plainest way."""
 
     def loop(depths: Sequence[int]) -> object:
-        x = given.noise.copy()
-        for moment, depth in zip(_tables(given), depths, strict=True):
-            t = np.full(len(x), moment[0], np.float32)
-            output = predict(depth, x, t, given.conditions)
-            x = _ddim(given.interface, x, output, moment).astype(np.float32)
-        return x
+        def evaluate(index: int, x: Array, timestep: float) -> Array:
+            t = np.full(len(x), timestep, np.float32)
+            return predict(depths[index], x, t, given.conditions)[:, : x.shape[1]]
+
+        return _stepped(given.program, given.noise, evaluate)
 
     return loop
 
 
-def _tables(given: Given) -> list[tuple[int, float, float]]:
-    """Timestep, and alpha_bar there and after the step, of DDIM's trailing grid."""
-    process, steps = given.interface.process, given.steps
-    total, bars = process.timesteps, process.alpha_bar()
-    visited = [round(total - index * total / steps) - 1 for index in range(steps)]
-    after = [*(float(bars[t]) for t in visited[1:]), 1.0]
-    return [(t, float(bars[t]), a) for t, a in zip(visited, after, strict=True)]
+def _stepped(program: Program, noise: Any, evaluate: Callable[[int, Any, float], Any]) -> Any:
+    """The state after a program's steps, on arrays or tensors.
+
+    ``evaluate`` predicts, given a step's index, the network's input and the timestep.
+    """
+    buffers = {"state": noise * program.initial}
+    for index, step in enumerate(program.steps):
+        buffers["output"] = evaluate(index, _sum(step.input, buffers), step.timestep)
+        for update in step.updates:
+            made = _sum(update.terms, buffers)
+            buffers[update.into] = made.clip(*update.clip) if update.clip else made
+    return buffers["state"]
 
 
-def _ddim(interface: Interface, x: Any, output: Any, moment: tuple[int, float, float]) -> Any:
-    """One step of DDIM on arrays or tensors."""
-    _, bar, after = moment
-    signal, spread = bar**0.5, (1 - bar) ** 0.5
-    kind, bounds, data = interface.process.prediction, interface.state.range, output
-    if kind == "v_prediction":
-        data = signal * x - spread * output
-    elif kind == "epsilon":
-        data = (x - spread * output) / signal
-    data = data.clip(*bounds) if bounds else data
-    return after**0.5 * data + (1 - after) ** 0.5 * (x - signal * data) / spread
+def _sum(terms: Sequence[Term], buffers: Mapping[str, Any]) -> Any:
+    products = [term.coefficient * buffers[term.buffer] for term in terms]
+    return reduce(add, products)
 
 
 def _tensors(given: Given) -> dict[str, torch.Tensor]:
@@ -217,6 +229,8 @@ def _half(device: str) -> Any:
 
 
 def _onnxruntime(bundle: Path, exits: Sequence[int], device: str) -> Predict:
+    import onnxruntime
+
     providers = ["CPUExecutionProvider"]
     if device != "cpu":
         onnxruntime.preload_dlls()
@@ -230,6 +244,8 @@ def _onnxruntime(bundle: Path, exits: Sequence[int], device: str) -> Predict:
 
 
 def _openvino(bundle: Path, exits: Sequence[int]) -> Predict:
+    import openvino
+
     graphs = {depth: str(bundle / exit_graph_name(depth)) for depth in exits}
     models = {depth: openvino.compile_model(graph, "CPU") for depth, graph in graphs.items()}
     return lambda depth, x, t, given: models[depth]({"x": x, "t": t, **given})[0]

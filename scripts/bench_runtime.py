@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -16,14 +17,12 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import torch
 from bundles import TARGETS, bundles_of, engine_set
 from children import medians_in_turns, opening, pooled
 from results import RECIPE, Row, medians, milliseconds
 
 from eecompile import Interface, Sampler, SampleRequest
-from eecompile.networks import load_network
-from eecompile.recipe import load_recipe
+from eecompile.compare.trained import TorchPeer, TrainedNetwork
 from eecompile.runtime import Engine
 
 STEPS = 50
@@ -68,46 +67,27 @@ class TimedEngine(NoEngine):
         return timed
 
 
-class TorchEngine(Engine):
-    """The torch network behind the runtime's engine protocol: the loop stays the same."""
-
-    precision, max_batch = "fp32", 64
-
-    def __init__(self, network: Any, compile_: bool = False) -> None:
-        self.exits = network.exits
-        self._predict = torch.compile(network.predict_at) if compile_ else network.predict_at
-
-    def evaluate(
-        self, depth: int, x: np.ndarray, t: np.ndarray, conditions: Mapping[str, np.ndarray]
-    ) -> list[np.ndarray]:
-        tensors = {name: torch.from_numpy(array) for name, array in conditions.items()}
-        with torch.inference_mode():
-            made = self._predict(depth, torch.from_numpy(x), torch.from_numpy(t), **tensors)
-        return [made.numpy()]
-
-
-def torch_samplers(interface: Any, *, compiled: bool) -> dict[str, Sampler]:
+def torch_samplers(bundle: Path) -> dict[str, Sampler]:
     """Samplers of the shipped network in torch, by name."""
-    network = load_network(load_recipe(RECIPE).network, RECIPE.parent)
-    engines = {"torch eager": TorchEngine(network)}
-    if compiled:
-        engines["torch.compile"] = TorchEngine(network, compile_=True)
-    return {name: Sampler(engine, interface) for name, engine in engines.items()}
+    network = TrainedNetwork(bundle, RECIPE)
+    kinds = {"torch eager": False, "torch.compile": True}
+    engines = {name: TorchPeer(network, compiled=compiled) for name, compiled in kinds.items()}
+    return {name: Sampler(engine, network.interface) for name, engine in engines.items()}
 
 
 def schedule_speedup(sampler: Sampler, schedule: str, batch: int, steps: int, rounds: int) -> Row:
     """The schedule's speed-up over full depth, against its share of block evaluations."""
     programs = {name: sampler.program("ddim", steps, name) for name in ("full", schedule)}
     actions = {n: partial(sampler.sample, batch, solver=p) for n, p in programs.items()}
-    seconds = medians(actions, rounds)
+    times = milliseconds(actions, rounds, per=steps)
     blocks = [step.chosen.blocks for step in programs[schedule].steps]
     promised = max(sampler.interface.exits) * len(blocks) / sum(blocks)
-    speedup = seconds["full"] / seconds[schedule]
+    speedup = times["full"] / times[schedule]
     return {
         "batch": batch,
         "schedule": schedule,
-        "full_ms_per_step": 1e3 * seconds["full"] / steps,
-        "schedule_ms_per_step": 1e3 * seconds[schedule] / steps,
+        "full_ms_per_step": times["full"],
+        "schedule_ms_per_step": times[schedule],
         "promised": promised,
         "speedup": speedup,
         "of_promised": speedup / promised,
@@ -141,10 +121,8 @@ def exit_rows(
 ) -> Iterator[Row]:
     """The same at every exit."""
     exits = next(iter(samplers.values())).interface.exits
-    for batch in batches:
-        for depth in exits:
-            row = step_row(samplers, batch, depth, rounds, unit)
-            yield {"batch": batch, "depth": depth} | row
+    for batch, depth in product(batches, exits):
+        yield {"batch": batch, "depth": depth} | step_row(samplers, batch, depth, rounds, unit)
 
 
 def overhead_rows(interface: Interface, rounds: int) -> Iterator[Row]:
@@ -154,35 +132,23 @@ def overhead_rows(interface: Interface, rounds: int) -> Iterator[Row]:
         for batch, guidance in ((1, 1.0), (1, 2.0), (16, 1.0), (16, 2.0)):
             program = sampler.program(solver, STEPS)
             sample = partial(sampler.sample, batch, solver=program, guidance=guidance)
-            yield {
-                "solver": solver,
-                "batch": batch,
-                "guidance": guidance,
-                "microseconds a step": 1e6
-                * medians({"": sample}, rounds * 5)[""]
-                / len(program.steps),
-            }
-
-
-def outside_engines(sampler: Sampler, solver: str, batch: int, steps: int, rounds: int) -> float:
-    """Share of a sampling that is spent outside the engines, with the real engine."""
-    program, shares = sampler.program(solver, steps), []
-    for _ in range(rounds):
-        timed = TimedEngine(sampler.engine)
-        alone = Sampler(timed, sampler.interface)
-        alone.sample(batch, solver=msgspec.structs.replace(program, steps=program.steps[:2]))
-        timed.seconds, started = 0.0, time.perf_counter()
-        alone.sample(batch, solver=program)
-        shares.append(1 - timed.seconds / (time.perf_counter() - started))
-    return median(shares)
+            seconds = medians({"": sample}, rounds * 5)[""] / len(program.steps)
+            row = {"solver": solver, "batch": batch, "guidance": guidance}
+            yield row | {"microseconds a step": 1e6 * seconds}
 
 
 def outside_rows(sampler: Sampler, rounds: int) -> Iterator[Row]:
-    """The same of every solver, one sample and sixteen."""
-    for solver in SOLVERS:
-        for batch in (1, 16):
-            share = outside_engines(sampler, solver, batch, STEPS, rounds)
-            yield {"solver": solver, "batch": batch, "outside engines": share}
+    """Share of a sampling that is spent outside the engines, with the real engine."""
+    for solver, batch in product(SOLVERS, (1, 16)):
+        program, shares = sampler.program(solver, STEPS), []
+        for _ in range(rounds):
+            timed = TimedEngine(sampler.engine)
+            alone = Sampler(timed, sampler.interface)
+            alone.sample(batch, solver=msgspec.structs.replace(program, steps=program.steps[:2]))
+            timed.seconds, started = 0.0, time.perf_counter()
+            alone.sample(batch, solver=program)
+            shares.append(1 - timed.seconds / (time.perf_counter() - started))
+        yield {"solver": solver, "batch": batch, "outside engines": median(shares)}
 
 
 def start_up(engines: Path) -> Row:
@@ -200,16 +166,11 @@ def start_up(engines: Path) -> Row:
     return {"import_seconds": imported, "open_seconds": opened}
 
 
-def memory(folders: Mapping[str, Path], rounds: int) -> dict[str, Row]:
-    """Resident MiB of a process with every exit opened and run, by engine set."""
-    calls = {name: (opening, folder, "onnxruntime") for name, folder in folders.items()}
-    return medians_in_turns(calls, rounds)
-
-
 def memory_rows(sets: Mapping[str, Mapping[str, Path]], rounds: int) -> Iterator[Row]:
-    """The same by network, over that of its engine set ``full depth alone``."""
+    """Resident MiB with every exit opened and run, over that of the set ``full depth alone``."""
     for network, folders in sets.items():
-        used, row = memory(folders, rounds), {"network": network}
+        calls = {name: (opening, folder, "onnxruntime") for name, folder in folders.items()}
+        used, row = medians_in_turns(calls, rounds), {"network": network}
         alone = used.pop("full depth alone")
         for kind in ("whole", "engines"):
             row[f"{kind}: full depth alone, MiB"] = alone[kind]

@@ -6,14 +6,14 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 from bundles import engine_set
 from results import (
-    BENCHMARKS,
     OUT,
     RECIPE,
     Results,
@@ -31,6 +31,10 @@ from eecompile.tune.report import BaselineComparison, Front, FrontPoint, read_fr
 SOLVERS = (("ddim", 50), ("dpmpp-2m", 20))
 CASES = [f"{solver}{end}" for solver, _ in SOLVERS for end in ("", "-reuse")]
 SMALL = ("--seeds", "2", "--held-out", "4", "--batch", "2", "--minutes", "0.1")
+FIGURES = (
+    *("name", "kind", "time_share", "predicted_share", "ideal_share", "distance"),
+    *("interval", "psnr"),
+)
 # The goals: at equal time, distance over the baseline's; at equal distance, time over its.
 DISTANCE, TIME, SECONDS = 0.8, 0.9, 600
 
@@ -58,35 +62,8 @@ def tuned(
 
 def front_rows(front: Front) -> list[Row]:
     """Every program, dearest first within its kind."""
-    return [
-        {
-            "name": point.name,
-            "kind": point.kind,
-            "time": point.time_share,
-            "predicted time": point.predicted_share,
-            "ideal time": point.ideal_share,
-            "distance": point.distance,
-            "interval": point.interval,
-            "psnr": point.psnr,
-        }
-        for point in sorted(front.points, key=lambda point: (point.kind, -point.predicted_share))
-    ]
-
-
-def comparison_rows(front: Front) -> Iterator[Row]:
-    """At equal time, the found schedule's distance over each baseline's; and the other way."""
-    points = {point.name: point for point in front.points}
-    for each in front.comparisons:
-        yield {
-            "baseline": each.baseline,
-            "kind": points[each.baseline].kind,
-            "baseline time": points[each.baseline].time_share,
-            "found": each.found,
-            "time over its": each.time_share,
-            "distance over its": each.distance_ratio,
-            "interval": each.interval,
-            "time over its at its distance": each.time_share_at_distance,
-        }
+    points = sorted(front.points, key=lambda point: (point.kind, -point.predicted_share))
+    return [{name: getattr(point, name) for name in FIGURES} for point in points]
 
 
 def goals(front: Front) -> Row:
@@ -203,8 +180,7 @@ def schedules(
     names = only or CASES
     bundle_from_recipe(RECIPE, OUT / "bundle")
     engines = engine_set(OUT / "bundle", OUT, "cpu")
-    packages = ("numpy", "onnxruntime", "eecompile")
-    results = Results(output or BENCHMARKS / "schedules-cpu.json", *packages)
+    results = Results(output, "schedules-cpu")
     machine = results.values["machine"]
     cases = kept(results.output, machine, names)
     for name in names:
@@ -215,7 +191,7 @@ def schedules(
             "command": machine["command"],
             "settings": front.settings,
             "goals": goals(front),
-            "against baselines at no more time": list(comparison_rows(front)),
+            "against baselines at no more time": msgspec.to_builtins(front.comparisons),
             "programs on the held-out samples": front_rows(front),
             "warnings": front.warnings,
         }

@@ -5,63 +5,76 @@ from __future__ import annotations
 import json
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- peers:begin -->", "<!-- peers:end -->"
+from caching_page import tables
+from results import ROOT, machine
+
+from eecompile.show.table import markdown
+
 SAME, FULL = "over eager, same schedule", "over eager, full depth"
 SAVING = "schedule's saving"
 EAGER, COMPILED, OURS = "PyTorch eager", "torch.compile", "eecompile"
 Row = Mapping[str, Any]
 
 
-def peers_files(root: Path = ROOT) -> list[Path]:
-    """One JSON a machine."""
-    return sorted((root / "docs" / "benchmarks").glob("peers-*.json"))
+def results_files(name: str, root: Path = ROOT) -> list[Path]:
+    """The JSON files of a benchmark, one a machine."""
+    return sorted((root / "docs" / "benchmarks").glob(f"{name}-*.json"))
 
 
-def write_peers_tables(root: Path = ROOT) -> list[Path]:
+def write_tables(root: Path = ROOT) -> list[Path]:
     """Rewrite the marked regions; the documents that have changed."""
     changed = []
-    for path, text in peers_documents(root).items():
+    for path, text in documents(root).items():
         if text != path.read_text():
             path.write_text(text)
             changed.append(path)
     return changed
 
 
-def peers_documents(root: Path = ROOT) -> dict[Path, str]:
+def documents(root: Path = ROOT) -> dict[Path, str]:
     """What the documents with marked regions should say."""
-    results = [json.loads(path.read_text()) for path in peers_files(root)]
-    makers: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
-        "README.md": short_table,
-        "docs/compare.md": whole_tables,
-    }
-    documents = {}
-    for name, maker in makers.items():
+    texts: dict[Path, str] = {}
+    for document, name, maker in (
+        ("README.md", "peers", short_table),
+        ("docs/compare.md", "peers", whole_tables),
+        ("docs/compare.md", "caching", caching_tables),
+    ):
+        path = root / document
+        results = (json.loads(file.read_text()) for file in results_files(name, root))
         lines = [line for result in results for line in maker(result)]
-        documents[root / name] = with_region((root / name).read_text(), lines)
-    return documents
+        texts[path] = with_region(texts.get(path, path.read_text()), name, lines)
+    return texts
 
 
-def with_region(text: str, lines: Sequence[str]) -> str:
-    """The text with other lines between the marks, which it must have once."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise SystemExit(f"expected {BEGIN} and {END} once in each document")
-    before, _, rest = text.partition(BEGIN)
-    return before + "\n".join([BEGIN, *lines, END]) + rest.partition(END)[2]
+def with_region(text: str, name: str, lines: Sequence[str]) -> str:
+    """The text with other lines between the marks of that name, which it must have once."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise SystemExit(f"expected {begin} and {end} once in each document")
+    before, _, rest = text.partition(begin)
+    return before + "\n".join([begin, *lines, end]) + rest.partition(end)[2]
+
+
+def caching_tables(result: Mapping[str, Any]) -> Iterator[str]:
+    """The least time of every peer within some distances, a table a solver."""
+    for table in tables(result):
+        yield ""
+        yield from markdown(table).splitlines()
+    yield ""
 
 
 def short_table(result: Mapping[str, Any]) -> Iterator[str]:
     """What matters most, on one machine: torch.compile, the fastest peer, and eecompile."""
     networks = _networks(result)
     by = {name: {row["by"]: row for row in found["rows"]} for name, found in networks.items()}
-    machine = re.sub(r" \(.*?\)", "", _machine(result))
+    where = re.sub(r" \(.*?\)", "", machine(result))
     yield (
         f"Speed-up over eager PyTorch with the same exit schedule, batch {result['batch']}, on "
-        f"{machine}:"
+        f"{where}:"
     )
     yield ""
     yield "| | " + " | ".join(by) + " |"
@@ -81,7 +94,7 @@ def whole_tables(result: Mapping[str, Any]) -> Iterator[str]:
     for name, found in _networks(result).items():
         yield ""
         yield textwrap.fill(
-            f"**{name}** on {_machine(result)}, batch {result['batch']}; the exit schedule "
+            f"**{name}** on {machine(result)}, batch {result['batch']}; the exit schedule "
             f"`{found['schedule']}` leaves out {found['blocks left out']:.1%} of the blocks:",
             width=100,
         )
@@ -120,9 +133,3 @@ def _networks(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {
         name: found for name, found in result.items() if isinstance(found, dict) and "rows" in found
     }
-
-
-def _machine(result: Mapping[str, Any]) -> str:
-    facts = result["machine"]
-    where = [facts.get("gpu"), facts["cpu"], f"{facts['cores']} cores"]
-    return ", ".join(str(fact) for fact in where if fact)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -116,9 +117,8 @@ def random_checkpoint(path: str) -> int:
     from eecompile.recipe import load_recipe
 
     recipe = load_recipe(Path(path)).network
-    module, _, name = (recipe.factory or "").partition(":")
     exits = {} if recipe.blocks else {"exits": recipe.exits}
-    network = getattr(importlib.import_module(module), name)(**exits, **recipe.options)
+    network = pkgutil.resolve_name(recipe.factory or "")(**exits, **recipe.options)
     draws = torch.Generator().manual_seed(0)
     state = network.state_dict()
     for key, value in state.items():
@@ -163,4 +163,4 @@ def exported(path: str, folder: str, alone: bool) -> Row:
 
 if __name__ == "__main__":
     module, name, given = sys.argv[1:]
-    print(json.dumps(getattr(importlib.import_module(module), name)(*json.loads(given))))
+    print(json.dumps(pkgutil.resolve_name(f"{module}:{name}")(*json.loads(given))))

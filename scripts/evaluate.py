@@ -28,7 +28,6 @@ from eecompile.compiler import bundle_from_recipe
 from eecompile.recipe import load_recipe
 from eecompile.store import open_engine_set
 
-PACKAGES = ("onnxruntime", "torch", "torchmetrics", "numpy")
 WEIGHTS = {"before": "start.safetensors", "after": "weights.safetensors"}
 DEFAULTS = ("-n", 10_000, "--solver", "ddim", "--steps", 15, "--work", ROOT / "out" / "evaluate")
 Data = Annotated[Path, typer.Option(help="Folder of the IDX files.")]
@@ -67,7 +66,7 @@ def shipped(
     interface = open_engine_set(engines).interface
     names = schedules or [*map(str, interface.exits[:-1]), *interface.schedules]
     made = evaluated(engines, names, data, more.args)
-    output.write_text(json.dumps({"machine": facts(*PACKAGES), **made}, indent=1) + "\n")
+    output.write_text(json.dumps({"machine": facts(), **made}, indent=1) + "\n")
 
 
 @app.command(context_settings=MORE)
@@ -93,7 +92,7 @@ def finetuned(
     schedule.write_bytes(made_for.to_json())
     names = [str(schedule), "full", *map(str, made.network.exits[:-1])]
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    result = {"machine": facts(*PACKAGES), "training": training, "training_log": log}
+    result = {"machine": facts(), "training": training, "training_log": log}
     for name, weights in WEIGHTS.items():
         bundle_from_recipe(recipe, run / name / "bundle", checkpoint=run / weights)
         engines = engine_set(run / name / "bundle", run / name, "cpu")

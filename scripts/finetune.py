@@ -103,10 +103,8 @@ def check(recipe: ExportRecipe) -> None:
 
 def schedule_of(recipe: ExportRecipe, text: str) -> ExitSchedule:
     """The schedule that a name of the recipe, depths or a file stands for."""
-    if known := recipe.exit_schedules().get(text):
-        return known
-    read = ExitSchedule.read(text) if text.endswith(".json") else ExitSchedule.parse(text)
-    return read.check(recipe.network.exits)
+    known = recipe.exit_schedules().get(text)
+    return known or ExitSchedule.parse(text).check(recipe.network.exits)
 
 
 def parse() -> argparse.Namespace:

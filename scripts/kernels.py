@@ -45,17 +45,14 @@ def ptx_from_source(source: str) -> str:
 
 def nvrtc_version() -> str:
     """The compiler's version, such as 13.0."""
-    status, major, minor = nvrtc.nvrtcVersion()
-    if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        raise SystemExit(f"NVRTC: {status.name}")
-    return f"{major}.{minor}"
+    return ".".join(map(str, _call(nvrtc.nvrtcVersion())))
 
 
 def _call(answer: tuple[Any, ...]) -> Any:
     status, *rest = answer
     if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
         raise SystemExit(f"NVRTC: {status.name}")
-    return rest[0] if rest else None
+    return rest[0] if len(rest) == 1 else rest
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def losses(
         training = dict(file.metadata() or {})
     logged = [json.loads(line) for line in log.read_text().splitlines()] if log else []
     result = {
-        "machine": facts("torch"),
+        "machine": facts(),
         "training": training,
         "held_out_images": len(images),
         "velocity_mse": mean,

@@ -7,32 +7,39 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from operator import itemgetter
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import msgspec
 from rich.console import Console
-from rich.table import Table
 
 from eecompile import EecompileError
 from eecompile.measure.machine import cpu, machine_facts
 from eecompile.measure.timing import interleaved
+from eecompile.show.table import Column, Table
+from eecompile.show.terminal import rendered
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "export" / "fashion-dit.toml"
 OUT = ROOT / "out" / "fashion-dit"
 BENCHMARKS = ROOT / "docs" / "benchmarks"
+PACKAGES = (
+    *("eecompile", "numpy", "onnx", "onnx-ir", "onnxruntime", "openvino", "tensorrt_rtx"),
+    *("polygraphy", "nvidia-modelopt", "torch", "torchmetrics", "diffusers"),
+)
 Row = dict[str, Any]
 
 
 class Results:
-    """Results of one script, stored as JSON after every row, with versions of packages."""
+    """Results of one script, stored as JSON after every row: NAME.json, unless told otherwise."""
 
-    def __init__(self, output: Path, *packages: str) -> None:
-        self.output = output
-        self.values: Row = {"machine": facts(*packages)}
+    def __init__(self, output: Path | None, name: str) -> None:
+        self.output = output or BENCHMARKS / f"{name}.json"
+        self.values: Row = {"machine": facts()}
 
     def keep(self, title: str, value: Any) -> None:
         """Store a value; rows that an iterator gives, one by one as they are measured."""
@@ -63,14 +70,12 @@ class Results:
         print(f"written: {self.output}")
 
 
-def facts(*packages: str) -> Row:
-    """Public facts of this machine, the packages' versions, and the command that runs."""
+def facts() -> Row:
+    """Public facts of this machine, versions of packages, and the command that runs."""
     versions = {}
-    for package in packages:
-        try:
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
             versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
     vector = "AVX-512" if "AVX-512" in cpu().instructions else "no AVX-512"
     machine = machine_facts()
     return {
@@ -82,6 +87,13 @@ def facts(*packages: str) -> Row:
         "versions": versions,
         "command": " ".join(["python", *map(_public, sys.argv)]),
     }
+
+
+def machine(result: Mapping[str, Any]) -> str:
+    """The machine of a stored result, in a few words."""
+    found = result["machine"]
+    where = [found.get("gpu"), found["cpu"], f"{found['cores']} cores"]
+    return ", ".join(str(fact) for fact in where if fact)
 
 
 def _public(argument: str) -> str:
@@ -108,12 +120,8 @@ def console() -> Console:
 
 def print_table(title: str, rows: list[Row]) -> None:
     """Print rows that have the same keys."""
-    table = Table(title=title, title_justify="left")
-    for heading in rows[0]:
-        table.add_column(heading, justify="right")
-    for row in rows:
-        table.add_row(*map(cell, row.values()))
-    console().print(table)
+    columns = [Column(name, itemgetter(name), form=cell) for name in rows[0]]
+    console().print(rendered(Table(title, title, columns, rows)))
 
 
 def cell(value: Any) -> str:

@@ -7,11 +7,11 @@ next step reads, so a run that was stopped and resumed ends where one that was n
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import cast
 
 import numpy as np
@@ -23,19 +23,19 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from eecompile import ExitSchedule, Process, UsageError
+from eecompile.evaluate.data import open_array
 from eecompile.networks import MultiExitNetwork
 from eecompile.recipe import ExportRecipe
+from eecompile.store.files import written
 
 DATA = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
 
 
 def load_images(data: Path, part: str) -> tuple[Tensor, Tensor]:
     """Images float32 [N, 1, 28, 28] in [-1, 1] and labels int64 [N] of ``train`` or ``t10k``."""
-    raw = gzip.decompress((data / f"{part}-images-idx3-ubyte.gz").read_bytes())
-    labels = gzip.decompress((data / f"{part}-labels-idx1-ubyte.gz").read_bytes())
-    pixels = np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 1, 28, 28)
-    images = torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1)
-    return images, torch.from_numpy(np.frombuffer(labels, np.uint8, offset=8).astype(np.int64))
+    pixels = open_array(data / f"{part}-images-idx3-ubyte.gz")[:, None].astype(np.float32)
+    labels = open_array(data / f"{part}-labels-idx1-ubyte.gz").astype(np.int64)
+    return torch.from_numpy(pixels / 127.5 - 1), torch.from_numpy(labels)
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 200) -> float:
@@ -262,8 +262,8 @@ class Trainer:
             "seconds": self.seconds,
             "identity": self.identity,
         }
-        torch.save(state, path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)
+        with written(path) as partial:
+            torch.save(state, partial)
 
     def resume(self, path: Path) -> None:
         state = torch.load(path, map_location=self.args.device, weights_only=True)
@@ -283,8 +283,8 @@ class Trainer:
     def export(self, path: Path, facts: Mapping[str, str]) -> None:
         """Write the averaged weights as float16 safetensors."""
         halves = {name: value.half().contiguous().cpu() for name, value in self.average.items()}
-        save_file(halves, path.with_suffix(".part"), metadata=dict(facts))
-        path.with_suffix(".part").replace(path)
+        with written(path) as partial:
+            save_file(halves, partial, metadata=dict(facts))
 
 
 def split_of(network: MultiExitNetwork) -> Callable[..., tuple[Tensor, ...]]:
@@ -398,12 +398,9 @@ def add_options(
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=compiled)
 
 
-def _means(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    columns: dict[str, list[float]] = {}
-    for row in rows:
-        for name, value in row.items():
-            columns.setdefault(name, []).append(value)
-    return {name: sum(values) / len(values) for name, values in columns.items()}
+def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: fmean(row[name] for row in rows if name in row) for name in names}
 
 
 def _metadata(run: Trainer) -> dict[str, str]:

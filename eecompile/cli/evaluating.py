@@ -9,7 +9,7 @@ import typer
 
 from eecompile.cli import options
 from eecompile.cli.console import extra, phases, say, show
-from eecompile.cli.files import check_json
+from eecompile.cli.files import check_file
 from eecompile.cli.values import program_of, request_of, schedules_of
 from eecompile.errors import UsageError
 from eecompile.programs.program import Program
@@ -71,7 +71,7 @@ def evaluate(
 ) -> None:
     """Quality of samples beside real data: Frechet distance, precision and recall."""
     if output is not None:
-        check_json(output)
+        check_file(output, ".json")
     request = request_of(seed, guidance, guidance_interval, set_, null, shape, n=n)
     with extra("evaluate"):
         from eecompile.evaluate import evaluation

@@ -13,37 +13,17 @@ from eecompile.programs.interface import Interface
 from eecompile.store.files import written
 
 
-def check_json(output: Path) -> None:
-    """Pass when a JSON file can be written there.
+def check_file(output: Path, *suffixes: str) -> None:
+    """Pass when a file whose name ends in one of these can be written there.
 
     Raises:
         UsageError: the name or the folder is wrong.
     """
-    if output.suffix != ".json" or not output.parent.is_dir() or output.is_dir():
+    if output.suffix not in suffixes or not output.parent.is_dir() or output.is_dir():
         raise UsageError(
             found=f"output {output}",
-            expected="a name that ends in .json, in a folder that exists",
+            expected=f"a name that ends in {' or '.join(suffixes)}, in a folder that exists",
             remedy="rename it, create the folder, or choose another place",
-        )
-
-
-def check_samples(output: Path) -> None:
-    """Pass when samples can be written there.
-
-    Raises:
-        UsageError: the name or the folder is wrong.
-    """
-    if output.suffix not in (".png", ".npy"):
-        raise UsageError(
-            found=f"output {output}",
-            expected="a name that ends in .png or .npy",
-            remedy="rename it",
-        )
-    if not output.parent.is_dir() or output.is_dir():
-        raise UsageError(
-            found=f"output {output}",
-            expected="a file in a folder that exists",
-            remedy="create the folder, or choose another place",
         )
 
 

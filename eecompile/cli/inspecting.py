@@ -51,12 +51,13 @@ def inspect(
             remedy="drop --program",
         )
     if program or path.is_file():
-        planner = planner_of(path) if program else None
-        interface = None if planner is None else planner.interface
-        if planner is None:
-            shown = program_of(path, None)
+        interface = None
+        if program:
+            planner = planner_of(path)
+            interface = planner.interface
+            shown = planner.program(solver, steps, schedule_of(schedule, interface))
         else:
-            shown = planner.program(solver, steps, schedule_of(schedule, planner.interface))
+            shown = program_of(path, None)
         if json:
             sys.stdout.buffer.write(shown.to_json() + b"\n")
         else:

@@ -9,7 +9,7 @@ import typer
 
 from eecompile.cli import options
 from eecompile.cli.console import extra, last_state, say, show
-from eecompile.cli.files import check_json, check_samples, write_samples
+from eecompile.cli.files import check_file, write_samples
 from eecompile.cli.inspecting import planner_of
 from eecompile.cli.values import program_of, request_of, schedule_of
 from eecompile.errors import UsageError
@@ -44,7 +44,7 @@ def sample(
 ) -> None:
     """Sample with the built engines; what is left out takes the recipe's default."""
     asked = request_of(seed, guidance, guidance_interval, set_, null, shape, n=n)
-    check_samples(output)
+    check_file(output, ".png", ".npy")
     with Sampler.open(engines, *(more or []), threads=threads) as sampler:
         interface = sampler.interface
         if output.suffix == ".png":
@@ -96,7 +96,7 @@ def program(
     """Compile a diffusers scheduler, or a solver, to a program that any engine set can run."""
     from eecompile.show.programs import program_facts
 
-    check_json(output)
+    check_file(output, ".json")
     native = _is_solver(scheduler)
     if for_ is None:
         if native or schedule is not None or steps is None:

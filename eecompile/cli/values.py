@@ -51,7 +51,6 @@ def request_of(
 
 
 def _interval(text: str | None) -> tuple[float, float] | None:
-    """Two times, of ``--guidance-interval``."""
     if text is None:
         return None
     low, _, high = text.partition(",")
@@ -95,7 +94,6 @@ def schedules_of(
 
 
 def _conditions(option: str, settings: Sequence[str] | None) -> dict[str, Any]:
-    """Values by name, of ``--set`` or ``--null``."""
     conditions: dict[str, Any] = {}
     for setting in settings or ():
         name, _, text = setting.partition("=")

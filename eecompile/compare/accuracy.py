@@ -18,17 +18,9 @@ from polygraphy.comparator import (
 
 from eecompile.arrays import Array
 from eecompile.compare.measure import Point
-from eecompile.compare.report import OutputError
+from eecompile.compare.report import ExitFigures, OutputError
 from eecompile.errors import VerificationError
 from eecompile.store.target import Tolerance
-
-
-class Accuracy(msgspec.Struct, frozen=True):
-    """One exit's errors, metrics and verdict; see :class:`eecompile.compare.report.ExitFigures`."""
-
-    errors: tuple[OutputError, ...]
-    metrics: dict[str, float]
-    passed: bool
 
 
 def outputs_of(runner: object, points: Sequence[Point]) -> RunResults:
@@ -37,17 +29,16 @@ def outputs_of(runner: object, points: Sequence[Point]) -> RunResults:
 
 
 def accuracy(
-    reference: RunResults, candidate: RunResults, points: Sequence[Point], tolerance: Tolerance
-) -> Accuracy:
-    """Compare one exit's outputs with the reference's at the same points.
+    depth: int,
+    reference: RunResults,
+    candidate: RunResults,
+    points: Sequence[Point],
+    tolerance: Tolerance,
+) -> ExitFigures:
+    """Compare one runner's outputs at an exit with the reference's, which are finite.
 
-    Outputs that are not finite have not passed; metrics are of the others.
-
-    Args:
-        reference: of one runner, all finite.
-        candidate: of one runner.
-        points: the inputs.
-        tolerance: an output may differ by ``absolute + relative * max |reference|``.
+    An output may differ by ``absolute + relative * max |reference|``. Outputs that are not
+    finite have not passed; metrics are of the others.
 
     Raises:
         VerificationError: an output has another shape.
@@ -67,7 +58,7 @@ def accuracy(
     }
     # Equal outputs have no noise: JSON has no infinity.
     kept = {name: value for name, value in metrics.items() if math.isfinite(value)}
-    return Accuracy(tuple(errors), kept, passed)
+    return ExitFigures(depth=depth, errors=tuple(errors), metrics=kept, passed=passed)
 
 
 class _Compared(msgspec.Struct, frozen=True):

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from eecompile.backends import PEERS
-from eecompile.compare.candidates import DEFAULT, Source, Spec, max_batch, peer
+from eecompile.compare.candidates import DEFAULT, Spec, max_batch, peer
 from eecompile.compare.measure import points
 from eecompile.compare.report import Candidate, ComparisonSettings
 from eecompile.compiler.verify import random_inputs
@@ -26,12 +26,7 @@ FULL = "full"
 
 
 def schedules_of(interface: Interface, given: Sequence[str] | None) -> dict[str, ExitSchedule]:
-    """The exit schedules by name, full depth first.
-
-    Args:
-        interface: of the network.
-        given: names, files, or depths as the command line takes them; None takes the
-            recipe's.
+    """The exit schedules by name, full depth first; see :func:`eecompile.compare.compare`.
 
     Raises:
         ScheduleError: one is unknown or malformed, or chooses among several engine sets.
@@ -128,13 +123,7 @@ def check_batches(every: Sequence[Spec], batches: Sequence[int]) -> None:
 def found_peers(
     bundle: Path, recipe: Path | None, all_: bool, named: Sequence[str]
 ) -> tuple[list[Spec], list[Candidate]]:
-    """Peers that run here; and the others, with the reason.
-
-    Args:
-        bundle: the bundle's folder.
-        recipe: the export recipe, or None.
-        all_: look for all of :data:`eecompile.compare.candidates.PEERS`.
-        named: those that must be there.
+    """Peers that run here, of those named or of ``all_``; and the others, with the reason.
 
     Raises:
         UsageError: a name is none of theirs, or a named one needs the recipe.
@@ -156,18 +145,16 @@ def found_peers(
         except EecompileError as error:
             if source in named:
                 raise
-            skipped.append(_skipped(source, error))
+            skipped.append(
+                Candidate(
+                    name=source,
+                    kind="peer",
+                    backend=source.removesuffix(".compile"),
+                    precision="fp32",
+                    skipped=f"{error.found}: {error.remedy}",
+                )
+            )
     return found, skipped
-
-
-def _skipped(source: Source, error: EecompileError) -> Candidate:
-    return Candidate(
-        name=source,
-        kind="peer",
-        backend="torch" if source == "torch.compile" else source,
-        precision="fp32",
-        skipped=f"{error.found}: {error.remedy}",
-    )
 
 
 def named_once(every: Sequence[Spec]) -> None:
@@ -180,6 +167,6 @@ def named_once(every: Sequence[Spec]) -> None:
     if twice:
         raise UsageError(
             found=f"two candidates named {twice[0]}",
-            expected="a target with a name of its own",
-            remedy="rename the target, and build for it again",
+            expected="engine sets of different targets, or folders of different names",
+            remedy="name each engine set once, or rename the target or the folder",
         )

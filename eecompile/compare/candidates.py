@@ -81,7 +81,7 @@ def specs(bundle: Path, engines: Sequence[Path], recipe: Path | None) -> list[Sp
     """The engine sets, and the trained network where a recipe is given; it comes first.
 
     Raises:
-        UsageError: an engine set was not built from the bundle, or is named twice.
+        UsageError: an engine set was not built from the bundle.
         BundleError: a folder is not intact.
     """
     checked_bundle(bundle)
@@ -91,13 +91,6 @@ def specs(bundle: Path, engines: Sequence[Path], recipe: Path | None) -> list[Sp
     for name, folder in named:
         shown = f"{name} ({folder.name})" if counts[name] > 1 else name
         found.append(Spec(name=shown, source="engines", bundle=str(bundle), path=str(folder)))
-    twice = [name for name, count in Counter(spec.name for spec in found).items() if count > 1]
-    if twice:
-        raise UsageError(
-            found=f"two candidates named {twice[0]}",
-            expected="engine sets of different targets, or folders of different names",
-            remedy="name each engine set once, or rename a folder",
-        )
     return found if recipe else found[1:]
 
 
@@ -126,11 +119,7 @@ def peer(source: Source, bundle: Path, recipe: Path | None) -> Spec:
 
 @contextmanager
 def opened(spec: Spec, network: TrainedNetwork | None = None) -> Iterator[Opened]:
-    """A candidate, open as long as the block lasts.
-
-    Args:
-        spec: of the candidate.
-        network: the trained network, where it is loaded already.
+    """A candidate, open as long as the block lasts; with the network, where that is loaded.
 
     Raises:
         EecompileError: a package is missing, or refuses what it is given.
@@ -185,7 +174,7 @@ def described(spec: Spec) -> Candidate:
     return Candidate(
         name=spec.name,
         kind="torch" if spec.source == "torch" else "peer",
-        backend="torch" if spec.source == "torch.compile" else spec.source,
+        backend=spec.source.removesuffix(".compile"),
         precision="fp32",
         versions=_versions(spec.source),
         bytes=_bytes(spec),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from eecompile.backends import backend_from_library, install
 from eecompile.errors import BackendError, UsageError
@@ -28,8 +30,8 @@ def checked_bundle(folder: Folder) -> BundleManifest:
     Raises:
         BundleError: there is no intact bundle.
     """
-    path = Path(folder)
-    return _bundle(path, _stamp(path))
+    manifest: BundleManifest = _checked(open_bundle, Path(folder))
+    return manifest
 
 
 def checked_engine_set(folder: Folder) -> EngineManifest:
@@ -38,8 +40,8 @@ def checked_engine_set(folder: Folder) -> EngineManifest:
     Raises:
         BundleError: there is no intact engine set.
     """
-    path = Path(folder)
-    return _engine_set(path, _stamp(path))
+    manifest: EngineManifest = _checked(open_engine_set, Path(folder))
+    return manifest
 
 
 def check_belongs(bundle: Folder, engines: Folder) -> EngineManifest:
@@ -112,18 +114,14 @@ def check_recipe(manifest: BundleManifest, path: Path) -> Path:
     return checkpoint
 
 
-def _stamp(folder: Path) -> int:
+def _checked(open_: Callable[[Path], Any], folder: Path) -> Any:
     try:
-        return (folder / MANIFEST).stat().st_mtime_ns
+        stamp = (folder / MANIFEST).stat().st_mtime_ns
     except OSError:
-        return 0
+        stamp = 0
+    return _opened(open_, folder, stamp)
 
 
-@lru_cache(maxsize=16)
-def _bundle(folder: Path, stamp: int) -> BundleManifest:
-    return open_bundle(folder)
-
-
-@lru_cache(maxsize=16)
-def _engine_set(folder: Path, stamp: int) -> EngineManifest:
-    return open_engine_set(folder)
+@lru_cache(maxsize=32)
+def _opened(open_: Callable[[Path], Any], folder: Path, stamp: int) -> Any:
+    return open_(folder)

@@ -73,48 +73,34 @@ def memory(spec: Spec, batches: Sequence[int]) -> JobResult:
 def in_child(job: Job, folder: Path) -> JobResult:
     """Do a job in a process of its own, in which polygraphy works with the library it needs.
 
-    Args:
-        job: what to do.
-        folder: for the results: ``outputs-DEPTH.json`` by polygraphy's ``RunResults.save``.
+    Outputs are put into the folder: ``outputs-DEPTH.json`` by polygraphy's ``RunResults.save``.
     """
     (folder / "job.json").write_bytes(msgspec.json.encode(job))
     switch = "1" if job.spec.source == "tensorrt-rtx" else "0"
     path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
-    with (folder / "log.txt").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", __name__, str(folder)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=os.environ | {"PYTHONPATH": path, SWITCH: switch},
-        )
-        try:
-            status = process.wait(_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            return JobResult(error=f"it did not end within {_TIMEOUT} s")
-        finally:
-            process.kill()
-            process.wait()
     try:
+        with (folder / "log.txt").open("wb") as log:
+            done = subprocess.run(
+                [sys.executable, "-P", "-m", __name__, str(folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=os.environ | {"PYTHONPATH": path, SWITCH: switch},
+                timeout=_TIMEOUT,
+                check=False,
+            )
         return msgspec.json.decode((folder / "answer.json").read_bytes(), type=JobResult)
+    except subprocess.TimeoutExpired:
+        return JobResult(error=f"it did not end within {_TIMEOUT} s")
     except (OSError, msgspec.DecodeError):
         lines = (folder / "log.txt").read_text(errors="replace").strip().splitlines() or [""]
+        status = done.returncode
         return JobResult(error=f"its process ended with status {status} ({short(lines[-1])})")
 
 
-class _Added:
-    """What is added to the memory in use since this was made."""
-
-    def __init__(self) -> None:
-        self._before = resident(), on_gpus()
-
-    def to(self, answer: JobResult) -> None:
-        """Note it."""
-        host, gpus = (
-            None if before is None or now is None else now - before
-            for before, now in zip(self._before, (resident(), on_gpus()), strict=True)
-        )
-        answer.resident_mib, answer.gpu_mib = host, gpus
+def _in_use() -> tuple[float | None, float | None]:
+    """MiB of the host, and of the GPUs."""
+    return resident(), on_gpus()
 
 
 def _import_library(spec: Spec) -> None:
@@ -129,21 +115,26 @@ def _import_library(spec: Spec) -> None:
             importlib.import_module(BACKENDS[backend].library if backend in BACKENDS else backend)
 
 
-def _run_all(candidate: Opened, batch: int, stack: ExitStack) -> None:
-    """Activate every exit, as long as the stack lasts, and run it once."""
-    interface, size = candidate.interface, min(batch, candidate.engine.max_batch)
+def _run_all(
+    candidate: Opened, job: Job, before: tuple[float | None, float | None], answer: JobResult
+) -> None:
+    """Activate and run every exit; the answer is what is in use then that was not before."""
+    interface, size = candidate.interface, min(max(job.batches), candidate.engine.max_batch)
     feed = random_inputs(interface, size, interface.process.timesteps // 2, seed=0)
-    for depth in interface.exits:
-        stack.enter_context(candidate.runner(depth)).infer(feed, check_inputs=False)
-
-
-def _memory(job: Job) -> JobResult:
-    _import_library(job.spec)
-    answer, added = JobResult(), _Added()
     with ExitStack() as stack:
-        _run_all(stack.enter_context(opened(job.spec)), max(job.batches), stack)
-        added.to(answer)
-    return answer
+        for depth in interface.exits:
+            stack.enter_context(candidate.runner(depth)).infer(feed, check_inputs=False)
+        answer.resident_mib, answer.gpu_mib = (
+            None if then is None or now is None else now - then
+            for then, now in zip(before, _in_use(), strict=True)
+        )
+
+
+def _memory(job: Job, answer: JobResult) -> None:
+    _import_library(job.spec)
+    before = _in_use()
+    with opened(job.spec) as candidate:
+        _run_all(candidate, job, before, answer)
 
 
 def _outputs(job: Job, folder: Path, answer: JobResult) -> None:
@@ -154,10 +145,7 @@ def _outputs(job: Job, folder: Path, answer: JobResult) -> None:
     with opened(spec) as candidate:
         interface = candidate.interface
         _import_library(spec)
-        added = _Added()
-        with ExitStack() as stack:
-            _run_all(candidate, max(job.batches), stack)
-            added.to(answer)
+        _run_all(candidate, job, _in_use(), answer)
         for depth in interface.exits:
             results = Comparator.run(
                 [candidate.runner(depth)], data_loader=points(interface, [job.largest])
@@ -177,7 +165,7 @@ def _main(folder: Path) -> None:
     try:
         with quiet():
             if job.memory:
-                answer = _memory(job)
+                _memory(job, answer)
             else:
                 _outputs(job, folder, answer)
     except Exception as error:  # a library's errors share no base class

@@ -13,7 +13,7 @@ import numpy as np
 from polygraphy.comparator import RunResults
 
 import eecompile
-from eecompile.compare.accuracy import Accuracy, accuracy, outputs_of
+from eecompile.compare.accuracy import accuracy, outputs_of
 from eecompile.compare.arguments import (
     check_batches,
     found_peers,
@@ -96,8 +96,7 @@ class _Entry:
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
         self.opened: Opened | None = None
-        self.latencies: dict[int, tuple[EvaluationLatency, ...]] = {}
-        self.accuracies: dict[int, Accuracy] = {}
+        self.exits: dict[int, ExitFigures] = {}
         self.memory = JobResult()
         self.failed = ""
 
@@ -106,23 +105,16 @@ class _Entry:
         text = error if isinstance(error, str) else sentence(error)
         self.failed = self.failed or f"{doing}: {text}"
 
+    def add(self, depth: int, *latencies: EvaluationLatency) -> None:
+        """Keep latencies of an exit, beside those that are there."""
+        exit_ = self.exits.get(depth, ExitFigures(depth=depth))
+        latencies = (*exit_.latencies, *latencies)
+        self.exits[depth] = msgspec.structs.replace(exit_, latencies=latencies)
+
     def candidate(self) -> Candidate:
-        """What the report says of it."""
-        exits = []
-        for depth in sorted({*self.latencies, *self.accuracies}):
-            found = self.accuracies.get(depth, Accuracy((), {}, True))
-            exits.append(
-                ExitFigures(
-                    depth=depth,
-                    latencies=self.latencies.get(depth, ()),
-                    errors=found.errors,
-                    metrics=found.metrics,
-                    passed=found.passed,
-                )
-            )
         return msgspec.structs.replace(
             described(self.spec),
-            exits=tuple(exits),
+            exits=tuple(exit_ for _, exit_ in sorted(self.exits.items())),
             resident_mib=self.memory.resident_mib,
             gpu_mib=self.memory.gpu_mib,
             skipped=self.failed,
@@ -191,15 +183,14 @@ def compare(
     every = wanted + found
     named_once(every)
     reference = next(s for s in every if s.source == ("torch" if recipe else "onnxruntime"))
-    entries = {spec.name: _Entry(spec) for spec in every}
+    work = _Comparing(every, reference.name, interface, settings, report)
     with ExitStack() as stack, quiet():
-        _open(entries, recipe, stack, report)
-        _compare_outputs(entries, entries[reference.name], interface, settings, report)
-        _measure(entries, interface, settings, report)
-        sampled = _sample(entries, interface, chosen, settings, request, report)
-        images = pictures(sampled.states, interface, list(entries))
-    _measure_memory(entries, settings, report)
-    candidates = [entry.candidate() for entry in entries.values()]
+        work.open(recipe, stack)
+        work.compare_outputs()
+        work.measure()
+        sampled = work.sample(chosen, request)
+        images = pictures(sampled.states, interface, list(work.entries))
+    work.measure_memory()
     made = Comparison(
         eecompile=eecompile.__version__,
         network=interface.name,
@@ -207,173 +198,161 @@ def compare(
         machine=machine_facts(),
         reference=reference.name,
         settings=settings,
-        candidates=(*candidates, *skipped),
+        candidates=(*(entry.candidate() for entry in work.entries.values()), *skipped),
         trajectories=tuple(sampled.trajectories),
     )
     return ComparisonResult(made, images)
 
 
-def _open(
-    entries: dict[str, _Entry], recipe: Path | None, stack: ExitStack, report: Progress
-) -> None:
-    """Open the candidates; what was asked for by name must open."""
-    network = None
-    for index, (name, entry) in enumerate(entries.items()):
-        report("opening candidates", index, len(entries))
-        if entry.spec.apart:
-            continue
-        if entry.spec.source in ("torch", "torch.compile") and network is None:
-            network = TrainedNetwork(entry.spec.bundle, entry.spec.path)
+class _Comparing:
+    """A comparison under way: its candidates by name, one of which is the reference."""
+
+    def __init__(
+        self,
+        specs: Sequence[Spec],
+        reference: str,
+        interface: Interface,
+        settings: ComparisonSettings,
+        report: Progress,
+    ) -> None:
+        self.entries = {spec.name: _Entry(spec) for spec in specs}
+        self.reference, self.interface = reference, interface
+        self.settings, self.report = settings, report
+
+    def _alive(self) -> dict[str, Opened]:
+        """Those that can still be measured in this process."""
+        return {n: e.opened for n, e in self.entries.items() if e.opened and not e.failed}
+
+    def open(self, recipe: Path | None, stack: ExitStack) -> None:
+        """Open the candidates; what was asked for by name must open."""
+        network = None
+        for index, (name, entry) in enumerate(self.entries.items()):
+            self.report("opening candidates", index, len(self.entries))
+            if entry.spec.apart:
+                continue
+            if entry.spec.source in ("torch", "torch.compile") and network is None:
+                network = TrainedNetwork(entry.spec.bundle, entry.spec.path)
+            try:
+                entry.opened = stack.enter_context(opened(entry.spec, network))
+            except BackendError as error:
+                error.found = f"{name}: {error.found}"
+                raise
+
+    def compare_outputs(self) -> None:
+        """Every exit's outputs against the reference's."""
+        largest = min(candidate.engine.max_batch for candidate in self._alive().values())
+        inputs = points(self.interface, [min(max(2, *self.settings.batches), largest)])
+        right = {}
+        for index, depth in enumerate(self.interface.exits):
+            self.report("comparing outputs", index, len(self.interface.exits))
+            right[depth] = self._reference_outputs(depth, inputs)
+            for name, candidate in self._alive().items():
+                if name == self.reference:
+                    continue
+                entry = self.entries[name]
+                try:
+                    found = outputs_of(candidate.runner(depth), inputs)
+                    bound = tolerance(entry.spec)
+                    entry.exits[depth] = accuracy(depth, right[depth], found, inputs, bound)
+                except Exception as error:  # a library's errors share no base class
+                    check()
+                    entry.fail(f"exit {depth}", error)
+        apart = [entry for entry in self.entries.values() if entry.spec.apart]
+        for index, entry in enumerate(apart):
+            self.report("in processes of their own", index, len(apart))
+            self._apart(entry, right, inputs)
+
+    def _reference_outputs(self, depth: int, inputs: Sequence[Point]) -> RunResults:
+        """The outputs that all others are compared with.
+
+        Raises:
+            BackendError: it fails; there is nothing to compare then.
+            NonFiniteError: they are not finite.
+        """
+        reference = self.entries[self.reference].opened
+        assert reference is not None
         try:
-            entry.opened = stack.enter_context(opened(entry.spec, network))
-        except BackendError as error:
+            made = outputs_of(reference.runner(depth), inputs)
+            for point, outputs in zip(inputs, made[0][1], strict=True):
+                if not all(np.isfinite(array).all() for array in outputs.values()):
+                    raise NonFiniteError(
+                        found=f"NaN or infinity from the reference ({self.reference}) at exit "
+                        f"{depth}, t = {point['t'].flat[0]:g}",
+                        expected="finite outputs, to compare others with",
+                        remedy="look into the trained network",
+                    )
+            return made
+        except EecompileError:
+            raise
+        except Exception as error:  # a library's errors share no base class
+            check()
             raise BackendError(
-                found=f"{name}: {error.found}", expected=error.expected, remedy=error.remedy
+                found=f"the reference ({self.reference}) failing at exit {depth} "
+                f"({sentence(error)})",
+                expected="its outputs, which all others are compared with",
+                remedy="free memory, or choose the other reference (with or without --torch)",
             ) from error
 
-
-def _alive(entries: dict[str, _Entry]) -> dict[str, Opened]:
-    """Those that can still be measured in this process."""
-    return {n: e.opened for n, e in entries.items() if e.opened is not None and not e.failed}
-
-
-def _compare_outputs(
-    entries: dict[str, _Entry],
-    reference: _Entry,
-    interface: Interface,
-    settings: ComparisonSettings,
-    report: Progress,
-) -> None:
-    """Every exit's outputs against the reference's."""
-    assert reference.opened is not None
-    largest = min(candidate.engine.max_batch for candidate in _alive(entries).values())
-    inputs = points(interface, [min(max(2, *settings.batches), largest)])
-    right = {}
-    for index, depth in enumerate(interface.exits):
-        report("comparing outputs", index, len(interface.exits))
-        right[depth] = _reference_outputs(reference, depth, inputs)
-        for name, candidate in _alive(entries).items():
-            if name == reference.spec.name:
-                continue
+    def _apart(
+        self, entry: _Entry, right: Mapping[int, RunResults], inputs: Sequence[Point]
+    ) -> None:
+        """A candidate in a process of its own, its outputs joined through saved results."""
+        with TemporaryDirectory() as folder:
+            job = Job(
+                spec=entry.spec,
+                batches=self.settings.batches,
+                largest=max(len(point["x"]) for point in inputs),
+                rounds=self.settings.rounds or None,
+            )
+            entry.memory = answer = in_child(job, Path(folder))
             try:
-                found = outputs_of(candidate.runner(depth), inputs)
-                bound = tolerance(entries[name].spec)
-                entries[name].accuracies[depth] = accuracy(right[depth], found, inputs, bound)
-            except Exception as error:  # a library's errors share no base class
-                check()
-                entries[name].fail(f"exit {depth}", error)
-    apart = [entry for entry in entries.values() if entry.spec.apart]
-    for index, entry in enumerate(apart):
-        report("in processes of their own", index, len(apart))
-        _apart(entry, right, settings, inputs)
-
-
-def _reference_outputs(reference: _Entry, depth: int, inputs: Sequence[Point]) -> RunResults:
-    """The outputs that all others are compared with.
-
-    Raises:
-        BackendError: it fails; there is nothing to compare then.
-        NonFiniteError: they are not finite.
-    """
-    assert reference.opened is not None
-    try:
-        made = outputs_of(reference.opened.runner(depth), inputs)
-        for point, outputs in zip(inputs, made[0][1], strict=True):
-            if not all(np.isfinite(array).all() for array in outputs.values()):
-                raise NonFiniteError(
-                    found=f"NaN or infinity from the reference ({reference.spec.name}) at exit "
-                    f"{depth}, t = {point['t'].flat[0]:g}",
-                    expected="finite outputs, to compare others with",
-                    remedy="look into the trained network",
-                )
-        return made
-    except EecompileError:
-        raise
-    except Exception as error:  # a library's errors share no base class
-        check()
-        raise BackendError(
-            found=f"the reference ({reference.spec.name}) failing at exit {depth} "
-            f"({sentence(error)})",
-            expected="its outputs, which all others are compared with",
-            remedy="free memory, or choose the other reference (with or without --torch)",
-        ) from error
-
-
-def _apart(
-    entry: _Entry,
-    right: Mapping[int, RunResults],
-    settings: ComparisonSettings,
-    inputs: Sequence[Point],
-) -> None:
-    """A candidate in a process of its own, its outputs joined through saved results."""
-    with TemporaryDirectory() as folder:
-        job = Job(
-            spec=entry.spec,
-            batches=settings.batches,
-            largest=max(len(point["x"]) for point in inputs),
-            rounds=settings.rounds or None,
-        )
-        answer = in_child(job, Path(folder))
-        entry.latencies, entry.memory = answer.latencies, answer
-        try:
-            for depth, expected in right.items():
-                path = Path(folder) / f"outputs-{depth}.json"
-                if not path.is_file():
-                    break
-                found = RunResults.load(str(path))
-                entry.accuracies[depth] = accuracy(expected, found, inputs, tolerance(entry.spec))
-        except EecompileError as error:
-            entry.fail(f"exit {depth}", error)
+                for depth, expected in right.items():
+                    path = Path(folder) / f"outputs-{depth}.json"
+                    if not path.is_file():
+                        break
+                    found, bound = RunResults.load(str(path)), tolerance(entry.spec)
+                    entry.exits[depth] = accuracy(depth, expected, found, inputs, bound)
+            except EecompileError as error:
+                entry.fail(f"exit {depth}", error)
+        for depth, rows in answer.latencies.items():
+            entry.add(depth, *rows)
         if answer.error:
             entry.fail("in a process of its own", answer.error)
 
+    def measure(self) -> None:
+        """Every exit at every batch size, all candidates in turns."""
+        exits, rounds = self.interface.exits, self.settings.rounds or None
+        cells = [(depth, batch) for batch in self.settings.batches for depth in exits]
+        for index, (depth, batch) in enumerate(cells):
+            self.report("measuring latency", index, len(cells))
+            timings = latencies(
+                self._alive(), self.interface, depth, batch, rounds=rounds, seconds=_CELL
+            )
+            for name, error in timings.failures.items():
+                self.entries[name].fail(f"exit {depth}, batch {batch}", error)
+            for name, seconds in timings.seconds.items():
+                if seconds:
+                    self.entries[name].add(depth, latency(batch, seconds))
 
-def _measure(
-    entries: dict[str, _Entry], interface: Interface, settings: ComparisonSettings, report: Progress
-) -> None:
-    """Every exit at every batch size, all candidates in turns."""
-    cells = [(depth, batch) for batch in settings.batches for depth in interface.exits]
-    for index, (depth, batch) in enumerate(cells):
-        report("measuring latency", index, len(cells))
-        timings = latencies(
-            _alive(entries),
-            interface,
-            depth,
-            batch,
-            rounds=settings.rounds or None,
-            seconds=_CELL,
+    def sample(self, schedules: Mapping[str, ExitSchedule], request: SampleRequest) -> Sampled:
+        """Whole trajectories, all candidates and schedules in turns."""
+        sampled = trajectories(
+            self._alive(),
+            self.interface,
+            schedules,
+            self.settings,
+            request,
+            seconds=_SAMPLING,
+            report=self.report,
         )
-        for name, error in timings.failures.items():
-            entries[name].fail(f"exit {depth}, batch {batch}", error)
-        for name, seconds in timings.seconds.items():
-            if seconds:
-                before = entries[name].latencies.get(depth, ())
-                entries[name].latencies[depth] = (*before, latency(batch, seconds))
+        for name, error in sampled.failures.items():
+            self.entries[name].fail("sampling", error)
+        return sampled
 
-
-def _sample(
-    entries: dict[str, _Entry],
-    interface: Interface,
-    schedules: dict[str, ExitSchedule],
-    settings: ComparisonSettings,
-    request: SampleRequest,
-    report: Progress,
-) -> Sampled:
-    """Whole trajectories, all candidates and schedules in turns."""
-    sampled = trajectories(
-        _alive(entries), interface, schedules, settings, request, seconds=_SAMPLING, report=report
-    )
-    for name, error in sampled.failures.items():
-        entries[name].fail("sampling", error)
-    return sampled
-
-
-def _measure_memory(
-    entries: dict[str, _Entry], settings: ComparisonSettings, report: Progress
-) -> None:
-    """Memory of each candidate, once nothing else is in it."""
-    for index, entry in enumerate(entries.values()):
-        report("measuring memory", index, len(entries))
-        # To compile in one more process would take minutes, and add nothing to torch's own.
-        if entry.spec.source != "torch.compile" and not entry.spec.apart and not entry.failed:
-            entry.memory = memory(entry.spec, settings.batches)
+    def measure_memory(self) -> None:
+        """Memory of each candidate, once nothing else is in it."""
+        for index, entry in enumerate(self.entries.values()):
+            self.report("measuring memory", index, len(self.entries))
+            # To compile in one more process would take minutes, and add nothing to torch's own.
+            if entry.spec.source != "torch.compile" and not entry.spec.apart and not entry.failed:
+                entry.memory = memory(entry.spec, self.settings.batches)

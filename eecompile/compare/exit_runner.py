@@ -26,16 +26,8 @@ _Bound = tuple[dict[str, AnyArray], list[Array], Callable[[int], None]]
 class ExitRunner(BaseRunner):  # type: ignore[misc]
     """One exit of an engine, for ``Comparator.run``.
 
-    It evaluates on arrays that stay, one set for each batch size, as a sampler's do.
-
-    Args:
-        interface: what the network takes and gives.
-        depth: the exit.
-        opened: the engine, as long as the runner is active.
-        name: of the runner; by default the kind of runner and the exit.
-
-    Attributes:
-        outputs: names of the outputs, as in the bundle's graphs.
+    It evaluates on arrays that stay, one set for each batch size, as a sampler's do. The engine
+    is ``opened`` as long as the runner is active. ``outputs`` are named as in the bundle's graphs.
 
     Raises:
         ScheduleError: the network has no such exit.

@@ -187,7 +187,6 @@ def _times(report: Comparison, ratios: bool) -> _Figures:
 
 
 def _same_yardstick(report: Comparison, baseline: Comparison) -> bool:
-    """Whether both were measured beside the same reference."""
     new, old = _reference(report), _reference(baseline)
     if new is None or old is None or not new.exits or not old.exits:
         return False

@@ -19,11 +19,7 @@ from eecompile.show.table import FactList
 
 
 def page_of(report: Comparison, images: Mapping[str, bytes]) -> str:
-    """``report.html``.
-
-    Args:
-        report: what to show.
-        images: PNG files by label, sampled from the same seeds, in the order to show.
+    """``report.html``; ``images`` are PNG files by label, in the order to show.
 
     Raises:
         UsageError: an image is no PNG file.

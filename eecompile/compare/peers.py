@@ -25,11 +25,7 @@ Evaluate = Callable[[Inputs], Sequence[Any]]
 
 
 class Peer(Engine):
-    """An engine that loads an exit when it is first evaluated.
-
-    Args:
-        interface: what the network takes and gives.
-    """
+    """An engine that loads an exit when it is first evaluated."""
 
     precision, max_batch, concurrent = "fp32", UNLIMITED, False
 
@@ -65,9 +61,7 @@ class Peer(Engine):
 class OnnxRuntimePeer(Peer):
     """The bundle's graphs in ONNX Runtime, FP32 on the CPU, a session for each exit.
 
-    Args:
-        bundle: what ``eecompile export`` wrote.
-        threads: of one evaluation; 0 for the physical cores.
+    One evaluation takes so many ``threads``; 0 for the physical cores.
 
     Raises:
         BundleError: there is no intact bundle.
@@ -110,10 +104,7 @@ class OpenvinoPeer(OnnxRuntimePeer):
 
 
 class TensorrtPeer(Peer):
-    """The plans of an engine set, each through polygraphy's own ``TrtRunner``.
-
-    Args:
-        engines: an engine set for TensorRT or TensorRT-RTX.
+    """An engine set's plans for TensorRT or -RTX, each through polygraphy's own ``TrtRunner``.
 
     Raises:
         BundleError: there is no intact engine set.

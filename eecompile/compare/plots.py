@@ -100,12 +100,7 @@ def choices(report: Comparison) -> Figure | None:
 
 
 def speed_ups(rows: Sequence[TrajectoryFigures], looks: Mapping[str, Mark]) -> Figure | None:
-    """Measured speed-ups beside what each schedule promises; None without any.
-
-    Args:
-        rows: trajectories of one batch size.
-        looks: of their candidates.
-    """
+    """Measured speed-ups at one batch size beside what schedules promise; None without any."""
     rows = [row for row in rows if not row.is_full]
     if not rows:
         return None
@@ -158,11 +153,9 @@ def speed_ups(rows: Sequence[TrajectoryFigures], looks: Mapping[str, Mark]) -> F
 def speed_and_distance(
     rows: Sequence[TrajectoryFigures], looks: Mapping[str, Mark]
 ) -> Figure | None:
-    """Seconds a sample against distance to full depth, labelled; None without any.
+    """Seconds a sample against distance to full depth at one batch size; None without any.
 
-    Args:
-        rows: trajectories of one batch size; full depth is at distance 0.
-        looks: of their candidates.
+    Full depth itself is at distance 0.
     """
     placed = [row for row in rows if row.distance is not None or row.is_full]
     if not any(row.distance is not None for row in placed):

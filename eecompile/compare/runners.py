@@ -73,21 +73,18 @@ class OnnxRuntimeRunner(_PeerRunner):
 
     kind = "onnxruntime"
 
+    _peer = OnnxRuntimePeer
+
     def __init__(
         self, bundle: Folder, depth: int, *, threads: int = 0, name: str | None = None
     ) -> None:
-        super().__init__(OnnxRuntimePeer(bundle, threads), depth, name)
+        super().__init__(self._peer(bundle, threads), depth, name)
 
 
-class OpenvinoRunner(_PeerRunner):
+class OpenvinoRunner(OnnxRuntimeRunner):
     """The bundle's graph of one exit in OpenVINO, FP32 on the CPU; see OnnxRuntimeRunner."""
 
-    kind = "openvino"
-
-    def __init__(
-        self, bundle: Folder, depth: int, *, threads: int = 0, name: str | None = None
-    ) -> None:
-        super().__init__(OpenvinoPeer(bundle, threads), depth, name)
+    kind, _peer = "openvino", OpenvinoPeer
 
 
 class TensorrtRunner(_PeerRunner):

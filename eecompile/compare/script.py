@@ -80,11 +80,7 @@ def write_script(
 ) -> None:
     """Write a script that compares the same engine sets in the public runners.
 
-    Args:
-        path: the script.
-        bundle: what ``eecompile export`` wrote.
-        engines: engine sets of that bundle.
-        recipe: the trained network's, which is then the reference.
+    A ``recipe`` is the trained network's, which is then the reference.
     """
     import eecompile
 

@@ -102,7 +102,6 @@ class _Evaluated(NamedTuple):
 
     @property
     def tone(self) -> Tone:
-        """Whether the errors are within the tolerance."""
         if not self.exit.errors:
             return ""
         return "good" if self.exit.passed else "bad"

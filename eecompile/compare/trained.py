@@ -68,12 +68,7 @@ class TrainedNetwork:
 
 
 class TorchPeer(Peer):
-    """The trained torch network as an engine.
-
-    Args:
-        network: the trained network, which several engines may share.
-        compiled: through ``torch.compile``.
-    """
+    """The trained network, which several may share, as an engine; through ``torch.compile`` too."""
 
     def __init__(self, network: TrainedNetwork, *, compiled: bool = False) -> None:
         super().__init__(network.interface)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from io import BytesIO
 from typing import NamedTuple
 
 import numpy as np
@@ -34,11 +33,30 @@ class Sampled(NamedTuple):
     failures: dict[str, Exception]
 
 
-class _Run(NamedTuple):
-    """One candidate with one schedule."""
+class _Run:
+    """One candidate with one schedule, warmed up: it samples when called, and keeps the states."""
 
-    choices: tuple[Choice, ...]
-    sample: Callable[[], None]
+    def __init__(
+        self,
+        sampler: Sampler,
+        schedule: ExitSchedule,
+        settings: ComparisonSettings,
+        request: SampleRequest,
+    ) -> None:
+        self._sampler, self._request = sampler, request
+        self._program = sampler.program(settings.solver, settings.steps, schedule)
+        self.choices = tuple(step.chosen for step in self._program.steps)
+        self.states: Array | None = None
+        sampler.warmup(
+            request.n,
+            solver=self._program,
+            guidance=settings.guidance,
+            guidance_interval=request.guidance_interval,
+            shape=request.shape,
+        )
+
+    def __call__(self) -> None:
+        (self.states,) = self._sampler.sample_requests([self._request], solver=self._program)
 
 
 def trajectories(
@@ -51,26 +69,18 @@ def trajectories(
     seconds: float,
     report: Callable[[str, int, int], object],
 ) -> Sampled:
-    """Sample with every candidate and schedule, in turns.
+    """Sample with every candidate and schedule by name, full depth among them, in turns.
 
-    Args:
-        candidates: by name.
-        interface: of the network.
-        schedules: by name, full depth among them.
-        settings: solver, steps and rounds.
-        request: what is sampled.
-        seconds: about how long to measure, where ``settings.rounds`` is 0.
-        report: told of each sampling.
+    It takes about so many ``seconds``, where ``settings.rounds`` is 0.
     """
     failures: dict[str, Exception] = {}
-    states: dict[tuple[str, str], Array] = {}
     runs: dict[tuple[str, str], _Run] = {}
     for index, (name, candidate) in enumerate(candidates.items()):
         report("preparing trajectories", index, len(candidates))
         try:
             sampler = Sampler(candidate.engine, interface)  # which its owner closes
             made = {
-                (name, key): _run(sampler, schedule, settings, request, states, (name, key))
+                (name, key): _Run(sampler, schedule, settings, request)
                 for key, schedule in schedules.items()
             }
         except Exception as error:  # a library's errors share no base class
@@ -80,7 +90,7 @@ def trajectories(
             runs |= made
     report("sampling with each schedule", 0, 0)
     timings = interleaved(
-        {key: run.sample for key, run in runs.items()},
+        runs,
         rounds=settings.rounds or None,
         seconds=seconds,
         least=_LEAST,
@@ -89,47 +99,23 @@ def trajectories(
     for (name, _), failure in timings.failures.items():
         failures.setdefault(name, failure)
     medians = {key: float(np.median(times)) for key, times in timings.seconds.items() if times}
+    states = {key: run.states for key, run in runs.items() if run.states is not None}
     found = [
-        _figures(key, run, medians, states, interface, request.n)
-        for key, run in runs.items()
+        _figures(key, runs[key].choices, medians, states, interface)
+        for key in runs
         if key in medians and (key[0], FULL) in medians
     ]
     return Sampled(found, states, failures)
 
 
-def _run(
-    sampler: Sampler,
-    schedule: ExitSchedule,
-    settings: ComparisonSettings,
-    request: SampleRequest,
-    states: dict[tuple[str, str], Array],
-    key: tuple[str, str],
-) -> _Run:
-    """Ready to sample: warmed up. What was sampled is put under the key among the states."""
-    program = sampler.program(settings.solver, settings.steps, schedule)
-    sampler.warmup(
-        request.n,
-        solver=program,
-        guidance=settings.guidance,
-        guidance_interval=request.guidance_interval,
-        shape=request.shape,
-    )
-
-    def sample() -> None:
-        (states[key],) = sampler.sample_requests([request], solver=program)
-
-    return _Run(tuple(step.chosen for step in program.steps), sample)
-
-
 def _figures(
     key: tuple[str, str],
-    run: _Run,
+    choices: tuple[Choice, ...],
     medians: Mapping[tuple[str, str], float],
     states: Mapping[tuple[str, str], Array],
     interface: Interface,
-    batch: int,
 ) -> TrajectoryFigures:
-    name, schedule = key
+    (name, schedule), batch = key, len(states[key])
     full = states[name, FULL]
     low, high = interface.state.range or (float(full.min()), float(full.max()))
     squares = np.square(np.subtract(states[key], full, dtype=np.float64))
@@ -138,11 +124,11 @@ def _figures(
     return TrajectoryFigures(
         candidate=name,
         schedule=schedule,
-        choices=run.choices,
+        choices=choices,
         batch=batch,
         seconds_per_sample=medians[key] / batch,
         speed_up=medians[name, FULL] / medians[key],
-        ideal_speed_up=len(run.choices) / sum(map(interface.cost, run.choices)),
+        ideal_speed_up=len(choices) / sum(map(interface.cost, choices)),
         psnr=-20 * math.log10(distance) if apart and distance else None,
         distance=distance if apart else None,
     )
@@ -151,14 +137,9 @@ def _figures(
 def pictures(
     states: Mapping[tuple[str, str], Array], interface: Interface, chosen: Sequence[str]
 ) -> dict[str, bytes]:
-    """A PNG strip of the first samples for each candidate and schedule, by what it shows.
+    """A PNG strip of the first samples for each chosen candidate and schedule, by what it shows.
 
     Empty where samples are no pictures, or the package to draw them is missing.
-
-    Args:
-        states: samples by candidate and schedule.
-        interface: of the network.
-        chosen: candidates to show.
     """
     from eecompile.errors import UsageError
 
@@ -169,13 +150,11 @@ def pictures(
     except (ImportError, UsageError):
         return {}
     made = {}
-    with TemporaryDirectory() as folder:
-        for (name, schedule), samples in states.items():
-            if name in chosen:
-                label, path = f"{name}, {schedule}", Path(folder) / "strip.png"
-                low, high = float(samples.min()), float(samples.max()) + 1e-6
-                bounds = interface.state.range or (low, high)
-                shown = samples[:_SHOWN]
-                save_grid(shown, bounds, path, title="", columns=len(shown))
-                made[label] = path.read_bytes()
+    for (name, schedule), samples in states.items():
+        if name in chosen:
+            low, high = float(samples.min()), float(samples.max()) + 1e-6
+            shown, png = samples[:_SHOWN], BytesIO()
+            bounds = interface.state.range or (low, high)
+            save_grid(shown, bounds, png, title="", columns=len(shown))
+            made[f"{name}, {schedule}"] = png.getvalue()
     return made

@@ -186,7 +186,6 @@ class _Job(NamedTuple):
 
     @property
     def versions(self) -> dict[str, str]:
-        """What shapes the engines besides the bundle and the target."""
         return {"eecompile": eecompile.__version__, **self.backend.versions()}
 
     @property
@@ -326,12 +325,11 @@ def _prepared(job: _Job, work: Path, *, verify: bool = True) -> tuple[ir.Model, 
             remedy="name that weight in the target's keep_fp32, or choose bf16 or fp32",
         ) from error
     except VerificationError as error:
-        raise VerificationError(
-            found=error.found,
-            expected=error.expected,
-            remedy="keep more in FP32 (the target's keep_fp32), choose a wider precision, or "
-            "widen the target's tolerance",
-        ) from error
+        error.remedy = (
+            "keep more in FP32 (the target's keep_fp32), choose a wider precision, or widen the "
+            "target's tolerance"
+        )
+        raise
 
 
 def _plans(
@@ -365,7 +363,6 @@ def _evaluate_engine(engine: Engine, interface: Interface) -> Evaluate:
 
 
 def _verify(job: _Job, candidate: Evaluate, what: str) -> dict[int, Error]:
-    """How far the candidate is from the bundle's graphs."""
     interface = job.source.interface
     reference = evaluate_apart(job.bundle, interface)
     points, tolerance = verification_points(interface), job.target.tolerance

@@ -307,7 +307,6 @@ def _exit_graphs(
 
 
 def _digests(recipe: ExportRecipe, folder: Path) -> dict[str, str]:
-    """SHA-256 of the checkpoint or the ONNX files."""
     network = recipe.network
     if not network.files:
         checkpoint = folder / (network.checkpoint or "")

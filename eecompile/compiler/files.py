@@ -237,7 +237,6 @@ def _fit_outputs(model: ir.Model, name: str, wanted: tuple[str, ...], interface:
 
 
 def _check_opsets(models: Sequence[tuple[str, ir.Model]]) -> None:
-    """Pass when all models have one opset."""
     newest = max(model.graph.opset_imports.get("", 1) for _, model in models)
     for name, model in models:
         opset = model.graph.opset_imports.get("", 1)

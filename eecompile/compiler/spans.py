@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 
-from eecompile.arrays import Array, Inputs
+from eecompile.arrays import AnyArray, Array, Inputs
 from eecompile.compiler.graph.emulation import emulate_bfloat16
 from eecompile.compiler.graph.partition import extract
 from eecompile.compiler.progress import Report
@@ -140,7 +140,8 @@ class GraphEngine(Engine):
             if target.precision == "bf16":
                 graph = ir.load(path)
                 for value in (*graph.graph.inputs, *graph.graph.outputs):
-                    value.dtype = ir.DataType.FLOAT if value.dtype == _HALF else value.dtype
+                    if value.dtype == _HALF:
+                        value.dtype = ir.DataType.FLOAT
                 emulate_bfloat16(graph)
                 path = path.with_suffix(".emulated.onnx")
                 ir.save(graph, path, external_data=f"{path.stem}.data")
@@ -169,7 +170,7 @@ class GraphEngine(Engine):
         tensors: Mapping[str, Array] = NONE,
     ) -> Evaluation:
         """An evaluation on fixed arrays; see :meth:`eecompile.runtime.protocol.Engine.bind`."""
-        values: Inputs = {"x": x, "t": t, **conditions, **tensors}
+        values: dict[str, AnyArray] = {"x": x, "t": t, **conditions, **tensors}
 
         def evaluate(depth: int, stretch: Stretch = WHOLE) -> None:
             results = dict(zip(output_names(self.interface, depth), outputs, strict=True))

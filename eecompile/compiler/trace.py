@@ -29,11 +29,10 @@ from eecompile.compiler.graph.masks import ExpandMasks
 from eecompile.compiler.graph.numbering import NumberValues
 from eecompile.compiler.graph.operators import check_operators, place_of
 from eecompile.compiler.verify import random_inputs
-from eecompile.errors import EecompileError, TraceError
+from eecompile.errors import EecompileError, TraceError, summary
 from eecompile.interrupt import check
 from eecompile.networks import truncated
 from eecompile.networks.base import MultiExitNetwork
-from eecompile.networks.load import summary
 from eecompile.programs.interface import Interface
 from eecompile.store.bundle import output_names
 

@@ -50,12 +50,7 @@ def random_inputs(
 ) -> dict[str, AnyArray]:
     """Inputs for tracing and verification, by name: ``x``, ``t``, and the conditions.
 
-    Args:
-        interface: what the network takes.
-        batch: B.
-        time: t of every row, within [0, T]; the network gets it as its process says.
-        seed: of the random state and conditions.
-        shape: of a sample; None takes the default.
+    The ``time``, of every row, is within [0, T]; the network gets it as its process says.
 
     Returns:
         x float32 [B, *shape], standard normal; t float32 [B]; conditions [B, *shape],

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from eecompile.doctor.probes import Answer, Finding
+from eecompile.doctor.probes import Finding, failed
 from eecompile.handle import Handle
 from eecompile.measure.machine import short
 
@@ -54,7 +54,6 @@ class _Child(Handle):
             self._files = stack.pop_all()
 
     def close(self) -> None:
-        """End the process."""
         self._process.kill()
         with suppress(subprocess.TimeoutExpired):  # a driver may hold on to it for ever
             self._process.wait(1)
@@ -64,7 +63,7 @@ class _Child(Handle):
         try:
             self._process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            return _failed("it hangs: no answer in time")
+            return failed("it hangs: no answer in time")
         self._out.seek(0)
         answer = self._out.read()
         try:
@@ -72,19 +71,14 @@ class _Child(Handle):
         except msgspec.DecodeError:
             pass
         if self._process.returncode != 0:
-            return _failed(f"it {_end(self._process.returncode)}{self._last_words()}")
-        return _failed(f"no answer but {short(answer.decode(errors='replace'), 60)!r}")
+            return failed(f"it {_end(self._process.returncode)}{self._last_words()}")
+        return failed(f"no answer but {short(answer.decode(errors='replace'), 60)!r}")
 
     def _last_words(self) -> str:
         self._err.seek(0)
         lines = self._err.read().decode(errors="replace").split("\n")
         words = next((line for line in reversed(lines) if line.strip()), "")
         return f": {short(words)}" if words else ""
-
-
-def _failed(reason: str) -> Finding:
-    no = Answer(False, reason)
-    return Finding(no, no)
 
 
 def _end(status: int) -> str:

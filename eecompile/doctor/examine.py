@@ -15,10 +15,10 @@ from typing import NamedTuple
 import msgspec
 
 import eecompile
-from eecompile.backends import BACKENDS, Backend, install
+from eecompile.backends import BACKENDS, FOR_OTHER_GPUS, Backend, install
 from eecompile.doctor.children import ask, command
 from eecompile.doctor.packages import OLD_DRIVER, Conflict, Packages, conflicts, installed, pip
-from eecompile.doctor.probes import PROBES, YES, Answer, Finding
+from eecompile.doctor.probes import PROBES, YES, Answer, Finding, failed
 from eecompile.measure.machine import Cpu, Gpu, cpu
 
 TIMEOUT = 60.0  # seconds, for all probes together: a first CUDA initialisation takes many
@@ -90,11 +90,7 @@ _NO_GPU = "use a machine with an NVIDIA GPU and its driver"
 
 
 def examine(timeout: float = TIMEOUT) -> MachineReport:
-    """Ask everything that is installed, at once; takes as long as the slowest.
-
-    Args:
-        timeout: seconds after which a library counts as hanging.
-    """
+    """Ask everything that is installed, at once; what takes ``timeout`` seconds is hanging."""
     modules = {item.name: item.module for item in _PACKAGES}
     modules |= {name: backend.library for name, backend in BACKENDS.items()}
     present = {name for name, module in modules.items() if _importable(module)}
@@ -139,8 +135,7 @@ def _status(
 ) -> BackendStatus:
     """What is known of a backend; ``core`` says whether cuda-core works."""
     if finding is None:
-        absent = Answer(False, f"{backend.package} is not installed", backend.install)
-        finding = Finding(absent, absent)
+        finding = failed(f"{backend.package} is not installed", backend.install)
     builds, runs = finding.builds, finding.works
     if backend.gpu and no_gpu:
         # What a library that loads says of a missing GPU adds nothing.
@@ -156,6 +151,8 @@ def _status(
     remedy = pip(f"--force-reinstall {backend.package}")
     if finding.version and backend.gpu:
         remedy = _NO_GPU if no_gpu else OLD_DRIVER
+        if "compute capability" in runs.reason:
+            remedy = FOR_OTHER_GPUS
     builds, runs = (
         answer if answer.yes or answer.remedy else msgspec.structs.replace(answer, remedy=remedy)
         for answer in (builds, runs)

@@ -44,12 +44,7 @@ def _normal(name: str) -> str:
 
 
 def conflicts(packages: Packages, gpus: Sequence[Gpu] = ()) -> tuple[Conflict, ...]:
-    """What does not go together.
-
-    Args:
-        packages: distributions by normalised name.
-        gpus: of this machine.
-    """
+    """What does not go together, of distributions by normalised name."""
     return (
         *_same_files(packages),
         *_too_old(packages),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
+import pkgutil
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -51,6 +52,13 @@ class Finding(msgspec.Struct, frozen=True):
 
 YES = Answer(True)
 
+
+def failed(reason: str, remedy: str = "") -> Finding:
+    """Neither works nor builds."""
+    no = Answer(False, reason, remedy)
+    return Finding(no, no)
+
+
 _KEPT: list[object] = []
 _CUDA = "CUDAExecutionProvider"
 # y = Relu(x) of two floats as an ONNX graph (opset 13): trying a backend needs no onnx.
@@ -65,8 +73,7 @@ def _gpus() -> Finding:
     found = search_gpus()
     if found.gpus:
         return Finding(YES, YES, detail=found.source, gpus=found.gpus)
-    no = Answer(False, "; ".join(found.failures) or "no NVIDIA driver was found")
-    return Finding(no, no)
+    return failed("; ".join(found.failures) or "no NVIDIA driver was found")
 
 
 def library(backend: Backend) -> Finding:
@@ -208,8 +215,7 @@ def _package(module: str) -> Finding:
 
 
 def _backend(backend: Backend) -> Finding:
-    module, _, function = backend.probe.partition(":")
-    probe: Callable[[Backend], Finding] = getattr(importlib.import_module(module), function)
+    probe: Callable[[Backend], Finding] = pkgutil.resolve_name(backend.probe)
     return probe(backend)
 
 
@@ -229,8 +235,7 @@ def _main(name: str) -> None:
     try:
         finding = PROBES[name]()
     except Exception as error:
-        no = Answer(False, short(f"{type(error).__name__}: {error}"))
-        finding = Finding(no, no)
+        finding = failed(short(f"{type(error).__name__}: {error}"))
     os.write(answers, msgspec.json.encode(finding))
     os._exit(0)  # a library that crashes as it is unloaded has answered all the same
 

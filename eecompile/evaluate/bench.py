@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from eecompile.arrays import Array
+from eecompile.compiler.progress import Report
 from eecompile.errors import UsageError
 from eecompile.evaluate.data import ArraySource, Source, Space, open_array, open_source
 from eecompile.evaluate.features import (
@@ -26,7 +26,6 @@ from eecompile.evaluate.metrics import (
 )
 from eecompile.evaluate.report import SampleFigures
 
-Report = Callable[[str, int, int], None]
 FEWEST = 2 * GROUPS
 """Samples that every set must have."""
 _PICTURES = (-1.0, 1.0)
@@ -34,17 +33,9 @@ _LOOKED_AT = 1000
 
 
 class Bench:
-    """A feature network, and what it is given.
+    """A feature network, of the ``name``, and what it is given.
 
-    Args:
-        space: of samples.
-        features: an ONNX feature network; None takes EfficientNet-Lite0.
-        decoder: an ONNX graph that makes pictures of samples; real data are pictures then.
-        work: folder that keeps features.
-        report: told of the progress.
-
-    Attributes:
-        name: of the feature network.
+    See :class:`eecompile.evaluate.Options`; with a decoder, real data are pictures.
 
     Raises:
         UsageError: samples do not go into these networks.
@@ -80,7 +71,7 @@ class Bench:
 
     def of_real(self, source: Source, most: int | None = None) -> Array:
         """Features of the first ``most`` samples of real data, float32 [N, D]."""
-        return self._real.features(_First(source, most or len(source)))
+        return self._real.features(source, most)
 
     def of_made(self, source: Source) -> Array:
         """Features of samples, float32 [N, D]."""
@@ -130,21 +121,5 @@ def _enough(source: Source) -> Source:
 
 def _decoded(network: FeatureNetwork, decoder: Decoder) -> FeatureNetwork:
     """The features of what a decoder makes of samples."""
-
-    def compute(samples: Array) -> Array:
-        return network.compute(decoder(samples))
-
-    return FeatureNetwork(network.name, f"{network.digest} of {decoder.digest}", compute)
-
-
-class _First:
-    """The first samples of a source."""
-
-    def __init__(self, source: Source, count: int) -> None:
-        self.name, self._source, self._count = source.name, source, count
-
-    def __len__(self) -> int:
-        return min(self._count, len(self._source))
-
-    def read(self, low: int, high: int) -> Array:
-        return self._source.read(low, high)
+    digest = f"{network.digest} of {decoder.digest}"
+    return FeatureNetwork(network.name, digest, lambda samples: network.compute(decoder(samples)))

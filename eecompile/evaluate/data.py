@@ -51,14 +51,15 @@ class Source(Protocol):
         ...
 
 
-def chunks(source: Source, size: int) -> Iterator[Array]:
-    """All samples, at most ``size`` at a time, float32 [size, *shape].
+def chunks(source: Source, size: int, count: int | None = None) -> Iterator[Array]:
+    """The first ``count`` samples, or all, at most ``size`` at a time, float32 [size, *shape].
 
     Raises:
         UsageError: there is NaN or infinity among them.
     """
-    for low in range(0, len(source), size):
-        part = source.read(low, min(low + size, len(source)))
+    count = len(source) if count is None else count
+    for low in range(0, count, size):
+        part = source.read(low, min(low + size, count))
         if not np.isfinite(part).all():
             raise UsageError(
                 found=f"NaN or infinity in {source.name}, samples {low} to {low + len(part) - 1}",
@@ -71,11 +72,8 @@ def chunks(source: Source, size: int) -> Iterator[Array]:
 def open_source(path: Path, space: Space) -> Source:
     """The samples in a folder of pictures, an .npy or .npz file, or an IDX file.
 
-    Bytes become numbers over the range of ``space``; others are taken as they are.
-
-    Args:
-        path: the folder (with its subfolders) or file; an IDX file may be gzipped.
-        space: that the samples must be of.
+    Bytes become numbers over the range of ``space``; others are taken as they are. A folder is
+    searched with its subfolders; an IDX file may be gzipped.
 
     Raises:
         UsageError: there are none, or they are not of that space.
@@ -105,13 +103,9 @@ def open_array(path: Path) -> AnyArray:
 
 
 class ArraySource:
-    """Samples in an array.
+    """Samples in an array: [N, *shape], of numbers in the space's range or of bytes.
 
-    Args:
-        name: of the set, for messages.
-        array: [N, *shape], of numbers in the space's range or of bytes; pictures may also
-            be [N, H, W] or [N, H, W, C].
-        space: that the samples must be of.
+    Pictures may also be [N, H, W] or [N, H, W, C].
 
     Raises:
         UsageError: they are not.
@@ -119,14 +113,14 @@ class ArraySource:
 
     def __init__(self, name: str, array: AnyArray, space: Space) -> None:
         self.name, self.space = name, space
-        self._array = _arranged(array, space.shape)
-        if self._array is None or array.dtype.kind not in "fiu" or not len(array):
+        arranged = _arranged(array, space.shape)
+        if arranged is None or array.dtype.kind not in "fiu" or not len(array):
             raise UsageError(
                 found=f"{name} of {array.dtype}, shape {list(array.shape)}",
                 expected=f"numbers of shape [N, {', '.join(map(str, space.shape))}]",
                 remedy="give samples of the shape that the network makes",
             )
-        self.bytes = array.dtype == np.uint8
+        self._array, self.bytes = arranged, array.dtype == np.uint8
         if self.bytes and space.range is None:
             raise UsageError(
                 found=f"{name} of bytes, and samples without a range",
@@ -135,11 +129,10 @@ class ArraySource:
             )
 
     def __len__(self) -> int:
-        return len(self._array) if self._array is not None else 0
+        return len(self._array)
 
     def read(self, low: int, high: int) -> Array:
         """See :class:`Source`."""
-        assert self._array is not None
         part = self._array[low:high]
         if self.bytes and self.space.range:
             return _from_bytes(part, self.space.range)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,19 +11,18 @@ import numpy as np
 
 import eecompile
 from eecompile.arrays import Array
+from eecompile.compiler.progress import Report
 from eecompile.errors import UsageError
 from eecompile.evaluate.bench import FEWEST, Bench, space_of
 from eecompile.evaluate.data import Source, Space
 from eecompile.evaluate.metrics import Frechet
 from eecompile.evaluate.report import Evaluation, EvaluationSettings, SampleFigures
-from eecompile.evaluate.samples import sample_all
+from eecompile.evaluate.samples import SampleSource
 from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
 from eecompile.store.bundle import EngineManifest, open_engine_set
-
-Report = Callable[[str, int, int], None]
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,19 +137,17 @@ class _Made:
 
     @property
     def settings(self) -> EvaluationSettings:
-        """How samples are made."""
         program = self._programs[0][1]
         facts = self._options.request.facts(self._sampler.interface)
         return EvaluationSettings(solver=program.solver, steps=len(program.steps), **facts)
 
     def rows(self, bench: Bench, reference: Array) -> Iterator[SampleFigures]:
-        """The figures of each schedule."""
         interface, work = self._sampler.interface, self._options.work
         request = self._options.request
         in_turns = not any(np.ndim(given) for given in request.conditions.values())
         first: Frechet | None = None
         for name, program in self._programs:
-            source: Source = sample_all(
+            source = SampleSource(
                 self._sampler,
                 self._fingerprints,
                 program,
@@ -158,8 +155,8 @@ class _Made:
                 batch=self._options.batch,
                 name=name,
                 work=work,
-                report=bench.report,
             )
+            source.make(bench.report)
             made = bench.of_made(source)
             figures, found = bench.compare(name, made, reference, in_turns=in_turns)
             choices = tuple(step.chosen for step in program.steps)
@@ -205,7 +202,6 @@ def _warnings(
 
 
 def _check(engines: Sequence[Path], options: Options) -> None:
-    """Pass when there is something to evaluate, and enough of it."""
     if not engines and not options.samples:
         raise UsageError(
             found="no engine set and no --samples",

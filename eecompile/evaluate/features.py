@@ -13,11 +13,12 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from eecompile.arrays import Array
+from eecompile.compiler.progress import Report
 from eecompile.errors import BackendError, UsageError
 from eecompile.evaluate.data import Source, Space, chunks
+from eecompile.store.bundle import sha256
 from eecompile.store.files import written
 
-Report = Callable[[str, int, int], None]
 _SIDE = 112  # pixels that EfficientNet-Lite0 sees of each side
 _BATCH = 20  # at a time: larger activations cost more in memory management than they save
 _PORTION = 500
@@ -41,7 +42,8 @@ def default_features(space: Space) -> FeatureNetwork:
     """EfficientNet-Lite0 with ImageNet's weights: its last activations, averaged, [n, 1280].
 
     Pictures are scaled to [-1, 1] and enlarged to 112x112; grey ones are given as three equal
-    channels. Needs the packages of extra ``evaluate``.
+    channels. Computed by PyTorch, on a GPU where it has one. Needs the packages of extra
+    ``evaluate``.
 
     Raises:
         UsageError: samples are no pictures.
@@ -55,16 +57,18 @@ def default_features(space: Space) -> FeatureNetwork:
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):  # it says what it loaded
         warnings.simplefilter("ignore")
         network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(path))
-    network.eval()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network.eval().to(device)
 
     def compute(samples: Array) -> Array:
-        with torch.inference_mode():
-            shown = torch.from_numpy(_pictures(samples, space, 3, (_SIDE, _SIDE)))
+        exact = torch.backends.cudnn.flags(allow_tf32=False)  # as on the CPU
+        with torch.inference_mode(), exact:
+            shown = torch.from_numpy(_pictures(samples, space, 3, (_SIDE, _SIDE))).to(device)
             pooled = network.extract_features(shown).mean((2, 3))
-        return cast(Array, pooled.numpy())
+        return cast(Array, pooled.cpu().numpy())
 
     name = f"EfficientNet-Lite0 (ImageNet), pooled, {_SIDE}x{_SIDE}"
-    return FeatureNetwork(name, _digest(name, _of_file(path), repr(space)), compute)
+    return FeatureNetwork(name, _digest(name, sha256(path), repr(space)), compute)
 
 
 def onnx_features(path: Path, space: Space) -> FeatureNetwork:
@@ -104,20 +108,14 @@ def onnx_features(path: Path, space: Space) -> FeatureNetwork:
             )
         return cast(Array, features.reshape(*features.shape[:2], -1).mean(2))
 
-    digest = _digest("onnx", _of_file(path), repr(space))
+    digest = _digest("onnx", sha256(path), repr(space))
     return FeatureNetwork(path.name, digest, compute)
 
 
 class Decoder:
     """An ONNX graph that makes pictures of samples: [N, *shape] to [N, 1 or 3, H, W] in [-1, 1].
 
-    Args:
-        path: the graph; one float32 input with a free first axis.
-        space: of the samples.
-
-    Attributes:
-        space: of the pictures.
-        digest: of the graph.
+    It has one float32 input with a free first axis. Its ``space`` is that of the pictures.
 
     Raises:
         UsageError: the graph takes or gives something else.
@@ -130,7 +128,7 @@ class Decoder:
         found: Sequence[int] = ()
         if _fits(space.shape, shape):
             found = self(np.zeros((1, *space.shape), np.float32)).shape[1:]
-        self.space, self.digest = Space(tuple(found), (-1.0, 1.0)), _of_file(path)
+        self.space, self.digest = Space(tuple(found), (-1.0, 1.0)), sha256(path)
         if not self.space.is_picture:
             raise UsageError(
                 found=f"decoder {path} from {shape} to {['N', *found]}",
@@ -146,27 +144,24 @@ class Decoder:
 class FeatureStore:
     """Features of sets of samples, kept in a folder so that none is computed twice.
 
-    Args:
-        folder: it holds a file for each portion of samples, named by their digest.
-        network: that computes them.
-        report: told of the progress.
+    It holds a file for each portion of samples, named by their digest.
     """
 
     def __init__(self, folder: Path, network: FeatureNetwork, report: Report) -> None:
         self.folder, self.network, self.report = folder, network, report
 
-    def features(self, source: Source) -> Array:
-        """The features of all samples, float32 [N, D].
+    def features(self, source: Source, most: int | None = None) -> Array:
+        """The features of the first ``most`` samples, or all, float32 [N, D].
 
         Raises:
             UsageError: samples or features are not finite.
         """
-        rows, done = [], 0
-        self.report(f"features of {source.name}", 0, len(source))
-        for part in chunks(source, _PORTION):
+        rows, done, count = [], 0, min(most or len(source), len(source))
+        self.report(f"features of {source.name}", 0, count)
+        for part in chunks(source, _PORTION, count):
             rows.append(self._portion(part))
             done += len(part)
-            self.report(f"features of {source.name}", done, len(source))
+            self.report(f"features of {source.name}", done, count)
         made = np.concatenate(rows)
         if not np.isfinite(made).all():
             raise UsageError(
@@ -264,11 +259,6 @@ def _fits(shape: Sequence[int], wanted: Sequence[Any]) -> bool:
         return False
     pairs = zip(shape, wanted[1:], strict=True)
     return all(not isinstance(axis, int) or axis == length for length, axis in pairs)
-
-
-def _of_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest(*parts: str) -> str:

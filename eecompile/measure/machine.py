@@ -150,9 +150,7 @@ def smi(*arguments: str) -> str:
 def gpus_from_csv(table: str, banner: str) -> tuple[Gpu, ...]:
     """GPUs from nvidia-smi's CSV (name, compute_cap, memory.total, driver_version; MiB).
 
-    Args:
-        table: without header and units.
-        banner: what plain ``nvidia-smi`` prints, which alone names the driver's CUDA.
+    The ``banner`` is what plain ``nvidia-smi`` prints, which alone names the driver's CUDA.
     """
     # Since driver 610 it says "CUDA UMD Version".
     cuda = re.search(r"CUDA(?: UMD)? Version\s*:\s*(\d+\.\d+)", banner)

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from eecompile.errors import CheckpointError, EecompileError, RecipeError
+from eecompile.errors import CheckpointError, EecompileError, RecipeError, summary
 from eecompile.interrupt import check
 from eecompile.networks.base import MultiExitNetwork
 from eecompile.networks.checkpoint import check_file, state_from_file
@@ -206,12 +206,6 @@ def _tied(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str
         if name not in state and value.numel()
     }
     return {name: state[twin] for name, twin in found.items() if twin is not None}
-
-
-def summary(error: BaseException) -> str:
-    """An error's type, and the first line of what it says."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _few(names: list[str]) -> str:

@@ -57,7 +57,6 @@ class _Cut:
 
     @property
     def once(self) -> bool:
-        """Whether a block runs once for all exits."""
         return self.shared or torch.compiler.is_exporting()
 
 
@@ -126,12 +125,7 @@ class Truncated(nn.Module):
 
 
 class Renamed(nn.Module):
-    """A multi-exit network whose forward has other names for its inputs.
-
-    Args:
-        network: a :class:`eecompile.networks.base.MultiExitNetwork`.
-        arguments: its name for an input, by ours, as in :class:`Truncated`.
-    """
+    """A multi-exit network whose forward has other names for inputs, as in :class:`Truncated`."""
 
     def __init__(self, network: MultiExitNetwork, arguments: Mapping[str, str]) -> None:
         super().__init__()

@@ -19,10 +19,29 @@ from eecompile.errors import ScheduleError
 
 OUTPUT = "output"
 """What every evaluation makes: the prediction, and the learned variance where there is one."""
-_AGAIN, _FORECAST = "again", "forecast"
 HIGHEST = 2
 """The highest order of an extrapolation."""
-_SPAN = re.compile(r"(\d+)/(\d+)-(\d+):(\d+)", re.ASCII)
+_SPAN = re.compile(r"(\d{1,9})/(\d{1,9})-(\d{1,9}):(\d)", re.ASCII)
+
+
+def _whole(value: object) -> int:
+    """An integer of any library; -1 for what is none."""
+    try:
+        return -1 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return -1
+
+
+def _order(value: object) -> int:
+    """An order that an extrapolation may have."""
+    order = _whole(value)
+    if not 0 <= order <= HIGHEST:
+        raise ScheduleError(
+            found=f"a forecast of order {value!r}",
+            expected=f"an order from 0 to {HIGHEST}",
+            remedy="choose one of these",
+        )
+    return order
 
 
 class _Kind(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -94,16 +113,13 @@ class Exit(_Kind, frozen=True, tag="exit"):
     engine: str = ""
 
     def __post_init__(self) -> None:
-        try:
-            depth = 0 if isinstance(self.depth, bool) else operator.index(self.depth)
-        except TypeError:
-            depth = 0
+        depth = _whole(self.depth)
         if depth < 1 or not isinstance(self.engine, str):
             raise ScheduleError(
                 found=f"depth {self.depth!r} of engine set {self.engine!r}"
                 if self.engine
                 else f"depth {self.depth!r} in an exit schedule",
-                expected=f"a positive depth, or {_AGAIN!r} or 'forecast1' for a forecast",
+                expected=f"a positive depth, or {_NO_EXITS} for a forecast",
                 remedy="name the exits to run",
             )
         msgspec.structs.force_setattr(self, "depth", depth)
@@ -137,7 +153,7 @@ class Forecast(_Kind, frozen=True, tag="forecast"):
     order: Annotated[int, Meta(ge=0, le=HIGHEST)] = 0
 
     def __post_init__(self) -> None:
-        _check_order(self.order)
+        msgspec.structs.force_setattr(self, "order", _order(self.order))
 
     @property
     def memory(self) -> str | None:
@@ -147,7 +163,7 @@ class Forecast(_Kind, frozen=True, tag="forecast"):
     @property
     def text(self) -> str:
         """``again`` for order 0, otherwise ``forecast1`` and so on."""
-        return f"{_FORECAST}{self.order}" if self.order else _AGAIN
+        return f"forecast{self.order}" if self.order else "again"
 
 
 class Span(_Kind, frozen=True, tag="span"):
@@ -172,16 +188,17 @@ class Span(_Kind, frozen=True, tag="span"):
     engine: str = ""
 
     def __post_init__(self) -> None:
-        _check_order(self.order)
-        numbers = (self.start, self.stop, self.depth)
-        whole = all(isinstance(number, int) for number in numbers) and isinstance(self.engine, str)
-        if not whole or not 0 <= self.start < self.stop <= self.depth:
+        start, stop, depth = map(_whole, (self.start, self.stop, self.depth))
+        if not 0 <= start < stop <= depth or not isinstance(self.engine, str):
             raise ScheduleError(
                 found=f"a span of the blocks after {self.start!r} up to {self.stop!r}, with exit "
                 f"{self.depth!r}",
                 expected="ascending cuts from 0 to the exit",
                 remedy="begin and end the span at cuts of the network, within the exit's depth",
             )
+        given = {"start": start, "stop": stop, "depth": depth, "order": _order(self.order)}
+        for name, value in given.items():
+            msgspec.structs.force_setattr(self, name, value)
 
     @property
     def memory(self) -> str | None:
@@ -222,6 +239,8 @@ class Span(_Kind, frozen=True, tag="span"):
 
 Choice = Exit | Forecast | Span
 """What a step evaluates."""
+_FORECASTS = {each.text: each for each in map(Forecast, range(HIGHEST + 1))}
+_NO_EXITS = " or ".join((", ".join(map(repr, [*_FORECASTS][:-1])), repr([*_FORECASTS][-1])))
 
 
 def _span_of(memory: str) -> tuple[int, int] | None:
@@ -231,15 +250,6 @@ def _span_of(memory: str) -> tuple[int, int] | None:
         return None
     start, _, stop = cuts.partition("-")
     return int(start), int(stop)
-
-
-def _check_order(order: int) -> None:
-    if isinstance(order, bool) or order not in range(HIGHEST + 1):
-        raise ScheduleError(
-            found=f"a forecast of order {order!r}",
-            expected=f"an order from 0 to {HIGHEST}",
-            remedy="choose one of these",
-        )
 
 
 def choice_of(value: Choice | int | str) -> Choice:
@@ -259,14 +269,11 @@ def choice_from_text(text: str) -> Choice:
     Raises:
         ScheduleError: the text describes none.
     """
+    if text.strip() in _FORECASTS:
+        return _FORECASTS[text.strip()]
     depth, at, engine = (part.strip() for part in text.partition("@"))
-    if depth == _AGAIN and not at:
-        return Forecast()
-    order = depth.removeprefix(_FORECAST)
-    if order != depth and order.isascii() and order.isdigit() and not at:
-        return Forecast(int(order))
     if bool(at) == bool(engine):
-        if depth.isascii() and depth.isdigit() and int(depth):
+        if depth.isascii() and depth.isdigit() and len(depth) < 10 and int(depth):
             return Exit(int(depth), engine)
         if span := _SPAN.fullmatch(depth):
             last, start, stop, highest = map(int, span.groups())
@@ -274,8 +281,7 @@ def choice_from_text(text: str) -> Choice:
     raise ScheduleError(
         found=f"{text.strip()!r} in an exit schedule",
         expected="an exit's depth such as 12, one of an engine set such as 12@cpu, "
-        f"{_AGAIN!r} for the last prediction once more, {_FORECAST}1 to {_FORECAST}{HIGHEST} "
-        "for a forecast of that order, or 12/6-9:1 for exit 12 with blocks 7 to 9 forecast",
+        f"{_NO_EXITS} for a forecast, or 12/6-9:1 for exit 12 with blocks 7 to 9 forecast",
         remedy="name the exits to run",
     )
 

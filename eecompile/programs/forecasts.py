@@ -8,59 +8,64 @@ of predictions by polynomials are TaylorSeer's idea (arXiv 2503.06923), there in
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from eecompile.programs.process import Process
 from eecompile.programs.program import Program, Step
 
 Weights = tuple[tuple[int, float], ...]
 """Indices of earlier steps, the latest first, and the weight of what each made."""
+_SAME = 1e-9  # two moments that rounding alone tells apart are one
 
 
 def forecasts(program: Program) -> tuple[Weights, ...]:
     """For each step, the earlier steps that its choice extrapolates from; () for none.
 
-    Weights are float64 and sum to 1. Of several steps at one moment only the latest counts, and
-    a moment that is infinitely far away counts not at all: both lower the order.
+    Weights are float64 and sum to 1. Of several steps at one moment only the latest counts: if
+    too few moments are left, the order is lower.
     """
-    places = [_variable(program, step) for step in program.steps]
+    places = [variable(program.process, step) for step in program.steps]
     found: list[Weights] = []
     for index, step in enumerate(program.steps):
         memory, order = step.chosen.memory, step.chosen.order
         if memory is None:
             found.append(())
             continue
-        made = [i for i in range(index) if program.steps[i].chosen.makes(memory)]
-        found.append(_extrapolation(places, made[::-1], index, order))
+        made = (i for i in reversed(range(index)) if program.steps[i].chosen.makes(memory))
+        found.append(_weights(places, _nodes(places, made, order), places[index]))
     return tuple(found)
 
 
-def _variable(program: Program, step: Step) -> float:
-    """The variable of the polynomials: half the logarithm of the signal-to-noise ratio.
+def variable(process: Process | None, step: Step) -> float:
+    """The variable of the polynomials at a step; docs/decisions.md has the figures behind it.
 
-    For flows, whose paths are straight in it, and where the process is not known: the time.
+    For diffusion, half the logarithm of the signal-to-noise ratio; for flows and edm, sigma;
+    the time where the process is not known.
     """
-    process = program.process
-    if process is None or process.family == "flow":
+    if process is None:
         return step.moment
-    return process.at(step.moment).half_log_snr
+    point = process.at(step.moment)
+    return point.half_log_snr if process.family == "diffusion" else point.sigma
 
 
-def _extrapolation(places: Sequence[float], made: Sequence[int], index: int, order: int) -> Weights:
-    """The weights with which steps ``made``, the latest first, forecast step ``index``."""
+def _nodes(places: Sequence[float], made: Iterable[int], order: int) -> list[int]:
+    """Which of the steps ``made``, the latest first, a polynomial of an order goes through."""
     nodes: list[int] = []
     for each in made:
-        apart = all(places[each] != places[node] for node in nodes)
-        if not nodes or (apart and math.isfinite(places[each])):
+        if not any(math.isclose(places[each], places[n], abs_tol=_SAME) for n in nodes):
             nodes.append(each)
         if len(nodes) > order:
             break
-    if not all(math.isfinite(places[each]) for each in (nodes[0], index)):
-        return ((nodes[0], 1.0),)
+    return nodes
+
+
+def _weights(places: Sequence[float], nodes: Sequence[int], at: float) -> Weights:
+    """The weights with which what steps ``nodes`` made is extrapolated to ``at``."""
     return tuple(
         (
             node,
             math.prod(
-                (places[index] - places[other]) / (places[node] - places[other])
+                (at - places[other]) / (places[node] - places[other])
                 for other in nodes
                 if other != node
             ),

@@ -9,6 +9,7 @@ A runtime needs no solver, only this list.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 import msgspec
 
@@ -120,14 +121,15 @@ class Program(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         choice = self.steps[index].choice
         if choice is None or (memory := choice.memory) is None:
             return
-        earlier = (step.choice for step in self.steps[:index])
-        made = sum(each is None or each.makes(memory) for each in earlier)  # open: it may make it
-        if made <= choice.order:
+        earlier = (step.choice for step in reversed(self.steps[:index]))
+        made = (each for each in earlier if each is None or each.makes(memory))  # open: it may
+        if (count := sum(1 for _ in islice(made, choice.order + 1))) <= choice.order:
             raise UsageError(
-                found=f"a program whose step {index} is {choice.text!r}, after {made} "
-                f"evaluation{'s' * (made != 1)} to extrapolate from",
-                expected=f"at least {choice.order + 1}",
-                remedy="give exits to the largest times of the exit schedule, or a lower order",
+                found=f"a program whose step {index} is {choice.text!r}, after {count} "
+                f"evaluation{'s' * (count != 1)}",
+                expected=f"at least {choice.order + 1} before it to extrapolate from",
+                remedy="give exits to the largest times of the exit schedule"
+                + (", or forecast with a lower order" if choice.order and count else ""),
             )
 
     @property

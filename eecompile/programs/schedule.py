@@ -111,9 +111,9 @@ class ExitSchedule(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkno
         time, t = 0 first. ``12:0.2,6:0.5,3``: each depth up to a fraction of T.
         ``12@gpu-fp32,6``: a depth of the engine set for the target ``gpu-fp32``.
         ``12,again,6``: the last prediction once more; ``12,forecast1,6``: the prediction
-        extrapolated from the last two; ``12,12/6-9:1``: exit 12 with what blocks 7 to 9 add
-        extrapolated likewise. A name that ends in ``.json``: the schedule in that file; see
-        :meth:`read`.
+        extrapolated from the last two (``forecast2``: three); ``12,12/6-9:1``: exit 12 with what
+        blocks 7 to 9 add extrapolated likewise. A name that ends in ``.json``: the schedule in
+        that file; see :meth:`read`.
 
         Raises:
             ScheduleError: the text has none of these forms.
@@ -205,9 +205,9 @@ def _unread(text: str) -> ScheduleError:
     return ScheduleError(
         found=f"exit schedule {text!r}",
         expected="a name, a depth, depths such as 12,9,6,3 or 12:0.2,6:0.5,3 (with 12@cpu for a "
-        "depth of one engine set, 'again' for the last prediction once more, 'forecast1' for one "
-        "extrapolated from the last two, 12/6-9:1 for exit 12 with blocks 7 to 9 forecast), or a "
-        "schedule's file (.json)",
+        "depth of one engine set, 'again' for the last prediction once more, 'forecast1' or "
+        "'forecast2' for one extrapolated from the last two or three, 12/6-9:1 for exit 12 with "
+        "blocks 7 to 9 forecast), or a schedule's file (.json)",
         remedy="list the schedules' names with 'eecompile inspect'",
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -33,21 +34,15 @@ def check_pictures(shape: tuple[int, ...]) -> None:
 def save_grid(
     states: Array,
     bounds: tuple[float, float],
-    path: Path,
+    output: Path | BinaryIO,
     *,
     title: str,
     labels: Sequence[str] = (),
     columns: int = 0,
 ) -> None:
-    """Write a PNG with a title, and a label under each picture.
+    """Write states, float32 [n, 1 or 3, H, W], as a PNG with a title, and a label under each.
 
-    Args:
-        states: float32 [n, 1 or 3, H, W].
-        bounds: values that become black and white.
-        path: the PNG.
-        title: a line above the pictures; "" for none.
-        labels: one a picture, or none.
-        columns: pictures a row; 0 makes the grid about square.
+    The ``bounds`` are values that become black and white; 0 columns make it about square.
     """
     low, high = bounds
     bytes_ = np.clip((states - low) / (high - low) * 255 + 0.5, 0, 255).astype(np.uint8)
@@ -73,4 +68,4 @@ def save_grid(
         if labels:
             place = (left + width * zoom / 2, top + height * zoom + 2)
             draw.text(place, labels[index], fill="black", font=small, anchor="ma")
-    canvas.save(path, format="PNG")
+    canvas.save(output, format="PNG")

@@ -143,11 +143,8 @@ def choices_by_step(
     """What each step evaluates: a row for each schedule, and a bar for each of its steps.
 
     A bar is as high as the blocks that run; there is none where nothing is evaluated. Colours
-    tell engine sets apart.
-
-    Args:
-        rows: names of schedules, what is said of each, and the choices of their steps.
-        depths: marked on every axis; the last is full depth.
+    tell engine sets apart. Rows are names of schedules, what is said of each, and the choices of
+    their steps; depths are marked on every axis, and the last is full depth.
     """
     height = 66 + 100 * len(rows)
     figure = make_subplots(

@@ -43,13 +43,7 @@ def program_facts(program: Program, interface: Interface | None = None) -> FactL
 def program_parts(
     program: Program, interface: Interface | None = None, *, whole: bool = False
 ) -> list[Part]:
-    """All that ``eecompile inspect`` shows of a program.
-
-    Args:
-        program: to show.
-        interface: of the network that it is for, if known.
-        whole: show every step, not only the first and the last.
-    """
+    """What ``eecompile inspect`` shows of a program; ``whole`` shows every step, not some."""
     stamped, count = any(step.time is not None for step in program.steps), len(program.steps)
     numbers = ["step", "t", *(["time"] if stamped else []), "choice"]
     columns = [

@@ -15,7 +15,7 @@ from eecompile.cli.values import request_of
 from eecompile.compare.arguments import schedules_of, settings_of
 from eecompile.compare.candidates import Opened
 from eecompile.compare.trajectories import trajectories
-from eecompile.evaluate.samples import sample_all
+from eecompile.evaluate.samples import SampleSource
 from eecompile.tune.report import TuningSettings
 from eecompile.tune.tuning import tune
 from tests.cli.test_cli import Run, run
@@ -82,9 +82,8 @@ def test_evaluate(
     sampler: Sampler, request_: SampleRequest, expected: Array, tmp_path: Path
 ) -> None:
     program = sampler.program("ddim", 4, 2)
-    source = sample_all(
-        sampler, [], program, request_, batch=3, name="full", work=tmp_path, report=print
-    )
+    source = SampleSource(sampler, [], program, request_, batch=3, name="full", work=tmp_path)
+    source.make(print)
     np.testing.assert_allclose(source.read(0, COUNT), expected, atol=1e-5)
 
 

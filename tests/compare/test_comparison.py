@@ -339,7 +339,7 @@ def test_a_process_of_its_own_brings_results_that_polygraphy_joins(
         inputs = points(here.interface, [4])
         ours = outputs_of(here.runner(6), inputs)
         theirs = RunResults.load(str(tmp_path / "outputs-6.json"))
-        found = accuracy(ours, theirs, inputs, Tolerance())
+        found = accuracy(6, ours, theirs, inputs, Tolerance())
     assert found.passed
     assert found.metrics["cosine"] == pytest.approx(1)
 
@@ -358,7 +358,7 @@ def test_outputs_that_are_not_finite_have_not_passed(bundle: Path) -> None:
         right = outputs_of(here.runner(3), inputs)
         broken = outputs_of(here.runner(3), inputs)
         broken[0][1][2]["prediction_003"][0, 0, 0, 0] = np.nan
-        found = accuracy(right, broken, inputs, Tolerance())
+        found = accuracy(3, right, broken, inputs, Tolerance())
         assert not found.passed
         assert [each.timestep for each in found.errors if each.relative is None] == [333]
         assert [each.worst for each in found.errors if each.worst] == []

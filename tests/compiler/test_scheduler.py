@@ -30,12 +30,13 @@ from eecompile.compiler.schedulers.config import (
 )
 from eecompile.compiler.schedulers.program import program_from_scheduler
 from eecompile.errors import UsageError
-from eecompile.programs.choice import Exit
+from eecompile.programs.choice import Choice, Exit, Forecast
 from eecompile.programs.interface import Interface, State
 from eecompile.programs.process import Process
 from eecompile.programs.program import Program
 from eecompile.runtime.engines.fake import FakeEngine
 from eecompile.runtime.sampler import Sampler
+from eecompile.runtime.trajectory.noise import normal_noise
 from tests.programs import interpreter
 
 pytestmark = [  # diffusers' own
@@ -663,3 +664,36 @@ def test_no_config(tmp_path: Path) -> None:
         scheduler_from_config(tmp_path / "none.json")
     with pytest.raises(UsageError, match=r"no readable file .*scheduler_config\.json"):
         scheduler_from_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["DDIMScheduler", "EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler",
+     "HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "PNDMScheduler", "UniPCMultistepScheduler"],
+)  # fmt: skip
+def test_programs_with_forecasts_equal_an_interpreter(name: str) -> None:
+    options = {"clip_sample": False} if name == "DDIMScheduler" else {}
+    program = program_from_scheduler(made(name, options), 12)
+    moments = [*dict.fromkeys(step.moment for step in program.steps)]
+
+    def choice_at(time: float) -> Choice:
+        at = moments.index(time)
+        return Exit(1) if at < 3 or at % 3 == 0 else Forecast(at % 3)
+
+    program = program.with_choices(choice_at)
+
+    def network(depth: int, x: Array, t: Any) -> Array:
+        return np.tanh(0.3 * x + np.reshape(t, (-1, *(1 for _ in x.shape[1:]))) / 900)
+
+    engine = FakeEngine((1,), lambda depth, x, t, given: network(depth, x, t).astype(np.float32))
+    interface = Interface(
+        name="x", exits=(1,), state=State(shape=(3, 4)), process=program.process or Process()
+    )
+    found = Sampler(engine, interface).sample(2, solver=program, seed=1)
+    expected = interpreter.run(
+        program,
+        lambda depth, x, t: network(depth, x, np.full(2, t, np.float32)),
+        lambda draw: normal_noise(1, range(2), draw, (3, 4)).astype(np.float64),
+    )
+    assert len(engine.calls) == sum(step.chosen.evaluates for step in program.steps) < len(moments)
+    agree([found], [expected])

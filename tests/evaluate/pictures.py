@@ -62,3 +62,9 @@ def save(graph: onnx.GraphProto, path: Path) -> Path:
 
 def quiet(phase: str, done: int = 0, total: int = 0) -> None:
     """A report that nobody reads."""
+
+
+def idx(values: NDArray[np.uint8]) -> bytes:
+    """An IDX file, as MNIST's pictures and labels are stored."""
+    shape = np.array(values.shape, ">u4").tobytes()
+    return bytes((0, 0, 8, values.ndim)) + shape + values.tobytes()

@@ -12,6 +12,7 @@ from PIL import Image
 
 from eecompile.errors import UsageError
 from eecompile.evaluate.data import Space, chunks, open_source
+from tests.evaluate.pictures import idx
 
 GREY = Space((1, 5, 4), (-1.0, 1.0))
 COLOUR = Space((3, 5, 4), (0.0, 1.0))
@@ -28,11 +29,6 @@ def whole(path: Path, space: Space) -> NDArray[np.float32]:
     np.testing.assert_array_equal(made, np.concatenate(list(chunks(source, 2))))
     assert made.dtype == np.float32
     return made
-
-
-def idx(values: NDArray[np.uint8]) -> bytes:
-    shape = np.array(values.shape, ">u4").tobytes()
-    return bytes((0, 0, 8, values.ndim)) + shape + values.tobytes()
 
 
 def test_pictures_in_every_form_are_the_same(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import given
 
 from eecompile.errors import ScheduleError, UsageError
 from eecompile.programs.choice import (
+    HIGHEST,
     OUTPUT,
     Choice,
     Exit,
@@ -26,7 +27,7 @@ from eecompile.programs.program import FORMAT, Program, Step, Term, Update
 NAMES = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,20}", fullmatch=True)
 CHOICES = st.one_of(
     st.builds(Exit, st.integers(1, 10_000), st.one_of(st.just(""), NAMES)),
-    st.builds(Forecast),
+    st.builds(Forecast, st.integers(0, HIGHEST)),
 )
 
 
@@ -49,23 +50,28 @@ def test_a_choice_survives_its_text_and_json(choice: Choice) -> None:
 
 
 def test_the_texts_are_those_of_schedules() -> None:
-    assert [c.text for c in (Exit(12), Exit(12, "cpu"), Forecast())] == ["12", "12@cpu", "again"]
+    choices = (Exit(12), Exit(12, "cpu"), Forecast(), Forecast(1), Forecast(2))
+    assert [c.text for c in choices] == ["12", "12@cpu", "again", "forecast1", "forecast2"]
     assert choice_from_text("012 @ cpu") == Exit(12, "cpu")
     assert choice_of(7) == choice_of("7") == Exit(7)
     assert choice_of(np.int64(7)) == Exit(7)  # type: ignore[arg-type]
     assert type(Exit(np.int64(7)).depth) is int  # type: ignore[arg-type]
+    assert type(Forecast(np.int64(1)).order) is int  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     "text",
     ["", " ", "0", "00", "-1", "+1", "1.5", "twelve", "12@", "@x", "@", "reuse", "again@cpu",
-     "Again", "again again", "1_2", "12;6", "\N{SUPERSCRIPT TWO}", "\N{ARABIC-INDIC DIGIT TWO}"],
+     "Again", "again again", "1_2", "12;6", "forecast", "forecast0", "forecast3", "forecast-1",
+     "forecast 1", "forecast1@cpu", "forecast01", "Forecast1", "9" * 5000,
+     "\N{SUPERSCRIPT TWO}", "\N{ARABIC-INDIC DIGIT TWO}"],
 )  # fmt: skip
 def test_a_text_that_is_no_choice_is_refused(text: str) -> None:
     with pytest.raises(ScheduleError) as caught:
         choice_from_text(text)
     assert caught.value.found == f"{text.strip()!r} in an exit schedule"
-    assert "'again' for the previous output once more" in caught.value.expected
+    forecasts = "or 'again', 'forecast1' or 'forecast2' for a forecast"
+    assert forecasts in caught.value.expected
     assert caught.value.remedy == "name the exits to run"
     with pytest.raises(ScheduleError):
         choice_of(text)
@@ -76,7 +82,8 @@ def test_a_depth_that_is_none_is_refused(depth: Any) -> None:
     with pytest.raises(ScheduleError) as caught:
         Exit(depth)
     assert caught.value.found == f"depth {depth!r} in an exit schedule"
-    assert caught.value.expected == "a positive depth, or 'again' for the previous output once more"
+    forecasts = "'again', 'forecast1' or 'forecast2' for a forecast"
+    assert caught.value.expected == f"a positive depth, or {forecasts}"
     if not isinstance(depth, str):
         with pytest.raises(ScheduleError, match="a positive depth"):
             choice_of(depth)
@@ -87,6 +94,14 @@ def test_the_name_of_an_engine_set_is_a_text() -> None:
         Exit(12, 5)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("order", [-1, 3, True, False, 1.0, float("nan"), None, "1", (1,)])
+def test_an_order_that_is_none_is_refused(order: Any) -> None:
+    with pytest.raises(ScheduleError) as caught:
+        Forecast(order)
+    assert caught.value.found == f"a forecast of order {order!r}"
+    assert caught.value.expected == "an order from 0 to 2"
+
+
 def test_what_a_choice_needs_and_costs() -> None:
     def cost(depth: int) -> float:
         return {3: 0.4, 12: 1.0}[depth]
@@ -94,8 +109,10 @@ def test_what_a_choice_needs_and_costs() -> None:
     exit_, again = Exit(3, "cpu"), Forecast()
     assert (exit_.evaluates, exit_.blocks, exit_.exits, exit_.engine) == (True, 3, (3,), "cpu")
     assert (again.evaluates, again.blocks, again.exits, again.engine) == (False, 0, (), "")
-    assert (exit_.reads, exit_.writes) == ((), (OUTPUT,))
-    assert (again.reads, again.writes) == ((OUTPUT,), ())
+    assert (exit_.memory, exit_.order, exit_.makes(OUTPUT)) == (None, 0, True)
+    assert (again.memory, again.order, again.makes(OUTPUT)) == (OUTPUT, 0, False)
+    assert (Forecast(2).memory, Forecast(2).order) == (OUTPUT, 2)
+    assert not exit_.makes("blocks 2 to 3")
     assert (exit_.cost(cost), again.cost(cost)) == (0.4, 0)
     state = State(shape=(3,))
     by_blocks = Interface(name="n", exits=(3, 12), state=state)
@@ -117,7 +134,9 @@ def test_exits_are_checked_and_open_choices_need_none() -> None:
     [b"12", b'"again"', b"{}", b'{"type": "skip"}', b'{"type": "exit"}',
      b'{"type": "exit", "depth": 0}', b'{"type": "exit", "depth": true}',
      b'{"type": "exit", "depth": 3, "speed": 2}', b'{"type": "exit", "depth": 3, "engine": 1}',
-     b'{"type": "forecast", "order": 1}', b'{"type": "forecast", "depth": 3}'],
+     b'{"type": "forecast", "order": 3}', b'{"type": "forecast", "order": -1}',
+     b'{"type": "forecast", "order": true}', b'{"type": "forecast", "order": 1.5}',
+     b'{"type": "forecast", "depth": 3}'],
 )  # fmt: skip
 def test_json_that_is_no_choice_is_refused(written: bytes) -> None:
     with pytest.raises(msgspec.ValidationError):
@@ -129,28 +148,33 @@ def test_json_that_is_no_choice_is_refused(written: bytes) -> None:
 
 @given(st.lists(st.one_of(CHOICES, st.none()), max_size=6))
 def test_the_choices_of_a_program_survive_json(choices: list[Choice | None]) -> None:
-    made = program(Exit(3), *choices)
-    assert made.choices == (Exit(3), *choices)
+    first = [Exit(3)] * (HIGHEST + 1)
+    made = program(*first, *choices)
+    assert made.choices == (*first, *choices)
     assert Program.from_json(made.to_json()) == made
     assert set(made.with_choices(lambda time: None).choices) == {None}
 
 
 @pytest.mark.parametrize(
-    ("choices", "index"),
-    [((Forecast(),), 0), ((Forecast(), Exit(3)), 0)],
+    ("choices", "found", "least"),
+    [
+        ((Forecast(),), "step 0 is 'again', after 0 evaluations", 1),
+        ((Forecast(1), Exit(3)), "step 0 is 'forecast1', after 0 evaluations", 2),
+        ((Exit(3), Forecast(1), Exit(3)), "step 1 is 'forecast1', after 1 evaluation", 2),
+        ((None, Exit(3), Forecast(1), Forecast(2)), "step 3 is 'forecast2', after 2 eval", 3),
+    ],
 )
-def test_a_forecast_before_any_evaluation_is_refused(
-    choices: tuple[Choice | None, ...], index: int
+def test_a_forecast_needs_more_evaluations_than_its_order(
+    choices: tuple[Choice | None, ...], found: str, least: int
 ) -> None:
     with pytest.raises(UsageError) as caught:
         program(*choices)
     error = caught.value
-    assert error.found == (
-        f"a program whose step {index} is 'again', before anything was evaluated"
-    )
-    assert error.expected == "one that begins with an evaluation"
-    assert error.remedy == "give an exit to the largest times of the exit schedule"
-    with pytest.raises(UsageError, match="begins with an evaluation"):
+    assert error.found.startswith(f"a program whose {found}")
+    assert error.expected == f"at least {least} before it to extrapolate from"
+    assert error.remedy.startswith("give exits to the largest times of the exit schedule")
+    assert ("a lower order" in error.remedy) == ("after 0" not in found)
+    with pytest.raises(UsageError, match="whose step 0 is 'again', after 0 evaluations"):
         program(Exit(3), Exit(3)).with_choices(lambda time: Forecast())
 
 

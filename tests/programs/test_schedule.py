@@ -69,6 +69,9 @@ def test_the_papers_schedule() -> None:
         "again",
         "12,reuse,6",
         "12,again@cpu,6",
+        "9,forecast1",
+        "12,forecast3,6",
+        "12,forecast1@cpu,6",
         "12,0,6",
         "12:0.2,0:0.6,6",
         "1e1",
@@ -87,7 +90,7 @@ def test_tables_check_themselves() -> None:
         ExitSchedule((3, 6, 9), (0.5, 0.5))
     with pytest.raises(ScheduleError, match="ascending"):
         ExitSchedule((3, 6), (float("nan"),))
-    with pytest.raises(ScheduleError, match="no previous output yet"):
+    with pytest.raises(ScheduleError, match="nothing to extrapolate from yet"):
         ExitSchedule((Forecast(),))
     with pytest.raises(ScheduleError, match=r"depth 5 .* one of the exits \[3, 6\]"):
         ExitSchedule((3, 5), (0.5,)).check([6, 3])
@@ -118,16 +121,18 @@ def test_depths_and_texts_stand_for_choices() -> None:
     assert ExitSchedule.constant(6) == ExitSchedule.constant(Exit(6)) == ExitSchedule((Exit(6),))
 
 
-def test_no_block_runs_where_the_previous_output_is_used_again() -> None:
-    schedule = ExitSchedule.parse("12,again,6")
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_no_block_runs_in_a_forecast(order: int) -> None:
+    schedule = ExitSchedule.parse(f"12,{Forecast(order).text},6")
     found = [schedule.choice_at(t, 300) for t in (0, 100, 299)]
-    assert found == [Exit(12), Forecast(), Exit(6)]
+    assert found == [Exit(12), Forecast(order), Exit(6)]
+    assert schedule == ExitSchedule.from_slices([12, Forecast(order), 6])
     assert schedule.mean(lambda choice: choice.blocks / 12) == pytest.approx(1.5 / 3)
     assert schedule.check([3, 6, 12]) is schedule
-    with pytest.raises(ScheduleError, match="no previous output yet"):
-        ExitSchedule((Exit(6), Forecast()), (0.5,))
-    with pytest.raises(ScheduleError, match="no previous output yet"):
-        ExitSchedule.constant(Forecast())
+    with pytest.raises(ScheduleError, match="nothing to extrapolate from yet"):
+        ExitSchedule((Exit(6), Forecast(order)), (0.5,))
+    with pytest.raises(ScheduleError, match="nothing to extrapolate from yet"):
+        ExitSchedule.constant(Forecast(order))
 
 
 @given(

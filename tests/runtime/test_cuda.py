@@ -33,6 +33,7 @@ from eecompile.runtime.trajectory.host import HostTrajectory
 from eecompile.runtime.trajectory.noise import normal_noise
 from eecompile.runtime.trajectory.plan import Plan, Rows
 from tests.conftest import ROOT
+from tests.programs.interpreter import extrapolated, place_of
 from tests.runtime.emulated import (
     SOURCE,
     EmulatedDevice,
@@ -81,8 +82,8 @@ def some_terms(draw: np.random.Generator, names: list[str], most: int) -> tuple[
 
 
 def some_program(draw: np.random.Generator, learned: bool) -> Program:
-    written, steps = ["state"], []
-    for _ in range(int(draw.integers(1, 7))):
+    written, steps, time = ["state"], list[Step](), 999.0
+    for _ in range(int(draw.integers(1, 9))):
         inputs = some_terms(draw, written, 3)
         updates = []
         for _ in range(int(draw.integers(1, 4))):
@@ -92,11 +93,18 @@ def some_program(draw: np.random.Generator, learned: bool) -> Program:
             updates.append(Update(into, terms, clip))
             written = [*dict.fromkeys([*written, into])]
         scaled = (-3.0, -0.5) if learned and draw.random() < 0.7 else None
-        time = float(draw.uniform(0, 999))
-        depth = int(draw.choice([2, 5, 0] if steps else [2, 5]))
-        choice: Choice = Exit(depth) if depth else Forecast()
+        time -= float(draw.choice([0.0, 90.0, 110.0]))
+        made = sum(step.chosen.evaluates for step in steps)
+        orders = [Forecast(order) for order in range(min(made, 3))]
+        choice: Choice = draw.choice([Exit(2), Exit(5), *orders])  # type: ignore[arg-type]
         steps.append(Step(choice, time / 4, inputs, tuple(updates), scaled, time))
-    return Program(solver="any", initial=float(draw.uniform(0.5, 2)), steps=tuple(steps))
+    process = Process(variance="learned_range" if learned else "fixed_small")
+    return Program(
+        solver="any",
+        initial=float(draw.uniform(0.5, 2)),
+        steps=tuple(steps),
+        process=process if draw.random() < 0.5 else None,
+    )
 
 
 def some_rows(draw: np.random.Generator, n: int, g: int) -> Rows:
@@ -125,6 +133,7 @@ def by_hand(plan: Plan, rows: Rows, row: int) -> Array:
         given = {name: array[at : at + 1] for name, array in rows.conditions.items()}
         return predict(depth, x, np.array([t], FLOAT), given)
 
+    evaluations: list[tuple[float, NDArray[np.float64]]] = []
     for index, step in enumerate(plan.program.steps):
         low, high = plan.interval or (-np.inf, np.inf)
         choice = step.chosen
@@ -138,7 +147,10 @@ def by_hand(plan: Plan, rows: Rows, row: int) -> Array:
             kept = [] if channels is None else prediction[0][channels:]
             count = len(guided[0]) - len(kept)
             prediction[0][:count] = guided[0][:count]
-        buffers["output"] = prediction
+        if choice.evaluates:
+            evaluations.append((place_of(plan.program, step), prediction.astype(np.float64)))
+        at = place_of(plan.program, step)
+        buffers["output"] = extrapolated(evaluations, at, choice.order).astype(FLOAT)
         noise = normal_noise(seeds, samples, index + 1, plan.shape)
         if step.log_variances and learned:
             small, large = step.log_variances

@@ -98,7 +98,7 @@ def test_programs_that_do_not_fit_are_refused(both: tuple[Path, Path]) -> None:
             sampler.sample(1, solver="ddim", steps=2, schedule=ExitSchedule.parse("12@elsewhere"))
         program = named(sampler, "12")
         steps = (msgspec.structs.replace(program.steps[0], choice=Forecast()), *program.steps[1:])
-        with pytest.raises(UsageError, match="begins with an evaluation"):
+        with pytest.raises(UsageError, match="whose step 0 is 'again', after 0 evaluations"):
             msgspec.structs.replace(program, steps=steps)
         assert sampler.sample(1, solver="ddim", steps=2).shape == (1, 1, 28, 28)
     with Sampler.open(both[0]) as sampler, pytest.raises(UsageError, match="open that engine set"):

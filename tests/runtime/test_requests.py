@@ -72,10 +72,17 @@ REQUEST = st.builds(
 )
 
 
-@given(requests=st.lists(REQUEST, min_size=1, max_size=5), largest=st.integers(1, 9))
-def test_requests_together_are_requests_alone(requests: list[SampleRequest], largest: int) -> None:
+@given(
+    requests=st.lists(REQUEST, min_size=1, max_size=5),
+    largest=st.integers(1, 9),
+    schedule=st.sampled_from(["12,3", "forecast2,forecast1,12,again,3,12"]),
+)
+def test_requests_together_are_requests_alone(
+    requests: list[SampleRequest], largest: int, schedule: str
+) -> None:
     together = fake(largest)
-    options = {"solver": "ddpm", **QUICK}
+    steps = 4 if schedule == "12,3" else 6
+    options = {"solver": "ddpm", "steps": steps, "schedule": ExitSchedule.parse(schedule)}
     found = together.sample_requests(requests, **options)
     assert max(rows for _, rows in calls(together)) <= largest
     for request, samples in zip(requests, found, strict=True):
@@ -370,7 +377,8 @@ def test_conditions_may_lie_on_another_device() -> None:
 
 @pytest.mark.parametrize("solver", ["ddpm", "unipc", "dpmpp-2m-sde"])
 @pytest.mark.parametrize("guided", [0, 2])
-def test_no_array_is_allocated_for_a_step(solver: str, guided: int) -> None:
+@pytest.mark.parametrize("schedule", ["12", "forecast2,12,forecast1,forecast1,12,12"])
+def test_no_array_is_allocated_for_a_step(solver: str, guided: int, schedule: str) -> None:
     class Noop(Engine):
         exits, precision, max_batch = (12,), "fp32", 8
 
@@ -385,7 +393,7 @@ def test_no_array_is_allocated_for_a_step(solver: str, guided: int) -> None:
     interface = Interface(
         name="x", exits=(12,), state=State(shape=shape, range=(-1, 1)), process=Process()
     )
-    program = Sampler(Noop(), interface).program(solver, 20, 12)
+    program = Sampler(Noop(), interface).program(solver, 20, ExitSchedule.parse(schedule))
     plan = Plan(program=program, interface=interface, shape=shape, size=size, guided=guided)
     trajectory = HostTrajectory(Noop(), plan)  # type: ignore[arg-type]
     ones, scales = np.arange(size, dtype=np.uint64), np.full(guided, 2, np.float32)

@@ -19,9 +19,11 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("bench_runtime")
 
 
-def test_torch_eager_samples_what_the_engines_do(bench: Any, engine_sets: dict[str, Path]) -> None:
+def test_torch_eager_samples_what_the_engines_do(
+    bench: Any, bundle: Path, engine_sets: dict[str, Path]
+) -> None:
     with Sampler.open(engine_sets["per_exit"]) as sampler:
-        eager = bench.torch_samplers(sampler.interface, compiled=False)["torch eager"]
+        eager = bench.torch_samplers(bundle)["torch eager"]
         found = eager.sample(2, steps=3, schedule="full", seed=1)
         np.testing.assert_allclose(
             found, sampler.sample(2, steps=3, schedule="full", seed=1), atol=1e-4

@@ -12,6 +12,8 @@ import pytest
 
 from tests.conftest import ROOT
 
+BEGIN, END = "<!-- peers:begin -->", "<!-- peers:end -->"
+
 
 @pytest.fixture
 def tables(monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -22,8 +24,9 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.fixture
 def copied(tables: Any, tmp_path: Path) -> Path:
     """The documents and the JSON of this project, to change."""
-    one = [path for path in tables.peers_files() if path.name == "peers-cpu.json"]
-    for path in [*tables.peers_documents(), *one]:
+    names = ("peers", "caching")
+    one = [path for name in names for path in tables.results_files(name) if "-cpu" in path.stem]
+    for path in [*tables.documents(), *one]:
         place = tmp_path / path.relative_to(ROOT)
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, place)
@@ -31,14 +34,14 @@ def copied(tables: Any, tmp_path: Path) -> Path:
 
 
 def test_the_documents_hold_what_the_script_writes(tables: Any) -> None:
-    for path, text in tables.peers_documents().items():
+    for path, text in tables.documents().items():
         assert path.read_text() == text, "run scripts/bench peers --tables"
 
 
 def test_a_new_figure_reaches_both_documents(tables: Any, copied: Path) -> None:
-    tables.write_peers_tables(copied)
-    assert tables.write_peers_tables(copied) == []
-    (path,) = tables.peers_files(copied)
+    tables.write_tables(copied)
+    assert tables.write_tables(copied) == []
+    (path,) = tables.results_files("peers", copied)
     result = json.loads(path.read_text())
     row = result["DiT-S/2"]["rows"][-1]
     assert row["by"].startswith("eecompile")
@@ -46,20 +49,20 @@ def test_a_new_figure_reaches_both_documents(tables: Any, copied: Path) -> None:
     path.write_text(json.dumps(result))
     (copied / "docs" / "benchmarks" / "peers-other.json").write_text(json.dumps(result))
     before = (copied / "README.md").read_text()
-    assert len(tables.write_peers_tables(copied)) == 2
+    assert len(tables.write_tables(copied)) == 2
     readme = (copied / "README.md").read_text()
     assert readme.count("| 7.77 |") == 2  # one machine each
-    assert readme.partition(tables.BEGIN)[0] == before.partition(tables.BEGIN)[0]
-    assert readme.partition(tables.END)[2] == before.partition(tables.END)[2]
+    assert readme.partition(BEGIN)[0] == before.partition(BEGIN)[0]
+    assert readme.partition(END)[2] == before.partition(END)[2]
     whole = (copied / "docs" / "compare.md").read_text()
     assert whole.count("| 7.77 (7.11 to 7.99) |") == 2
-    assert tables.write_peers_tables(copied) == []
+    assert tables.write_tables(copied) == []
 
 
 def test_a_document_without_its_marks_is_not_touched(tables: Any, copied: Path) -> None:
     readme = copied / "README.md"
-    readme.write_text(readme.read_text().replace(tables.END, ""))
+    readme.write_text(readme.read_text().replace(END, ""))
     before = readme.read_text()
     with pytest.raises(SystemExit, match="once in each document"):
-        tables.write_peers_tables(copied)
+        tables.write_tables(copied)
     assert readme.read_text() == before

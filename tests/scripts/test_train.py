@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.conftest import RECIPE, ROOT
+from tests.evaluate.pictures import idx
 
 
 @pytest.fixture
@@ -22,10 +23,10 @@ def data(tmp_path: Path) -> Path:
     folder = tmp_path / "data"
     folder.mkdir()
     draws = np.random.default_rng(0)
-    images = draws.integers(0, 256, (96, 28, 28), np.uint8).tobytes()
-    labels = draws.integers(0, 10, 96, np.uint8).tobytes()
-    (folder / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(16) + images))
-    (folder / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(bytes(8) + labels))
+    images = draws.integers(0, 256, (96, 28, 28), np.uint8)
+    labels = draws.integers(0, 10, 96, np.uint8)
+    (folder / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(images)))
+    (folder / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels)))
     return folder
 
 

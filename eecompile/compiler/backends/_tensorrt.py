@@ -20,6 +20,7 @@ from eecompile.store.target import Target
 
 SWITCH = "POLYGRAPHY_USE_TENSORRT_RTX"  # polygraphy's: 1 for TensorRT-RTX, 0 for TensorRT
 
+SUFFIX = "plan"  # of the engines' file names
 Flavour = Literal["tensorrt", "tensorrt_rtx"]
 
 

@@ -36,10 +36,7 @@ class _Answer(msgspec.Struct, omit_defaults=True):
 class Worker(Handle):
     """Builds plans in a process of its own, which starts with the first one and ends with this.
 
-    Args:
-        flavour: the library.
-        log: file for what it prints.
-        timing_cache: file of measured kernels that all plans share; None for none.
+    What the library prints goes to ``log``; all plans share ``timing_cache``, of measured kernels.
     """
 
     def __init__(self, flavour: Flavour, log: Path, timing_cache: Path | None = None) -> None:

@@ -124,7 +124,6 @@ def _batch_first(model: ir.Model) -> bool:
 
 
 def _with_batch(graph: Any, batch: int) -> dict[Any, Any]:
-    """Shapes of all inputs, with that batch size."""
     shapes = {}
     for place in graph.inputs:
         shape = place.get_partial_shape()

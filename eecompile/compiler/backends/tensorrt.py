@@ -9,11 +9,10 @@ from pathlib import Path
 import onnx_ir as ir
 
 from eecompile.backends import BACKENDS
-from eecompile.compiler.backends._tensorrt import (
-    check_installed,
-    precision_in_graph,
-    runs,
-)
+from eecompile.compiler.backends._tensorrt import SUFFIX as SUFFIX
+from eecompile.compiler.backends._tensorrt import check_installed
+from eecompile.compiler.backends._tensorrt import precision_in_graph as precision_in_graph
+from eecompile.compiler.backends._tensorrt import runs as runs
 from eecompile.compiler.backends._worker import Worker
 from eecompile.compiler.graph.attention import DecomposeAttention
 from eecompile.compiler.segments import LOG, check_options
@@ -21,18 +20,6 @@ from eecompile.errors import BackendError
 from eecompile.measure.machine import gpus
 from eecompile.store.target import Target
 
-__all__ = [
-    "SUFFIX",
-    "builder",
-    "check",
-    "portable",
-    "precision_in_graph",
-    "prepare",
-    "runs",
-    "versions",
-]
-
-SUFFIX = "plan"
 # With TensorRT 11 on, there is a kernel for Attention in these widths of a head.
 _ATTENTION_SINCE = 11
 _WIDTHS = range(16, 257, 8)

@@ -10,29 +10,15 @@ from pathlib import Path
 import onnx_ir as ir
 
 from eecompile.backends import BACKENDS
-from eecompile.compiler.backends._tensorrt import (
-    check_installed,
-    precision_in_graph,
-    runs,
-)
+from eecompile.compiler.backends._tensorrt import SUFFIX as SUFFIX
+from eecompile.compiler.backends._tensorrt import check_installed
+from eecompile.compiler.backends._tensorrt import precision_in_graph as precision_in_graph
+from eecompile.compiler.backends._tensorrt import runs as runs
 from eecompile.compiler.backends._worker import Worker
 from eecompile.compiler.graph.attention import DecomposeAttention
 from eecompile.compiler.segments import LOG, check_options
 from eecompile.errors import BackendError
 from eecompile.store.target import Target
-
-__all__ = [
-    "SUFFIX",
-    "builder",
-    "check",
-    "portable",
-    "precision_in_graph",
-    "prepare",
-    "runs",
-    "versions",
-]
-
-SUFFIX = "plan"
 
 
 def versions() -> dict[str, str]:

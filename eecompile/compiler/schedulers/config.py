@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from eecompile.arrays import Floats
-from eecompile.errors import RecipeError, UsageError
+from eecompile.errors import RecipeError, UsageError, summary
 from eecompile.programs.process import Betas, Process
 
 NETWORK_OPTIONS = frozenset(
@@ -50,18 +50,10 @@ def refuse(scheduler: Any, what: str, remedy: str) -> NoReturn:
     )
 
 
-def short(error: BaseException) -> str:
-    """What another package raised, in one line."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}"
-
-
 def scheduler_from_config(path: Path) -> Any:
-    """The scheduler that a ``scheduler_config.json`` describes.
+    """The scheduler that a ``scheduler_config.json`` describes; or the one in a folder.
 
-    Args:
-        path: the file, or the folder that holds it. Nothing in it is executed: it names a class
-            of diffusers, and the class's options.
+    Nothing in it is executed: it names a class of diffusers, and the class's options.
 
     Raises:
         UsageError: there is no such file, it is no such JSON, or diffusers refuses it.
@@ -81,7 +73,7 @@ def scheduler_from_config(path: Path) -> Any:
         return kind.from_config(config)
     except Exception as error:
         raise UsageError(
-            found=f"{file}, which {kind.__name__} refuses ({short(error)})",
+            found=f"{file}, which {kind.__name__} refuses ({summary(error)})",
             expected="options that diffusers accepts",
             remedy="fix the file, or write it with scheduler.save_pretrained(folder)",
         ) from error
@@ -111,7 +103,6 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _class(file: Path, name: Any) -> Any:
-    """The scheduler class of diffusers that is called ``name``."""
     diffusers = importlib.import_module("diffusers")
     mixin = importlib.import_module("diffusers.schedulers.scheduling_utils").SchedulerMixin
     known = [word for word in dir(diffusers) if word.endswith("Scheduler")]
@@ -135,11 +126,7 @@ def _class(file: Path, name: Any) -> Any:
 
 
 def process_from_scheduler(scheduler: Any) -> Process | None:
-    """The process that a scheduler samples; None where eecompile has no such process.
-
-    Args:
-        scheduler: of diffusers, with its timesteps set.
-    """
+    """The process that a scheduler, its timesteps set, samples; None where we have no such one."""
     try:
         process = _configured(scheduler)
         if process is None or not _agrees(scheduler, process):
@@ -150,7 +137,6 @@ def process_from_scheduler(scheduler: Any) -> Process | None:
 
 
 def _configured(scheduler: Any) -> Process | None:
-    """The process that the config speaks of."""
     config = scheduler.config
     total = config.get("num_train_timesteps", 1000)
     word = config.get("prediction_type", "epsilon")

@@ -28,7 +28,6 @@ from eecompile.compiler.schedulers.config import (
     check_process,
     process_from_scheduler,
     refuse,
-    short,
     times_of,
 )
 from eecompile.compiler.schedulers.trace import (
@@ -40,7 +39,7 @@ from eecompile.compiler.schedulers.trace import (
     state_after,
     traced,
 )
-from eecompile.errors import EecompileError, UsageError
+from eecompile.errors import EecompileError, UsageError, summary
 from eecompile.programs.process import DATA, Point, Process
 from eecompile.programs.program import Program
 from eecompile.programs.tape import ChoiceAt, Tape, Value
@@ -120,7 +119,6 @@ def _check_calls(scheduler: Any, options: Mapping[str, float]) -> None:
 
 
 def _ready(scheduler: Any, steps: int | None) -> Any:
-    """A copy with its timesteps set."""
     if steps is not None and steps < 1:
         raise UsageError(
             found=f"{steps} steps", expected="at least 1", remedy="choose another number of steps"
@@ -132,7 +130,7 @@ def _ready(scheduler: Any, steps: int | None) -> Any:
         except Exception as error:
             refuse(
                 scheduler,
-                f"refuses {steps} steps ({short(error)})",
+                f"refuses {steps} steps ({summary(error)})",
                 "choose another number of steps, or call its set_timesteps yourself and pass None",
             )
     elif getattr(scheduler, "step_index", None) is not None:
@@ -197,7 +195,6 @@ def _write(tape: Tape, steps: list[TracedStep], points: list[Point]) -> None:
 
 
 def _buffer(name: str) -> str:
-    """A buffer's name, from the attribute's."""
     name = name.strip("_").replace(".", "_")
     return f"kept_{name}" if name in ("state", "output", "noise", "") else name
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from eecompile.arrays import Floats
-from eecompile.compiler.schedulers.config import OTHER, refuse, short
-from eecompile.errors import EecompileError
+from eecompile.compiler.schedulers.config import OTHER, refuse
+from eecompile.errors import EecompileError, summary
 
 Row = dict[int, float]
 """A linear combination: the coefficient of each node."""
@@ -84,7 +84,6 @@ class _Trace:
         self._held: dict[int, tuple[int | None, Tensor]] = {}  # by id of tensor: its node
 
     def run(self) -> list[TracedStep]:
-        """The steps over nodes."""
         return [self._step(t) for t in self._scheduler.timesteps]
 
     def _new(self, count: int = 1) -> list[int]:
@@ -226,7 +225,7 @@ def _explained(scheduler: Any, what: str) -> Iterator[None]:
     except EecompileError:
         raise
     except Exception as error:
-        refuse(scheduler, f"fails in {what} on state and output alone ({short(error)})", OTHER)
+        refuse(scheduler, f"fails in {what} on state and output alone ({summary(error)})", OTHER)
 
 
 def _visit(owner: Any, shape: tuple[int, ...], change: Callable[[str, Tensor], Tensor]) -> None:
@@ -257,11 +256,7 @@ def _visit(owner: Any, shape: tuple[int, ...], change: Callable[[str, Tensor], T
 class Substituted(TorchFunctionMode):
     """Within it, in this thread, normal noise is what ``draw`` makes, and nothing has gradients.
 
-    Args:
-        scheduler: for messages.
-        shape: of the state.
-        draw: makes noise, float64, of a shape.
-        keep: whether tensors like the state stay float64 where the scheduler converts them.
+    With ``keep``, tensors of the state's ``shape`` stay float64 where the scheduler converts them.
     """
 
     def __init__(self, scheduler: Any, shape: tuple[int, ...], draw: Draw, *, keep: bool) -> None:

@@ -212,17 +212,46 @@ class CudaDevice(Handle):
         self.stream.sync()
 
     def capture(self, work: Callable[[], None]) -> RecordedWork:
-        """A graph of what ``work`` queues, which is not done now."""
+        """A graph of what ``work`` queues, which is not done now.
+
+        Raises:
+            BackendError: a library queued work of the host's, which may read memory that is
+                gone when the graph is replayed.
+        """
         builder = self.stream.create_graph_builder()
         # Relaxed: other threads, and libraries in this one, may go on allocating memory.
         builder.begin_building(mode="relaxed")
         try:
             work()
+            if self._host_works():
+                raise BackendError(
+                    found="work of the host's among what is to be recorded",
+                    expected="kernels, and copies within the GPU",
+                    remedy="queue it step by step",
+                )
             builder.end_building()
             return RecordedWork(builder.complete(), self.stream)
         finally:
             with suppress(Exception):  # what went wrong has been raised
                 builder.close()
+
+    def _host_works(self) -> bool:
+        """Whether what the stream has recorded by now calls the host, or copies from or to it."""
+        driver = self._driver
+        found = driver.cuStreamGetCaptureInfo(self.handle)
+        graph = next(each for each in found if isinstance(each, driver.CUgraph))
+        _, _, count = driver.cuGraphGetNodes(graph)
+        _, nodes, _ = driver.cuGraphGetNodes(graph, count)
+        kinds, host = driver.CUgraphNodeType, driver.CUmemorytype.CU_MEMORYTYPE_HOST
+        for node in nodes:
+            _, kind = driver.cuGraphNodeGetType(node)
+            if kind == kinds.CU_GRAPH_NODE_TYPE_HOST:
+                return True
+            if kind == kinds.CU_GRAPH_NODE_TYPE_MEMCPY:
+                _, copy = driver.cuGraphMemcpyNodeGetParams(node)
+                if host in (copy.srcMemoryType, copy.dstMemoryType):
+                    return True
+        return False
 
     def export(self, address: int, shape: Sequence[int]) -> object:
         """A new float32 array of ``shape`` on the device, copied from ``address``.

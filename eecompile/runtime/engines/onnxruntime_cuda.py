@@ -58,7 +58,9 @@ def open_cuda(
 class OnnxRuntimeCudaEngine(DeviceEngine):
     """Runs an exit's segments in order, on the device's stream.
 
-    It records no CUDA graphs: ONNX Runtime allocates, and waits for the GPU, in every run.
+    Runs are queued without waiting for the GPU, so that trajectories can be recorded: what ONNX
+    Runtime allocates in a run, it has by then from the runs before. Memory between segments is
+    used again by later runs, which the stream does in their turn.
     This thread has the device in use while the engine is made.
     """
 
@@ -88,6 +90,8 @@ class OnnxRuntimeCudaEngine(DeviceEngine):
         if hasattr(runtime, "preload_dlls"):
             runtime.preload_dlls()  # of the nvidia-* packages, which no search path names
         options = session_options(runtime, threads)
+        self._queued = runtime.RunOptions()
+        self._queued.add_run_config_entry("disable_synchronize_execution_providers", "1")
         self._sessions = [
             open_session(runtime, folder, segment, options, manifest, providers)
             for segment, providers in ((s, _providers(manifest, s, device)) for s in self._segments)
@@ -118,7 +122,7 @@ class OnnxRuntimeCudaEngine(DeviceEngine):
                 else:
                     binding.bind_output(name, self.place, self.device.ordinal)
             try:
-                session.run_with_iobinding(binding)
+                session.run_with_iobinding(binding, self._queued)
             except Exception as error:  # onnxruntime's errors share no base class
                 raise BackendError(
                     found=f"exit {depth} failing with a batch of {batch[0]} ({one_line(error)})",
@@ -127,6 +131,10 @@ class OnnxRuntimeCudaEngine(DeviceEngine):
                     "values",
                 ) from error
             made |= dict(zip(segment.outputs, binding.get_outputs(), strict=True))
+
+    def settle(self) -> bool:
+        """See :meth:`DeviceEvaluator.settle`."""
+        return True
 
     def _array(
         self, name: str, batch: tuple[int, ...]

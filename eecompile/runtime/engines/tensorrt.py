@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eecompile.backends import BACKENDS
+from eecompile.backends import BACKENDS, FOR_OTHER_GPUS
 from eecompile.errors import BackendError, one_line
 from eecompile.measure.machine import gpus
 from eecompile.runtime.cuda.device import CudaDevice
@@ -152,7 +152,9 @@ def check_validity(library: Any, runtime: Any, plan: bytes, name: str) -> None:
     raise BackendError(
         found=f"{name}, which tensorrt_rtx {library.__version__} cannot run here ({what})",
         expected="a plan for this version and this GPU, and a driver that is new enough",
-        remedy="update the NVIDIA driver, or build the engine set again on this machine",
+        remedy=FOR_OTHER_GPUS
+        if "unsupported cc" in named
+        else "update the NVIDIA driver, or build the engine set again on this machine",
     )
 
 

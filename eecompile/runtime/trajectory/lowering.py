@@ -123,7 +123,7 @@ def lowered(plan: Plan, engine: Member) -> Lowered:
         choice += spans.kept(index, rows[index])
         if index in kept:
             choice.append(Sum(kept[index], ((_PREDICTION, 1.0),)))
-        prediction = _FORECAST if Sum(_FORECAST, terms) in choice else _PREDICTION
+        prediction = _FORECAST if len(terms) > 1 else _PREDICTION
         operations = (*choice, *_updates(step, len(draws), prediction))
         draws += [(index, each.order) for each in operations if isinstance(each, Draw)]
         sums = [each.into for each in operations if isinstance(each, Sum)]
@@ -176,7 +176,7 @@ def _choice(
                 Evaluate(engine, depth, step.timestep, rows, rest),
             ]
         case Forecast():
-            if forecast != ((_PREDICTION, 1.0),):  # the last one again lies there already
+            if len(forecast) > 1:  # of order 0, it is the last one, which lies where it was made
                 yield Sum(_FORECAST, forecast)
     if evaluations:
         yield Sum(INPUT, _terms(step.input), repeated=rows - plan.size)
