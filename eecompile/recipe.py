@@ -59,8 +59,8 @@ class NetworkRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         files: one ONNX file an exit instead of a factory, relative to the recipe.
         costs: what evaluating each exit costs, in any unit; by default its depth.
         cuts: block boundaries between which spans of blocks may be skipped, ascending, each
-            the number of blocks before it; () for none. By default four spans of about equal
-            length, and every exit.
+            the number of blocks before it; () for none. By default 0, every exit, and quarters
+            of the depth that are not near one.
     """
 
     exits: tuple[int, ...]
@@ -103,8 +103,10 @@ class NetworkRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         if self.cuts is not None or self.files:
             return self.cuts or ()
         depth = self.exits[-1]
-        even = (round(quarter * depth / _SPANS) for quarter in range(_SPANS + 1))
-        return tuple(sorted({*even, *self.exits}))
+        even = (round(quarter * depth / _SPANS) for quarter in range(_SPANS))
+        near = depth / _SPANS / 2
+        apart = {cut for cut in even if all(abs(cut - exit_) >= near for exit_ in self.exits)}
+        return tuple(sorted({0, *apart, *self.exits}))
 
     def _given(self) -> list[str]:
         names = ("factory", "blocks", "checkpoint", "checkpoint_key", "options", "files")

@@ -224,7 +224,7 @@ def _build(job: _Job, folder: Path) -> EngineManifest:
         parts, segments, spans = _partitioned(job, model)
         if spans and not job.backend.runs(target):
             graphs = GraphEngine(model, segments, interface, spans, target, work)
-            spans = verified_spans(graphs, interface, spans, target, (1,), job.report)
+            spans = verified_spans(graphs, interface, spans, target, 2, job.report)
             del graphs
         compile_all(folder, model, segments, target, job.backend, job.store, work, job.report)
     manifest = EngineManifest(
@@ -257,8 +257,8 @@ def _run(job: _Job, folder: Path, manifest: EngineManifest, parts: list[Part]) -
         return msgspec.structs.replace(manifest, warnings=(*manifest.warnings, warning))
     with engine:
         errors = _verify(job, _evaluate_engine(engine, interface), target.name)
-        batches = sorted({target.batch.min, min(target.batch.max, max(target.batch.min, 3))})
-        spans = verified_spans(engine, interface, manifest.spans, target, batches, job.report)
+        batch = min(target.batch.max, max(target.batch.min, 2))
+        spans = verified_spans(engine, interface, manifest.spans, target, batch, job.report)
     return msgspec.structs.replace(
         manifest, exits=_plans(parts, interface, errors), spans=spans, verified="the engines"
     )

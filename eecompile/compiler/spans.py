@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from eecompile.arrays import AnyArray, Array, Inputs
-from eecompile.compiler.graph.emulation import emulate_bfloat16
+from eecompile.compiler.graph.emulation import widen_bfloat16
 from eecompile.compiler.graph.partition import extract
 from eecompile.compiler.progress import Report
 from eecompile.compiler.sessions import run_session, session_from_graph
@@ -24,55 +24,58 @@ from eecompile.runtime.trajectory.plan import NONE, WHOLE, Evaluation, Plan, Row
 from eecompile.store.bundle import Segment, SpanPlan, output_names
 from eecompile.store.target import Target
 
-_HALF = ir.DataType.BFLOAT16
-
 
 def verified_spans(
     engine: Engine,
     interface: Interface,
     spans: Sequence[SpanPlan],
     target: Target,
-    batches: Sequence[int],
+    batch: int,
     report: Report,
 ) -> tuple[SpanPlan, ...]:
     """The spans with their errors: of the deepest exit, at the middle of time.
 
-    A trajectory evaluates the exit, then again at the same moment with each span skipped, whose
-    addition of order 0 is then exact.
+    A trajectory evaluates the exit there and at another time, and then there again with the span
+    skipped. What is extrapolated to a time at which the blocks ran is what they added there; what
+    was left behind is of the other time.
 
     Raises:
         VerificationError: an output differs by more than the target's tolerance.
     """
     if not spans:
         return ()
-    depth, middle = interface.exits[-1], interface.process.timesteps / 2
-    choices: list[Choice] = [Exit(depth)]
-    choices += [Span(span.start, span.stop, 0, depth) for span in spans]
-    errors: list[list[tuple[float, float]]] = [[] for _ in spans]
-    for batch in batches:
-        report(f"verifying: {len(spans)} spans of {target.name}, batch {batch}")
-        right, *found = _outputs(engine, interface, choices, batch, middle)
-        for span, output, each in zip(spans, found, errors, strict=True):
-            each.append(_error(span, output, right, target))
-    return tuple(
-        msgspec.structs.replace(
-            span,
-            worst_error=max(worst for worst, _ in each),
-            relative_error=max(relative for _, relative in each),
-        )
-        for span, each in zip(spans, errors, strict=True)
-    )
+    report(f"verifying: the spans of {target.name}", 0, len(spans))
+    outputs = _outputs(engine, interface, spans, batch)
+    right, found = next(outputs), []
+    for index, (span, output) in enumerate(zip(spans, outputs, strict=True)):
+        worst, relative = _error(span, output, right, target)
+        found.append(msgspec.structs.replace(span, worst_error=worst, relative_error=relative))
+        report(f"verifying: the spans of {target.name}", index + 1, len(spans))
+    return tuple(found)
 
 
 def _outputs(
-    engine: Engine, interface: Interface, choices: Sequence[Choice], batch: int, time: float
-) -> list[Array]:
-    """The prediction of each choice, one after the other, on the same input."""
-    updates = (Update("input", (Term("input", 1.0),)), Update("state", (Term("output", 1.0),)))
-    first = (Update("input", (Term("state", 1.0),)), updates[1])
-    timestep = interface.process.at(time).timestep
-    steps = [Step(choices[0], timestep, (Term("state", 1.0),), first)]
-    steps += [Step(choice, timestep, (Term("input", 1.0),), updates) for choice in choices[1:]]
+    engine: Engine, interface: Interface, spans: Sequence[SpanPlan], batch: int
+) -> Iterator[Array]:
+    """The prediction of the exit at the middle of time, then of each span, on the same input."""
+    depth, process = interface.exits[-1], interface.process
+    time, other = process.timesteps / 2, process.timesteps / 4
+    state, kept, output = ((Term(name, 1.0),) for name in ("state", "input", "output"))
+
+    def step(choice: Choice, time: float, *updates: Update) -> Step:
+        return Step(choice, process.at(time).timestep, kept, updates)
+
+    first = Step(
+        Exit(depth),
+        process.at(time).timestep,
+        state,
+        (Update("input", state), Update("state", output)),
+    )
+    steps = [first]
+    for span in spans:
+        steps.append(step(Exit(depth), other, Update("unused", output)))
+        skipping = Span(span.start, span.stop, 1, depth)
+        steps.append(step(skipping, time, Update("state", output)))
     plan = Plan(
         program=Program(solver="verification", initial=1.0, steps=tuple(steps)),
         interface=interface,
@@ -86,13 +89,12 @@ def _outputs(
         scales=np.empty(0, np.float32),
         conditions={name: inputs[name] for name in interface.conditions},
     )
-    found = []
     with engine.trajectory(plan) as trajectory:
         trajectory.start(rows)
         for index in range(len(steps)):
             trajectory.step(index)
-            found.append(trajectory.state())
-    return found
+            if index % 2 == 0:
+                yield trajectory.state()
 
 
 def _error(span: SpanPlan, found: Array, right: Array, target: Target) -> tuple[float, float]:
@@ -116,7 +118,7 @@ class GraphEngine(Engine):
         segments: of the model.
         interface: what the network takes and gives.
         spans: of the model.
-        target: whose precision bf16 is emulated.
+        target: for bf16, ONNX Runtime computes in float32.
         work: for the graphs.
     """
 
@@ -139,11 +141,8 @@ class GraphEngine(Engine):
             ir.save(graph, path, external_data=f"{path.stem}.data")
             if target.precision == "bf16":
                 graph = ir.load(path)
-                for value in (*graph.graph.inputs, *graph.graph.outputs):
-                    if value.dtype == _HALF:
-                        value.dtype = ir.DataType.FLOAT
-                emulate_bfloat16(graph)
-                path = path.with_suffix(".emulated.onnx")
+                widen_bfloat16(graph)
+                path = path.with_suffix(".wide.onnx")
                 ir.save(graph, path, external_data=f"{path.stem}.data")
             self._sessions.append(session_from_graph(path))
         wide = {"bfloat16": "float32"}

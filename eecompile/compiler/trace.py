@@ -190,18 +190,24 @@ def graph_from_network(network: MultiExitNetwork, interface: Interface) -> ir.Mo
     ExpandMasks()(model)
     _plain_names(model)
     NumberValues()(model)
-    _mark_blocks(model, returned)
+    _mark_blocks(model, outputs, tuple(returned.values()))
     _check_graph(model, list(inputs), outputs)
     return model
 
 
-def _mark_blocks(model: ir.Model, returned: Mapping[str, tuple[int, int]]) -> None:
-    """Mark what makes the outputs named ``returned``, which are then outputs no more."""
-    for value in model.graph.outputs:
-        if (block := returned.get(value.name or "")) is not None:
-            mark(*block, value)
-    kept = [value for value in model.graph.outputs if value.name not in returned]
-    model.graph.outputs[:] = kept
+def _mark_blocks(
+    model: ir.Model, outputs: Sequence[str], returned: Sequence[tuple[int, int]]
+) -> None:
+    """Mark what makes the outputs behind the predictions, which are then outputs no more.
+
+    They go by their places: one value may be several of them.
+    """
+    values, count = list(model.graph.outputs), len(outputs)
+    for block, value in zip(returned, values[count:], strict=True):
+        mark(*block, value)
+    for name, value in zip(outputs, values, strict=False):
+        value.name = name
+    model.graph.outputs[:] = values[:count]
     common.RemoveUnusedNodesPass()(model)
 
 

@@ -154,7 +154,7 @@ def test_what_a_span_needs_makes_and_costs() -> None:
 
 @pytest.mark.parametrize("text", ["12/9-6:1", "12/6-6:1", "12/6-13:1", "12/6-9:3"])
 def test_a_text_of_a_span_that_does_not_fit_is_refused(text: str) -> None:
-    with pytest.raises(ScheduleError, match="ascending cuts from 0 to the exit|an order from 0"):
+    with pytest.raises(ScheduleError, match=r"ascending cuts from 0 to the exit|an order from 0"):
         choice_from_text(text)
 
 
@@ -199,7 +199,7 @@ def test_json_that_is_no_choice_is_refused(written: bytes) -> None:
 
 @given(st.lists(st.one_of(CHOICES, st.none()), max_size=6))
 def test_the_choices_of_a_program_survive_json(choices: list[Choice | None]) -> None:
-    first = [Exit(3)] * (HIGHEST + 1)
+    first = [Exit(20_000)] * (HIGHEST + 1)
     made = program(*first, *choices)
     assert made.choices == (*first, *choices)
     assert Program.from_json(made.to_json()) == made
