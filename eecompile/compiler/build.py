@@ -274,13 +274,13 @@ def _partitioned(job: _Job, model: ir.Model) -> _Partitioned:
     job.report("partitioning")
     name_by_number(model)
     interface, spans = job.source.interface, {}
-    outputs = exit_outputs(model, interface)
     if job.target.layout == "chained":
-        parts = cut_parts(model.graph, outputs, interface.cuts)
+        parts = cut_parts(model, interface, interface.cuts)
         spans = span_tensors(model.graph, parts, interface.cuts)
     else:
+        outputs = exit_outputs(model, interface)
         parts = per_exit_parts(model.graph, outputs)
-    check_parts(model.graph, outputs, parts)
+        check_parts(model.graph, outputs, parts)
     return _Partitioned(
         parts,
         segments_from_parts(model, parts, job.target, job.backend),

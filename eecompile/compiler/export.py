@@ -208,24 +208,29 @@ def _cuts(folder: Path, recipe: ExportRecipe, interface: Interface) -> tuple[int
         TraceError: spans cannot be where the recipe names cuts.
     """
     wanted = recipe.network.cuts_or_default
-    if not wanted:
-        return ()
-    model = merged_exits(folder, interface.exits)
     try:
-        if not any(map(marks, model.graph)):
-            raise TraceError(
-                found=f"network.cuts = {list(wanted)}, and a network whose blocks are not known",
-                expected=f"an attribute blocks that lists its {interface.exits[-1]} modules in "
-                "the order in which they run",
-                remedy="add it to the network, name them in network.blocks, or remove network.cuts",
-            )
-        parts = cut_parts(model.graph, exit_outputs(model, interface), wanted)
-        span_tensors(model.graph, parts, wanted)
+        _check_cuts(folder, interface, wanted)
     except TraceError:
         if recipe.network.cuts is not None:
             raise
         return ()
     return wanted
+
+
+def _check_cuts(folder: Path, interface: Interface, cuts: Sequence[int]) -> None:
+    """Raise TraceError unless there can be a span between any two of the cuts."""
+    if not cuts:
+        return
+    model = merged_exits(folder, interface.exits)
+    if not any(map(marks, model.graph)):
+        raise TraceError(
+            found=f"network.cuts = {list(cuts)}, and a network whose blocks are not known",
+            expected=f"an attribute blocks that lists its {interface.exits[-1]} modules in the "
+            "order in which they run",
+            remedy="add it to the network, name them in network.blocks, or remove network.cuts",
+        )
+    parts = cut_parts(model, interface, cuts)
+    span_tensors(model.graph, parts, cuts)
 
 
 def _write_calibration(

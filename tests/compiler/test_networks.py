@@ -95,6 +95,10 @@ def test_the_trunk_is_a_chain_with_a_head_an_exit(exported: Path) -> None:
     exits, cuts = manifest.interface.exits, manifest.interface.cuts
     trunk = {(tuple(depth for depth in exits if depth >= cut), cut) for cut in cuts}
     heads = {((depth,), HEAD) for depth in exits}
+    if manifest.interface.state.resizable:  # what is kept has one shape
+        assert not cuts
+        trunk = {(exits[index:], 0) for index in range(len(exits) - 1)}
+        heads = {((depth,), 0) for depth in exits}
     assert {(segment.exits, segment.level) for segment in manifest.segments} == trunk | heads
     assert len(manifest.segments) == len(trunk | heads)
     spans = {(span.start, span.stop): span for span in manifest.spans}

@@ -149,6 +149,18 @@ def test_a_block_that_does_nothing_is_no_span(tmp_path: Path, beside: Beside) ->
         bundle_from_recipe(path, tmp_path / "bundle")
 
 
+def test_blocks_may_return_predictions(tmp_path: Path, beside: Beside) -> None:
+    """Each exit hands on the image of its last block."""
+    bare = NETWORK.replace("self.merge(image + text.mean(1, keepdim=True)) + first", "image")
+    path = recipe_of(tmp_path, beside, network=bare)
+    bundle = tmp_path / "bundle"
+    assert bundle_from_recipe(path, bundle).interface.cuts == (0, 1, 2, 3, 4)
+    engine_set_from_bundle(bundle, TARGETS["chained"], tmp_path / "engines")
+    spans = open_engine_set(tmp_path / "engines").spans
+    assert len(spans) == 10
+    assert all((span.relative_error or 0.0) < 1e-5 for span in spans)
+
+
 @pytest.mark.parametrize("cuts", [[3, 3], [6, 3], [-1, 3], [3, 13]])
 def test_cuts_through_nothing_are_refused(cuts: list[int], tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"

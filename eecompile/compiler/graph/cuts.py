@@ -111,14 +111,26 @@ def grouped(
 def separate_heads(
     graph: ir.Graph, needed: Mapping[ir.Node, frozenset[int]], cuts: Sequence[int]
 ) -> None:
-    """Give exits copies of what they share with blocks that they do not need. In place.
+    """Give exits nodes of their own for what they share with blocks. In place.
 
-    What follows a cut may be the same in an exit and in the next block, such as a normalisation.
-    It would be a segment of its own. No evaluation computes more for the copies.
+    What follows a cut may be the same in an exit and in the next block, such as a normalisation,
+    which would be a segment of its own: exits that do not need the block get copies, for which no
+    evaluation computes more. Where a block returns a prediction, the exit hands it on.
     """
     if not cuts:
         return
     level, exits = levels(graph, cuts), dict(needed)
+    for index, value in enumerate(graph.outputs):
+        producer = value.producer()
+        if producer is None or level[producer] == HEAD:
+            continue
+        node = ir.Node("", "Identity", [value])
+        made = node.outputs[0]
+        made.type, made.shape, made.name = value.type, value.shape, value.name
+        value.name = f"{value.name}_block"
+        graph.append(node)
+        graph.outputs[index] = made
+        level[node], exits[node] = HEAD, exits[producer]
     for node in reversed(list(graph)):
         if node not in needed or level[node] == HEAD:
             continue
@@ -139,7 +151,7 @@ def separate_heads(
         graph.insert_after(node, copy)
         readers = {(use.node, use.idx) for use in apart}
         for reader, index in readers:
-            value = reader.inputs[index]
-            assert value is not None
-            reader.replace_input_with(index, copy.outputs[value.index() or 0])
+            read = reader.inputs[index]
+            assert read is not None
+            reader.replace_input_with(index, copy.outputs[read.index() or 0])
         exits[copy] = frozenset().union(*(exits[reader] for reader, _ in readers))

@@ -13,8 +13,10 @@ from typing import Literal
 import onnx_ir as ir
 
 from eecompile.compiler.graph.cuts import marks, separate_heads
-from eecompile.compiler.graph.partition import ExitOutputs, Part, chained_parts, signatures
+from eecompile.compiler.graph.merge import exit_outputs
+from eecompile.compiler.graph.partition import Part, chained_parts, check_parts, signatures
 from eecompile.errors import TraceError
+from eecompile.programs.interface import Interface
 from eecompile.store.bundle import SpanTensor
 
 _BATCH = "batch"  # the axis, in exported graphs
@@ -25,13 +27,17 @@ _TYPES: dict[ir.DataType, Literal["float32", "float16", "bfloat16"]] = {
 }
 
 
-def cut_parts(graph: ir.Graph, outputs: ExitOutputs, cuts: Sequence[int]) -> list[Part]:
-    """The segments of a graph that ends them at cuts, too; exits get copies of what they share.
+def cut_parts(model: ir.Model, interface: Interface, cuts: Sequence[int]) -> list[Part]:
+    """The segments of all exits, which end at cuts, too.
 
     The graph is changed in place; see :func:`.cuts.separate_heads`.
     """
-    separate_heads(graph, signatures(graph, outputs), cuts)
-    return chained_parts(graph, outputs, cuts)
+    needed = signatures(model.graph, exit_outputs(model, interface))
+    separate_heads(model.graph, needed, cuts)
+    outputs = exit_outputs(model, interface)
+    parts = chained_parts(model.graph, outputs, cuts)
+    check_parts(model.graph, outputs, parts)
+    return parts
 
 
 def span_tensors(
@@ -68,7 +74,9 @@ def _tensors(
         shape, kind = _shape(value), _TYPES.get(value.dtype) if value.dtype else None
         if shape is None or kind is None:
             what = f"a tensor of type {value.dtype and value.dtype.name}, shape {value.shape}"
-            raise _unusable(start, stop, what, "floating-point tensors, one row for each sample")
+            raise _unusable(
+                start, stop, what, "floating-point tensors of one shape for every sample"
+            )
         alike = [n for n in entering if _alike(values[n], value)]
         alike.sort(key=lambda n: _distance(values[n], start, value))
         enters = alike[0] if alike else None
