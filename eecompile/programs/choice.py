@@ -308,6 +308,6 @@ def check_choices(
                     expected=f"one of the cuts {known_cuts}"
                     if known_cuts
                     else "no spans: the network has no cuts",
-                    remedy="let spans begin and end at these, or name the cuts in the recipe's "
-                    "network.cuts and export and build again",
+                    remedy=("let spans begin and end at these, or " if known_cuts else "")
+                    + "name the cut in the recipe's network.cuts, then export and build again",
                 )
