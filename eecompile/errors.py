@@ -22,6 +22,8 @@ sentence. The tree::
 
 from __future__ import annotations
 
+from functools import partial
+
 
 def one_line(message: object) -> str:
     """What another library says, in one line of at most 300 characters."""
@@ -50,14 +52,11 @@ class EecompileError(Exception):
         self.remedy = remedy
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (type(self), self.found, self.expected, self.remedy)
+        told = {"found": self.found, "expected": self.expected, "remedy": self.remedy}
+        return partial(type(self), **told), ()
 
     def __str__(self) -> str:
         return f"found {self.found}; expected {self.expected}; {self.remedy}."
-
-
-def _rebuild(kind: type[EecompileError], found: str, expected: str, remedy: str) -> EecompileError:
-    return kind(found=found, expected=expected, remedy=remedy)
 
 
 class UsageError(EecompileError):

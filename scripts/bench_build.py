@@ -206,7 +206,9 @@ def openvino_opening_rows(bundle: Path, rounds: int) -> Iterator[Row]:
         for layout, folder in _in_layouts(bundle, Path(temporary)).items():
             bare = folder.with_name(f"{layout}-bare")
             shutil.copytree(folder, bare)
-            _without_blobs(bare)
+            manifest = open_engine_set(bare)
+            kept = tuple(record for record in manifest.files if not record.name.endswith(".blob"))
+            write_manifest(bare, msgspec.structs.replace(manifest, files=kept))
             calls = {
                 name: (opening, place, "openvino")
                 for name, place in (("blobs", folder), ("graphs", bare))
@@ -219,9 +221,3 @@ def openvino_opening_rows(bundle: Path, rounds: int) -> Iterator[Row]:
 
 def _in_layouts(bundle: Path, work: Path) -> dict[str, Path]:
     return {layout: engine_set(bundle, work, "cpu-bf16", layout) for layout in LAYOUTS}
-
-
-def _without_blobs(folder: Path) -> None:
-    manifest = open_engine_set(folder)
-    kept = tuple(record for record in manifest.files if not record.name.endswith(".blob"))
-    write_manifest(folder, msgspec.structs.replace(manifest, files=kept))

@@ -26,7 +26,7 @@ from eecompile.programs.choice import Choice, Exit
 from eecompile.recipe import load_recipe
 from eecompile.tune.published import every_nth, openvino_genai
 
-INNER = "attention and MLPs"
+INNER = "TaylorSeer in layers"
 NOT_APPLIED = {
     "PyramidAttentionBroadcast, FasterCache": "they find no layer in it, as they know diffusers' "
     "own attention classes alone; and FasterCache needs guidance",
@@ -66,13 +66,23 @@ def measured(case: Case, solver: str, engines: Mapping[str, Path], rounds: int) 
         given = Given.of(planner.interface, program, case.batch, case.device)
         runs, skipped = _torch_runs(case, given)
         for name, sampler in opened.items():
-            runs += _own_runs(f"eecompile, {name}", sampler, program, case.batch)
-        samples = {(run.by, run.setting): run.act() for run in runs}
-        actions = {(run.by, run.setting): run.act for run in runs}
-        seconds = interleaved(actions, rounds=rounds, warm=True).checked().seconds
+            runs += _own_runs(name, sampler, program, case.batch)
+            runs += _fewer_steps(f"fewer steps, {name}", sampler, solver, case)
+        samples: dict[tuple[str, str], Array] = {}
+        actions = {run[:2]: partial(_keep, samples, run) for run in runs}
+        seconds, failures = interleaved(actions, rounds=rounds)
+    for (by, setting), error in failures.items():
+        if setting == FULL:
+            raise error
+        skipped[f"{by}, {setting}"] = f"failed: {error}"
+        del seconds[by, setting]
     low, high = planner.interface.state.range or (0.0, 1.0)
     rows = list(_rows(seconds, samples, case.batch, high - low))
-    return {"rows": rows} | ({"skipped": skipped} if skipped else {})
+    return {"rows": rows, "skipped": skipped}
+
+
+def _keep(samples: dict[tuple[str, str], Array], run: Run) -> None:
+    samples[run.by, run.setting] = run.act()
 
 
 def _rows(
@@ -96,9 +106,9 @@ def _rows(
         }
 
 
-def _own_runs(by: str, sampler: Sampler, program: Program, batch: int) -> Iterator[Run]:
-    """Full depth, forecasts at a fixed interval, OpenVINO GenAI's rule, and fewer steps."""
-    steps, full = len(program.steps), Exit(sampler.interface.exits[-1])
+def _own_runs(name: str, sampler: Sampler, program: Program, batch: int) -> Iterator[Run]:
+    """Full depth, forecasts at a fixed interval, and OpenVINO GenAI's rule."""
+    by, steps, full = f"eecompile, {name}", len(program.steps), Exit(sampler.interface.exits[-1])
     schedules: dict[tuple[str, str], Sequence[Choice]] = {(by, FULL): [full] * steps}
     for interval in (2, 3):
         for order in (1, 2):
@@ -106,15 +116,18 @@ def _own_runs(by: str, sampler: Sampler, program: Program, batch: int) -> Iterat
             schedules[by, f"every {interval}, order {order}"] = choices
     for interval in (2, 3, 5):
         choices = openvino_genai(steps, full, interval=interval)
-        schedules[f"{by}, GenAI's rule", f"interval {interval}"] = choices
-    for (name, setting), choices in schedules.items():
+        schedules[f"GenAI's rule, {name}", f"interval {interval}"] = choices
+    for (by, setting), choices in schedules.items():
         chosen = {step.moment: each for step, each in zip(program.steps, choices, strict=True)}
         own = program.with_choices(chosen.__getitem__)
-        yield Run(name, setting, partial(sampler.sample, batch, solver=own, guidance=1.0))
-    for count in (steps * 2 // 3, steps // 2):
-        solver = program.solver.split()[0]
-        act = partial(sampler.sample, batch, solver=solver, steps=count, schedule="full")
-        yield Run(f"{by}, fewer steps", f"{count} steps", partial(act, guidance=1.0))
+        yield Run(by, setting, partial(sampler.sample, batch, solver=own, guidance=1.0))
+
+
+def _fewer_steps(by: str, sampler: Sampler, solver: str, case: Case) -> Iterator[Run]:
+    for count in (case.steps * 2 // 3, case.steps // 2):
+        program = sampler.program(solver, count, "full")
+        act = partial(sampler.sample, case.batch, solver=program, guidance=1.0)
+        yield Run(by, f"{count} steps", act)
 
 
 def _torch_runs(case: Case, given: Given) -> tuple[list[Run], dict[str, str]]:
@@ -124,16 +137,16 @@ def _torch_runs(case: Case, given: Given) -> tuple[list[Run], dict[str, str]]:
     mode = None if case.device == "cpu" else "max-autotune"
     whole = torch.compile(network.predict_at, mode=mode)
     runs, skipped = [_run("torch.compile", FULL, Cached(whole), given)], dict(NOT_APPLIED)
-    for compiled, name in ((False, EAGER), (True, "compiled blocks")):
+    for compiled, name, kind in ((False, EAGER, "eager"), (True, "compiled blocks", "compiled")):
         copied = partial(_copy, network, compiled)
         runs.append(_run(name, FULL, Cached(copied().predict_at), given))
         for package, caches in (("diffusers", _diffusers_caches), ("cache-dit", _cache_dit_caches)):
             try:
                 for by, setting, cached in caches(copied, given):
-                    if compiled and INNER in by:
-                        skipped[f"{name}, {by}"] = "its hooks would stand within the blocks"
+                    if compiled and by == INNER:
+                        skipped[f"{by}, {kind}"] = "its hooks would stand within the blocks"
                     else:
-                        runs.append(_run(f"{name}, {by}", setting, cached, given))
+                        runs.append(_run(f"{by}, {kind}", setting, cached, given))
             except ImportError as error:
                 skipped[package] = f"not installed ({error})"
     return runs, skipped
@@ -171,12 +184,12 @@ def _diffusers_caches(copied: Callable[[], Any], given: Given) -> Iterator[tuple
     # What diffusers calls lite: the prediction alone is forecast, and nothing else runs.
     lite = {"skip_predict_identifiers": [r"blocks\.\d+"], "cache_identifiers": ["refine"]}
     inner = {"cache_identifiers": [r"blocks\.\d+\.(attn|mlp)"]}
-    for name, modules in (("prediction", lite), (INNER, inner)):
+    for name, modules in (("TaylorSeer", lite), (INNER, inner)):
         for order in (1, 2):
             for interval in (2, 3, 5):
                 config = taylor(cache_interval=interval, max_order=order, **modules)
                 setting = f"interval {interval}, order {order}"
-                yield f"TaylorSeer, {name}", setting, _hooked(copied(), config)
+                yield name, setting, _hooked(copied(), config)
     steps = len(given.program.steps)
     printed = io.StringIO()
     with redirect_stdout(printed):  # the ratios are printed, to be copied
@@ -219,7 +232,7 @@ def _cache_dit_caches(copied: Callable[[], Any], given: Given) -> Iterator[tuple
     taylor = cache_dit.TaylorSeerCalibratorConfig
     for order in (0, 1, 2):
         calibrator = taylor(taylorseer_order=order) if order else None
-        by = f"cache-dit, order {order}"
+        by = f"cache-dit order {order}"
         for threshold in (0.12, 0.24):
             made = config(max_warmup_steps=4, residual_diff_threshold=threshold)
             yield by, f"threshold {threshold}", _adapted(copied(), made, calibrator)

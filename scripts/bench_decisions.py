@@ -21,7 +21,7 @@ from eecompile import FakeEngine, Sampler
 from eecompile.arrays import Array, Inputs
 from eecompile.compiler import bundle_from_recipe
 from eecompile.compiler.graph.merge import merged_exits
-from eecompile.programs.choice import Forecast
+from eecompile.programs.choice import Exit, Forecast
 from eecompile.programs.interface import Interface, State
 from eecompile.programs.process import Point, Process
 from eecompile.programs.program import Program
@@ -192,20 +192,12 @@ def forecasts_and_fewer_steps(engines: Path, samples: int) -> Iterator[Row]:
             sample = partial(sampler.sample, samples, guidance=guidance)
             deepest = sampler.interface.exits[-1]
             program = sampler.program(solver, steps, deepest)
-            full = sample(solver=program)
+            full, moments = sample(solver=program), [step.moment for step in program.steps]
             row: Row = {"solver": solver, "steps": steps, "guidance": guidance}
             for order in (0, 1, 2):
-                choices = [
-                    Forecast(order) if i > 2 and i % 2 else s.choice
-                    for i, s in enumerate(program.steps)
-                ]
-                made = msgspec.structs.replace(
-                    program,
-                    steps=tuple(
-                        msgspec.structs.replace(step, choice=choice)
-                        for step, choice in zip(program.steps, choices, strict=True)
-                    ),
-                )
+                chosen = dict.fromkeys(moments, Exit(deepest))
+                chosen |= dict.fromkeys(moments[3::2], Forecast(order))
+                made = program.with_choices(chosen.__getitem__)
                 row["evaluations"] = sum(choice.evaluates for choice in made.choices if choice)
                 row[f"order {order}"] = _distance(sample(solver=made), full)
             fewer = sample(solver=sampler.program(solver, row["evaluations"], deepest))

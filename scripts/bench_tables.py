@@ -46,6 +46,7 @@ def documents(root: Path = ROOT) -> dict[Path, str]:
         path = root / document
         results = (json.loads(file.read_text()) for file in results_files(name, root))
         lines = [line for result in results for line in maker(result)]
+        lines = lines or ["", "It has not been measured yet.", ""]
         texts[path] = with_region(texts.get(path, path.read_text()), name, lines)
     return texts
 

@@ -59,7 +59,8 @@ def _peers(rows: Sequence[Row]) -> Iterator[Peer]:
 
 
 def _fastest(peer: Peer, within: float) -> str | None:
-    near = [row for row in peer.rows if row["distance"] <= within]
+    faster = (row for row in peer.rows if row["ms per sample"] < peer.full)
+    near = [row for row in faster if row["distance"] <= within]
     if not near:
         return None
     best = min(near, key=lambda row: row["ms per sample"])
@@ -68,15 +69,16 @@ def _fastest(peer: Peer, within: float) -> str | None:
 
 def page(result: Mapping[str, Any]) -> str:
     """Plots of time against distance, and the tables, as HTML."""
-    names = {row["by"]: None for case in result["cases"].values() for row in case["rows"]}
+    cases = result["cases"]
+    names = {row["by"]: None for case in cases.values() for row in case["rows"]}
     looks = marks(names, "PyTorch eager")
-    words_ = (
-        "Lower and further left is better. Distances are to full depth by the same peer, from the "
-        "same noise, in units of the data's range."
+    said = (
+        "Lower and further left is better; lines join what nothing faster of the same kind beats. "
+        "Distances are to full depth by the same peer, from the same noise, in units of the data's "
+        "range."
     )
-    drawn = [
-        Plot(_plot(case["rows"], looks), name, wide=True) for name, case in result["cases"].items()
-    ]
+    left_out = {text: None for case in cases.values() for text in _left_out(case["skipped"])}
+    drawn = [Plot(_plot(case["rows"], looks), name, wide=True) for name, case in cases.items()]
     return page_text(
         Page(
             command="bench caching",
@@ -89,11 +91,17 @@ def page(result: Mapping[str, Any]) -> str:
             keys=list(names),
             marks=looks,
             sections=[
-                Section("Time against distance", words_, plots=drawn),
+                Section("Time against distance", said, plots=drawn),
                 Section("The least time within a distance", parts=list(tables(result))),
+                Section("Left out", lines=list(left_out)),
             ],
         )
     )
+
+
+def _left_out(skipped: Mapping[str, str]) -> Iterator[str]:
+    for name, why in skipped.items():
+        yield f"{name}: {why}"
 
 
 def _plot(rows: Sequence[Row], looks: Mapping[str, Mark]) -> Figure:
@@ -112,7 +120,10 @@ def _plot(rows: Sequence[Row], looks: Mapping[str, Mark]) -> Figure:
         own = peer.by.startswith("eecompile")
         line = {"color": mark.colour, "width": 2.5 if own else 1, "dash": "solid" if own else "dot"}
         x, y = ([row[key] for row in found] for key in ("ms per sample", "distance"))
-        figure.add_trace(points(x, y, texts, mark, mode="lines+markers", line=line, name=peer.by))
+        figure.add_trace(points(x, y, texts, mark, name=peer.by))
+        best = [i for i, distance in enumerate(y) if distance == min(y[: i + 1])]
+        x, y = ([values[i] for i in best] for values in (x, y))
+        figure.add_trace(points(x, y, [""] * len(x), mark, mode="lines", line=line))
     figure.update_xaxes(rangemode="tozero")
     figure.update_yaxes(type="log", exponentformat="power")
     return figure

@@ -56,11 +56,6 @@ def epoch_rows(count: int, size: int, seed: int, step: int) -> Tensor:
     return torch.randperm(count, generator=order)[index * size : (index + 1) * size]
 
 
-def step_draws(seed: int, step: int) -> torch.Generator:
-    """The random numbers of one step."""
-    return torch.Generator().manual_seed((seed << 32) + step)
-
-
 def optimizers_of(network: nn.Module, kind: str, rate: float) -> list[torch.optim.Optimizer]:
     """AdamW; with ``muon``, the matrices inside the blocks are stepped by Muon instead."""
     matrices, others = [], []
@@ -190,7 +185,7 @@ class Trainer:
 
     def batch(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         """Noisy input, timestep, label, target and weight of each row, in the plan's order."""
-        draws = step_draws(self.args.seed, self.step)
+        draws = torch.Generator().manual_seed((self.args.seed << 32) + self.step)
         rows = epoch_rows(len(images), self.args.batch, self.args.seed, self.step)
         data, label, time = images[rows], labels[rows], self.plan.timestep(draws)
         noise = torch.randn(data.shape, generator=draws)

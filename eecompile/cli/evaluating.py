@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,9 @@ from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.store.bundle import open_engine_set
 from eecompile.store.files import form_bytes, written
+
+if TYPE_CHECKING:
+    from eecompile.evaluate.evaluation import Options
 
 Named = list[tuple[str, ExitSchedule | str | Program]]
 
@@ -91,7 +94,7 @@ def evaluate(
         threads=threads,
     )
     with phases() as report, extra("evaluate"):
-        named = _named(schedule, program, sets)
+        named = _named(schedule, program, sets, settings)
         made = evaluation.evaluate(sets, named, settings, report)
     show(*evaluation_parts(made))
     if output is not None:
@@ -100,7 +103,9 @@ def evaluate(
         say(f"figures: {output}")
 
 
-def _named(schedules: list[str] | None, programs: list[Path] | None, sets: list[Path]) -> Named:
+def _named(
+    schedules: list[str] | None, programs: list[Path] | None, sets: list[Path], settings: Options
+) -> Named:
     """Rows of samples that are made, with their names; the recipe's schedule if none is given."""
     if not sets and (schedules or programs):
         raise UsageError(
@@ -110,5 +115,7 @@ def _named(schedules: list[str] | None, programs: list[Path] | None, sets: list[
         )
     named: Named = []
     if sets and (schedules or not programs):
-        named += schedules_of(schedules, open_engine_set(sets[0]).interface)
+        interface = open_engine_set(sets[0]).interface
+        default = interface.default_schedule(settings.solver, settings.steps)
+        named += schedules_of(schedules or [default], interface)
     return named + [(path.stem, program_of(path, None)) for path in programs or []]

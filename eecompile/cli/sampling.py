@@ -67,7 +67,7 @@ def sample(
             **conditions,
         )
         state = last_state(results, len(chosen.steps))
-    name = program.name if program else schedule or interface.sampling.schedule
+    name = program.name if program else schedule or interface.default_schedule(solver, steps)
     title = f"{interface.name}, {chosen.solver}, {len(chosen.steps)} steps, {name}, seed {seed}"
     write_samples(output, state, interface, conditions, title)
     say(f"{n} samples: {output}")

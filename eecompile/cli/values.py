@@ -85,10 +85,10 @@ def schedule_of(text: str | None, interface: Interface) -> ExitSchedule | str | 
 
 
 def schedules_of(
-    texts: Sequence[str] | None, interface: Interface
+    texts: Sequence[str], interface: Interface
 ) -> list[tuple[str, ExitSchedule | str]]:
     """Exit schedules with their names in tables."""
-    given = list(dict.fromkeys(texts or [interface.sampling.schedule]))
+    given = list(dict.fromkeys(texts))
     names = [Path(text).stem if text.endswith(".json") else text for text in given]
     return [(n, schedule_of(t, interface) or t) for n, t in zip(names, given, strict=True)]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from functools import partial
 
 import numpy as np
 
@@ -50,13 +50,9 @@ def latencies(
                 check()
                 failures[name] = error
             else:
-                actions[name] = _inference(runner, feed)
+                actions[name] = partial(runner.infer, feed, check_inputs=False)
         timings = interleaved(actions, rounds=rounds, seconds=seconds, twice=True)
     return Timings(timings.seconds, timings.failures | failures)
-
-
-def _inference(runner: Any, feed: Point) -> Callable[[], object]:
-    return lambda: runner.infer(feed, check_inputs=False)
 
 
 def points(interface: Interface, batches: Sequence[int]) -> list[Point]:

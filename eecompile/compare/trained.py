@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
@@ -45,26 +46,26 @@ class TrainedNetwork:
         # The bundle may have been exported with other exits than the recipe's.
         read = load_recipe(path, exits=self.interface.exits)
         self.network = load_network(read.network, path.parent)
-        self._compiled: dict[int, Callable[..., Tensor]] = {}
+        self._compiled = cache(self._compile)
 
     def evaluate(self, depth: int, feed: Inputs, *, compiled: bool = False) -> Sequence[Array]:
         """The outputs of one exit; deeper blocks do not run where the network allows that."""
         import torch
 
-        predict = self._compiled_at(depth) if compiled else predict_at(self.network, depth)
+        predict = self._compiled(depth) if compiled else predict_at(self.network, depth)
         tensors = {name: torch.from_numpy(np.asarray(array)) for name, array in feed.items()}
         with torch.inference_mode():
             whole = predict(**tensors)
             parts = whole.chunk(len(self.interface.outputs), dim=1)
         return [part.numpy() for part in parts]
 
-    def _compiled_at(self, depth: int) -> Callable[..., Tensor]:
+    def _compile(self, depth: int) -> Callable[..., Tensor]:
         import torch
 
-        if depth not in self._compiled:
-            predict = predict_at(self.network, depth)
-            self._compiled[depth] = torch.compile(_own_code(predict, f"exit_{depth}"))
-        return self._compiled[depth]
+        made: Callable[..., Tensor] = torch.compile(
+            _own_code(predict_at(self.network, depth), f"exit_{depth}")
+        )
+        return made
 
 
 class TorchPeer(Peer):

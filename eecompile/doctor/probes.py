@@ -223,9 +223,7 @@ PROBES: Mapping[str, Callable[[], Finding]] = {
     "gpus": _gpus,
     **{name: partial(_backend, backend) for name, backend in BACKENDS.items()},
     "cuda-core": _cuda_core,
-    "torch": partial(_package, "torch"),
-    "onnx": partial(_package, "onnx"),
-    "safetensors": partial(_package, "safetensors"),
+    **{name: partial(_package, name) for name in ("torch", "onnx", "safetensors")},
 }
 
 

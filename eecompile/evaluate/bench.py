@@ -59,7 +59,12 @@ class Bench:
         self.name, folder = network.name, work / "features"
         self._real = self._made = FeatureStore(folder, network, report)
         if decodes:
-            self._made = FeatureStore(folder, _decoded(network, decodes), report)
+            decoded = FeatureNetwork(
+                network.name,
+                f"{network.digest} of {decodes.digest}",
+                lambda samples: network.compute(decodes(samples)),
+            )
+            self._made = FeatureStore(folder, decoded, report)
 
     def real(self, path: Path) -> Source:
         """Real data, opened."""
@@ -117,9 +122,3 @@ def _enough(source: Source) -> Source:
             remedy="give more (10,000 are usual)",
         )
     return source
-
-
-def _decoded(network: FeatureNetwork, decoder: Decoder) -> FeatureNetwork:
-    """The features of what a decoder makes of samples."""
-    digest = f"{network.digest} of {decoder.digest}"
-    return FeatureNetwork(network.name, digest, lambda samples: network.compute(decoder(samples)))

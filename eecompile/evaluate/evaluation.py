@@ -120,47 +120,37 @@ class _Made:
         schedules: Sequence[tuple[str, ExitSchedule | str | Program]],
         options: Options,
     ) -> None:
-        self._sampler, self._options = sampler, options
-        self._fingerprints = [manifest.fingerprint for manifest in manifests]
-        state, request = sampler.interface.state, options.request
-        sampler.check(request.part(sampler.interface, request.first, request.n))
+        self._interface, request = sampler.interface, options.request
+        sampler.check(request.part(self._interface, request.first, request.n))
+        state = self._interface.state
         self.space = Space(state.check_shape(request.shape or state.shape), state.range)
-        self._programs: list[tuple[str, Program]] = [
-            (
-                name,
+        fingerprints = [manifest.fingerprint for manifest in manifests]
+        self._sources = [
+            SampleSource(
+                sampler,
+                fingerprints,
                 sampler.program(given)
                 if isinstance(given, Program)
                 else sampler.program(options.solver, options.steps, given),
+                request,
+                batch=options.batch,
+                name=name,
+                work=options.work,
             )
             for name, given in schedules
         ]
-
-    @property
-    def settings(self) -> EvaluationSettings:
-        program = self._programs[0][1]
-        facts = self._options.request.facts(self._sampler.interface)
-        return EvaluationSettings(solver=program.solver, steps=len(program.steps), **facts)
+        self._in_turns = not any(np.ndim(given) for given in request.conditions.values())
+        first, facts = self._sources[0].program, request.facts(self._interface)
+        self.settings = EvaluationSettings(solver=first.solver, steps=len(first.steps), **facts)
 
     def rows(self, bench: Bench, reference: Array) -> Iterator[SampleFigures]:
-        interface, work = self._sampler.interface, self._options.work
-        request = self._options.request
-        in_turns = not any(np.ndim(given) for given in request.conditions.values())
         first: Frechet | None = None
-        for name, program in self._programs:
-            source = SampleSource(
-                self._sampler,
-                self._fingerprints,
-                program,
-                request,
-                batch=self._options.batch,
-                name=name,
-                work=work,
-            )
+        for source in self._sources:
             source.make(bench.report)
-            made = bench.of_made(source)
-            figures, found = bench.compare(name, made, reference, in_turns=in_turns)
+            made, program = bench.of_made(source), source.program
+            figures, found = bench.compare(source.name, made, reference, in_turns=self._in_turns)
             choices = tuple(step.chosen for step in program.steps)
-            cost = sum(map(interface.cost, choices)) / len(choices)
+            cost = sum(map(self._interface.cost, choices)) / len(choices)
             more = {"choices": choices, "cost_share": round(cost, 5)}
             if program.solver != self.settings.solver:
                 more["solver"] = program.solver

@@ -34,7 +34,7 @@ class SampleSource:
         name: str,
         work: Path,
     ) -> None:
-        self.name, self._sampler, self._program = name, sampler, program
+        self.name, self._sampler, self.program = name, sampler, program
         self._samples, self._batch = samples, batch
         told = hashlib.sha256(program.to_json())
         told.update(repr((fingerprints, samples.digest())).encode())
@@ -48,7 +48,7 @@ class SampleSource:
             NonFiniteError: the network returned NaN or infinity.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        (self._folder / "program.json").write_bytes(self._program.to_json())
+        (self._folder / "program.json").write_bytes(self.program.to_json())
         interface, count = self._sampler.interface, len(self)
         for first in range(0, count, self._batch):
             report(f"sampling at {self.name}", first, count)
@@ -56,7 +56,7 @@ class SampleSource:
             if path.exists():
                 continue
             part = self._samples.part(interface, self._samples.first + first, n)
-            (made,) = self._sampler.sample_requests([part], solver=self._program)
+            (made,) = self._sampler.sample_requests([part], solver=self.program)
             # Half precision tells more shades than eight bits; unbounded samples may not fit.
             save_whole(path, made.astype(np.float16) if interface.state.range else made)
         report(f"sampling at {self.name}", count, count)

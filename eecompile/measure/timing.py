@@ -32,10 +32,6 @@ def percentiles(values: Sequence[float]) -> tuple[float, float, float]:
     return float(low), float(middle), float(high)
 
 
-def _silent(done: int, total: int) -> None:
-    pass
-
-
 def interleaved(
     actions: Mapping[Key, Callable[[], object]],
     *,
@@ -45,7 +41,7 @@ def interleaved(
     most: int = 50,
     twice: bool = False,
     warm: bool = False,
-    report: Callable[[int, int], Any] = _silent,
+    report: Callable[[int, int], Any] = lambda done, total: None,
 ) -> Timings[Key]:
     """Time actions in turns.
 

@@ -290,7 +290,7 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     Attributes:
         solver: a solver's name.
         steps: number of steps.
-        schedule: an exit schedule's name.
+        schedule: an exit schedule's name; see :meth:`Interface.default_schedule`.
         guidance: classifier-free guidance (arXiv 2207.12598); 1 is none.
         guided_channels: number of leading channels that guidance acts on, the others
             keeping the prediction with the condition, as in DiT's public code; None
@@ -361,6 +361,22 @@ class Interface(msgspec.Struct, frozen=True, kw_only=True):
                     expected=f"one of {known}" if known else "no conditions",
                     remedy="remove or rename it",
                 )
+
+    def default_schedule(self, solver: object = None, steps: int | None = None) -> str:
+        """The name of the schedule that is taken where none is given: the recipe's.
+
+        A schedule that forecasts was found for the recipe's solver and number of steps. With
+        others, full depth is taken.
+
+        Args:
+            solver: that samples; None for the recipe's.
+            steps: their number; None for the recipe's.
+        """
+        default = self.sampling
+        others = solver not in (None, default.solver) or steps not in (None, default.steps)
+        known = self.schedules.get(default.schedule)
+        forecasts = known is not None and any(each.memory for each in known.choices)
+        return "full" if others and forecasts else default.schedule
 
     def cost(self, choice: Choice) -> float:
         """What a choice costs, relative to evaluating the deepest exit."""

@@ -93,7 +93,8 @@ class Program(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     Raises:
         UsageError: there is no step, a buffer is read before it is written, a reserved
-            buffer is written, or a figure is not finite.
+            buffer is written, a forecast comes after too few evaluations, or a figure is
+            not finite.
     """
 
     solver: str

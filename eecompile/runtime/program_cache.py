@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache
 from threading import Lock
 from typing import Any
 
@@ -31,7 +32,7 @@ class ProgramCache:
     def __init__(self, interface: Interface) -> None:
         self._interface = interface
         self._lock = Lock()
-        self._compiled: OrderedDict[object, Program] = OrderedDict()
+        self._compiled = lru_cache(_KEPT)(self._named)
         self._equal: OrderedDict[Program, Program] = OrderedDict()
         self._seen: OrderedDict[int, tuple[Program, Program]] = OrderedDict()
 
@@ -65,20 +66,14 @@ class ProgramCache:
         if isinstance(solver, Program):
             return self._checked(solver, steps, schedule)
         defaults = self._interface.sampling
-        exits = self.schedule(schedule)
         count = defaults.steps if steps is None else whole("steps", steps)
         name = defaults.solver if solver is None else solver
+        if schedule is None:
+            schedule = self._interface.default_schedule(name, count)
+        exits = self.schedule(schedule)
         if not isinstance(name, str):
             return self._made(name, name, count, exits)
-        key = (name, count, exits)
-        with self._lock:
-            if (known := self._compiled.get(key)) is not None:
-                return known
-        program = self._made(solver_named(name), name, count, exits)
-        with self._lock:
-            self._compiled[key] = program
-            _shorten(self._compiled)
-        return program
+        return self._compiled(name, count, exits)
 
     def one_of_equals(self, program: Program, engine: Member, engines: Sequence[str]) -> Program:
         """The one of all equal programs that is used here, when it can be run.
@@ -100,6 +95,9 @@ class ProgramCache:
             _shorten(self._equal)
             _shorten(self._seen)
         return chosen
+
+    def _named(self, name: str, steps: int, exits: ExitSchedule) -> Program:
+        return self._made(solver_named(name), name, steps, exits)
 
     def _made(self, solver: Solver, name: object, steps: int, exits: ExitSchedule) -> Program:
         """The program of a solver; wrong types of its options are the caller's fault."""

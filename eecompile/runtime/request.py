@@ -249,32 +249,16 @@ def _checked_interval(given: Interval, limit: float) -> Interval:
     return low, high
 
 
-def request_for_warmup(
-    interface: Interface,
-    n: int,
-    guidance: ArrayLike | None,
-    guidance_interval: Interval | None,
-    shape: Sequence[int] | None,
-) -> SampleRequest:
-    """A request whose conditions are the defaults, or else zeros or the least in their range."""
+def filled(interface: Interface, request: SampleRequest) -> SampleRequest:
+    """The request with what has no default: zeros, or the least in a condition's range."""
+    known = interface.conditions.items()
     conditions = {
         name: np.full(c.shape, c.range[0] if c.range else 0, c.dtype)
-        for name, c in interface.conditions.items()
+        for name, c in known
         if c.default is None
     }
-    nulls = {
-        name: np.zeros(c.shape, c.dtype)
-        for name, c in interface.conditions.items()
-        if c.null is None
-    }
-    return SampleRequest(
-        n=n,
-        guidance=guidance,
-        guidance_interval=guidance_interval,
-        conditions=conditions,
-        nulls=nulls,
-        shape=shape,
-    )
+    nulls = {name: np.zeros(c.shape, c.dtype) for name, c in known if c.null is None}
+    return msgspec.structs.replace(request, conditions=conditions, nulls=nulls)
 
 
 def batches(

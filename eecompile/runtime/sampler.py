@@ -27,7 +27,7 @@ from eecompile.runtime.request import (
     batches,
     checked,
     common_interval,
-    request_for_warmup,
+    filled,
 )
 from eecompile.runtime.sampling import BatchRun, Hook, StepResult
 
@@ -210,8 +210,7 @@ class Sampler(Handle):
         Returns:
             For each request, float32 [n, *shape].
         """
-        planned = self._planned(list(requests), solver, steps, schedule)
-        return planned.samples()
+        return self._planned(list(requests), solver, steps, schedule).samples()
 
     def sample_on_device(
         self,
@@ -229,8 +228,7 @@ class Sampler(Handle):
             An object that speaks DLPack, float32 [n, *shape]: on a GPU, device memory that
             belongs to the caller; on a CPU, a numpy array.
         """
-        planned = self._planned([request], solver, steps, schedule)
-        return planned.state_on_device()
+        return self._planned([request], solver, steps, schedule).state_on_device()
 
     def steps(
         self,
@@ -286,8 +284,7 @@ class Sampler(Handle):
             shape=shape,
             first=first,
         )
-        planned = self._planned([request], solver, steps, schedule)
-        return planned.step_by_step()
+        return self._planned([request], solver, steps, schedule).step_by_step()
 
     def warmup(
         self,
@@ -306,8 +303,10 @@ class Sampler(Handle):
         defaults, or zeros. Arguments and errors are those of :meth:`steps`; of guidance, it
         counts whether there is any, which decides the size of the batch.
         """
-        request = request_for_warmup(self.interface, n, guidance, guidance_interval, shape)
-        self._planned([request], solver, steps, schedule).warm_up()
+        request = SampleRequest(
+            n=n, guidance=guidance, guidance_interval=guidance_interval, shape=shape
+        )
+        self._planned([filled(self.interface, request)], solver, steps, schedule).warm_up()
 
     def _planned(
         self,

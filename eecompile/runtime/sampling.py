@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -63,10 +64,11 @@ class StepMetrics(msgspec.Struct, frozen=True):
 Hook = Callable[[StepMetrics], object]
 
 
+@dataclass(frozen=True)
 class BatchRun:
     """Batches of samples that run through one program.
 
-    Args:
+    Attributes:
         engine: evaluates the network.
         pool: lends the engine's trajectories.
         program: every choice is made.
@@ -76,39 +78,29 @@ class BatchRun:
         name: of the engine set, for metrics.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        pool: TrajectoryPool,
-        program: Program,
-        batches: Sequence[Batch],
-        shapes: Sequence[tuple[int, ...]],
-        on_step: Hook | None,
-        name: str,
-    ) -> None:
-        self._engine = engine
-        self._program = program
-        self._batches = batches
-        self._shapes = shapes
-        self._pool = pool
-        self._on_step = on_step
-        self._name = name
+    engine: Engine
+    pool: TrajectoryPool
+    program: Program
+    batches: Sequence[Batch]
+    shapes: Sequence[tuple[int, ...]]
+    on_step: Hook | None
+    name: str
 
     def samples(self) -> list[Array]:
         """The samples of each request, float32 [n, ...]."""
-        samples = [np.empty(shape, np.float32) for shape in self._shapes]
+        samples = [np.empty(shape, np.float32) for shape in self.shapes]
         started = time.perf_counter()
-        for batch in self._batches:
+        for batch in self.batches:
             with self._started(batch) as trajectory:
                 self._run(trajectory)
                 for (request, row), sample in zip(batch.places, trajectory.state(), strict=True):
                     samples[request][row] = sample
         _log.debug(
             "%s: %d samples, %s, %d evaluations in %.3f s",
-            self._name,
+            self.name,
             sum(map(len, samples)),
-            self._program.solver,
-            len(self._batches) * len(self._program.steps),
+            self.program.solver,
+            len(self.batches) * len(self.program.steps),
             time.perf_counter() - started,
         )
         return samples
@@ -119,23 +111,23 @@ class BatchRun:
         Raises:
             UsageError: they are more than one batch.
         """
-        if len(self._batches) > 1:
+        if len(self.batches) > 1:
             raise UsageError(
-                found=f"{self._shapes[0][0]} samples to be left on the device",
-                expected=f"no more than fit into a batch of {self._engine.max_batch}",
+                found=f"{self.shapes[0][0]} samples to be left on the device",
+                expected=f"no more than fit into a batch of {self.engine.max_batch}",
                 remedy="ask for fewer at a time (first=...), or build for larger batches",
             )
-        with self._started(self._batches[0]) as trajectory:
+        with self._started(self.batches[0]) as trajectory:
             self._run(trajectory)
             return trajectory.state_dlpack()
 
     def step_by_step(self) -> Iterator[StepResult]:
         """The steps of the only request."""
         with ExitStack() as stack:
-            running = [(stack.enter_context(self._started(each)), each) for each in self._batches]
-            for index, step in enumerate(self._program.steps):
+            running = [(stack.enter_context(self._started(each)), each) for each in self.batches]
+            for index, step in enumerate(self.program.steps):
                 started = time.perf_counter()
-                state = np.empty(self._shapes[0], np.float32)
+                state = np.empty(self.shapes[0], np.float32)
                 for trajectory, batch in running:
                     self._step(trajectory, index)
                     state[[row for _, row in batch.places]] = trajectory.state()
@@ -144,10 +136,10 @@ class BatchRun:
 
     def warm_up(self) -> None:
         """Run a trajectory of each size; on the host, evaluate each exit and take one step."""
-        sizes = {(each.plan.guided, each.plan.size): each for each in self._batches}
+        sizes = {(each.plan.guided, each.plan.size): each for each in self.batches}
         for batch in sizes.values():
             with self._started(batch) as trajectory:
-                if self._engine.runs_trajectories:
+                if self.engine.runs_trajectories:
                     trajectory.run()
                 else:
                     self._evaluate_exits(batch)
@@ -160,38 +152,38 @@ class BatchRun:
         x = np.zeros((rows, *plan.shape), np.float32)
         t = np.full(rows, plan.program.steps[0].timestep, np.float32)
         conditions = {name: array[:rows] for name, array in batch.rows.conditions.items()}
-        for engine in self._engine.members.values() or [self._engine]:
+        for engine in self.engine.members.values() or [self.engine]:
             for depth in plan.interface.exits:
                 engine.evaluate(depth, x, t, conditions)
 
     @contextmanager
     def _started(self, batch: Batch) -> Iterator[Trajectory]:
         """A trajectory at the initial noise of a batch, as long as the block lasts."""
-        with self._pool.trajectory(self._engine, batch.plan) as trajectory:
+        with self.pool.trajectory(self.engine, batch.plan) as trajectory:
             trajectory.start(batch.rows)
             yield trajectory
 
     def _run(self, trajectory: Trajectory) -> None:
         """Take all steps: at once where a device does that, unless someone watches."""
-        if self._on_step is None and self._engine.runs_trajectories:
-            self._pool.check_open()
+        if self.on_step is None and self.engine.runs_trajectories:
+            self.pool.check_open()
             trajectory.run()
             return
-        for index in range(len(self._program.steps)):
+        for index in range(len(self.program.steps)):
             self._step(trajectory, index)
 
     def _step(self, trajectory: Trajectory, index: int) -> None:
-        self._pool.check_open()
-        if self._on_step is None:
+        self.pool.check_open()
+        if self.on_step is None:
             trajectory.step(index)
             return
-        plan, step, started = trajectory.plan, self._program.steps[index], time.perf_counter()
+        plan, step, started = trajectory.plan, self.program.steps[index], time.perf_counter()
         trajectory.step(index)
         trajectory.wait()
         engine = step.chosen.engine
         metrics = StepMetrics(
-            f"{plan.interface.name} for {engine}" if engine else self._name,
-            self._program.solver,
+            f"{plan.interface.name} for {engine}" if engine else self.name,
+            self.program.solver,
             index,
             step.timestep,
             step.chosen,
@@ -200,6 +192,6 @@ class BatchRun:
             time.perf_counter() - started,
         )
         try:
-            self._on_step(metrics)
+            self.on_step(metrics)
         except Exception:  # whatever a caller's hook may raise
             _log.exception("the hook on_step failed")

@@ -104,7 +104,8 @@ def check_replaceable(path: Path, replaces: bool) -> None:
     Raises:
         OutputExistsError: it may not, or holds what eecompile did not write.
     """
-    occupied = path.is_symlink() or (path.exists() and not _is_empty(path))
+    empty = path.is_dir() and not any(path.iterdir())
+    occupied = path.is_symlink() or (path.exists() and not empty)
     if occupied and not replaces:
         raise OutputExistsError(
             found=f"{path}, which exists",
@@ -137,10 +138,6 @@ def _is_ours(path: Path) -> bool:
         return True  # of another version of eecompile
     except BundleError:
         return False
-
-
-def _is_empty(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
 
 
 def _put(partial: Path, path: Path) -> None:

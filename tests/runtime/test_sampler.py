@@ -22,7 +22,7 @@ from eecompile.errors import (
     ScheduleError,
     UsageError,
 )
-from eecompile.programs.choice import Exit
+from eecompile.programs.choice import Exit, Forecast
 from eecompile.programs.interface import Condition, Interface, Resizable, Sampling, State
 from eecompile.programs.process import Process
 from eecompile.programs.program import Program, Step, Term, Update
@@ -75,6 +75,27 @@ def test_seeds_and_labels_matter(sampler: Sampler) -> None:
     np.testing.assert_array_equal(first, sampler.sample(1, seed=0, label=3, **QUICK))
     for other in ({"seed": 1, "label": 3}, {"seed": 0, "label": 8}):
         assert np.abs(first - sampler.sample(1, **other, **QUICK)).max() > 0.05
+
+
+def test_a_default_schedule_that_forecasts_is_for_the_recipes_solver_and_steps() -> None:
+    schedules = {"full": ExitSchedule.constant(12)}
+    schedules |= {
+        "half": ExitSchedule.parse("12,forecast1,12,12"),
+        "shallow": ExitSchedule.parse("3"),
+    }
+    made = fake()
+    interface = msgspec.structs.replace(
+        made.interface, schedules=schedules, sampling=Sampling(steps=10, schedule="half")
+    )
+    with Sampler(made.engine, interface) as sampler:
+        assert Forecast(1) in sampler.program().choices
+        assert sampler.program() == sampler.program("ddim", 10)
+        for solver, steps in (("ddim", 9), ("ddpm", None), (None, 20)):
+            assert set(sampler.program(solver, steps).choices) == {Exit(12)}
+            assert Forecast(1) in sampler.program(solver, steps, "half").choices, "it is asked for"
+    shallow = msgspec.structs.replace(interface, sampling=Sampling(steps=10, schedule="shallow"))
+    with Sampler(made.engine, shallow) as sampler:
+        assert set(sampler.program("ddim", 9).choices) == {Exit(3)}, "exits go with any steps"
 
 
 def test_the_default_label_cycles_by_sample_index(sampler: Sampler) -> None:

@@ -6,6 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -45,3 +46,27 @@ def test_the_runtimes_benchmark_measures(bench: Any, engine_sets: dict[str, Path
         (row,) = bench.requests_rows(sampler, 1)
         assert all(value > 0 for value in row.values())
     assert bench.agreement_row(engine_sets["chained"])["eight threads give the arrays of one"]
+
+
+def test_forecasts_are_measured_by_their_variable(
+    bench: Any, engine_sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows are what the runtime gives where the variable is its own."""
+    decisions = importlib.import_module("bench_decisions")
+    monkeypatch.setattr(decisions, "FORECASTS", ((decisions.FLOW, "flow-euler", 9),))
+    rows = list(decisions.forecast_variables(engine_sets["chained"], 2))
+    assert [row["order"] for row in rows] == [0, 1, 2]
+    assert len({rows[0][name] for name in decisions.VARIABLES}) == 1
+    with decisions.mixture_sampler(decisions.FLOW) as sampler:
+        program = sampler.program("flow-euler", 9, 1)
+        full = sampler.sample(2, solver=program)
+        squares = []
+        for start in (3, 4):
+            choices = decisions.every_second(program, start, 2, "sigma").choices
+            steps = [
+                msgspec.structs.replace(step, choice=choice)
+                for step, choice in zip(program.steps, choices, strict=True)
+            ]
+            made = msgspec.structs.replace(program, steps=tuple(steps))
+            squares.append(np.mean((sampler.sample(2, solver=made) - full) ** 2) / np.var(full))
+    assert rows[2]["sigma"] == pytest.approx(np.prod(squares) ** 0.25, rel=1e-4)

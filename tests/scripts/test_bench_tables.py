@@ -59,6 +59,20 @@ def test_a_new_figure_reaches_both_documents(tables: Any, copied: Path) -> None:
     assert tables.write_tables(copied) == []
 
 
+def test_what_was_measured_of_caching_reaches_its_document(tables: Any, copied: Path) -> None:
+    rows = [
+        {"by": "ours", "setting": setting, "ms per sample": ms, "distance": distance}
+        for setting, ms, distance in (("full depth", 9.0, 0.0), ("best", 3.25, 0.002))
+    ]
+    facts = {"cpu": "some CPU", "cores": 2}
+    result = {"machine": facts, "batch": 4, "cases": {"ddim": {"rows": rows, "skipped": {}}}}
+    (copied / "docs" / "benchmarks" / "caching-other.json").write_text(json.dumps(result))
+    assert tables.write_tables(copied) == [copied / "docs" / "compare.md"]
+    text = (copied / "docs" / "compare.md").read_text()
+    assert "**ddim on some CPU, 2 cores, batch 4: ms per sample**" in text
+    assert "| ours | 9.00 | 3.25 (best) | 3.25 (best) | 3.25 (best) |" in text
+
+
 def test_a_document_without_its_marks_is_not_touched(tables: Any, copied: Path) -> None:
     readme = copied / "README.md"
     readme.write_text(readme.read_text().replace(END, ""))

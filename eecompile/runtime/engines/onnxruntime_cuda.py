@@ -158,7 +158,9 @@ class OnnxRuntimeCudaEngine(DeviceEngine):
 
 def _providers(manifest: EngineManifest, segment: Segment, device: CudaDevice) -> list[Any]:
     """ONNX Runtime's providers for a segment, best first, all on the device's stream."""
-    common = {"device_id": str(device.ordinal), "user_compute_stream": str(device.handle)}
+    common = {"user_compute_stream": str(device.handle)}
+    if device.ordinal:  # 0 is the default, and ONNX Runtime 1.31 warns where it is named
+        common["device_id"] = str(device.ordinal)
     chain = [(PROVIDERS["cuda"], common), PROVIDERS["cpu"]]
     if provider(manifest.target) != "tensorrt":
         return chain

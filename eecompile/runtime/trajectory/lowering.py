@@ -152,8 +152,11 @@ def _kept(made_of: Sequence[Weights]) -> dict[int, str]:
 
 
 def _forecast_terms(weights: Weights, kept: Mapping[int, str]) -> tuple[tuple[str, float], ...]:
-    places = [_PREDICTION, *(kept[source] for source, _ in weights[1:])]
-    return tuple((place, weight) for place, (_, weight) in zip(places, weights, strict=False))
+    """The terms of a forecast: the latest prediction lies where it was made, earlier ones kept."""
+    return tuple(
+        (kept[source] if back else _PREDICTION, weight)
+        for back, (source, weight) in enumerate(weights)
+    )
 
 
 def _choice(
