@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from eecompile.errors import UsageError as UsageError
     from eecompile.programs.choice import Exit as Exit
     from eecompile.programs.choice import Forecast as Forecast
+    from eecompile.programs.choice import Span as Span
     from eecompile.programs.interface import Condition as Condition
     from eecompile.programs.interface import Interface as Interface
     from eecompile.programs.interface import Sampling as Sampling
@@ -39,7 +40,7 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "errors": "BackendError EecompileError NonFiniteError UsageError",
-        "programs.choice": "Exit Forecast",
+        "programs.choice": "Exit Forecast Span",
         "programs.interface": "Condition Interface Sampling State",
         "programs.process": "Process",
         "programs.program": "Program",

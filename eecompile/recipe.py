@@ -34,6 +34,7 @@ _TAKEN = frozenset(
 )
 _OUTPUT = re.compile(r"(prediction|variance)_\d+\Z")
 _DEEPEST = 10_000
+_SPANS = 4  # of equal length, by default
 _LARGEST = 2**31 - 1  # numbers in one sample: what ONNX runtimes can index
 
 
@@ -57,6 +58,9 @@ class NetworkRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             condition); ``added.size`` is entry ``size`` of the dictionary ``added``.
         files: one ONNX file an exit instead of a factory, relative to the recipe.
         costs: what evaluating each exit costs, in any unit; by default its depth.
+        cuts: block boundaries between which spans of blocks may be skipped, ascending, each
+            the number of blocks before it; () for none. By default 0, every exit, and quarters
+            of the depth that are not near one.
     """
 
     exits: tuple[int, ...]
@@ -68,6 +72,7 @@ class NetworkRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     arguments: dict[str, str] = {}
     files: tuple[str, ...] = ()
     costs: tuple[float, ...] = ()
+    cuts: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         made = (self.factory, self.blocks, self.checkpoint, self.checkpoint_key)
@@ -91,6 +96,17 @@ class NetworkRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
                 expected="positive numbers that ascend, as the exits do",
                 remedy="order the exits by cost",
             )
+
+    @property
+    def cuts_or_default(self) -> tuple[int, ...]:
+        """``cuts``, or the default ones where it is None; those of files are none."""
+        if self.cuts is not None or self.files:
+            return self.cuts or ()
+        depth = self.exits[-1]
+        even = (round(quarter * depth / _SPANS) for quarter in range(_SPANS))
+        near = depth / _SPANS / 2
+        apart = {cut for cut in even if all(abs(cut - exit_) >= near for exit_ in self.exits)}
+        return tuple(sorted({0, *apart, *self.exits}))
 
     def _given(self) -> list[str]:
         names = ("factory", "blocks", "checkpoint", "checkpoint_key", "options", "files")
@@ -132,11 +148,11 @@ class ExportRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     calibration: str | None = None
 
     def exit_schedules(self) -> dict[str, ExitSchedule]:
-        """The schedules by name, with ``full`` added, each checked against the exits."""
-        exits = self.network.exits
+        """The schedules by name, with ``full`` added, each checked against exits and cuts."""
+        exits, cuts = self.network.exits, self.network.cuts_or_default
         made = {"full": ExitSchedule.constant(exits[-1])}
         made |= {name: schedule_from_toml(table) for name, table in self.schedules.items()}
-        return {name: schedule.check(exits) for name, schedule in made.items()}
+        return {name: schedule.check(exits, cuts) for name, schedule in made.items()}
 
 
 def load_recipe(
@@ -164,6 +180,7 @@ def load_recipe(
             expected=f"at least one depth from 1 to {_DEEPEST}, ascending",
             remedy="list the depths that the network was trained to predict from",
         )
+    _check_cuts(recipe.network, path)
     _check_names(recipe, path)
     _check_fit(recipe, path)
     sampling = recipe.sampling
@@ -218,11 +235,13 @@ def _overridden(
     network = msgspec.structs.replace(
         network, exits=tuple(exits), costs=kept if len(kept) == len(exits) else ()
     )
-    schedules = {
-        name: table
-        for name, table in recipe.schedules.items()
-        if set(schedule_from_toml(table).exits) <= set(exits)
-    }
+    kept_cuts = set(network.cuts_or_default)
+    schedules = {}
+    for name, table in recipe.schedules.items():
+        schedule = schedule_from_toml(table)
+        cuts = {cut for choice in schedule.choices for cut in choice.cuts}
+        if set(schedule.exits) <= set(exits) and cuts <= kept_cuts:
+            schedules[name] = table
     sampling = recipe.sampling
     if sampling.schedule not in schedules:
         sampling = msgspec.structs.replace(sampling, schedule="full")
@@ -234,6 +253,24 @@ def schedule_from_toml(table: tuple[int | str, ...] | ScheduleTable) -> ExitSche
     if isinstance(table, ScheduleTable):
         return ExitSchedule(tuple(map(choice_of, table.depths)), table.thresholds)
     return ExitSchedule.from_slices(table)
+
+
+def _check_cuts(network: NetworkRecipe, path: Path) -> None:
+    """Pass when cuts ascend within the network, whose blocks are known."""
+    cuts = network.cuts or ()
+    if cuts and network.files:
+        raise RecipeError(
+            found=f"network.cuts beside network.files in {path}",
+            expected="cuts of a network that a factory makes: the blocks of files are not known",
+            remedy="remove network.cuts, or export the network from its factory",
+        )
+    bounds = (-1, *cuts, network.exits[-1] + 1)
+    if any(not low < high for low, high in pairwise(bounds)):
+        raise RecipeError(
+            found=f"network.cuts = {list(cuts)} in {path}",
+            expected=f"ascending numbers of blocks from 0 to {network.exits[-1]}, the deepest exit",
+            remedy="name boundaries between blocks, or leave network.cuts out",
+        )
 
 
 def _check_names(recipe: ExportRecipe, path: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "eecompile"
-KINDS = {"Exit", "Forecast"}
+KINDS = {"Exit", "Forecast", "Span"}
 LOWERING = PACKAGE / "runtime" / "trajectory" / "lowering.py"
 
 

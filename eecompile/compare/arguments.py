@@ -45,7 +45,7 @@ def schedules_of(interface: Interface, given: Sequence[str] | None) -> dict[str,
                 remedy="leave out the names of engine sets",
             )
         name = Path(text).stem if text.endswith(".json") else text
-        chosen[text if name in chosen else name] = found.check(interface.exits)
+        chosen[text if name in chosen else name] = found.check(interface.exits, interface.cuts)
     return chosen
 
 

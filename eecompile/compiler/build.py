@@ -18,13 +18,9 @@ from eecompile.arrays import Inputs
 from eecompile.compiler.graph.emulation import emulate_bfloat16
 from eecompile.compiler.graph.merge import exit_outputs, merged_exits
 from eecompile.compiler.graph.numbering import name_by_number
-from eecompile.compiler.graph.partition import (
-    Part,
-    chained_parts,
-    check_parts,
-    per_exit_parts,
-)
+from eecompile.compiler.graph.partition import Part, check_parts, per_exit_parts
 from eecompile.compiler.graph.precision import first_non_finite, lowered
+from eecompile.compiler.graph.spans import cut_parts, span_tensors
 from eecompile.compiler.progress import Report, silent
 from eecompile.compiler.segments import (
     LOG,
@@ -37,6 +33,7 @@ from eecompile.compiler.segments import (
     warnings_in,
 )
 from eecompile.compiler.sessions import evaluate_apart, evaluate_joined, session_from_graph
+from eecompile.compiler.spans import GraphEngine, verified_spans
 from eecompile.compiler.verify import Error, Evaluate, Outputs, compare, verification_points
 from eecompile.errors import (
     BackendError,
@@ -54,6 +51,7 @@ from eecompile.store.bundle import (
     EngineManifest,
     ExitPlan,
     Segment,
+    SpanPlan,
     older_identity,
     open_bundle,
     open_engine_set,
@@ -166,7 +164,7 @@ def planned_build(
         return PlannedBuild((), ())
     with TemporaryDirectory() as temporary:
         model, _ = _prepared(job, Path(temporary), verify=False)
-        _, segments = _partitioned(job, model)
+        segments = _partitioned(job, model).segments
     alone = isinstance(job.backend, SegmentBuilder)
     planned = [
         PlannedSegment(s.file, s.exits, s.bytes, alone and job.store.find(s.key) is not None)
@@ -223,12 +221,17 @@ def _build(job: _Job, folder: Path) -> EngineManifest:
     with TemporaryDirectory(dir=folder) as temporary:
         work = Path(temporary)
         model, errors = _prepared(job, work)
-        parts, segments = _partitioned(job, model)
+        parts, segments, spans = _partitioned(job, model)
+        if spans and not job.backend.runs(target):
+            graphs = GraphEngine(model, segments, interface, spans, target, work)
+            spans = verified_spans(graphs, interface, spans, target, 2, job.report)
+            del graphs
         compile_all(folder, model, segments, target, job.backend, job.store, work, job.report)
     manifest = EngineManifest(
         interface=interface,
         target=target,
         exits=_plans(parts, interface, errors),
+        spans=spans,
         segments=segments,
         files=records(folder),
         versions=job.versions,
@@ -254,19 +257,35 @@ def _run(job: _Job, folder: Path, manifest: EngineManifest, parts: list[Part]) -
         return msgspec.structs.replace(manifest, warnings=(*manifest.warnings, warning))
     with engine:
         errors = _verify(job, _evaluate_engine(engine, interface), target.name)
+        batch = min(target.batch.max, max(target.batch.min, 2))
+        spans = verified_spans(engine, interface, manifest.spans, target, batch, job.report)
     return msgspec.structs.replace(
-        manifest, exits=_plans(parts, interface, errors), verified="the engines"
+        manifest, exits=_plans(parts, interface, errors), spans=spans, verified="the engines"
     )
 
 
-def _partitioned(job: _Job, model: ir.Model) -> tuple[list[Part], tuple[Segment, ...]]:
+class _Partitioned(NamedTuple):
+    parts: list[Part]
+    segments: tuple[Segment, ...]
+    spans: tuple[SpanPlan, ...]
+
+
+def _partitioned(job: _Job, model: ir.Model) -> _Partitioned:
     job.report("partitioning")
     name_by_number(model)
-    outputs = exit_outputs(model, job.source.interface)
-    cut = chained_parts if job.target.layout == "chained" else per_exit_parts
-    parts = cut(model.graph, outputs)
-    check_parts(model.graph, outputs, parts)
-    return parts, segments_from_parts(model, parts, job.target, job.backend)
+    interface, spans = job.source.interface, {}
+    if job.target.layout == "chained":
+        parts = cut_parts(model, interface, interface.cuts)
+        spans = span_tensors(model.graph, parts, interface.cuts)
+    else:
+        outputs = exit_outputs(model, interface)
+        parts = per_exit_parts(model.graph, outputs)
+        check_parts(model.graph, outputs, parts)
+    return _Partitioned(
+        parts,
+        segments_from_parts(model, parts, job.target, job.backend),
+        tuple(SpanPlan(start=i, stop=j, tensors=each) for (i, j), each in spans.items()),
+    )
 
 
 def _prepared(job: _Job, work: Path, *, verify: bool = True) -> tuple[ir.Model, dict[int, Error]]:

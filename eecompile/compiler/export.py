@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
@@ -18,9 +19,11 @@ import torch
 import eecompile
 from eecompile.arrays import Inputs
 from eecompile.compiler.files import evaluate_files, external_files, graph_from_files
+from eecompile.compiler.graph.cuts import marks
 from eecompile.compiler.graph.merge import exit_outputs, merged_exits
 from eecompile.compiler.graph.partition import check_nested, extract, per_exit_parts
 from eecompile.compiler.graph.sharing import exit_weights, sharing
+from eecompile.compiler.graph.spans import cut_parts, span_tensors
 from eecompile.compiler.progress import Report, silent
 from eecompile.compiler.sessions import evaluate_apart, evaluate_joined, session_from_graph
 from eecompile.compiler.trace import graph_from_network
@@ -37,7 +40,7 @@ from eecompile.compiler.verify import (
     worst_of,
 )
 from eecompile.compiler.weights import WeightStore, load_graph
-from eecompile.errors import BundleError, RecipeError
+from eecompile.errors import BundleError, RecipeError, TraceError
 from eecompile.networks.base import MultiExitNetwork
 from eecompile.networks.load import importable, load_network
 from eecompile.networks.truncated import Truncated
@@ -104,6 +107,9 @@ def bundle_from_recipe(
         source = _source(recipe, path.parent, interface, report)
         report("writing graphs and weights")
         _write_graphs(folder, source.model, interface)
+        interface = msgspec.structs.replace(interface, cuts=_cuts(folder, recipe, interface))
+        for schedule in interface.schedules.values():
+            schedule.check(interface.exits, interface.cuts)
         errors = _verify(folder, source, interface, recipe.tolerance, report)
         shared = sharing(source.model.graph, exit_outputs(source.model, interface))
         timesteps, batches = check_points(interface.process.timesteps)
@@ -193,6 +199,38 @@ def _write_graphs(folder: Path, model: ir.Model, interface: Interface) -> None:
         store.add(graph)
         graphs[exit_graph_name(part.exits[0])] = graph
     store.save(folder, graphs)
+
+
+def _cuts(folder: Path, recipe: ExportRecipe, interface: Interface) -> tuple[int, ...]:
+    """The recipe's cuts, or default ones; none where it names none and spans cannot be.
+
+    Raises:
+        TraceError: spans cannot be where the recipe names cuts.
+    """
+    wanted = recipe.network.cuts_or_default
+    try:
+        _check_cuts(folder, interface, wanted)
+    except TraceError:
+        if recipe.network.cuts is not None:
+            raise
+        return ()
+    return wanted
+
+
+def _check_cuts(folder: Path, interface: Interface, cuts: Sequence[int]) -> None:
+    """Raise TraceError unless there can be a span between any two of the cuts."""
+    if not cuts:
+        return
+    model = merged_exits(folder, interface.exits)
+    if not any(map(marks, model.graph)):
+        raise TraceError(
+            found=f"network.cuts = {list(cuts)}, and a network whose blocks are not known",
+            expected=f"an attribute blocks that lists its {interface.exits[-1]} modules in the "
+            "order in which they run",
+            remedy="add it to the network, name them in network.blocks, or remove network.cuts",
+        )
+    parts = cut_parts(model, interface, cuts)
+    span_tensors(model.graph, parts, cuts)
 
 
 def _write_calibration(

@@ -226,6 +226,7 @@ def segments_from_parts(
                 nodes=len(graph),
                 bytes=sum(weight.nbytes for weight in weights if weight is not None),
                 key=hashlib.sha256(shape).hexdigest(),
+                level=part.level,
             )
         )
     return tuple(made)

@@ -8,7 +8,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,15 @@ from typing import Any
 import onnx_ir
 import onnx_ir as ir
 import torch
+from onnx_ir.passes import common
 from onnxscript import opset23
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from eecompile.compiler.graph.clean import clean
+from eecompile.compiler.graph.cuts import mark
 from eecompile.compiler.graph.masks import ExpandMasks
 from eecompile.compiler.graph.numbering import NumberValues
 from eecompile.compiler.graph.operators import check_operators, place_of
@@ -52,20 +55,75 @@ class Exits(nn.Module):
         self.network = network
         self.names = ("x", "t", *interface.conditions)
         self.parts = len(interface.outputs)
+        self.blocks = BlockRecorder(blocks_of(network))
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """All exits' outputs, in the order of the exits and of the interface's outputs.
+
+        What the blocks return follows, in the order of :attr:`BlockRecorder.found`.
 
         Args:
             inputs: ``x``, ``t``, and the conditions in the interface's order.
         """
         for value in inputs:  # else each input's batch would be a size of its own
             torch._check(value.shape[0] == inputs[0].shape[0])  # type: ignore[no-untyped-call]
-        with _FourAxes():
+        with _FourAxes(), self.blocks.recording():
             predictions = self.network(**dict(zip(self.names, inputs, strict=True)))
+        returned = self.blocks.found.values()
         if self.parts == 1:
-            return tuple(predictions)
-        return tuple(part for whole in predictions for part in whole.chunk(self.parts, dim=1))
+            return (*predictions, *returned)
+        parts = (part for whole in predictions for part in whole.chunk(self.parts, dim=1))
+        return (*parts, *returned)
+
+
+def blocks_of(network: MultiExitNetwork) -> list[nn.Module]:
+    """A network's blocks, in the order in which they run; none where it does not say."""
+    blocks = getattr(network, "blocks", ())
+    listed = list(blocks) if isinstance(blocks, Sequence | nn.ModuleList | nn.Sequential) else []
+    known = len(listed) == network.exits[-1] and all(isinstance(b, nn.Module) for b in listed)
+    return listed if known else []
+
+
+class BlockRecorder:
+    """Takes down what blocks return, the first time that each runs.
+
+    Attributes:
+        found: by block, from 1, and index within what it returned; block 0 stands for what goes
+            into block 1.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+        self._blocks = blocks
+        self.found: dict[tuple[int, int], Tensor] = {}
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Take down what is returned within."""
+        self.found = {}
+        handles = [
+            block.register_forward_hook(self._hook(index), with_kwargs=True)
+            for index, block in enumerate(self._blocks, 1)
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, block: int) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if any(known == block for known, _ in self.found):
+                return
+            if block == 1:
+                self._add(0, (args, kwargs))
+            self._add(block, output)
+
+        return hook
+
+    def _add(self, block: int, tensors: Any) -> None:
+        for index, value in enumerate(tree_leaves(tensors)):
+            if isinstance(value, Tensor) and value.is_floating_point():
+                self.found[block, index] = value.clone()
 
 
 class _FourAxes(TorchFunctionMode):
@@ -102,18 +160,22 @@ def graph_from_network(network: MultiExitNetwork, interface: Interface) -> ir.Mo
     timestep = interface.process.timesteps / 2
     arrays = random_inputs(interface, 2, timestep, seed=0, shape=_traced_shape(interface))
     inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    exits = Exits(network, interface).eval()
     outputs = [name for depth in interface.exits for name in output_names(interface, depth)]
     _check_outputs(network, inputs, interface)
+    with torch.no_grad():
+        exits(*inputs.values())
+    returned = {f"block_{block}_{index}": (block, index) for block, index in exits.blocks.found}
     try:
         with _quiet():
             traced = torch.onnx.export(
-                Exits(network, interface).eval(),
+                exits,
                 args=tuple(inputs.values()),
                 dynamo=True,
                 opset_version=OPSET,
                 dynamic_shapes=(tuple(_dynamic_shapes(inputs, interface).values()),),
                 input_names=list(inputs),
-                output_names=outputs,
+                output_names=[*outputs, *returned],
                 custom_translation_table={torch.ops.aten.squeeze.dim: _squeeze},
                 verbose=False,
             )
@@ -128,8 +190,25 @@ def graph_from_network(network: MultiExitNetwork, interface: Interface) -> ir.Mo
     ExpandMasks()(model)
     _plain_names(model)
     NumberValues()(model)
+    _mark_blocks(model, outputs, tuple(returned.values()))
     _check_graph(model, list(inputs), outputs)
     return model
+
+
+def _mark_blocks(
+    model: ir.Model, outputs: Sequence[str], returned: Sequence[tuple[int, int]]
+) -> None:
+    """Mark what makes the outputs behind the predictions, which are then outputs no more.
+
+    They go by their places: one value may be several of them.
+    """
+    values, count = list(model.graph.outputs), len(outputs)
+    for block, value in zip(returned, values[count:], strict=True):
+        mark(*block, value)
+    for name, value in zip(outputs, values, strict=False):
+        value.name = name
+    model.graph.outputs[:] = values[:count]
+    common.RemoveUnusedNodesPass()(model)
 
 
 def _plain_names(model: ir.Model) -> None:
@@ -234,7 +313,8 @@ def _check_free_axes(model: ir.Model, interface: Interface) -> None:
     free = interface.state.resizable
     for axis in free.axes if free else ():
         name = f"axis{axis}"
-        if all(value.shape and name in str(value.shape[axis + 1]) for value in model.graph.outputs):
+        predictions = model.graph.outputs[: len(interface.exits) * len(interface.outputs)]
+        if all(value.shape and name in str(value.shape[axis + 1]) for value in predictions):
             continue
         for node in model.graph:
             reads = any(name in str(value.shape) for value in node.inputs if value is not None)

@@ -19,7 +19,9 @@ class MultiExitNetwork(Protocol):
         exits: depths that predict, ascending; the last is the full network.
 
     A network may also have ``fit_checkpoint(state)``, which returns those entries of a
-    checkpoint that it loads, under its own names; public formats are read that way.
+    checkpoint that it loads, under its own names; public formats are read that way. And it may
+    have ``blocks``, its modules in the order in which they run, as many as its deepest exit:
+    spans of them can then be skipped.
     """
 
     exits: tuple[int, ...]

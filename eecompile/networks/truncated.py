@@ -91,6 +91,7 @@ class Truncated(nn.Module):
         self.network = network
         self.exits = check_exits(exits, len(found := _blocks(network, blocks)))
         self.arguments = dict(arguments)
+        self.blocks = found
         self._cut = _Cut(found)
 
     def forward(self, **inputs: Tensor) -> tuple[Tensor, ...]:
@@ -130,6 +131,7 @@ class Renamed(nn.Module):
         super().__init__()
         self.network = network
         self.exits = network.exits
+        self.blocks = getattr(network, "blocks", ())
         self.arguments = dict(arguments)
 
     def forward(self, **inputs: Tensor) -> Any:

@@ -120,6 +120,11 @@ class UViT(nn.Module):
         self.decoder_pred = nn.Linear(width, patch**2 * channels)
         self.final_layer = nn.Conv2d(channels, channels, 3, padding=1) if conv else nn.Identity()
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The blocks in the order in which they run."""
+        return [*self.in_blocks, self.mid_block, *self.out_blocks]
+
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> tuple[Tensor, ...]:
         """Predict from every exit.
 

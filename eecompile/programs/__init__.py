@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from eecompile.programs.choice import Choice as Choice
     from eecompile.programs.choice import Exit as Exit
     from eecompile.programs.choice import Forecast as Forecast
+    from eecompile.programs.choice import Span as Span
     from eecompile.programs.interface import Condition as Condition
     from eecompile.programs.interface import Interface as Interface
     from eecompile.programs.interface import Sampling as Sampling
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "choice": "Choice Exit Forecast",
+        "choice": "Choice Exit Forecast Span",
         "interface": "Condition Interface Sampling State",
         "process": "Process",
         "program": "Program Step Term Update",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
+from itertools import combinations
 from typing import Annotated, Literal
 
 import msgspec
@@ -318,6 +319,8 @@ class Interface(msgspec.Struct, frozen=True, kw_only=True):
         schedules: exit schedules, by name.
         sampling: defaults.
         costs: what evaluating each exit costs, in any unit; empty where the depth is it.
+        cuts: block boundaries between which spans may be skipped, ascending, each the number of
+            blocks before it; empty for none.
     """
 
     name: str
@@ -328,6 +331,19 @@ class Interface(msgspec.Struct, frozen=True, kw_only=True):
     schedules: dict[str, ExitSchedule] = {}
     sampling: Sampling = Sampling()
     costs: tuple[float, ...] = ()
+    cuts: tuple[int, ...] = ()
+
+    @property
+    def spans(self) -> dict[tuple[int, int], float]:
+        """Every span that may be skipped, and the share of the deepest exit's cost that it saves.
+
+        A start and a stop; a shallower exit skips those that stop within its depth, and saves of
+        its own cost the share of its blocks that they are.
+        """
+        return {
+            (start, stop): (stop - start) / self.exits[-1]
+            for start, stop in combinations(self.cuts, 2)
+        }
 
     @property
     def outputs(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from eecompile.errors import ScheduleError
-from eecompile.programs.choice import Choice, check_exits, choice_from_text, choice_of
+from eecompile.programs.choice import Choice, check_choices, choice_from_text, choice_of
 
 _FORMAT = 2  # of a schedule's file
 
@@ -111,23 +111,24 @@ class ExitSchedule(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkno
         time, t = 0 first. ``12:0.2,6:0.5,3``: each depth up to a fraction of T.
         ``12@gpu-fp32,6``: a depth of the engine set for the target ``gpu-fp32``.
         ``12,again,6``: the last prediction once more; ``12,forecast1,6``: the prediction
-        extrapolated from the last two (``forecast2``: three). A name that ends in ``.json``: the
-        schedule in that file; see :meth:`read`.
+        extrapolated from the last two (``forecast2``: three); ``12,12/6-9:1``: exit 12 with what
+        blocks 7 to 9 add extrapolated likewise. A name that ends in ``.json``: the schedule in
+        that file; see :meth:`read`.
 
         Raises:
             ScheduleError: the text has none of these forms.
         """
         if text.endswith(".json"):
             return cls.read(text)
-        entries = [entry.strip().partition(":") for entry in text.split(",")]
+        entries = [_parted(entry.strip()) for entry in text.split(",")]
         try:
-            choices = tuple(choice_from_text(choice) for choice, _, _ in entries)
-            ends = tuple(float(end) for _, colon, end in entries if colon)
+            choices = tuple(choice_from_text(choice) for choice, _ in entries)
+            ends = tuple(float(end) for _, end in entries if end is not None)
         except (ScheduleError, ValueError) as error:
             raise _unread(text) from error
         if not ends:
             return cls.from_slices(choices)
-        if entries[-1][1] or len(ends) != len(entries) - 1:
+        if entries[-1][1] is not None or len(ends) != len(entries) - 1:
             raise _unread(text)
         return cls(choices, ends)
 
@@ -170,13 +171,13 @@ class ExitSchedule(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkno
         ends = [round(threshold * timesteps, 9) for threshold in self.thresholds]
         return bisect_right(ends, timestep)
 
-    def check(self, exits: Iterable[int]) -> ExitSchedule:
-        """This schedule, when every exit that it needs is one of ``exits``.
+    def check(self, exits: Iterable[int], cuts: Iterable[int] = ()) -> ExitSchedule:
+        """This schedule, when ``exits`` and ``cuts`` are all that it needs.
 
         Raises:
-            ScheduleError: a depth is no exit.
+            ScheduleError: a depth is no exit, or a span begins or ends at no cut.
         """
-        check_exits(self.choices, exits)
+        check_choices(self.choices, exits, cuts)
         return self
 
     def mean(self, cost: Callable[[Choice], float]) -> float:
@@ -192,13 +193,21 @@ def _choices(given: Iterable[Choice | int | str]) -> tuple[Choice, ...]:
     return tuple(map(choice_of, given))
 
 
+def _parted(entry: str) -> tuple[str, str | None]:
+    """A choice's text, and where its slice ends, if that is said; a span's text has a colon."""
+    choice, colon, end = entry.rpartition(":")
+    if not colon or ("/" in entry and entry.count(":") < 2):
+        return entry, None
+    return choice, end
+
+
 def _unread(text: str) -> ScheduleError:
     return ScheduleError(
         found=f"exit schedule {text!r}",
         expected="a name, a depth, depths such as 12,9,6,3 or 12:0.2,6:0.5,3 (with 12@cpu for a "
         "depth of one engine set, 'again' for the last prediction once more, 'forecast1' or "
-        "'forecast2' for one extrapolated from the last two or three), or a schedule's file "
-        "(.json)",
+        "'forecast2' for one extrapolated from the last two or three, 12/6-9:1 for exit 12 with "
+        "blocks 7 to 9 forecast), or a schedule's file (.json)",
         remedy="list the schedules' names with 'eecompile inspect'",
     )
 

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 
 from eecompile.errors import EecompileError, ScheduleError, UsageError
-from eecompile.programs.choice import Choice, check_exits
+from eecompile.programs.choice import Choice, check_choices
 from eecompile.programs.interface import Interface
 from eecompile.programs.process import Process
 from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.programs.solvers import Solver, solver_named
 from eecompile.runtime.request import whole
+from eecompile.runtime.trajectory.plan import Member
+from eecompile.runtime.trajectory.spans import check_spans
 
 Schedule = str | int | Choice | Sequence[Choice | int | str] | ExitSchedule
 """What callers may give for an exit schedule; see :meth:`ProgramCache.schedule`."""
@@ -52,7 +54,7 @@ class ProgramCache:
             chosen = ExitSchedule.constant(chosen)
         elif not isinstance(chosen, ExitSchedule):
             chosen = ExitSchedule.from_slices(chosen)
-        return chosen.check(self._interface.exits)
+        return chosen.check(self._interface.exits, self._interface.cuts)
 
     def program(
         self,
@@ -73,19 +75,20 @@ class ProgramCache:
             return self._made(name, name, count, exits)
         return self._compiled(name, count, exits)
 
-    def one_of_equals(self, program: Program, engines: Sequence[str]) -> Program:
+    def one_of_equals(self, program: Program, engine: Member, engines: Sequence[str]) -> Program:
         """The one of all equal programs that is used here, when it can be run.
 
         A program is large: to hash it takes as long as several steps.
 
         Raises:
             UsageError: the program names an engine set that is not among ``engines``, the
-                names of those that are open.
+                names of those that are open, or skips blocks that ``engine`` cannot skip.
         """
         with self._lock:
             if (known := self._seen.get(id(program))) is not None:
                 return known[1]  # what is kept keeps its id
         _check_engines(program, engines)
+        check_spans(program, engine)
         with self._lock:
             chosen = self._equal.setdefault(program, program)
             self._seen[id(program)] = program, chosen
@@ -130,7 +133,7 @@ class ProgramCache:
         if is_open:
             exits = self.schedule(schedule)
             program = program.with_schedule(exits, interface.process.timesteps)
-        check_exits(program.choices, interface.exits)
+        check_choices(program.choices, interface.exits, interface.cuts)
         learned = any(step.log_variances for step in program.steps)
         if learned and "variance" not in interface.outputs:
             raise UsageError(

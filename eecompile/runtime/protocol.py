@@ -8,14 +8,22 @@ trajectories on a device, or stand for several engines.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from eecompile.arrays import Array, Inputs
 from eecompile.errors import BackendError
 from eecompile.handle import Handle
 from eecompile.runtime.trajectory.host import HostTrajectory
-from eecompile.runtime.trajectory.plan import Plan, Trajectory
+from eecompile.runtime.trajectory.plan import (
+    NONE,
+    WHOLE,
+    Evaluation,
+    Plan,
+    Spans,
+    Stretch,
+    Trajectory,
+)
 
 
 class Engine(Handle, ABC):
@@ -29,6 +37,8 @@ class Engine(Handle, ABC):
         members: engines by the names that schedules may give; empty for a single engine.
         runs_trajectories: whether all steps of a trajectory are best taken at once, by
             :meth:`Trajectory.run`, whose first call records them; so it is on a GPU.
+        spans: what leaves each span of blocks that it can skip; empty where it evaluates
+            exits as a whole.
     """
 
     exits: tuple[int, ...]
@@ -37,6 +47,7 @@ class Engine(Handle, ABC):
     concurrent: bool = True
     members: Mapping[str, Engine] = MappingProxyType({})
     runs_trajectories: bool = False
+    spans: Spans = MappingProxyType({})
 
     @abstractmethod
     def evaluate(self, depth: int, x: Array, t: Array, conditions: Inputs) -> Sequence[Array]:
@@ -61,9 +72,17 @@ class Engine(Handle, ABC):
         return self.members.get(name, self)
 
     def bind(
-        self, x: Array, t: Array, conditions: Inputs, outputs: Sequence[Array]
-    ) -> Callable[[int], None]:
+        self,
+        x: Array,
+        t: Array,
+        conditions: Inputs,
+        outputs: Sequence[Array],
+        tensors: Mapping[str, Array] = NONE,
+    ) -> Evaluation:
         """A function of the depth, which evaluates on what the arrays hold when it is called.
+
+        Of an engine with spans it takes a stretch, too: what runs above a cut reads what ran up
+        to it, or what has been put into ``tensors`` since.
 
         Args:
             x: noisy input, float32 [B, ...], contiguous.
@@ -71,12 +90,15 @@ class Engine(Handle, ABC):
             conditions: one array per condition, first axis B.
             outputs: one array for each of the interface's outputs, shaped as ``x``,
                 written by every call.
+            tensors: arrays for tensors that enter and leave spans, by their names, [B, *shape];
+                written by what makes them.
 
         Returns:
             The function; it raises a BackendError where outputs have another shape.
         """
 
-        def evaluate(depth: int) -> None:
+        def evaluate(depth: int, stretch: Stretch = WHOLE) -> None:
+            assert stretch is WHOLE, "an engine without spans"
             found = self.evaluate(depth, x, t, conditions)
             if [output.shape for output in found] != [x.shape for _ in outputs]:
                 raise BackendError(

@@ -318,7 +318,7 @@ class Sampler(Handle):
         """What was asked for, checked and divided into batches."""
         self._pool.check_open()
         program = self._programs.program(solver, steps, schedule)
-        program = self._programs.one_of_equals(program, self.engines)
+        program = self._programs.one_of_equals(program, self.engine, self.engines)
         rows = [checked(self.interface, request) for request in requests]
         interval = common_interval(self.interface, requests)
         parts = list(batches(rows, self.engine.max_batch, program, self.interface, interval))

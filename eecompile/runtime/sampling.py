@@ -188,7 +188,7 @@ class BatchRun:
             step.timestep,
             step.chosen,
             plan.size,
-            plan.rows(step),
+            trajectory.rows[index],
             time.perf_counter() - started,
         )
         try:

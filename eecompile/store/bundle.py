@@ -20,7 +20,7 @@ from eecompile.errors import BundleError, DigestError, FormatError
 from eecompile.programs.interface import Interface
 from eecompile.store.target import Target
 
-FORMAT = 6
+FORMAT = 7
 MANIFEST = "manifest.json"
 _LONG = 100  # characters for the exits in a file name
 WEIGHTS = "weights.safetensors"
@@ -107,6 +107,7 @@ class Segment(_Frozen, frozen=True, kw_only=True):
         nodes: number of nodes.
         bytes: size of the weights that it reads.
         key: digest of all that shapes the engine; equal keys are equal engines.
+        level: the cut by which it must have run; beyond every cut for what runs after the last.
     """
 
     file: PlainName
@@ -116,6 +117,7 @@ class Segment(_Frozen, frozen=True, kw_only=True):
     nodes: int
     bytes: int
     key: str
+    level: int = 0
 
 
 class PointError(_Frozen, frozen=True, kw_only=True):
@@ -144,11 +146,44 @@ class ExitPlan(_Frozen, frozen=True, kw_only=True):
     points: tuple[PointError, ...] = ()
 
 
+class SpanTensor(_Frozen, frozen=True, kw_only=True):
+    """A tensor that leaves a span of blocks.
+
+    Attributes:
+        leaves: its name; a segment of the span makes it, and one after the span reads it.
+        enters: name of the tensor of the same shape that enters the span, to which the span
+            adds; None where there is none.
+        shape: of one sample; the batch comes first.
+        dtype: of both.
+    """
+
+    leaves: str
+    enters: str | None
+    shape: tuple[int, ...]
+    dtype: Literal["float32", "float16", "bfloat16"]
+
+
+class SpanPlan(_Frozen, frozen=True, kw_only=True):
+    """A span of blocks that can be skipped: the segments whose levels lie within it.
+
+    The errors are those of an evaluation with the deepest exit that skips the span and reads
+    exactly what the span made, to the same without; see :class:`ExitGraph`. None where no
+    evaluation was made.
+    """
+
+    start: int
+    stop: int
+    tensors: tuple[SpanTensor, ...]
+    worst_error: float | None = None
+    relative_error: float | None = None
+
+
 class EngineManifest(_Frozen, frozen=True, kw_only=True):
     """What an engine set holds; ``digest`` covers everything else in the manifest.
 
     ``verified`` says what the exits' errors are errors of: the engines, or the graphs
-    that they were built from where they cannot be run. ``warnings`` are the backend's;
+    that they were built from where they cannot be run. ``spans`` can be skipped, if the layout
+    is ``chained``. ``warnings`` are the backend's;
     all that it printed is in the file ``build.log``, if it printed anything.
     """
 
@@ -157,6 +192,7 @@ class EngineManifest(_Frozen, frozen=True, kw_only=True):
     interface: Interface
     target: Target
     exits: tuple[ExitPlan, ...]
+    spans: tuple[SpanPlan, ...] = ()
     segments: tuple[Segment, ...]
     files: tuple[FileRecord, ...]
     versions: dict[str, str]

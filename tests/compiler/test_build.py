@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from eecompile.compiler import build as build_module
 from eecompile.compiler import segments as segments_module
 from eecompile.compiler.backends import onnxruntime as ort_backend
 from eecompile.compiler.build import engine_set_from_bundle, planned_build
+from eecompile.compiler.graph.cuts import HEAD
 from eecompile.errors import BackendError, DigestError, OutputExistsError, VerificationError
 from eecompile.runtime.sampler import Sampler
 from eecompile.store.bundle import WEIGHTS, EngineManifest, open_bundle, open_engine_set
@@ -30,17 +32,30 @@ def target(tmp_path: Path, old: str, new: str) -> Path:
 
 def test_the_chained_layout_is_a_trunk_with_a_head_an_exit(engine_sets: dict[str, Path]) -> None:
     manifest = open_engine_set(engine_sets["chained"])
-    signatures = [segment.exits for segment in manifest.segments]
-    trunk = [(3, 6, 9, 12), (6, 9, 12), (9, 12)]
-    assert signatures == [*trunk, (3,), (6,), (9,), (12,)]
+    everything, head = (3, 6, 9, 12), HEAD
+    assert [(segment.exits, segment.level) for segment in manifest.segments] == [
+        (everything, 0),
+        (everything, 3),
+        ((6, 9, 12), 6),
+        ((9, 12), 9),
+        ((3,), head),
+        ((6,), head),
+        ((9,), head),
+        ((12,), 12),
+        ((12,), head),
+    ]
     assert [plan.segments for plan in manifest.exits] == [
-        (0, 3),
         (0, 1, 4),
         (0, 1, 2, 5),
-        (0, 1, 2, 6),
+        (0, 1, 2, 3, 6),
+        (0, 1, 2, 3, 7, 8),
     ]
-    heads = [segment.nodes for segment in manifest.segments[3:6]]
+    heads = [segment.nodes for segment in manifest.segments if segment.level == head]
     assert max(heads) < 20  # what the heads share is computed once, in the trunk
+    spans = {(span.start, span.stop): span for span in manifest.spans}
+    assert list(spans) == list(combinations((0, 3, 6, 9, 12), 2))
+    assert all(len(span.tensors) == 1 and span.tensors[0].enters for span in spans.values())
+    assert all(0 <= (span.relative_error or 0.0) < 1e-5 for span in spans.values())
 
 
 def test_the_graphs_are_stored_optimised(engine_sets: dict[str, Path]) -> None:

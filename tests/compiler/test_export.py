@@ -13,6 +13,7 @@ import torch
 
 from eecompile.compiler import export as export_module
 from eecompile.compiler.export import bundle_from_recipe
+from eecompile.compiler.graph.cuts import MARK
 from eecompile.compiler.progress import silent
 from eecompile.compiler.trace import graph_from_network
 from eecompile.errors import (
@@ -61,7 +62,8 @@ def test_the_graphs_are_plain_onnx(bundle: Path) -> None:
         onnx.checker.check_model(str(bundle / exit_.graph), full_check=True)
         model = onnx.load(str(bundle / exit_.graph))
         assert [value.name for value in model.graph.input] == ["x", "t", "label"]
-        assert not any(node.metadata_props for node in model.graph.node)
+        keys = {each.key for node in model.graph.node for each in node.metadata_props}
+        assert keys == {MARK}  # where blocks end, and nothing of the exporter's
 
 
 def test_the_manifest_records_what_was_checked(bundle: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from eecompile.compiler.export import bundle_from_recipe
+from eecompile.compiler.graph.cuts import HEAD
 from eecompile.compiler.verify import random_inputs
 from eecompile.networks.load import load_network
 from eecompile.recipe import load_recipe
@@ -90,10 +92,18 @@ def weights_count(manifest: BundleManifest, exported: Path) -> int:
 
 def test_the_trunk_is_a_chain_with_a_head_an_exit(exported: Path) -> None:
     manifest = open_engine_set(exported / "chained")
-    exits = manifest.interface.exits
-    trunk = [exits[index:] for index in range(len(exits) - 1)]
-    heads = [(depth,) for depth in exits]
-    assert [segment.exits for segment in manifest.segments] == [*trunk, *heads]
+    exits, cuts = manifest.interface.exits, manifest.interface.cuts
+    trunk = {(tuple(depth for depth in exits if depth >= cut), cut) for cut in cuts}
+    heads = {((depth,), HEAD) for depth in exits}
+    if manifest.interface.state.resizable:  # what is kept has one shape
+        assert not cuts
+        trunk = {(exits[index:], 0) for index in range(len(exits) - 1)}
+        heads = {((depth,), 0) for depth in exits}
+    assert {(segment.exits, segment.level) for segment in manifest.segments} == trunk | heads
+    assert len(manifest.segments) == len(trunk | heads)
+    spans = {(span.start, span.stop): span for span in manifest.spans}
+    assert list(spans) == list(combinations(cuts, 2))
+    assert all((span.relative_error or 0.0) < 1e-5 for span in spans.values())
 
 
 def test_it_can_be_sampled(exported: Path) -> None:

@@ -47,6 +47,8 @@ COMMANDS = """
     sample engines -o out.npy --schedule 12,0
     sample engines -o out.npy --schedule 12,again
     sample engines -o out.npy --schedule 12,again@gpu,6
+    sample engines -o out.npy --schedule 12/6-9,12
+    sample engines -o out.npy --schedule 12/6-9:1,12
     sample engines -o out.npy --schedule 12;9
     sample engines -o out.npy --schedule 12@,6
     sample engines -o out.npy --schedule 12@gpu,6
@@ -270,6 +272,9 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "a negative depth", lambda: ExitSchedule((-3, 12), (0.5,))
     yield "depth 0", lambda: ExitSchedule((12, 0, 6), (0.2, 0.5))
     yield "nothing to use again", lambda: ExitSchedule((12, Forecast()), (0.5,))
+    yield "a span of a network without cuts", lambda: sampler.schedule(["12/6-9:1", 12])
+    yield "a span that descends", lambda: ExitSchedule.parse("12/9-6:1,12")
+    yield "a span to begin with", lambda: ExitSchedule.parse("12,12/6-9:0")
     yield "a text in place of choices", lambda: ExitSchedule.from_slices("12")
     yield "no schedule", lambda: ExitSchedule.parse("deep")
     yield "no samples", lambda: sampler.sample(0)

@@ -17,7 +17,8 @@ from eecompile.programs.choice import (
     Choice,
     Exit,
     Forecast,
-    check_exits,
+    Span,
+    check_choices,
     choice_from_text,
     choice_of,
 )
@@ -25,8 +26,17 @@ from eecompile.programs.interface import Interface, State
 from eecompile.programs.program import FORMAT, Program, Step, Term, Update
 
 NAMES = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,20}", fullmatch=True)
+ENGINES = st.one_of(st.just(""), NAMES)
+ENDS = st.lists(st.integers(0, 10_000), min_size=2, max_size=2, unique=True).map(sorted)
 CHOICES = st.one_of(
-    st.builds(Exit, st.integers(1, 10_000), st.one_of(st.just(""), NAMES)),
+    st.builds(Exit, st.integers(1, 10_000), ENGINES),
+    st.builds(
+        lambda ends, more, order, engine: Span(*ends, order, ends[1] + more, engine),
+        ENDS,
+        st.integers(0, 99),
+        st.integers(0, HIGHEST),
+        ENGINES,
+    ),
     st.builds(Forecast, st.integers(0, HIGHEST)),
 )
 
@@ -63,6 +73,7 @@ def test_the_texts_are_those_of_schedules() -> None:
     "text",
     ["", " ", "0", "00", "-1", "+1", "1.5", "twelve", "12@", "@x", "@", "reuse", "again@cpu",
      "Again", "again again", "1_2", "12;6", "forecast", "forecast0", "forecast3", "forecast-1",
+     "12/6-9", "/6-9:1", "12/6:1", "12/6-9:1@", "12/6-9:1:1", "12/-6-9:1", "12/6-9:10",
      "forecast 1", "forecast1@cpu", "forecast01", "Forecast1", "9" * 5000,
      "\N{SUPERSCRIPT TWO}", "\N{ARABIC-INDIC DIGIT TWO}"],
 )  # fmt: skip
@@ -70,7 +81,7 @@ def test_a_text_that_is_no_choice_is_refused(text: str) -> None:
     with pytest.raises(ScheduleError) as caught:
         choice_from_text(text)
     assert caught.value.found == f"{text.strip()!r} in an exit schedule"
-    forecasts = "or 'again', 'forecast1' or 'forecast2' for a forecast"
+    forecasts = "'again', 'forecast1' or 'forecast2' for a forecast"
     assert forecasts in caught.value.expected
     assert caught.value.remedy == "name the exits to run"
     with pytest.raises(ScheduleError):
@@ -123,10 +134,50 @@ def test_what_a_choice_needs_and_costs() -> None:
         assert interface.cost(again) == 0
 
 
+def test_what_a_span_needs_makes_and_costs() -> None:
+    span = Span(6, 9, 1, 12, "cpu")
+    assert span.text == "12/6-9:1@cpu"
+    assert (span.evaluates, span.blocks, span.exits, span.cuts) == (True, 9, (12,), (6, 9))
+    assert (span.memory, span.order, span.engine) == ("span 6-9", 1, "cpu")
+    made = {m for m in ("0-6", "0-7", "6-9", "7-8", "9-12", "3-12") if span.makes(f"span {m}")}
+    assert made == {"0-6", "9-12"}
+    assert span.makes(OUTPUT)
+    assert [Exit(9).makes(f"span {m}") for m in ("0-6", "6-9", "6-12")] == [True, True, False]
+    assert not any(Forecast().makes(f"span {m}") for m in ("0-6", "6-9"))
+    assert span.cost({12: 2.0}.__getitem__) == 1.5
+    interface = Interface(name="n", exits=(6, 12), state=State(shape=(3,)), cuts=(0, 6, 9, 12))
+    assert interface.cost(span) == 1 - interface.spans[6, 9] == 0.75
+    assert list(interface.spans) == [(0, 6), (0, 9), (0, 12), (6, 9), (6, 12), (9, 12)]
+    kinds = Span(*(np.int64(n) for n in (6, 9, 1, 12)))  # type: ignore[arg-type]
+    assert {type(each) for each in (kinds.start, kinds.stop, kinds.order, kinds.depth)} == {int}
+
+
+@pytest.mark.parametrize("text", ["12/9-6:1", "12/6-6:1", "12/6-13:1", "12/6-9:3"])
+def test_a_text_of_a_span_that_does_not_fit_is_refused(text: str) -> None:
+    with pytest.raises(ScheduleError, match=r"ascending cuts from 0 to the exit|an order from 0"):
+        choice_from_text(text)
+
+
+@pytest.mark.parametrize("ends", [(6, 6), (9, 6), (-1, 6), (6, 13), (1.0, 6), (True, 6), (None, 6)])
+def test_ends_that_do_not_fit_are_refused(ends: Any) -> None:
+    with pytest.raises(ScheduleError, match="expected ascending cuts from 0 to the exit"):
+        Span(*ends, 1, 12)
+
+
+def test_cuts_are_checked() -> None:
+    choices = [Exit(12), Span(6, 9, 0, 12)]
+    check_choices(choices, {12}, (6, 9))
+    message = r"'12/6-9:0' .* needs a cut at 9; expected one of the cuts \[0, 6\]; .* network.cuts"
+    with pytest.raises(ScheduleError, match=message):
+        check_choices(choices, {12}, (0, 6))
+    with pytest.raises(ScheduleError, match="no spans: the network has no cuts"):
+        check_choices(choices, {12})
+
+
 def test_exits_are_checked_and_open_choices_need_none() -> None:
-    check_exits([Exit(3), None, Forecast(), Exit(12, "cpu")], {12, 3})
+    check_choices([Exit(3), None, Forecast(), Exit(12, "cpu")], {12, 3})
     with pytest.raises(ScheduleError, match=r"depth 5 .* one of the exits \[3, 12\]; use these"):
-        check_exits([Exit(3), Exit(5)], {12, 3})
+        check_choices([Exit(3), Exit(5)], {12, 3})
 
 
 @pytest.mark.parametrize(
@@ -136,7 +187,7 @@ def test_exits_are_checked_and_open_choices_need_none() -> None:
      b'{"type": "exit", "depth": 3, "speed": 2}', b'{"type": "exit", "depth": 3, "engine": 1}',
      b'{"type": "forecast", "order": 3}', b'{"type": "forecast", "order": -1}',
      b'{"type": "forecast", "order": true}', b'{"type": "forecast", "order": 1.5}',
-     b'{"type": "forecast", "depth": 3}'],
+     b'{"type": "forecast", "depth": 3}', b'{"type": "span", "start": 1, "stop": 2, "order": 0}'],
 )  # fmt: skip
 def test_json_that_is_no_choice_is_refused(written: bytes) -> None:
     with pytest.raises(msgspec.ValidationError):
@@ -148,7 +199,7 @@ def test_json_that_is_no_choice_is_refused(written: bytes) -> None:
 
 @given(st.lists(st.one_of(CHOICES, st.none()), max_size=6))
 def test_the_choices_of_a_program_survive_json(choices: list[Choice | None]) -> None:
-    first = [Exit(3)] * (HIGHEST + 1)
+    first = [Exit(20_000)] * (HIGHEST + 1)
     made = program(*first, *choices)
     assert made.choices == (*first, *choices)
     assert Program.from_json(made.to_json()) == made

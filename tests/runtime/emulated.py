@@ -17,7 +17,9 @@ from eecompile.programs.interface import Interface
 from eecompile.runtime.cuda import device as module
 from eecompile.runtime.cuda.device import KERNELS, out_of_memory
 from eecompile.runtime.engines.device import DeviceEngine
+from eecompile.runtime.protocol import Engine
 from eecompile.runtime.trajectory.device import DeviceEvaluation
+from eecompile.runtime.trajectory.plan import Evaluation
 
 Array = NDArray[np.float32]
 SOURCE = Path(module.__file__).with_name("kernels.cu")
@@ -26,6 +28,7 @@ SHIM = """
 #include <cmath>
 using std::isfinite;
 #define __global__
+#define __device__
 #define _Pragma(x)
 struct Place { unsigned x; };
 static Place blockIdx, threadIdx, blockDim, gridDim;
@@ -52,6 +55,22 @@ def compiled(folder: Path) -> ctypes.CDLL:
     command = ["g++", "-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC"]
     subprocess.run([*command, "-o", str(library), str(source)], check=True)
     return ctypes.CDLL(str(library))
+
+
+HALVES: tuple[type, ...] = (np.float32, np.float16, np.uint16)  # the last for bfloat16
+
+
+def wide(array: NDArray[Any]) -> Array:
+    """As float32; uint16 are bfloat16."""
+    if array.dtype == np.uint16:
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float32)
+
+
+def bfloat16(array: Array) -> NDArray[np.uint16]:
+    """Rounded to the nearest, halfway to even, as the upper half of a float32."""
+    bits = array.astype(np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
 
 class EmulatedGraph:
@@ -182,6 +201,15 @@ class EmulatedDevice:
         if twins:
             self.view(twin, twins)[:] = total[:twins]
 
+    def _blend(self, out: int, n: int, types: int, terms: int, *pairs: Any) -> None:
+        kinds = [HALVES[types >> 2 * index & 3] for index in range(5)]
+        total = np.float32(0)
+        for at in range(terms):
+            term = wide(self.view(pairs[2 * at], n, kinds[at + 1])) * pairs[2 * at + 1]
+            total = total + term if at else term
+        into = self.view(out, n, kinds[0])
+        into[:] = bfloat16(total) if kinds[0] is np.uint16 else total
+
     def _fill(self, out: int, n: int, value: np.float32) -> None:
         self.view(out, n)[:] = value
 
@@ -245,7 +273,8 @@ class EmulatedEngine(DeviceEngine):
         return self.captures
 
     def enqueue(self, evaluation: DeviceEvaluation) -> None:
-        depth, batch, inputs, outputs = evaluation
+        depth, batch, inputs, outputs, tensors, _ = evaluation
+        assert not tensors, "a function has no spans"
         rows = batch[0]
         assert rows <= self.max_batch
         self.calls.append((depth, rows))
@@ -267,3 +296,41 @@ class EmulatedEngine(DeviceEngine):
                 self.device.view(at, x.size)[:] = np.asarray(value, np.float32).reshape(-1)
 
         self.device.queue(work)
+
+
+class HostedEngine(DeviceEngine):
+    """Evaluates an engine of the host on an emulated device, whose memory its arrays are."""
+
+    device: EmulatedDevice  # type: ignore[assignment]
+
+    def __init__(self, host: Engine, interface: Interface, device: EmulatedDevice) -> None:
+        super().__init__(device, interface, host.precision, host.max_batch)  # type: ignore[arg-type]
+        self.host, self.spans = host, host.spans
+        self.bound: dict[object, Evaluation] = {}
+
+    def settle(self) -> bool:
+        return True
+
+    def enqueue(self, evaluation: DeviceEvaluation) -> None:
+        self.device.queue(lambda: self._evaluate(evaluation))
+
+    def _evaluate(self, evaluation: DeviceEvaluation) -> None:
+        depth, batch, inputs, outputs, tensors, stretch = evaluation
+        key = (batch, *inputs.values(), *outputs, *tensors.values())
+        if key not in self.bound:
+            kinds = {n: (np.dtype(c.dtype), c.shape) for n, c in self.interface.conditions.items()}
+            kinds |= {"x": (np.dtype(np.float32), batch[1:]), "t": (np.dtype(np.float32), ())}
+            for each in (each for span in self.spans.values() for each in span):
+                kinds |= {n: (np.dtype(each.dtype), each.shape) for n in (each.leaves, each.enters)}
+
+            def array(name: str, at: int) -> NDArray[Any]:
+                dtype, shape = kinds[name]
+                shape = (batch[0], *shape)
+                return self.device.view(at, int(np.prod(shape)), dtype.type).reshape(shape)
+
+            given = {name: array(name, at) for name, at in inputs.items()}
+            x, t = given.pop("x"), given.pop("t")
+            results = [array("x", at) for at in outputs]
+            crossing = {name: array(name, at) for name, at in tensors.items()}
+            self.bound[key] = self.host.bind(x, t, given, results, crossing)
+        self.bound[key](depth, stretch)

@@ -8,6 +8,18 @@ import onnx_ir as ir
 _NARROW, _WIDE = ir.DataType.BFLOAT16, ir.DataType.FLOAT
 
 
+def widen_bfloat16(model: ir.Model) -> None:
+    """Compute in FP32 what the graph computes in BF16, without rounding. In place."""
+    _widen_weights(model.graph)
+    made = (value for node in model.graph for value in node.outputs)
+    for value in (*model.graph.inputs, *made):
+        if value.dtype == _NARROW:
+            value.dtype = _WIDE
+    for node in model.graph:
+        if node.op_type == "Cast" and node.attributes["to"].as_int() == _NARROW.value:
+            node.attributes["to"] = ir.AttrInt64("to", _WIDE.value)
+
+
 def emulate_bfloat16(model: ir.Model) -> None:
     """Compute in FP32 what the graph computes in BF16, and round every result to BF16.
 
@@ -15,11 +27,7 @@ def emulate_bfloat16(model: ir.Model) -> None:
     provider has hardly any operator in BF16, but its Cast rounds.
     """
     graph = model.graph
-    for value in graph.initializers.values():
-        tensor = value.const_value
-        if tensor is not None and tensor.dtype == _NARROW:
-            value.const_value = ir.tensor(tensor.numpy().astype(np.float32), name=value.name)
-            value.dtype = _WIDE
+    _widen_weights(graph)
     for node in list(graph):
         narrow = [value for value in node.outputs if value.dtype == _NARROW]
         for value in narrow:
@@ -32,6 +40,14 @@ def emulate_bfloat16(model: ir.Model) -> None:
             graph.insert_after(node, made)
             for reader, index in readers:
                 reader.replace_input_with(index, made[-1].outputs[0])
+
+
+def _widen_weights(graph: ir.Graph) -> None:
+    for value in graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype == _NARROW:
+            value.const_value = ir.tensor(tensor.numpy().astype(np.float32), name=value.name)
+            value.dtype = _WIDE
 
 
 def _cast(value: ir.Value, kind: ir.DataType) -> ir.Node:

@@ -17,6 +17,7 @@ import msgspec
 import onnx_ir as ir
 from onnx_ir import passes
 
+from eecompile.compiler.graph.cuts import Group, grouped
 from eecompile.errors import TraceError
 
 ExitOutputs = Mapping[int, Sequence[ir.Value]]  # by depth, shallowest first
@@ -29,11 +30,13 @@ class Part(msgspec.Struct, frozen=True):
         exits: depths that need it, ascending.
         inputs: values that it reads: graph inputs, or outputs of other parts.
         outputs: values that it makes for other parts or as predictions.
+        level: the cut by which it must have run; see :mod:`eecompile.compiler.graph.cuts`.
     """
 
     exits: tuple[int, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    level: int = 0
 
 
 def signatures(graph: ir.Graph, outputs: ExitOutputs) -> dict[ir.Node, frozenset[int]]:
@@ -64,31 +67,32 @@ def per_exit_parts(graph: ir.Graph, outputs: ExitOutputs) -> list[Part]:
     return parts
 
 
-def chained_parts(graph: ir.Graph, outputs: ExitOutputs) -> list[Part]:
+def chained_parts(graph: ir.Graph, outputs: ExitOutputs, cuts: Sequence[int] = ()) -> list[Part]:
     """The segments, in an order in which they can run.
 
     Every node that an exit needs is in exactly one part, but for those that read weights
     only (a transposed weight): they go with whatever reads them. A prediction that no node
-    makes (an input handed through) belongs to no part.
+    makes (an input handed through) belongs to no part. Parts end at ``cuts``, too.
     """
     found = signatures(graph, outputs)
     predictions = {value for values in outputs.values() for value in values}
     constant = constant_nodes(graph) - {value.producer() for value in predictions}
-    groups: dict[frozenset[int], list[ir.Node]] = {}
+    placed = grouped(graph, found, cuts)
+    groups: dict[Group, list[ir.Node]] = {}
     for node in graph:
         if node in found and node not in constant:
-            groups.setdefault(found[node], []).append(node)
+            groups.setdefault(placed[node], []).append(node)
     parts = []
-    # A part can only read from parts whose signature contains its own.
-    for exits in sorted(groups, key=lambda group: (-len(group), sorted(group))):
-        members = set(groups[exits])
+    # A part can only read from parts whose signature contains its own, at its level or before.
+    for group in sorted(groups, key=lambda g: (-len(g.exits), sorted(g.exits), g.level)):
+        members = set(groups[group])
         reads = dict.fromkeys(
             v
-            for node in groups[exits]
+            for node in groups[group]
             for v in _reads(node)
             if v.producer() not in constant and not v.is_initializer()
         )
-        made = dict.fromkeys(v for node in groups[exits] for v in node.outputs)
+        made = dict.fromkeys(v for node in groups[group] for v in node.outputs)
         inputs = tuple(_name(v) for v in reads if v.producer() not in members)
         outside = (
             v
@@ -96,7 +100,8 @@ def chained_parts(graph: ir.Graph, outputs: ExitOutputs) -> list[Part]:
             if v in predictions
             or any(use.node in found and use.node not in members for use in v.uses())
         )
-        parts.append(Part(tuple(sorted(exits)), inputs, tuple(_name(v) for v in outside)))
+        names = tuple(_name(v) for v in outside)
+        parts.append(Part(tuple(sorted(group.exits)), inputs, names, group.level))
     return parts
 
 

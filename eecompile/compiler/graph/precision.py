@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from eecompile.arrays import Inputs
 from eecompile.compiler.graph.clean import clean
+from eecompile.compiler.graph.cuts import carry_marks
 from eecompile.compiler.graph.numbering import NumberValues
 from eecompile.compiler.sessions import run_session, session_from_graph
 from eecompile.compiler.verify import calibration_inputs
@@ -73,6 +74,7 @@ def lowered(
     made = ir.load(path)
     clean(made)
     _check_signature(model, made)
+    carry_marks(model.graph, made.graph)
     NumberValues()(made)
     return made
 

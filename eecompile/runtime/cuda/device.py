@@ -16,7 +16,7 @@ from eecompile.arrays import AnyArray
 from eecompile.errors import BackendError, one_line
 from eecompile.handle import Handle
 
-KERNELS = ("combine", "fill", "guide", "deviate", "inspect")
+KERNELS = ("combine", "blend", "fill", "guide", "deviate", "inspect")
 """Names of the kernels in ``kernels.cu``, which describes them."""
 _THREADS, _MOST_BLOCKS = 256, 4096
 _STAGE = 8 << 20  # bytes of page-locked memory, through which copies go

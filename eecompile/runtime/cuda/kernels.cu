@@ -1,4 +1,5 @@
-// What a trajectory computes between evaluations of the network, in float32.
+// What a trajectory computes between evaluations of the network, in float32; what it keeps of
+// networks in half precision is converted on the way.
 //
 // scripts/kernels.py compiles this to kernels.ptx, which is what ships and what the driver
 // compiles for the GPU at hand. Products and sums are rounded one by one (no fused
@@ -36,6 +37,68 @@ extern "C" __global__ void combine(
         if (clip) sum = sum < low ? low : (sum > high ? high : sum);
         out[i] = sum;
         if (i < twins) twin[i] = sum;
+    }
+}
+
+union Bits
+{
+    float value;
+    unsigned bits;
+};
+
+// Element i of an array: of type 0 float32, of type 1 float16, of type 2 bfloat16.
+static __device__ float read(const void* array, int type, Index i)
+{
+    if (type == 0) return ((const float*)array)[i];
+    unsigned half = ((const unsigned short*)array)[i];
+    Bits made;
+    made.bits = half << 16;
+    if (type == 2) return made.value;
+    unsigned sign = (half & 0x8000u) << 16, exponent = half >> 10 & 31, fraction = half & 1023;
+    if (exponent == 0) made.value = (float)fraction * 5.9604644775390625e-8f;
+    else made.bits = ((exponent == 31 ? 255 : exponent + 112) << 23) | fraction << 13;
+    made.bits |= sign;
+    return made.value;
+}
+
+// Set an element, rounded to the nearest, halfway to even. NaN stays NaN.
+static __device__ void write(void* array, int type, Index i, float value)
+{
+    if (type == 0)
+    {
+        ((float*)array)[i] = value;
+        return;
+    }
+    Bits given;
+    given.value = value;
+    unsigned all = given.bits, sign = all >> 16 & 0x8000u, size = all & 0x7fffffffu, made;
+    if (type == 2)
+        made = size > 0x7f800000u ? all >> 16 | 64 : (all + 0x7fffu + (all >> 16 & 1)) >> 16;
+    else if (size > 0x7f800000u) made = sign | 0x7e00u;
+    else if (size >= 0x477ff000u) made = sign | 0x7c00u;
+    else if (size < 0x38800000u)
+    {
+        given.bits = size;
+        given.value += 0.5f;
+        made = sign | (given.bits - 0x3f000000u);
+    }
+    else made = sign | (size + 0xfffu + (size >> 13 & 1) - 0x38000000u) >> 13;
+    ((unsigned short*)array)[i] = (unsigned short)made;
+}
+
+// out = the sum of coefficient * term, of the first `terms` of four, at least one. types holds two
+// bits for each array: out's are the lowest.
+extern "C" __global__ void blend(
+    void* out, Index n, int types, int terms, const void* p0, float c0, const void* p1, float c1,
+    const void* p2, float c2, const void* p3, float c3)
+{
+    EACH(i, n)
+    {
+        float sum = read(p0, types >> 2 & 3, i) * c0;
+        if (terms > 1) sum += read(p1, types >> 4 & 3, i) * c1;
+        if (terms > 2) sum += read(p2, types >> 6 & 3, i) * c2;
+        if (terms > 3) sum += read(p3, types >> 8 & 3, i) * c3;
+        write(out, types & 3, i, sum);
     }
 }
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from eecompile.arrays import Array, Inputs
 from eecompile.errors import UsageError
 from eecompile.runtime.engines.device import DeviceEngine
 from eecompile.runtime.protocol import Engine
 from eecompile.runtime.trajectory.device import DeviceEvaluation, DeviceEvaluator
+from eecompile.runtime.trajectory.plan import NONE, Evaluation
 
 
 class EngineGroup(Engine):
@@ -26,6 +27,7 @@ class EngineGroup(Engine):
         engines = list(self.members.values())
         self.first = engines[0]
         self.exits = self.first.exits
+        self.spans = self.first.spans
         self.precision = " and ".join(dict.fromkeys(each.precision for each in engines))
         self.max_batch = min(each.max_batch for each in engines)
         self.concurrent = all(each.concurrent for each in engines)
@@ -35,10 +37,15 @@ class EngineGroup(Engine):
         return self.first.evaluate(depth, x, t, conditions)
 
     def bind(
-        self, x: Array, t: Array, conditions: Inputs, outputs: Sequence[Array]
-    ) -> Callable[[int], None]:
+        self,
+        x: Array,
+        t: Array,
+        conditions: Inputs,
+        outputs: Sequence[Array],
+        tensors: Mapping[str, Array] = NONE,
+    ) -> Evaluation:
         """The first engine's evaluation on fixed arrays; see :meth:`Engine.bind`."""
-        return self.first.bind(x, t, conditions, outputs)
+        return self.first.bind(x, t, conditions, outputs, tensors)
 
     def close(self) -> None:
         """Release all engines, the first one last: others may use its GPU."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
@@ -19,6 +19,7 @@ from eecompile.runtime.engines._onnxruntime import (
     session_options,
 )
 from eecompile.runtime.protocol import Engine
+from eecompile.runtime.trajectory.plan import NONE, WHOLE, Evaluation, Stretch
 from eecompile.store.bundle import EngineManifest, ExitPlan
 
 
@@ -53,6 +54,7 @@ class OnnxRuntimeEngine(Engine):
         self._value = runtime.OrtValue.ortvalue_from_numpy
         self._plans: dict[int, ExitPlan] = {plan.depth: plan for plan in manifest.exits}
         self._segments = manifest.segments
+        self.spans = {(span.start, span.stop): span.tensors for span in manifest.spans}
         options = session_options(runtime, threads)
         _share_memory(runtime)
         options.add_session_config_entry("session.use_env_allocators", "1")
@@ -73,10 +75,12 @@ class OnnxRuntimeEngine(Engine):
         t: Array,
         conditions: Inputs,
         outputs: Sequence[Array],
-    ) -> Callable[[int], None]:
+        tensors: Mapping[str, Array] = NONE,
+    ) -> Evaluation:
         """An evaluation on fixed arrays; see :meth:`eecompile.runtime.protocol.Engine.bind`."""
         inputs = {"x": x, "t": t, **conditions}
-        return _Bound(self, {n: np.ascontiguousarray(a) for n, a in inputs.items()}, outputs)
+        given = {n: np.ascontiguousarray(a) for n, a in inputs.items()}
+        return _Bound(self, given | dict(tensors), outputs)
 
     def close(self) -> None:
         """Release the sessions."""
@@ -96,17 +100,17 @@ class _Bound:
         self._outputs = outputs
         # Tensors that segments share, once a segment that makes them has run.
         self._values = {name: engine._value(array) for name, array in inputs.items()}
-        self._bindings: dict[int, list[tuple[Any, Any]]] = {}
+        self._bindings: dict[tuple[int, Stretch], list[tuple[Any, Any]]] = {}
 
-    def __call__(self, depth: int) -> None:
-        """Evaluate the network at ``depth``."""
-        if depth not in self._bindings:
-            self._bindings[depth] = self._first(depth)
+    def __call__(self, depth: int, stretch: Stretch = WHOLE) -> None:
+        """Evaluate the network at ``depth``, or that stretch of it."""
+        if (depth, stretch) not in self._bindings:
+            self._bindings[depth, stretch] = self._first(depth, stretch)
             return
-        for session, binding in self._bindings[depth]:
+        for session, binding in self._bindings[depth, stretch]:
             session.run_with_iobinding(binding)
 
-    def _first(self, depth: int) -> list[tuple[Any, Any]]:
+    def _first(self, depth: int, stretch: Stretch) -> list[tuple[Any, Any]]:
         """Bind and run the segments of an exit; they say how large their results are."""
         engine, plan = self._engine, self._engine._plans[depth]
         into = zip(plan.outputs, self._outputs, strict=True)
@@ -114,6 +118,8 @@ class _Bound:
         bindings = []
         for index in plan.segments:
             session, segment = engine._sessions[index], engine._segments[index]
+            if not stretch.holds(segment.level):
+                continue
             binding = session.io_binding()
             for name in segment.inputs:
                 value = results[name] if name in results else self._values[name]

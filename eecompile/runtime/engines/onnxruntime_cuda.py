@@ -78,6 +78,15 @@ class OnnxRuntimeCudaEngine(DeviceEngine):
         super().__init__(device, interface, target.precision, target.batch.max)
         self._plans: dict[int, ExitPlan] = {plan.depth: plan for plan in manifest.exits}
         self._segments = manifest.segments
+        self.spans = {(span.start, span.stop): span.tensors for span in manifest.spans}
+        self._kinds = {
+            name: tensor
+            for tensors in self.spans.values()
+            for tensor in tensors
+            for name in (tensor.leaves, tensor.enters)
+            if name
+        }
+        self._made: dict[str, Any] = {}  # in the last evaluation
         if hasattr(runtime, "preload_dlls"):
             runtime.preload_dlls()  # of the nvidia-* packages, which no search path names
         options = session_options(runtime, threads)
@@ -90,21 +99,26 @@ class OnnxRuntimeCudaEngine(DeviceEngine):
 
     def enqueue(self, evaluation: DeviceEvaluation) -> None:
         """Evaluate; see :meth:`DeviceEvaluator.enqueue`."""
-        depth, batch, inputs, outputs = evaluation
+        depth, batch, tensors = evaluation.depth, evaluation.batch, evaluation.tensors
         plan = self._plans[depth]
-        results = dict(zip(plan.outputs, outputs, strict=True))
-        made: dict[str, Any] = {}
+        places = {**evaluation.inputs, **tensors}
+        results = {**dict(zip(plan.outputs, evaluation.outputs, strict=True)), **tensors}
+        if evaluation.stretch.above < 0:
+            self._made = {}
+        made = self._made
         for index in plan.segments:
             session, segment = self._sessions[index], self._segments[index]
+            if not evaluation.stretch.holds(segment.level):
+                continue
             binding = session.io_binding()
             for name in segment.inputs:
-                if name in made:
+                if name in made and name not in tensors:
                     binding.bind_ortvalue_input(name, made[name])
                 else:
-                    binding.bind_input(name, *self._array(name, batch), inputs[name])
+                    binding.bind_input(name, *self._array(name, batch), places[name])
             for name in segment.outputs:
                 if name in results:
-                    binding.bind_output(name, *self._array("x", batch), results[name])
+                    binding.bind_output(name, *self._array(name, batch), results[name])
                 else:
                     binding.bind_output(name, self.place, self.device.ordinal)
             try:
@@ -125,12 +139,15 @@ class OnnxRuntimeCudaEngine(DeviceEngine):
     def _array(
         self, name: str, batch: tuple[int, ...]
     ) -> tuple[str, int, type[np.generic], tuple[int, ...]]:
-        """Device, its number, type and shape of an input; outputs are like ``x``."""
+        """Device, its number, type and shape of a tensor; results are like ``x``."""
         place = (self.place, self.device.ordinal)
-        if name in ("x", "t"):
-            return (*place, np.float32, batch if name == "x" else batch[:1])
-        spec = self.interface.conditions[name]
-        return (*place, np.dtype(spec.dtype).type, (*batch[:1], *spec.shape))
+        if name == "t":
+            return (*place, np.float32, batch[:1])
+        if (tensor := self._kinds.get(name)) is not None:
+            return (*place, np.dtype(tensor.dtype).type, (*batch[:1], *tensor.shape))
+        if (spec := self.interface.conditions.get(name)) is not None:
+            return (*place, np.dtype(spec.dtype).type, (*batch[:1], *spec.shape))
+        return (*place, np.float32, batch)
 
     def close(self) -> None:
         """Release the sessions and all memory."""

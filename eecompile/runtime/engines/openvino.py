@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from eecompile.arrays import AnyArray, Array, Inputs
 from eecompile.backends import BACKENDS
 from eecompile.errors import BackendError, one_line
 from eecompile.runtime.protocol import Engine
+from eecompile.runtime.trajectory.plan import NONE, WHOLE, Evaluation, Stretch
 from eecompile.store.bundle import EngineManifest, ExitPlan, Segment
 
 WEIGHTS = "weights.bin"  # the weights of all segments, every tensor once
@@ -53,6 +54,7 @@ class OpenvinoEngine(Engine):
         self._folder = folder
         self._plans: dict[int, ExitPlan] = {plan.depth: plan for plan in manifest.exits}
         self._segments = manifest.segments
+        self.spans = {(span.start, span.stop): span.tensors for span in manifest.spans}
         self._results = {name for plan in manifest.exits for name in plan.outputs}
         self._options = model_options(self.precision, threads)
         self._files = {record.name for record in manifest.files}
@@ -106,10 +108,12 @@ class OpenvinoEngine(Engine):
         t: Array,
         conditions: Inputs,
         outputs: Sequence[Array],
-    ) -> Callable[[int], None]:
+        tensors: Mapping[str, Array] = NONE,
+    ) -> Evaluation:
         """An evaluation on fixed arrays; see :meth:`eecompile.runtime.protocol.Engine.bind`."""
         given = {"x": x, "t": t, **conditions}
-        return _Bound(self, {n: np.require(a, None, ("C", "W")) for n, a in given.items()}, outputs)
+        inputs = {n: np.require(a, None, ("C", "W")) for n, a in given.items()}
+        return _Bound(self, inputs, outputs, tensors)
 
     def close(self) -> None:
         """Release the models."""
@@ -125,22 +129,27 @@ class _Bound:
         engine: OpenvinoEngine,
         inputs: Inputs,
         outputs: Sequence[Array],
+        tensors: Mapping[str, Array],
     ) -> None:
         self._engine, self._batch = engine, len(inputs["x"])
         # A request knows where arrays are, but does not keep them: this does.
-        self._arrays = dict(inputs)
+        self._arrays = {**inputs, **tensors}
         self._outputs = outputs
         self._results = [self._shared(array) for array in outputs]
         self._rooms: dict[str, Any] = {}
+        self._crossing = {name: self._shared(array) for name, array in tensors.items()}
         self._tensors = {name: self._shared(array) for name, array in inputs.items()}
+        self._tensors |= self._crossing
         self._requests: dict[int, Any] = {}
 
-    def __call__(self, depth: int) -> None:
-        """Evaluate the network at ``depth``."""
+    def __call__(self, depth: int, stretch: Stretch = WHOLE) -> None:
+        """Evaluate the network at ``depth``, or that stretch of it."""
         engine, plan = self._engine, self._engine._plans[depth]
         results = dict(zip(plan.outputs, self._results, strict=True))
         for index in plan.segments:
             segment = engine._segments[index]
+            if not stretch.holds(segment.level):
+                continue
             if index not in self._requests:
                 model = engine.model(index, self._batch)
                 self._requests[index] = model.create_infer_request()
@@ -148,11 +157,14 @@ class _Bound:
             for name in segment.inputs:
                 request.set_tensor(name, self._tensors[name])
             for name in segment.outputs:
-                if name in engine._results:
+                if name in self._crossing:
+                    request.set_tensor(name, self._crossing[name])
+                elif name in engine._results:
                     request.set_tensor(name, results[name] if name in results else self._own(name))
             request.infer(share_outputs=True)
             for name in segment.outputs:
-                self._tensors[name] = request.get_tensor(name)
+                if name not in self._crossing:
+                    self._tensors[name] = request.get_tensor(name)
 
     def _own(self, name: str) -> Any:
         """Room for a tensor that is another exit's result, and in this one is not."""

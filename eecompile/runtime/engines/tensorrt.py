@@ -186,6 +186,7 @@ class TensorrtEngine(DeviceEngine):
         self._library = library
         self._plans: dict[int, ExitPlan] = {plan.depth: plan for plan in manifest.exits}
         self._segments = manifest.segments
+        self.spans = {(span.start, span.stop): span.tensors for span in manifest.spans}
         self._logger = _logger(library)
         self._runtime: trt.Runtime = library.Runtime(self._logger)
         if target.options.get("version_compatible"):
@@ -211,17 +212,19 @@ class TensorrtEngine(DeviceEngine):
 
     def enqueue(self, evaluation: DeviceEvaluation) -> None:
         """Queue an evaluation; see :meth:`DeviceEvaluator.enqueue`."""
-        depth, batch, inputs, outputs = evaluation
-        rows, plan = batch[0], self._plans[depth]
+        batch, plan = evaluation.batch, self._plans[evaluation.depth]
+        rows = batch[0]
         if batch[1:] != self.interface.state.shape:  # what plans were built for
             raise BackendError(
                 found=f"samples of shape {list(batch[1:])}",
                 expected=f"{list(self.interface.state.shape)}",
                 remedy="choose that shape, or a backend whose shapes are free",
             )
-        results = dict(zip(plan.outputs, outputs, strict=True))
-        places = {**self._between, **inputs, **results}
+        results = dict(zip(plan.outputs, evaluation.outputs, strict=True))
+        places = {**self._between, **evaluation.inputs, **results, **evaluation.tensors}
         for index in plan.segments:
+            if not evaluation.stretch.holds(self._segments[index].level):
+                continue
             segment, context = self._segments[index], self._context(index, rows)
             for name in (*segment.inputs, *segment.outputs):
                 if not context.set_tensor_address(name, places[name]):

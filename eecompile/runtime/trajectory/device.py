@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import pairwise
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -27,12 +28,16 @@ from eecompile.runtime.trajectory.lowering import (
     non_finite,
 )
 from eecompile.runtime.trajectory.noise import NoiseSource
-from eecompile.runtime.trajectory.plan import Plan, Rows, Trajectory
+from eecompile.runtime.trajectory.plan import WHOLE, Plan, Rows, Spans, Stretch, Trajectory
+from eecompile.runtime.trajectory.spans import Blend
 
 LOG = logging.getLogger("eecompile.runtime")
 NOISE_BYTES = 256 << 20
 """GPU memory for noise; a trajectory that needs more is taken in several parts."""
 _TERMS = 8  # that one launch of the kernel adds
+_BLENDED = 4  # the same of a span's tensors
+_TYPES = {"float32": (0, 4), "float16": (1, 2), "bfloat16": (2, 2)}  # their code; bytes
+_NONE: Mapping[str, int] = MappingProxyType({})
 _FINE = int(np.iinfo(np.int32).max)
 _OF_OUTPUT, _OF_STATE = 0, 1  # where the first step with NaN or infinity is noted
 _ALIGNED = 256  # bytes; TensorRT asks for it
@@ -46,12 +51,17 @@ class DeviceEvaluation(NamedTuple):
         batch: shape of ``x``: the number of rows, and a sample's.
         inputs: addresses of ``x`` and ``t`` and of each condition.
         outputs: addresses for the interface's outputs.
+        tensors: addresses of tensors that enter and leave spans, by their names.
+        stretch: the part of the exit that is evaluated; what runs above a cut reads what the
+            evaluation before ran up to it, or what has been put into ``tensors`` since.
     """
 
     depth: int
     batch: tuple[int, ...]
     inputs: Mapping[str, int]
     outputs: Sequence[int]
+    tensors: Mapping[str, int] = _NONE
+    stretch: Stretch = WHOLE
 
 
 class DeviceEvaluator(ABC):
@@ -60,10 +70,12 @@ class DeviceEvaluator(ABC):
     Attributes:
         device: the GPU.
         precision: see :class:`eecompile.runtime.protocol.Engine`.
+        spans: likewise.
     """
 
     device: CudaDevice
     precision: str
+    spans: Spans
     runs_trajectories = True
 
     @abstractmethod
@@ -123,7 +135,14 @@ class DeviceTrajectory(Trajectory):
         self._engine, self._device = engine, engine.device
         self._row = math.prod(plan.shape)
         self._count = plan.size * self._row
-        lower = lowered(plan)
+        lower = lowered(plan, engine)
+        if plan.apart and lower.tensors:
+            raise UsageError(
+                found="spans with guidance, on engines that take one row at a time",
+                expected="batches of at least 2",
+                remedy="build with a larger batch.max, or choose a schedule without spans",
+            )
+        self.rows, self._tensors, self._crossing = lower.rows, lower.tensors, lower.crossing
         self._steps, self._draws = lower.steps, lower.draws
         self._room = min(len(self._draws), max(1, NOISE_BYTES // (4 * self._count)))
         self._parts = tuple(self._divided())
@@ -236,6 +255,8 @@ class DeviceTrajectory(Trajectory):
         if plan.apart:
             sizes |= {"single x": 4 * self._row, "single t": 4}
         sizes |= {f"noise {slot}": state for slot in range(self._room)}
+        for place, tensor in self._tensors.items():
+            sizes[place] = rows * _TYPES[tensor.dtype][1] * math.prod(tensor.shape)
         for operation in (operation for step in self._steps for operation in step):
             if isinstance(operation, Spread):
                 sizes["spread"] = state
@@ -301,6 +322,8 @@ class DeviceTrajectory(Trajectory):
         match operation:
             case Sum():
                 self._combine(operation)
+            case Blend():
+                self._blend(operation)
             case Evaluate():
                 self._evaluate(operation)
             case Check(output, rows):
@@ -367,6 +390,24 @@ class DeviceTrajectory(Trajectory):
             )
             base = target
 
+    def _blend(self, operation: Blend) -> None:
+        """Queue a sum of a span's tensors, of whatever types they are."""
+        terms = [*operation.terms]
+        assert len(terms) <= _BLENDED
+        count = operation.rows * math.prod(self._tensors[operation.into].shape)
+        places = [operation.into, *(place for place, _ in terms)]
+        codes = [_TYPES[self._tensors[place].dtype][0] for place in places]
+        terms += [(terms[0][0], 0.0)] * (_BLENDED - len(terms))
+        self._device.launch(
+            "blend",
+            count,
+            self._places[operation.into],
+            np.int64(count),
+            np.int32(sum(code << 2 * index for index, code in enumerate(codes))),
+            np.int32(len(operation.terms)),
+            *(part for at, c in terms for part in (self._places[at], np.float32(c))),
+        )
+
     def _evaluate(self, operation: Evaluate) -> None:
         """Queue an evaluation of the first rows, or one of each."""
         engine, depth, rows = self._engine.member(operation.engine), operation.depth, operation.rows
@@ -377,7 +418,12 @@ class DeviceTrajectory(Trajectory):
         if not self.plan.apart:
             inputs = {name: self._places[f"input {name}"] for name in names}
             outputs = [self._places[f"output {which}"] for which in range(count)]
-            engine.enqueue(DeviceEvaluation(depth, (rows, *self.plan.shape), inputs, outputs))
+            crossing = self._crossing.get(operation.engine, {})
+            tensors = {name: self._places[place] for name, place in crossing.items()}
+            batch = (rows, *self.plan.shape)
+            engine.enqueue(
+                DeviceEvaluation(depth, batch, inputs, outputs, tensors, operation.stretch)
+            )
             return
         copy, size = self._device.copy, 4 * self._row
         inputs = {name: self._places[f"single {name}"] for name in names}

@@ -24,10 +24,10 @@ from eecompile.runtime.trajectory.lowering import (
     non_finite,
 )
 from eecompile.runtime.trajectory.noise import NoiseSource
-from eecompile.runtime.trajectory.plan import Evaluator, Plan, Rows, Trajectory
+from eecompile.runtime.trajectory.plan import Evaluation, Evaluator, Plan, Rows, Trajectory
+from eecompile.runtime.trajectory.spans import Blend
 
 _Action = Callable[[], object]
-_Evaluation = Callable[[int], None]  # of the depth
 _SMALL = 8192  # elements of an output that one dot product checks
 
 
@@ -57,11 +57,18 @@ class HostTrajectory(Trajectory):
         self._state, self._spare, self._product = (
             np.empty((n, *shape), np.float32) for _ in range(3)
         )
-        lower = lowered(plan)
+        lower = lowered(plan, engine)
+        self.rows = lower.rows
+        self._tensors = {
+            place: np.empty((n + g, *tensor.shape), tensor.dtype)
+            for place, tensor in lower.tensors.items()
+        }
+        self._crossing = lower.crossing
         noisy = [index + 1 for index, _ in lower.draws]
         self._noise = NoiseSource(n, shape, noisy)
         self._first = NoiseSource(n, shape) if noisy else self._noise
-        self._evaluations: dict[tuple[str, int], list[_Evaluation]] = {}
+        self._products: dict[tuple[int, ...], tuple[Array, ...]] = {}
+        self._evaluations: dict[tuple[str, int], list[Evaluation]] = {}
         self._steps, self._states = self._prepared(lower)
 
     def start(self, rows: Rows) -> None:
@@ -96,6 +103,7 @@ class HostTrajectory(Trajectory):
         """The actions of every step, and where the state lies after it."""
         n, shape = self.plan.size, self.plan.shape
         places = {name: np.empty((n, *shape), np.float32) for name in lower.buffers}
+        places |= self._tensors
         places |= {"buffer state": self._state, "output 0": self._outputs[0][:n]}
         places[INPUT] = self._x[:n]
         actions, states = [], []
@@ -113,6 +121,13 @@ class HostTrajectory(Trajectory):
         match operation:
             case Sum():
                 yield from self._sum(operation, places)
+            case Blend(into, terms, rows):
+                read = {name: places[name][:rows] for name, _ in terms}
+                out = places[into][:rows]
+                total, product = self._rooms_for(out)
+                yield from _products(terms, read, total, product)
+                if total is not out:
+                    yield partial(np.copyto, out, total, "same_kind")
             case Evaluate():
                 yield partial(self._t[: operation.rows].fill, operation.timestep)
                 yield partial(self._evaluate, self._bound(operation), operation)
@@ -143,9 +158,17 @@ class HostTrajectory(Trajectory):
         if out is self._spare:  # the sum becomes the buffer, and the buffer room for the next
             places[into], self._spare = out, places[into]
 
-    def _bound(self, operation: Evaluate) -> list[_Evaluation]:
+    def _rooms_for(self, out: Array) -> tuple[Array, Array]:
+        """Where a sum in float32 is made for an array, itself if possible; room for a product."""
+        if out.shape not in self._products:
+            self._products[out.shape] = tuple(np.empty(out.shape, np.float32) for _ in range(2))
+        room, product = self._products[out.shape]
+        return out if out.dtype == np.float32 else room, product
+
+    def _bound(self, operation: Evaluate) -> list[Evaluation]:
         """Evaluations of the first rows at a depth: one, or one for each row."""
         engine, rows = operation.engine, operation.rows
+        tensors = self._crossing.get(engine, {})
         if (engine, rows) not in self._evaluations:
             parts = [slice(0, rows)]
             if self.plan.apart:
@@ -156,16 +179,17 @@ class HostTrajectory(Trajectory):
                     self._t[part],
                     {name: array[part] for name, array in self._conditions.items()},
                     [output[part] for output in self._outputs],
+                    {name: self._tensors[place][part] for name, place in tensors.items()},
                 )
                 for part in parts
             ]
         return self._evaluations[engine, rows]
 
     @staticmethod
-    def _evaluate(evaluations: Sequence[_Evaluation], operation: Evaluate) -> None:
+    def _evaluate(evaluations: Sequence[Evaluation], operation: Evaluate) -> None:
         try:
             for evaluate in evaluations:
-                evaluate(operation.depth)
+                evaluate(operation.depth, operation.stretch)
         except EecompileError:
             raise
         except Exception as error:  # backends' errors share no base class

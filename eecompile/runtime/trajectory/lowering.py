@@ -3,8 +3,8 @@
 Operations work on places, by name: ``input x``, the network's input; ``output 0``, the
 prediction; ``output 1``, a learned variance; ``noise``, this step's noise, and ``spread``, the
 same scaled by a learned variance; ``buffer NAME``, the buffers of the program; ``kept K``,
-predictions for later forecasts; and ``forecast``, the prediction that is one. Only this module
-tells the kinds of choices apart.
+predictions for later forecasts; and ``forecast``, the prediction that is one. Tensors of spans
+have places of their own (:class:`SpanPlaces`). Only this module tells the kinds of choices apart.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from eecompile.errors import NonFiniteError
-from eecompile.programs.choice import OUTPUT, Exit, Forecast
+from eecompile.programs.choice import OUTPUT, Exit, Forecast, Span
 from eecompile.programs.forecasts import Weights, forecasts
 from eecompile.programs.program import Step, Term
-from eecompile.runtime.trajectory.plan import Plan
+from eecompile.runtime.trajectory.plan import WHOLE, Member, Plan, Stretch
+from eecompile.runtime.trajectory.spans import Blend, SpanPlaces, TensorPlace, rows_of_steps
 
 INPUT = "input x"
 _PREDICTION, _FORECAST = "output 0", "forecast"
@@ -39,12 +40,13 @@ class Sum(NamedTuple):
 
 
 class Evaluate(NamedTuple):
-    """Evaluate the network on the first rows of its inputs, all at one timestep."""
+    """Evaluate an exit, or a part of it, on the first rows of its inputs, all at one timestep."""
 
     engine: str
     depth: int
     timestep: float
     rows: int
+    stretch: Stretch = WHOLE
 
 
 class Check(NamedTuple):
@@ -82,7 +84,7 @@ class Spread(NamedTuple):
     high: float
 
 
-Operation = Sum | Evaluate | Check | Guide | Draw | Spread
+Operation = Sum | Blend | Evaluate | Check | Guide | Draw | Spread
 
 
 class Lowered(NamedTuple):
@@ -93,23 +95,32 @@ class Lowered(NamedTuple):
         buffers: the places of n rows that sums write and later ones read, ``buffer state``
             first.
         draws: of each step that draws noise: its index and the order of the draw.
+        rows: how many rows each step evaluates.
+        tensors: the places of tensors that enter, leave, or are added by spans.
+        crossing: of those that enter and leave, the place by engine set and name.
     """
 
     steps: tuple[tuple[Operation, ...], ...]
     buffers: tuple[str, ...]
     draws: tuple[tuple[int, int], ...]
+    rows: tuple[int, ...]
+    tensors: Mapping[str, TensorPlace]
+    crossing: Mapping[str, Mapping[str, str]]
 
 
-def lowered(plan: Plan) -> Lowered:
-    """The operations of a plan, and the memory that they need."""
+def lowered(plan: Plan, engine: Member) -> Lowered:
+    """The operations of a plan on an engine, and the memory that they need."""
     steps: list[tuple[Operation, ...]] = []
     buffers: dict[str, None] = {"buffer state": None}
     draws: list[tuple[int, int]] = []
     made_of = forecasts(plan.program)
-    kept = _kept(made_of)
+    rows, spans = rows_of_steps(plan, made_of), SpanPlaces(plan.program, engine, made_of)
+    predicted = [step.chosen.memory == OUTPUT for step in plan.program.steps]
+    kept = _kept([made if is_ else () for made, is_ in zip(made_of, predicted, strict=True)])
     for index, step in enumerate(plan.program.steps):
-        terms = _forecast_terms(made_of[index], kept)
-        choice = [*_choice(plan, step, terms)]
+        terms = _forecast_terms(made_of[index], kept) if predicted[index] else ()
+        choice = [*_choice(plan, step, terms, spans.extrapolated(index, rows[index]), rows[index])]
+        choice += spans.kept(index, rows[index])
         if index in kept:
             choice.append(Sum(kept[index], ((_PREDICTION, 1.0),)))
         prediction = _FORECAST if len(terms) > 1 else _PREDICTION
@@ -118,7 +129,7 @@ def lowered(plan: Plan) -> Lowered:
         sums = [each.into for each in operations if isinstance(each, Sum)]
         buffers |= dict.fromkeys(into for into in sums if into != INPUT)
         steps.append(operations)
-    return Lowered(tuple(steps), tuple(buffers), tuple(draws))
+    return Lowered(tuple(steps), tuple(buffers), tuple(draws), rows, spans.tensors, spans.crossing)
 
 
 def _kept(made_of: Sequence[Weights]) -> dict[int, str]:
@@ -148,20 +159,35 @@ def _forecast_terms(weights: Weights, kept: Mapping[int, str]) -> tuple[tuple[st
     )
 
 
-def _choice(plan: Plan, step: Step, forecast: tuple[tuple[str, float], ...]) -> Iterator[Operation]:
+def _choice(
+    plan: Plan,
+    step: Step,
+    forecast: tuple[tuple[str, float], ...],
+    span: Sequence[Blend],
+    rows: int,
+) -> Iterator[Operation]:
     """What brings the prediction, guided, into ``output 0``, or ``forecast``."""
+    evaluations: list[Operation] = []
     match step.chosen:
         case Exit(depth, engine):
-            rows = plan.rows(step)
-            yield Sum(INPUT, _terms(step.input), repeated=rows - plan.size)
-            yield Evaluate(engine, depth, step.timestep, rows)
-            for output in range(len(plan.interface.outputs)):
-                yield Check(output, rows)
-            if rows > plan.size:
-                yield Guide(plan.guided, plan.interface.sampling.guided_channels)
+            evaluations = [Evaluate(engine, depth, step.timestep, rows)]
+        case Span(start, stop, _, depth, engine):
+            first, rest = Stretch(upto=start), Stretch(above=stop)
+            evaluations = [
+                Evaluate(engine, depth, step.timestep, rows, first),
+                *span,
+                Evaluate(engine, depth, step.timestep, rows, rest),
+            ]
         case Forecast():
             if len(forecast) > 1:  # of order 0, it is the last one, which lies where it was made
                 yield Sum(_FORECAST, forecast)
+    if evaluations:
+        yield Sum(INPUT, _terms(step.input), repeated=rows - plan.size)
+        yield from evaluations
+        for output in range(len(plan.interface.outputs)):
+            yield Check(output, rows)
+        if plan.acts(step):
+            yield Guide(plan.guided, plan.interface.sampling.guided_channels)
 
 
 def _updates(step: Step, drawn: int, prediction: str) -> Iterator[Operation]:
@@ -195,4 +221,5 @@ def non_finite(index: int, step: Step, precision: str, what: str = "the output")
 
 def _named(step: Step) -> str:
     choice = step.chosen
-    return f"exit {choice.blocks}" if choice.evaluates else f"the choice {choice.text!r}"
+    exits = "".join(map(str, choice.exits))
+    return f"exit {exits}" if choice.evaluates else f"the choice {choice.text!r}"

@@ -7,8 +7,9 @@ trajectory: buffers for a program at one batch size, and the steps on them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -18,6 +19,37 @@ from eecompile.arrays import Array, Inputs
 from eecompile.handle import Handle
 from eecompile.programs.interface import Interface
 from eecompile.programs.program import Program, Step
+from eecompile.store.bundle import SpanTensor
+
+Spans = Mapping[tuple[int, int], Sequence[SpanTensor]]
+"""What leaves each span that an engine can skip, by the cuts at which it starts and stops."""
+
+
+class Stretch(NamedTuple):
+    """The part of an exit whose blocks come after cut ``above`` and up to cut ``upto``.
+
+    Up to a cut runs what leads to the first block, too; above one, what follows the last block.
+    """
+
+    above: int = -1
+    upto: int | None = None
+
+    def holds(self, level: int) -> bool:
+        """Whether a segment of that level belongs to it."""
+        return self.above < level and (self.upto is None or level <= self.upto)
+
+
+WHOLE = Stretch()
+"""All of an exit."""
+NONE: Mapping[str, Array] = MappingProxyType({})
+"""No tensors of spans."""
+
+
+class Evaluation(Protocol):
+    """An evaluation on fixed arrays."""
+
+    def __call__(self, depth: int, stretch: Stretch = WHOLE) -> None:
+        """Evaluate an exit, or a part of it, on what the arrays hold now."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,20 +105,33 @@ class Rows(msgspec.Struct, frozen=True, kw_only=True):
     conditions: Inputs
 
 
-class Evaluator(Protocol):
-    """What a trajectory reads of an engine; see :class:`eecompile.runtime.protocol.Engine`.
+class Member(Protocol):
+    """What the lowering reads of an engine; see :class:`eecompile.runtime.protocol.Engine`.
 
     The protocol of engines imports trajectories, so that an engine can make its own.
     """
 
     precision: str
+    spans: Spans
+
+    def member(self, name: str) -> Member:
+        """See :meth:`eecompile.runtime.protocol.Engine.member`."""
+
+
+class Evaluator(Member, Protocol):
+    """What a trajectory on the host reads of an engine."""
 
     def member(self, name: str) -> Evaluator:
         """See :meth:`eecompile.runtime.protocol.Engine.member`."""
 
     def bind(
-        self, x: Array, t: Array, conditions: Inputs, outputs: Sequence[Array]
-    ) -> Callable[[int], None]:
+        self,
+        x: Array,
+        t: Array,
+        conditions: Inputs,
+        outputs: Sequence[Array],
+        tensors: Mapping[str, Array] = NONE,
+    ) -> Evaluation:
         """See :meth:`eecompile.runtime.protocol.Engine.bind`."""
 
 
@@ -95,9 +140,11 @@ class Trajectory(Handle, ABC):
 
     Attributes:
         plan: what is static.
+        rows: how many rows each step evaluates.
     """
 
     plan: Plan
+    rows: Sequence[int]
 
     @abstractmethod
     def start(self, rows: Rows) -> None:
