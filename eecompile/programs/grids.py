@@ -12,9 +12,11 @@ import numpy as np
 from eecompile.errors import UsageError
 from eecompile.programs.process import Point, Process
 
-GridName = Literal["trailing", "leading", "linspace", "karras", "logsnr", "quadratic"]
+GridName = Literal[
+    "trailing", "leading", "linspace", "uniform", "karras", "logsnr", "quadratic"
+]
 Grid = GridName | Sequence[float]
-_LEAST = 1e-3  # share of T at which a flow's grids end, for some noise
+_LEAST = 1e-3  # share of T at which the grids of flows and continuous diffusions end
 GRIDS: tuple[GridName, ...] = get_args(GridName)
 
 
@@ -26,8 +28,9 @@ def points(process: Process, steps: int, grid: Grid) -> list[Point]:
         steps: how many, 1 to T.
         grid: by name, all over t within [0, T): ``trailing`` starts at the end of time,
             ``leading`` ends at 0, ``linspace`` does both (arXiv 2305.08891, table 2; a
-            diffusion's are whole timesteps; a flow's end at T / 1000, where there is
-            some noise); ``quadratic`` grows with the square of t
+            diffusion's are whole timesteps, unless its betas are continuous; then, and of
+            a flow, they end at T / 1000, where there is some noise); ``uniform`` is
+            ``linspace`` of one more, without its end; ``quadratic`` grows with the square of t
             (arXiv 2010.02502, appendix D.2); ``karras`` is even in
             ``(sigma / alpha) ** (1 / 7)`` (arXiv 2206.00364, equation 5); ``logsnr`` in
             its logarithm (arXiv 2206.00927, section 3.4). Or the times themselves,
@@ -54,7 +57,7 @@ def points(process: Process, steps: int, grid: Grid) -> list[Point]:
         )
     if grid in ("karras", "logsnr"):
         return _by_ratio(process, steps, grid)
-    if process.family == "diffusion":
+    if process.family == "diffusion" and process.betas != "continuous":
         return [process.at(time) for time in _whole(total, steps, grid)]
     shares = _shares(steps, grid, 0.0 if process.family == "edm" else _LEAST)
     if process.family == "flow":
@@ -71,7 +74,9 @@ def _whole(total: int, steps: int, grid: str) -> list[int]:
         return [index * (total // steps) for index in reversed(range(steps))]
     last = total - 1
     exact = np.linspace(0, 1, steps) if steps > 1 else np.ones(1)
-    wanted = last * (exact if grid == "linspace" else exact**2)
+    if grid == "uniform":
+        exact = np.linspace(0, 1, steps + 1)[1:]
+    wanted = last * (exact**2 if grid == "quadratic" else exact)
     found = [round(t) for t in wanted]
     for index in range(1, steps):  # squares crowd near 0
         found[index] = max(found[index], found[index - 1] + 1)
@@ -87,8 +92,9 @@ def _shares(steps: int, grid: str, least: float) -> list[float]:
         return [1 - index / steps for index in range(steps)]
     if grid == "leading":
         return [least + (1 - least) * index / steps for index in reversed(range(steps))]
-    if grid == "linspace":
-        return [1 - index * (1 - least) / max(steps - 1, 1) for index in range(steps)]
+    if grid in ("linspace", "uniform"):
+        count = steps if grid == "uniform" else max(steps - 1, 1)
+        return [1 - index * (1 - least) / count for index in range(steps)]
     return [(1 - index / steps) ** 2 for index in range(steps)]
 
 

@@ -51,8 +51,8 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     Attributes:
         shape: of one sample, unless the caller chooses another.
-        range: bounds of the data; solvers clip the data they predict to it. None for
-            data without bounds, such as latents.
+        range: bounds of the data; solvers clip the data they predict to it, unless
+            ``Sampling.clip`` is false. None for data without bounds, such as latents.
         resizable: axes whose length a caller may choose; None for a fixed shape.
     """
 
@@ -297,6 +297,7 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             for all.
         guidance_interval: smallest and largest time t at which guidance acts (arXiv
             2404.07724); None for all.
+        clip: whether solvers clip the data they predict to the state's range, if it has one.
     """
 
     solver: str = "ddim"
@@ -305,6 +306,7 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     guidance: float = 1.0
     guided_channels: Annotated[int, Meta(ge=1)] | None = None
     guidance_interval: tuple[float, float] | None = None
+    clip: bool = True
 
 
 class Interface(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,7 +4,8 @@ State at time t: ``x = alpha(t) * data + sigma(t) * noise``, for three families:
 
 - ``diffusion``: ``alpha^2 = alpha_bar[t]``, ``sigma^2 = 1 - alpha_bar[t]`` in T discrete
   timesteps (Ho et al., arXiv 2006.11239, equation 4); between them, the logarithm of
-  sigma / alpha is interpolated.
+  sigma / alpha is interpolated. Or, with betas ``continuous``, in continuous time (Song et
+  al., arXiv 2011.13456, equation 33).
 - ``flow``: ``alpha = 1 - t / T``, ``sigma = t / T`` (rectified flow; Liu et al., arXiv
   2209.03003, equation 1).
 - ``edm``: ``alpha = 1``, sigma from ``sigma_min`` at t = 0 to ``sigma_max`` at T,
@@ -25,11 +26,13 @@ from eecompile.arrays import Floats
 from eecompile.errors import RecipeError
 
 Family = Literal["diffusion", "flow", "edm"]
-Betas = Literal["linear", "scaled_linear", "cosine"]
+Betas = Literal["linear", "scaled_linear", "cosine", "continuous"]
 Prediction = Literal["epsilon", "sample", "v_prediction", "flow", "edm"]
 Variance = Literal["fixed_small", "fixed_large", "learned_range"]
 _SMALLEST = 1e-15  # share of variance with which float64 still computes
 _NEARLY = 0.999  # share of T
+_HUGE = 1e100  # sigma / alpha of which the square is still a float
+_EARLIEST = 1e-4  # share of a continuous diffusion's time at which there is some noise
 
 
 class Point(NamedTuple):
@@ -71,10 +74,12 @@ class Process(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         family: ``diffusion``, ``flow`` or ``edm``; see this module.
         timesteps: T; t runs over 0 (nearly data) to T - 1 (diffusion) or T.
         betas: of diffusion: ``linear`` (arXiv 2006.11239), ``scaled_linear`` (linear in
-            its square root; latent diffusion), or ``cosine`` (arXiv 2102.09672,
-            equation 17).
-        beta_start: first beta of the linear kinds.
-        beta_end: last beta of the linear kinds.
+            its square root; latent diffusion), ``cosine`` (arXiv 2102.09672, equation
+            17), or ``continuous``: the variance-preserving SDE of arXiv 2011.13456,
+            equation 33, with rates from T * beta_start to T * beta_end over its time from
+            0 to 1, which is t / (T - 1). It begins at 1e-4, where there is some noise.
+        beta_start: first beta of the linear kinds and of the continuous one.
+        beta_end: last beta of these.
         prediction: what the network predicts: ``epsilon`` (the noise), ``sample`` (the
             data), ``v_prediction`` (arXiv 2202.00512, appendix D), ``flow`` (noise minus
             data) or ``edm`` (the preconditioned network of arXiv 2206.00364, table 1).
@@ -90,6 +95,8 @@ class Process(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         sigma_data: of prediction ``edm``: standard deviation of the data.
         time_scale: the network takes t times this (1 / T where it takes 0 to 1); edm's
             takes ``ln(sigma) / 4`` whatever this is.
+        time_offset: the network takes this more: 1 where it counts a diffusion's timesteps
+            from 1. Not for edm.
 
     Raises:
         RecipeError: a figure is out of its range, or figures do not fit together.
@@ -107,6 +114,7 @@ class Process(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     sigma_max: float = 80.0
     sigma_data: float = 0.5
     time_scale: float = 1.0
+    time_offset: float = 0.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.timesteps <= 100_000:
@@ -123,12 +131,13 @@ class Process(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             )
         positive = (self.shift, self.sigma_min, self.sigma_data, self.time_scale)
         finite = all(0 < value < math.inf for value in positive)
+        finite = finite and math.isfinite(self.time_offset)
         if not finite or not self.sigma_min < self.sigma_max < math.inf:
             raise RecipeError(
                 found=f"a process with shift {self.shift:g}, sigmas from {self.sigma_min:g} to "
                 f"{self.sigma_max:g}, sigma_data {self.sigma_data:g}, time_scale "
-                f"{self.time_scale:g}",
-                expected="positive numbers, and sigma_min below sigma_max",
+                f"{self.time_scale:g}, time_offset {self.time_offset:g}",
+                expected="positive numbers, a finite time_offset, and sigma_min below sigma_max",
                 remedy="give those that the network was trained with",
             )
         self._check_family()
@@ -165,6 +174,9 @@ class Process(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     def beta_table(self) -> Floats:
         """Variance that each timestep of a diffusion adds, float64 [T]."""
         count = self.timesteps
+        if self.betas == "continuous":
+            spent = self._spent(np.arange(count) / max(count - 1, 1))
+            return -np.expm1(-np.diff(spent, prepend=0.0))
         if self.betas == "linear":
             return np.linspace(self.beta_start, self.beta_end, count)
         if self.betas == "scaled_linear":
@@ -180,6 +192,22 @@ class Process(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         """Share of the data's variance left at each timestep of a diffusion, float64 [T]."""
         return np.cumprod(1 - self.beta_table(), dtype=np.float64)
 
+    def _spent(self, share: Floats) -> Floats:
+        """The integral of a continuous diffusion's rate up to ``share`` of its time."""
+        share = np.maximum(share, _EARLIEST)
+        slope = self.beta_end - self.beta_start
+        return self.timesteps * (self.beta_start + slope * share / 2) * share
+
+    def rate(self, time: float) -> float:
+        """The rate of a continuous diffusion, d(-ln(alpha^2)) / dt."""
+        span = max(self.timesteps - 1, 1)
+        slope = self.beta_end - self.beta_start
+        return self.timesteps * (self.beta_start + slope * time / span) / span
+
+    def _stamp(self, time: float) -> float:
+        """What the network takes for ``time``; not for edm."""
+        return time * self.time_scale + self.time_offset
+
     def at(self, time: float) -> Point:
         """The moment ``time``, clamped to the process's own range.
 
@@ -190,20 +218,26 @@ class Process(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             whole = 1.0 if self.prediction != "epsilon" else _NEARLY
             time = min(max(time, 0.0), whole * self.timesteps)
             sigma = time / self.timesteps
-            return Point(time, time * self.time_scale, 1 - sigma, sigma)
+            return Point(time, self._stamp(time), 1 - sigma, sigma)
         if self.family == "edm":
             time = min(max(time, 0.0), float(self.timesteps))
             span = math.log(self.sigma_max / self.sigma_min)
             sigma = self.sigma_min * math.exp(span * time / self.timesteps)
             return Point(time, math.log(sigma) / 4, 1.0, sigma)
-        time = min(max(time, 0.0), self.timesteps - 1.0)
+        end = self.timesteps - 1.0
+        if self.betas == "continuous":
+            time = min(max(time, _EARLIEST * end), end)
+            spent = float(self._spent(np.array(time / max(end, 1.0))))
+            alpha, sigma = math.exp(-spent / 2), math.sqrt(-math.expm1(-spent))
+            return Point(time, self._stamp(time), alpha, sigma)
+        time = min(max(time, 0.0), end)
         bars, logs = _tables(self)
         if time == int(time):
             bar = float(bars[int(time)])
             alpha, sigma = math.sqrt(bar), math.sqrt(1 - bar)
         else:
             alpha, sigma = _of_ratio(math.exp(float(np.interp(time, np.arange(len(logs)), logs))))
-        return Point(time, time * self.time_scale, alpha, sigma)
+        return Point(time, self._stamp(time), alpha, sigma)
 
     def at_ratio(self, ratio: float) -> Point:
         """The moment at which ``sigma / alpha`` is ``ratio``, clamped to the process's range."""
@@ -214,10 +248,15 @@ class Process(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             span = math.log(self.sigma_max / self.sigma_min)
             time = self.timesteps * math.log(ratio / self.sigma_min) / span
             return Point(time, math.log(ratio) / 4, 1.0, ratio)
+        if self.betas == "continuous":
+            spent = math.log1p(ratio**2) / self.timesteps if ratio < _HUGE else math.inf
+            root = math.sqrt(self.beta_start**2 + 2 * (self.beta_end - self.beta_start) * spent)
+            share = 2 * spent / (self.beta_start + root) if spent < math.inf else 1.0
+            return self.at(share * (self.timesteps - 1))
         _, logs = _tables(self)
         log = min(max(math.log(ratio) if ratio > 0 else -math.inf, logs[0]), logs[-1])
         time = float(np.interp(log, logs, np.arange(len(logs))))
-        return Point(time, time * self.time_scale, *_of_ratio(math.exp(log)))
+        return Point(time, self._stamp(time), *_of_ratio(math.exp(log)))
 
     @property
     def last(self) -> Point:

@@ -101,7 +101,9 @@ class ProgramCache:
 
     def _made(self, solver: Solver, name: object, steps: int, exits: ExitSchedule) -> Program:
         """The program of a solver; wrong types of its options are the caller's fault."""
-        process, clip = self._interface.process, self._interface.state.range
+        interface = self._interface
+        process = interface.process
+        clip = interface.state.range if interface.sampling.clip else None
         try:
             program = solver(
                 process, steps, lambda time: exits.choice_at(time, process.timesteps), clip=clip

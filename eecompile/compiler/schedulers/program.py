@@ -164,7 +164,7 @@ def _points(scheduler: Any, process: Process | None) -> list[Point]:
     if process is not None and process.family == "edm":
         times = [process.at_ratio(math.exp(4 * stamp)).time for stamp in stamps]
     elif process is not None:
-        stamps = [time * process.time_scale for time in times]
+        stamps = [time * process.time_scale + process.time_offset for time in times]
     return [Point(time, stamp, 1.0, 0.0) for time, stamp in zip(times, stamps, strict=True)]
 
 

@@ -62,6 +62,8 @@ def multistep(
     name: str,
     pick: Callable[[Prediction], Value],
     step: Callable[[Point, Point, Prediction, Past], Value],
+    *,
+    few: int = _FEW,
 ) -> None:
     """Record the steps of a method that extrapolates what was predicted before.
 
@@ -73,11 +75,12 @@ def multistep(
         pick: what of a prediction is kept.
         step: the state at the second moment, from that on the tape, which is at the first, the
             prediction there and the former ones that this step may read.
+        few: steps below which the last but one is of order 2 at most.
     """
     past: Past = []
     for index, (now, after) in enumerate(intervals(visited)):
         prediction = tape.evaluate(tape.state, now)
-        used = past[: _order_at(index, len(visited), order) - 1]
+        used = past[: _order_at(index, len(visited), order, few) - 1]
         state = step(now, after, prediction, used)
         # Nothing can be extrapolated from moments without data.
         if order > 1 and now.alpha:
@@ -85,15 +88,15 @@ def multistep(
         tape.advance(state)
 
 
-def _order_at(index: int, steps: int, order: int) -> int:
+def _order_at(index: int, steps: int, order: int, few: int) -> int:
     """The highest order at step ``index``.
 
-    It starts at 1; the last step is of order 1, since it ends at the data, and with few
-    steps the one before of order 2 at most, as in diffusers.
+    It starts at 1; the last step is of order 1, since it ends at the data, and with fewer
+    than ``few`` steps the one before of order 2 at most, as in diffusers.
     """
     if index == steps - 1:
         return 1
-    if index == steps - 2 and steps < _FEW:
+    if index == steps - 2 and steps < few:
         order = min(order, 2)
     return min(order, index + 1)
 

@@ -80,7 +80,14 @@ def _record(tape: Tape, visited: list[Point], order: int, share: float = 1.0) ->
 
 
 def correction(
-    now: Point, after: Point, data: Value, past: Past, *, rate: int = 1, share: float = 0.5
+    now: Point,
+    after: Point,
+    data: Value,
+    past: Past,
+    *,
+    rate: int = 1,
+    share: float = 0.5,
+    midpoint: bool = True,
 ) -> Value:
     """What the predicted data's change over the step adds.
 
@@ -91,12 +98,14 @@ def correction(
         past: one or two former predictions, newest first.
         rate: at which the state forgets over h: 1, or 2 in the reverse SDE.
         share: of the second derivative.
+        midpoint: with one former prediction, take the slope's effect as half that of the
+            whole step, rather than integrate it.
     """
     h, places = log_ratios(now, after, [point for point, _ in past])
     slope, bend = _differences(data, past, places)
     span = rate * h
     fresh = -math.expm1(-span)
-    if bend is None:
-        return (0.5 * after.alpha * fresh) * slope
     first, second = 1 - fresh / span, 0.5 - (span - fresh) / span**2
+    if bend is None:
+        return after.alpha * (fresh / 2 if midpoint else first) * slope
     return after.alpha * (first * slope + (share * second) * bend)
