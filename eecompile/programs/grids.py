@@ -60,6 +60,9 @@ def points(process: Process, steps: int, grid: Grid) -> list[Point]:
     if process.family == "diffusion" and process.betas != "continuous":
         return [process.at(time) for time in _whole(total, steps, grid)]
     shares = _shares(steps, grid, 0.0 if process.family == "edm" else _LEAST)
+    if process.betas == "continuous" and grid in ("trailing", "quadratic"):
+        least = process.at(0.0).time / max(process.last.time, 1.0)
+        shares = [least + (1 - least) * share for share in shares]
     if process.family == "flow":
         shift = process.shift
         shares = [shift * share / (1 + (shift - 1) * share) for share in shares]

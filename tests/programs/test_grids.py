@@ -21,7 +21,7 @@ FIRST: dict[Family, Prediction] = {"diffusion": "epsilon", "flow": "flow", "edm"
 
 @given(
     family=st.sampled_from(["diffusion", "flow", "edm"]),
-    betas=st.sampled_from(["linear", "scaled_linear", "cosine"]),
+    betas=st.sampled_from(["linear", "scaled_linear", "cosine", "continuous"]),
     total=st.sampled_from([1, 2, 10, 999, 1000]),
     share=st.floats(0, 1),
     grid=st.sampled_from(GRIDS),
@@ -59,10 +59,18 @@ def test_grids_end_where_they_should(family: Family, grid: Any) -> None:
         elif grid != "leading":
             assert found[0] == process.last
         least = 1.0 if family == "flow" else 0.0
-        if grid != "trailing" and (grid != "quadratic" or family == "diffusion"):
+        if grid not in ("trailing", "uniform") and (grid != "quadratic" or family == "diffusion"):
             assert found[-1].time == pytest.approx(least, abs=1e-9)
-        elif grid == "trailing":
+        elif grid in ("trailing", "uniform"):
             assert found[-1].time == pytest.approx(span / steps, abs=1)
+
+
+def test_grids_of_a_continuous_diffusion_are_not_of_whole_timesteps() -> None:
+    process = Process(betas="continuous")
+    found = [point.time for point in points(process, 11, "linspace")]
+    np.testing.assert_allclose(found, np.linspace(1, 1e-3, 11) * 999)
+    assert points(process, 5, "logsnr")[-1] == process.at(0.0)
+    assert points(process, 5, "logsnr")[-1].time == pytest.approx(0.0999)
 
 
 @pytest.mark.parametrize("steps", [1, 10, 30, 1000])
@@ -73,6 +81,15 @@ def test_times_are_those_of_diffusers(spacing: Any, steps: int) -> None:
     if (spacing, steps) == ("linspace", 1):
         pytest.skip("diffusers takes t = 0 alone")
     assert [point.time for point in points(Process(), steps, spacing)] == list(scheduler.timesteps)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("steps", [2, 10, 20, 33])
+def test_uniform_times_are_those_of_diffusers_multistep_solvers(steps: int) -> None:
+    scheduler = diffusers.DPMSolverMultistepScheduler()
+    scheduler.set_timesteps(steps)
+    found = [point.time for point in points(Process(), steps, "uniform")]
+    assert found == scheduler.timesteps.tolist()
 
 
 def test_quadratic_times_grow_with_the_square() -> None:

@@ -31,7 +31,7 @@ def test_betas_are_those_of_diffusers(betas: str, timesteps: int) -> None:
 
 @given(
     family=st.sampled_from(["diffusion", "flow", "edm"]),
-    betas=st.sampled_from(["linear", "scaled_linear", "cosine"]),
+    betas=st.sampled_from(["linear", "scaled_linear", "cosine", "continuous"]),
     time=st.floats(0, 1000),
 )
 def test_a_moment_is_found_by_its_ratio(family: Family, betas: Any, time: float) -> None:
@@ -91,6 +91,23 @@ def test_the_network_takes_its_own_time() -> None:
     assert process_of("diffusion", time_scale=2.0).at(250.0).timestep == 500
     assert process_of("diffusion", time_scale=2.0).at_ratio(1.0).timestep > 100
     assert process_of("edm", time_scale=2.0).last.timestep == pytest.approx(math.log(80) / 4)
+    counted = process_of("diffusion", time_offset=1.0)
+    assert counted.last.timestep == 1000
+    assert counted.at_ratio(1.0).timestep == counted.at_ratio(1.0).time + 1
+
+
+def test_a_continuous_diffusion_is_the_sde() -> None:
+    process = Process(betas="continuous")
+    for share in (1e-4, 0.3, 1.0):  # arXiv 2011.13456, equation 33
+        point = process.at(999 * share)
+        assert point.alpha == pytest.approx(math.exp(-19.9 * share**2 / 4 - 0.05 * share))
+        assert point.alpha**2 + point.sigma**2 == pytest.approx(1)
+        assert process.rate(point.time) * 999 == pytest.approx(0.1 + 19.9 * share)
+    assert process.at(0.0).time == pytest.approx(0.0999)
+    assert process.at_ratio(math.inf) == process.last
+    bars = process.alpha_bar()
+    assert bars.shape == (1000,)
+    assert bars[300] == pytest.approx(process.at(300.0).alpha ** 2)
 
 
 def test_initial_noise_has_the_scale_of_the_start() -> None:
@@ -112,6 +129,7 @@ def test_betas_out_of_range_are_refused() -> None:
         ({"timesteps": 0}, "timesteps = 0"),
         ({"shift": 0.0}, "shift 0"),
         ({"time_scale": -1.0}, "time_scale -1"),
+        ({"time_offset": math.nan}, "time_offset nan"),
         ({"sigma_data": math.inf}, "sigma_data inf"),
         ({"sigma_min": 80.0}, "sigmas from 80 to 80"),
         ({"sigma_max": math.nan}, "to nan"),

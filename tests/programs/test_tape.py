@@ -51,12 +51,18 @@ def cases(draw: Any) -> tuple[str, Process, int, dict[str, Any]]:
         options["order"] = draw(st.integers(1, 3))
     if name.startswith("dpm-solver"):
         options["form"] = draw(st.sampled_from(["noise", "data"]))
+        options["denoise"] = draw(st.booleans())
     if name == "heun":
         options["churn"] = draw(st.sampled_from([0.0, 20.0]))
     steps = draw(st.integers(1, 50 if name == "lcm" else 60))
     if name != "lcm" and draw(st.booleans()):
         options["grid"] = draw(st.sampled_from(["leading", "linspace", "karras", "quadratic"]))
-    process = Process(family=family, prediction=prediction, shift=draw(st.sampled_from([1.0, 3.0])))
+    process = Process(
+        family=family,
+        prediction=prediction,
+        shift=draw(st.sampled_from([1.0, 3.0])),
+        betas=draw(st.sampled_from(["linear", "continuous"])),
+    )
     return name, process, steps, options
 
 
