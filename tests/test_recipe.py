@@ -73,7 +73,7 @@ def changed(tmp_path: Path, old: str, new: str) -> Path:
         ("timesteps = 1000", "timesteps = 1000000", ["process.timesteps"]),
         ('betas = "cosine"', "beta_start = 1e-20", ["at the first timestep"]),
         ('betas = "cosine"', "beta_end = 0.9", ["at the last"]),
-        ('betas = "cosine"', 'betas = "cubic"', ["['cosine', 'linear', 'scaled_linear']"]),
+        ('betas = "cosine"', 'betas = "cubic"', ["['continuous', 'cosine', 'linear', "]),
         ("[schedules]", "[schedules]\nfull = [3]", ["'full'", "another name"]),
         ("[schedules]", '[schedules]\n"[b]" = [3]', ["schedules"]),
         ("factory =", "arguments = {y = 'a'}\nfactory =", ["network.arguments", "'label'"]),

@@ -12,9 +12,7 @@ import numpy as np
 from eecompile.errors import UsageError
 from eecompile.programs.process import Point, Process
 
-GridName = Literal[
-    "trailing", "leading", "linspace", "uniform", "karras", "logsnr", "quadratic"
-]
+GridName = Literal["trailing", "leading", "linspace", "uniform", "karras", "logsnr", "quadratic"]
 Grid = GridName | Sequence[float]
 _LEAST = 1e-3  # share of T at which the grids of flows and continuous diffusions end
 GRIDS: tuple[GridName, ...] = get_args(GridName)

@@ -20,10 +20,8 @@ from eecompile.errors import UsageError
 from eecompile.programs.choice import Exit
 from eecompile.programs.process import Process
 from eecompile.programs.solvers import (
-    ddpm,
     dpm_solver_2,
     dpm_solver_3,
-    dpmpp_2m,
     dpmpp_3m_sde,
     euler_maruyama,
     solver_named,
@@ -154,7 +152,9 @@ def dpm_solver_fast(
         def phi(share: float, h: float = h, sign: int = sign) -> float:
             return sign * math.expm1(sign * share * h) / (share * h) - 1
 
-        def crossed(u: float, share: float, first: Array, x: Array = x, s: float = s) -> Array:
+        def crossed(
+            u: float, share: float, first: Array, x: Array = x, s: float = s, h: float = h
+        ) -> Array:
             alphas = schedule.alpha(s), schedule.alpha(u)
             sigmas = [math.sqrt(1 - alpha**2) for alpha in alphas]
             if form == "noise":

@@ -154,6 +154,19 @@ def test_guidance_extrapolates_from_the_null_condition() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
+def test_clipping_is_the_networks_choice() -> None:
+    limits = []
+    for clip in (True, False):
+        interface = msgspec.structs.replace(
+            fake().interface,
+            state=State(shape=(5,), range=(-0.1, 0.1)),
+            sampling=Sampling(steps=10, clip=clip),
+        )
+        engine = FakeEngine((3, 6, 12), lambda depth, x, t, given: np.zeros_like(x), 64)
+        limits.append(np.abs(Sampler(engine, interface).sample(3)).max())
+    assert limits[0] <= 0.1 + 1e-6 < 1 < limits[1]
+
+
 def test_schedules_come_in_every_form() -> None:
     sampler = fake()
     forms: list[Any] = ["full", 12, [12, 12], ExitSchedule((12, 12), (0.3,)), None]

@@ -19,7 +19,6 @@ from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import DATA, Point, Process
 from eecompile.programs.program import Program
 from eecompile.programs.solvers._common import (
-
     data_step,
     first_step,
     log_ratios,
