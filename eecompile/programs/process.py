@@ -5,7 +5,7 @@ State at time t: ``x = alpha(t) * data + sigma(t) * noise``, for three families:
 - ``diffusion``: ``alpha^2 = alpha_bar[t]``, ``sigma^2 = 1 - alpha_bar[t]`` in T discrete
   timesteps (Ho et al., arXiv 2006.11239, equation 4); between them, the logarithm of
   sigma / alpha is interpolated. Or, with betas ``continuous``, in continuous time (Song et
-  al., arXiv 2011.13456, equation 33).
+  al., arXiv 2011.13456, appendix C).
 - ``flow``: ``alpha = 1 - t / T``, ``sigma = t / T`` (rectified flow; Liu et al., arXiv
   2209.03003, equation 1).
 - ``edm``: ``alpha = 1``, sigma from ``sigma_min`` at t = 0 to ``sigma_max`` at T,
@@ -76,7 +76,7 @@ class Process(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         betas: of diffusion: ``linear`` (arXiv 2006.11239), ``scaled_linear`` (linear in
             its square root; latent diffusion), ``cosine`` (arXiv 2102.09672, equation
             17), or ``continuous``: the variance-preserving SDE of arXiv 2011.13456,
-            equation 33, with rates from T * beta_start to T * beta_end over its time from
+            appendix C, with rates from T * beta_start to T * beta_end over its time from
             0 to 1, which is t / (T - 1). It begins at 1e-4, where there is some noise.
         beta_start: first beta of the linear kinds and of the continuous one.
         beta_end: last beta of these.

@@ -110,6 +110,7 @@ def test_it_can_be_sampled(exported: Path) -> None:
     with Sampler.open(exported / "chained") as sampler:
         interface = sampler.interface
         given: dict[str, Any] = {}
+        nulls: dict[str, Any] = {}
         if "text" in interface.conditions:
             given["text"] = np.ones(interface.conditions["text"].shape)
             nulls = {"text": 0 * given["text"], "mask": np.ones(7, np.int64)}
@@ -117,7 +118,7 @@ def test_it_can_be_sampled(exported: Path) -> None:
             plain = sampler.sample(2, steps=3, guidance=1.0, **given)
             assert np.abs(guided - plain).max() > 1e-3
         for solver in ("ddim", "ddpm"):
-            result = list(sampler.steps(2, solver=solver, steps=6, **given))
+            result = list(sampler.steps(2, solver=solver, steps=6, nulls=nulls, **given))
             assert result[-1].state.shape == (2, *interface.state.shape)
             depths = [step.choice.blocks for step in result]
             assert depths == sorted(depths)

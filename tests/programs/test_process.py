@@ -98,7 +98,7 @@ def test_the_network_takes_its_own_time() -> None:
 
 def test_a_continuous_diffusion_is_the_sde() -> None:
     process = Process(betas="continuous")
-    for share in (1e-4, 0.3, 1.0):  # arXiv 2011.13456, equation 33
+    for share in (1e-4, 0.3, 1.0):  # arXiv 2011.13456, appendix C
         point = process.at(999 * share)
         assert point.alpha == pytest.approx(math.exp(-19.9 * share**2 / 4 - 0.05 * share))
         assert point.alpha**2 + point.sigma**2 == pytest.approx(1)

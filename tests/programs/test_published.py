@@ -65,7 +65,7 @@ class Continuous:
     def lambda_(self, t: float) -> float:
         return math.log(self.alpha(t) / math.sqrt(1 - self.alpha(t) ** 2))
 
-    def time(self, lambda_: float) -> float:  # arXiv 2206.00927, appendix D.4
+    def time(self, lambda_: float) -> float:  # arXiv 2206.00927, appendix D
         total = 2 * (self.high - self.low) * math.log1p(math.exp(-2 * lambda_))
         return total / (math.sqrt(self.low**2 + total) + self.low) / (self.high - self.low)
 
@@ -128,8 +128,8 @@ def dpm_solver_fast(
 ) -> tuple[Array, list[float]]:
     """Arrays at the last of ``edges``, and where the network was evaluated.
 
-    arXiv 2206.00927, algorithms 4 (DPM-Solver-2 for any r1) and 5 (DPM-Solver-3); the data form:
-    arXiv 2211.01095, appendix B. ``uniform``: the inner moments are even in t.
+    arXiv 2206.00927, appendix D (DPM-Solver-2 and 3 for any r1 and r2); the data form: arXiv
+    2211.01095, appendix B. ``uniform``: the inner moments are even in t.
     """
     times = []
 

@@ -2,8 +2,8 @@
 
 Runge-Kutta's way in half the logarithm of the signal-to-noise ratio, lambda. A number of
 evaluations is divided into steps of the method, and these are spaced, by the rule of
-DPM-Solver-fast (appendix on it, and the authors' code). The data form is that of DPM-Solver++
-(arXiv 2211.01095, appendix B).
+DPM-Solver-fast (section 3.4, appendix D). The data form is that of DPM-Solver++ (arXiv
+2211.01095, appendix B).
 """
 
 from __future__ import annotations
