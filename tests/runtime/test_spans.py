@@ -149,6 +149,24 @@ def test_an_emulated_gpu_does_as_the_host(
     assert "blend" in device.launched
 
 
+def test_openvino_does_as_onnx_runtime(
+    sampler: Sampler, small_bundle: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino")
+    from eecompile.compiler.build import engine_set_from_bundle
+    from eecompile.store.target import Target
+
+    target = Target(name="vino", backend="openvino", layout="chained")
+    spans = engine_set_from_bundle(small_bundle, target, tmp_path / "vino").manifest.spans
+    assert all((span.relative_error or 0.0) < 1e-5 for span in spans)
+    with Sampler.open(tmp_path / "vino") as other:
+        program = chosen(sampler, MIXED)
+        for n in (3, 1):  # on models of every size, and of one
+            right = sampler.sample(n, solver=program, guidance=2.0)
+            found = other.sample(n, solver=program, guidance=2.0)
+            np.testing.assert_allclose(found, right, rtol=1e-3, atol=1e-4)
+
+
 def test_rows_that_a_span_needs_are_evaluated_where_guidance_does_not_act(
     small_sets: dict[str, Path],
 ) -> None:
