@@ -29,7 +29,8 @@ from eecompile.compiler import bundle_from_recipe
 from eecompile.tune.report import BaselineComparison, Front, FrontPoint, read_front
 
 SOLVERS = (("ddim", 50), ("dpmpp-2m", 20))
-CASES = [f"{solver}{end}" for solver, _ in SOLVERS for end in ("", "-reuse")]
+USES = {"": "exits,forecasts", "-forecasts": "forecasts", "-exits": "exits"}
+CASES = [f"{solver}{end}" for solver, _ in SOLVERS for end in USES]
 SMALL = ("--seeds", "2", "--held-out", "4", "--batch", "2", "--minutes", "0.1")
 FIGURES = (
     *("name", "kind", "time_share", "predicted_share", "ideal_share", "distance"),
@@ -37,21 +38,23 @@ FIGURES = (
 )
 # The goals: at equal time, distance over the baseline's; at equal distance, time over its.
 DISTANCE, TIME, SECONDS = 0.8, 0.9, 600
+# And the distance within a share of full depth's measured time; without exits a quarter more.
+NEAR = {"ddim": {0.5: 0.0018, 0.7: 0.0008}, "dpmpp-2m": {0.5: 0.006, 0.7: 0.003}}
 
 
 def tuned(
-    engines: Path, solver: str, steps: int, reuse: bool, small: bool, keep: bool
+    engines: Path, solver: str, steps: int, end: str, small: bool, keep: bool
 ) -> tuple[Front, Path]:
     """A front, by the command as a user gives it; and its folder.
 
     With ``keep``, the front of an earlier run, if there is one.
     """
-    folder = OUT / f"schedules-{solver}-{steps}{'-reuse' if reuse else ''}"
+    folder = OUT / f"schedules-{solver}-{steps}{end}"
     if keep and (folder / "front.json").exists():
         print(f"{folder.name}: kept")
         return read_front(folder / "front.json"), folder
     started = time.perf_counter()
-    options = [*(["--reuse"] if reuse else []), *(SMALL if small else ())]
+    options = ["--use", USES[end], *(SMALL if small else ())]
     run_eecompile(
         *("tune", engines, "-o", folder, "--solver", solver, "--steps", steps, "--force"), *options
     )
@@ -62,7 +65,7 @@ def tuned(
 
 def front_rows(front: Front) -> list[Row]:
     """Every program, dearest first within its kind."""
-    points = sorted(front.points, key=lambda point: (point.kind, -point.predicted_share))
+    points = sorted(front.points, key=lambda point: (point.kind, -point.time_share))
     return [{name: getattr(point, name) for name in FIGURES} for point in points]
 
 
@@ -70,6 +73,11 @@ def goals(front: Front) -> Row:
     """Whether the found schedules are as much better as they are to be."""
     points = {point.name: point for point in front.points}
     found: Row = {"seconds": front.seconds, "tuning under ten minutes": front.seconds < SECONDS}
+    for share, goal in NEAR[front.settings.solver].items():
+        within = [p.distance for p in front.points if p.kind == "found" and p.time_share <= share]
+        most = goal if "exits" in front.settings.use else 1.25 * goal
+        found[f"distance within {share:g} of full depth's time"] = min(within, default=None)
+        found[f"of it at most {most:g}"] = bool(within) and min(within) <= most
     for name, picked in (
         ("ASE", _of_kind(front, points, "ase")),
         ("linear", _of_kind(front, points, "linear")),
@@ -172,8 +180,9 @@ def schedules(
 ) -> None:
     """Tuned schedules beside others: DDIM 50, DPM-Solver++ 20; schedules-cpu.json.
 
-    Each with and without reuse, on the default CPU target. --evaluate measures the quality of full
-    depth, of the schedules found for --budgets, of the authors' and of fewer steps.
+    Each with exits and forecasts, and with one of the two, on the default CPU target. --evaluate
+    measures the quality of full depth, of the schedules found for --budgets, of the authors' and
+    of fewer steps.
     """
     if unknown := {*(only or ()), *(evaluate_only or ())} - set(CASES):
         raise typer.BadParameter(f"{', '.join(sorted(unknown))}; cases are {', '.join(CASES)}")
@@ -184,9 +193,9 @@ def schedules(
     machine = results.values["machine"]
     cases = kept(results.output, machine, names)
     for name in names:
-        solver, reuse = name.removesuffix("-reuse"), name.endswith("-reuse")
+        solver = next(solver for solver, _ in SOLVERS if name.startswith(solver))
         steps = 4 if small else dict(SOLVERS)[solver]
-        front, folder = tuned(engines, solver, steps, reuse, small, keep)
+        front, folder = tuned(engines, solver, steps, name.removeprefix(solver), small, keep)
         case: Row = {
             "command": machine["command"],
             "settings": front.settings,

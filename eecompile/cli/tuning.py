@@ -25,9 +25,14 @@ def tune(
         list[float] | None,
         typer.Option(help="Share of full depth's time, such as 0.7; default several."),
     ] = None,
-    reuse: Annotated[
-        bool, typer.Option("--reuse", help="May also use the previous output again.")
-    ] = False,
+    use: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="What schedules may use beside full depth: exits,forecasts (the default) or one "
+            "of them.",
+        ),
+    ] = None,
     monotone: Annotated[
         bool, typer.Option("--monotone", help="The depth must not fall as t goes to 0.")
     ] = False,
@@ -53,7 +58,7 @@ def tune(
     """Find the exit schedules that lose least in a share of full depth's time, by measurement."""
     from eecompile.tune.output import check_output, identity_of, opened_work, write
     from eecompile.tune.problem import checked
-    from eecompile.tune.report import TuningSettings
+    from eecompile.tune.report import USES, TuningSettings
     from eecompile.tune.tables import front_parts
     from eecompile.tune.tuning import tune as tuned
 
@@ -69,7 +74,7 @@ def tune(
             batch=min(_BATCH, sampler.engine.max_batch) if batch is None else batch,
             seeds=seeds,
             held_out=held_out,
-            reuse=reuse,
+            use=USES if use is None else tuple(part.strip() for part in use.split(",")),
             monotone=monotone,
             minutes=minutes,
         )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
+from eecompile.arrays import Floats
 from eecompile.interrupt import check
 
 Key = TypeVar("Key", bound=Hashable)
@@ -30,6 +32,14 @@ def percentiles(values: Sequence[float]) -> tuple[float, float, float]:
     """Tenth percentile, median and ninetieth."""
     low, middle, high = np.quantile(values, (0.1, 0.5, 0.9))
     return float(low), float(middle), float(high)
+
+
+def median_interval(values: Sequence[float] | Floats) -> tuple[float, float]:
+    """95 % interval of the median, by order statistics; of less than six values, their range."""
+    ordered, count = np.sort(values), len(values)
+    below = np.cumsum([math.comb(count, rank) / 2**count for rank in range(count)])
+    out = max(0, int((below <= 0.025).sum()) - 1)  # values left out at each end
+    return float(ordered[out]), float(ordered[count - 1 - out])
 
 
 def interleaved(

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
+from eecompile.arrays import Floats
 from eecompile.programs.process import Process
 from eecompile.programs.program import Program, Step
 
+Value = TypeVar("Value", float, Floats)
 Weights = tuple[tuple[int, float], ...]
 """Indices of earlier steps, the latest first, and the weight of what each made."""
-_SAME = 1e-9  # two moments that rounding alone tells apart are one
+SAME = 1e-9
+"""Places that differ by no more than this, and this share of them, are one."""
 
 
 def forecasts(program: Program) -> tuple[Weights, ...]:
@@ -32,7 +36,7 @@ def forecasts(program: Program) -> tuple[Weights, ...]:
             found.append(())
             continue
         made = (i for i in reversed(range(index)) if program.steps[i].chosen.makes(memory))
-        found.append(_weights(places, _nodes(places, made, order), places[index]))
+        found.append(extrapolation(places, made, order, places[index]))
     return tuple(found)
 
 
@@ -48,27 +52,32 @@ def variable(process: Process | None, step: Step) -> float:
     return point.half_log_snr if process.family == "diffusion" else point.sigma
 
 
-def _nodes(places: Sequence[float], made: Iterable[int], order: int) -> list[int]:
-    """Which of the steps ``made``, the latest first, a polynomial of an order goes through."""
+def extrapolation(places: Sequence[float], made: Iterable[int], order: int, at: float) -> Weights:
+    """The steps that a polynomial of an order goes through, and their weights for its value.
+
+    Args:
+        places: the variable of every step.
+        made: steps that have a value, the latest first.
+        order: of the polynomial, where there are enough places that differ.
+        at: where it is evaluated.
+    """
     nodes: list[int] = []
     for each in made:
-        if not any(math.isclose(places[each], places[n], abs_tol=_SAME) for n in nodes):
+        if not any(
+            math.isclose(places[each], places[n], rel_tol=SAME, abs_tol=SAME) for n in nodes
+        ):
             nodes.append(each)
         if len(nodes) > order:
             break
-    return nodes
+    return tuple(zip(nodes, lagrange([places[node] for node in nodes], at), strict=True))
 
 
-def _weights(places: Sequence[float], nodes: Sequence[int], at: float) -> Weights:
-    """The weights with which what steps ``nodes`` made is extrapolated to ``at``."""
-    return tuple(
-        (
-            node,
-            math.prod(
-                (at - places[other]) / (places[node] - places[other])
-                for other in nodes
-                if other != node
-            ),
+def lagrange(nodes: Sequence[Value], at: float) -> list[Value]:
+    """Weights of the values at distinct nodes, floats or arrays, for the polynomial's at ``at``."""
+    return [
+        math.prod(
+            ((at - other) / (node - other) for place, other in enumerate(nodes) if place != own),
+            start=0.0 * node + 1.0,
         )
-        for node in nodes
-    )
+        for own, node in enumerate(nodes)
+    ]

@@ -11,7 +11,8 @@ from eecompile.programs.interface import Interface
 from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.sampler import Sampler
-from eecompile.tune.choices import merged
+from eecompile.tune.choices import Slots, merged, schedule_from_picks
+from eecompile.tune.published import every_nth, published_schedules
 from eecompile.tune.report import Kind
 
 ASE = tuple(depth / 28 for depth in (28, 28, 24, 24, 20, 20, 16, 16, 12, 12))
@@ -25,7 +26,7 @@ _EVEN = 0.005  # budgets that differ by less are one
 
 
 class Baseline(NamedTuple):
-    """A schedule that needs no tuning; its kind is ``exit``, ``linear``, ``ase`` or ``recipe``."""
+    """A schedule that needs no tuning."""
 
     name: str
     kind: Kind
@@ -35,18 +36,32 @@ class Baseline(NamedTuple):
 def baseline_schedules(interface: Interface, choices: Sequence[Choice]) -> list[Baseline]:
     """The schedules of usable choices that a tuned one is compared with, each once.
 
+    The first choice is full depth, which is none of them.
+    """
+    baselines: dict[ExitSchedule, Baseline] = {}
+    for baseline in _every(interface, choices):
+        used = set(baseline.schedule.choices)
+        if used <= set(choices) and used != {choices[0]}:
+            baselines.setdefault(baseline.schedule, baseline)
+    return list(baselines.values())
+
+
+def published_baselines(choices: Sequence[Choice], slots: Slots) -> Iterator[Baseline]:
+    """Published rules for forecasts of usable choices, where a schedule can tell their steps apart.
+
     The first choice is full depth.
     """
-    found: dict[ExitSchedule, Baseline] = {}
-    for baseline in _every(interface, choices):
-        usable = set(baseline.schedule.choices) <= set(choices)
-        if usable:
-            found.setdefault(baseline.schedule, baseline)
-    return list(found.values())
+    full, steps = choices[0], sum(map(len, slots.steps))
+    rules = {"every 2nd": every_nth(steps, full), **published_schedules(steps, full)}
+    for name, by_step in rules.items():
+        by_slot = [{by_step[step] for step in own} for own in slots.steps]
+        if all(len(each) == 1 for each in by_slot) and {full} < set(by_step) <= set(choices):
+            picks = [choices.index(choice) for each in by_slot for choice in each]
+            yield Baseline(name, "published", schedule_from_picks(picks, choices, slots))
 
 
 def _every(interface: Interface, choices: Sequence[Choice]) -> Iterator[Baseline]:
-    for choice in choices[1:]:
+    for choice in (each for each in choices if each.evaluates):
         yield Baseline(f"exit {choice.text}", "exit", ExitSchedule.constant(choice))
     exits = interface.exits
     yield Baseline("ASE", "ase", _slices(exits, ASE))
@@ -54,10 +69,8 @@ def _every(interface: Interface, choices: Sequence[Choice]) -> Iterator[Baseline
         low = last / exits[-1]
         shares = [1 - (1 - low) * place / (_SLICES - 1) for place in range(_SLICES)]
         yield Baseline(f"linear to {last}", "linear", _slices(exits, shares))
-    full = ExitSchedule.constant(exits[-1])
     for name, schedule in interface.schedules.items():
-        if (least := merged(schedule.choices, schedule.thresholds)) != full:
-            yield Baseline(name, "recipe", least)
+        yield Baseline(name, "recipe", merged(schedule.choices, schedule.thresholds))
 
 
 def _slices(exits: Sequence[int], shares: Sequence[float]) -> ExitSchedule:

@@ -6,17 +6,30 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from eecompile.programs.choice import Choice, Exit
+from eecompile.programs.choice import HIGHEST, Choice, Exit, Forecast
 from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
 
 _MOST = 100  # slots; more evaluations than that share one with their neighbours
 
 
-def choices_of(exits: Sequence[int], engines: Sequence[str]) -> tuple[Exit, ...]:
-    """Every exit of every engine set, the first set's deepest exit first; one set needs no name."""
+def choices_of(
+    exits: Sequence[int], engines: Sequence[str], use: Sequence[str], evaluations: int
+) -> tuple[Choice, ...]:
+    """What a step may choose, full depth of the first engine set first.
+
+    Args:
+        exits: of the network, ascending.
+        engines: names of the engine sets; one alone needs none.
+        use: ``exits`` for more than the deepest one, ``forecasts`` for those of every order.
+        evaluations: of a sampling; a forecast needs one more than its order before it.
+    """
     names = ["", *engines[1:]]
-    return tuple(Exit(depth, name) for name in names for depth in reversed(exits))
+    depths = exits[::-1] if "exits" in use else exits[-1:]
+    made: list[Choice] = [Exit(depth, name) for name in names for depth in depths]
+    if "forecasts" in use:
+        made += [Forecast(order) for order in range(HIGHEST + 1) if order + 1 < evaluations]
+    return tuple(made)
 
 
 class Slots(NamedTuple):
@@ -31,14 +44,6 @@ class Slots(NamedTuple):
     steps: tuple[tuple[int, ...], ...]
     bounds: tuple[float, ...]
     order: tuple[int, ...]
-
-    @property
-    def falls(self) -> bool:
-        """Whether time falls from slot to slot, and each slot's steps follow one another."""
-        ordered = self.order == tuple(reversed(range(len(self.steps))))
-        return ordered and all(
-            later == earlier + 1 for steps in self.steps for earlier, later in pairwise(steps)
-        )
 
 
 def slots_of(program: Program, timesteps: int, most: int = _MOST) -> Slots:

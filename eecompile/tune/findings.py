@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
 from eecompile.measure.bootstrap import intervals
+from eecompile.measure.timing import median_interval
 from eecompile.programs.choice import Choice
 from eecompile.programs.interface import Interface
 from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
-from eecompile.tune.held_out import FULL, Measured
+from eecompile.tune.held_out import Measured
 from eecompile.tune.report import BaselineComparison, FrontPoint, Kind, TuningSettings
 
-_ROOM = 1.005  # predicted times that differ by less are equal
-_APART = 0.05  # of predicted and measured time, that a busy machine explains
+_ROOM = 1.01  # times that differ by less are equal
+_APART = 0.05  # of predicted and measured time, of half of the programs
+_OFF = 0.1  # of a program's predicted and measured time
 _SURE = 0.1  # half an interval, as a share of the distance, that a front can be read with
 
 
@@ -77,46 +78,36 @@ def points(
 def comparisons(
     made: Sequence[FrontPoint], results: Mapping[str, Measured], seed: int
 ) -> list[BaselineComparison]:
-    """Every baseline beside the found schedule that takes as long as it, or a little less."""
-    found = sorted((p for p in made if p.kind == "found"), key=lambda point: point.predicted_share)
-    pairs = []
+    """Every baseline beside the nearest found schedule that takes no longer, as measured."""
+    found = [point for point in made if point.kind == "found"]
+    compared = []
     for baseline in (p for p in made if p.kind not in ("found", "full") and p.distance > 0):
-        within = [p for p in found if p.predicted_share <= baseline.predicted_share * _ROOM]
-        if within:
-            pairs.append((baseline, within[-1]))
-    if not pairs:
-        return []
-    spans = intervals(
-        [results[best.name].squares for _, best in pairs],
-        over=[results[baseline.name].squares for baseline, _ in pairs],
-        seed=seed,
-    )
-    return [
-        BaselineComparison(
-            baseline=baseline.name,
-            found=best.name,
-            time_share=best.time_share / baseline.time_share,
-            distance_ratio=best.distance / baseline.distance,
-            interval=span,
-            time_share_at_distance=_time_at(found, baseline, made[0]),
+        within = [p for p in found if p.time_share <= baseline.time_share * _ROOM]
+        if not within:
+            continue
+        own = results[baseline.name]
+        spans = intervals(
+            [results[point.name].squares for point in found],
+            over=[own.squares for _ in found],
+            seed=seed,
         )
-        for (baseline, best), span in zip(pairs, spans, strict=True)
-    ]
-
-
-def _time_at(found: Sequence[FrontPoint], baseline: FrontPoint, full: FrontPoint) -> float | None:
-    """Time over the baseline's at which a found schedule is as near to full depth as it."""
-    if full.name != FULL or not found:
-        return None
-    if found[0].distance <= baseline.distance:
-        return found[0].time_share / baseline.time_share
-    times = [
-        fast.time_share + (slow.time_share - fast.time_share) * share
-        for fast, slow in pairwise([*found, full])
-        if slow.distance <= baseline.distance < fast.distance
-        for share in [(fast.distance - baseline.distance) / (fast.distance - slow.distance)]
-    ]
-    return min(times) / baseline.time_share if times else None
+        nearer = [
+            point.time_share / baseline.time_share
+            for point, span in zip(found, spans, strict=True)
+            if span[1] <= 1 and median_interval(results[point.name].times / own.times)[1] < 1
+        ]
+        best = min(within, key=lambda point: point.distance)
+        compared.append(
+            BaselineComparison(
+                baseline=baseline.name,
+                found=best.name,
+                time_share=best.time_share / baseline.time_share,
+                distance_ratio=best.distance / baseline.distance,
+                interval=spans[found.index(best)],
+                time_share_at_distance=min(nearer, default=None),
+            )
+        )
+    return compared
 
 
 def warnings(
@@ -144,12 +135,15 @@ def warnings(
             f"{100 * _half(worst):.0f} % ({worst.name}): more of them (--held-out) tell closer "
             "schedules apart"
         )
-
-    apart = float(np.median([abs(point.time_share / point.predicted_share - 1) for point in made]))
-    if apart > _APART:
+    apart = {point.name: abs(point.time_share / point.predicted_share - 1) for point in made}
+    off = [name for name, share in apart.items() if share > _OFF]
+    if off or float(np.median(list(apart.values()))) > _APART:
+        name = max(apart, key=lambda each: apart[each])
         yield (
-            f"whole samplings took {100 * apart:.0f} % more or less than their steps did alone: "
-            "the machine was busy with something else, and times are no better than that"
+            f"measured and predicted times differ by {100 * np.median(list(apart.values())):.0f} % "
+            f"(median), and by {100 * apart[name]:.0f} % at most ({name}; {len(off)} of "
+            f"{len(made)} programs by more than {100 * _OFF:.0f} %): the machine was busy with "
+            "something else, and times are no better than that"
         )
 
 
@@ -158,7 +152,14 @@ def _half(point: FrontPoint) -> float:
 
 
 def findings(made: Sequence[FrontPoint], compared: Sequence[BaselineComparison]) -> Iterator[str]:
-    """What came out, in a few sentences."""
+    """What came out, in a few sentences; budgets that were exceeded first."""
+    for point in made:
+        if point.budget is not None and point.time_share > point.budget * _ROOM:
+            yield (
+                f"{point.name} takes more than its budget of {point.budget:.3g}: "
+                f"{point.time_share:.3f} of full depth's time as measured "
+                f"({point.spread[0]:.3f} to {point.spread[1]:.3f})."
+            )
     named = {point.name: point for point in made}
     compared = [each for each in compared if each.baseline in named]
     for kind, what in (("ase", "the authors' schedule"), ("linear", "a linear schedule")):
@@ -170,7 +171,7 @@ def findings(made: Sequence[FrontPoint], compared: Sequence[BaselineComparison])
     if steps:
         better = [each for each in steps if each.interval[1] < 1]
         worse = [each for each in steps if each.interval[0] > 1]
-        names = ", ".join(each.found for each in better)
+        names = ", ".join(dict.fromkeys(each.found for each in better))
         lost = ", ".join(f"{each.baseline} beat {each.found}" for each in worse)
         if better:
             yield f"Nearer to full depth than fewer steps in the same time: {names}."
@@ -181,14 +182,15 @@ def findings(made: Sequence[FrontPoint], compared: Sequence[BaselineComparison])
 
 
 def _sentence(each: BaselineComparison, what: str) -> str:
-    said = "less" if each.distance_ratio < 1 else "more"
-    sentence = (
-        f"In {each.time_share:.2f} of the time of {what}, {each.found} has "
-        f"{100 * abs(1 - each.distance_ratio):.0f} % {said} distance to full depth "
-        f"(95 %: {each.interval[0]:.2f} to {each.interval[1]:.2f} of its)"
-    )
-    if each.time_share_at_distance is not None:
+    low, high = each.interval
+    share = f"(95 %: {low:.2f} to {high:.2f} of its)"
+    by = f"{100 * abs(1 - each.distance_ratio):.0f} %"
+    says = f"a distance to full depth that cannot be told from its {share}"
+    if high < 1 or low > 1:
+        says = f"{by} {'less' if high < 1 else 'more'} distance to full depth {share}"
+    sentence = f"In {each.time_share:.2f} of the time of {what}, {each.found} has {says}"
+    if each.time_share_at_distance is not None and each.time_share_at_distance * _ROOM < 1:
         sentence += (
-            f"; as near as it, found schedules take {each.time_share_at_distance:.2f} of its time"
+            f"; in {each.time_share_at_distance:.2f} of its time, a found schedule is no farther"
         )
     return f"{sentence}."

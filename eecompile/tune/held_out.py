@@ -25,8 +25,8 @@ class Measured(NamedTuple):
     """A program on the held-out samples.
 
     Attributes:
-        seconds: of each round.
-        times: of each round, over full depth's; what slowed a whole round is left out.
+        seconds: of each round, without what slowed the round as a whole.
+        times: the same over full depth's median.
         squares: mean squared difference to full depth, of each sample.
     """
 
@@ -60,12 +60,15 @@ def measured(
     }
     kept = [name for name in programs if np.isfinite(squares[name]).all()]
     timed = [each for index, each in enumerate(rounds) if sizes[index % own] == sizes[0]]
-    spent = np.array([[each[name][0] for each in timed] for name in kept])
-    times = steadied(spent)
-    times /= np.median(times[kept.index(FULL)])
-    return {
-        name: Measured(spent[index], times[index], squares[name]) for index, name in enumerate(kept)
-    }
+    spent = {name: np.array([each[name][0] for each in timed]) for name in kept}
+    return corrected(spent, squares)
+
+
+def corrected(seconds: Mapping[str, Floats], squares: Mapping[str, Floats]) -> dict[str, Measured]:
+    """Results by program, from the seconds of each round and the squares of each sample."""
+    spent = dict(zip(seconds, steadied(np.array(list(seconds.values()))), strict=True))
+    full = np.median(spent[FULL])
+    return {name: Measured(own, own / full, squares[name]) for name, own in spent.items()}
 
 
 def steadied(seconds: Floats) -> Floats:

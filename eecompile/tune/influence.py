@@ -1,16 +1,10 @@
 """How far each choice moves the next state, and how far that moves the samples.
 
-At every step of a full-depth trajectory all choices are evaluated on the same state; their
-differences to full depth are the local errors. What a local error does to the samples is
-measured: at some steps one choice is taken instead, the rest runs at full depth, and the
-ratio of the samples' distance to the movement of the state is interpolated between those
-steps. Errors of neighbouring steps point the same way, so a schedule's distance is neither
-their sum nor the root of their squares; the angles between the local errors say how they
-add up::
-
-    distance^2  =  sum over steps i, j of  d_i d_j cos(e_i, e_j)
-
-with d_i the distance that the choice at step i leads to by itself, and e_i its local error.
+On a full-depth trajectory all exits are evaluated on the same states. Their differences to full
+depth are their local errors; those of forecasts, which are sums of recorded predictions, need no
+further evaluation. What a local error does to the samples is measured: at some steps one choice
+is taken instead, the rest runs at full depth, and the ratio of the samples' distance to the
+movement of the state is interpolated between those steps.
 """
 
 from __future__ import annotations
@@ -24,104 +18,89 @@ import numpy as np
 
 from eecompile.arrays import Array, Floats, Inputs
 from eecompile.interrupt import check
-from eecompile.programs.choice import Choice, Forecast
+from eecompile.programs.choice import Choice
+from eecompile.programs.forecasts import Weights, extrapolation, variable
 from eecompile.programs.program import Program, Step
 from eecompile.tune.probe import Experiment, Outputs, rms
 
-STALE = 3  # evaluations for which one output is used again at most
-_KEPT = 1 << 14  # elements of an error by which angles are measured
+_KEPT = 1 << 14  # elements of a prediction that are compared
 _SAMPLES = 8  # for influence
-_PROBES = 40  # influences measured, in all; at least 5 and at most 10 steps
+_PROBES = 48  # influences measured, in all; at least 5 and at most 10 steps
+_SMALL = 1e-6  # of squares, as a share of the largest: directions that are left out
 
 
-class Errors(NamedTuple):
-    """Local errors, of each step and way: choices 1 to C - 1, then reuse 1 to K stale.
+class Recorded(NamedTuple):
+    """What full depth and the other exits predict on the states of a full-depth trajectory.
+
+    Predictions are given by coordinates in the directions in which they differ; the length of
+    a difference is its root mean square.
 
     Attributes:
-        sizes: root of the mean square of each, [E, W].
-        cosines: of the angles between them, [E W, E W].
+        predictions: full depth's, relative to the first step's, [E, R].
+        errors: differences to full depth's of each choice that is evaluated, [E, K, R]; 0 for
+            those that are not.
         broken: choices that gave NaN or infinity, and the step where they did.
     """
 
-    sizes: Floats
-    cosines: Floats
+    predictions: Floats
+    errors: Floats
     broken: dict[int, int]
 
-
-class Influence(NamedTuple):
-    """Distance of the samples over the size of a local error, [E, W]; and what was measured.
-
-    Attributes:
-        ratios: of each step and way.
-        probes: steps at which it was measured; between them it is interpolated.
-    """
-
-    ratios: Floats
-    probes: tuple[int, ...]
+    def forecast_error(self, made_of: Weights, step: int) -> Floats:
+        """What predictions of other steps, times weights, are off by in a step, [R]."""
+        made: Floats = -self.predictions[step]
+        for source, weight in made_of:
+            made = made + weight * self.predictions[source]
+        return made
 
 
-def local_errors(experiment: Experiment) -> Errors:
-    """Every choice's error on the states of a full-depth trajectory.
+def recorded(experiment: Experiment) -> Recorded:
+    """Every exit on the states of a full-depth trajectory.
 
-    With reuse also the errors of former outputs. Raises a NonFiniteError where full depth gives
-    NaN or infinity.
+    Raises a NonFiniteError where full depth gives NaN or infinity.
     """
     prober, program, work = experiment.prober, experiment.program, experiment.work
-    former: list[Array] = []
-    vectors: list[Array] = []
-    sizes: list[Floats] = []
+    rows: list[Array] = []
+    broken: dict[int, int] = {}
+    others = [c for c in experiment.choices[1:] if c.memory is None]
 
     def watch(step: int, outputs: Outputs, x: Array, t: Array, given: Inputs) -> None:
         check()
         experiment.report("evaluating every choice at every step", step, len(program.steps))
         full = _guided(outputs[0], experiment)
-        kept, size = work.get(f"errors {step}"), work.get(f"sizes {step}")
+        kept = work.get(f"recorded {step}")
         if kept is None:
-            differences = _differences(experiment, full, former, x, t, given)
-            size = np.sqrt(np.square(differences, dtype=np.float64).mean(axis=_rest(full)))
-            kept = _part(differences.reshape(len(differences), -1))
-            work.put(f"errors {step}", kept)
-            work.put(f"sizes {step}", size)
-        vectors.append(np.nan_to_num(kept))
-        sizes.append(size)
-        former[:] = [*former, full][-STALE:] if experiment.reuse else []
+            differences = [_difference(experiment, each, full, x, t, given) for each in others]
+            kept = _part(np.stack([full, *differences]).reshape(1 + len(others), -1))
+            work.put(f"recorded {step}", kept)
+        for index in np.flatnonzero(~np.isfinite(kept).all(axis=1)).tolist():
+            broken.setdefault(index, step)
+        rows.append(np.nan_to_num(kept, posinf=0.0, neginf=0.0))
 
     prober.watch = watch
     try:
         prober.run(program, experiment.samples)
     finally:
         prober.watch = None
-    found = np.array(sizes)
-    broken: dict[int, int] = {}
-    for step, way in np.argwhere(~np.isfinite(found)).tolist():
-        broken.setdefault(way + 1, step)
-    return Errors(np.nan_to_num(found), _cosines(np.concatenate(vectors)), broken)
+    steps, choices = len(rows), len(experiment.choices)
+    every = np.stack(rows)
+    every[:, 0] = np.diff(every[:, 0], axis=0, prepend=every[:1, 0])  # forecasts read differences
+    coordinates = _coordinates(every.reshape(steps * every.shape[1], -1))
+    coordinates = coordinates.reshape(steps, every.shape[1], -1)
+    errors = np.zeros((steps, choices, coordinates.shape[2]))
+    errors[:, 1 : every.shape[1]] = coordinates[:, 1:]
+    return Recorded(np.cumsum(coordinates[:, 0], axis=0), errors, broken)
 
 
-def _differences(
-    experiment: Experiment,
-    full: Array,
-    former: Sequence[Array],
-    x: Array,
-    t: Array,
-    given: Inputs,
+def _difference(
+    experiment: Experiment, choice: Choice, full: Array, x: Array, t: Array, given: Inputs
 ) -> Array:
-    """To full depth, of each other choice and of former outputs, [W, n, *shape]."""
-    others = experiment.choices[1:]
-    ways = len(others) + (STALE if experiment.reuse else 0)
-    differences = np.zeros((ways, *full.shape), np.float32)
-    for place, choice in enumerate(others):
-        found = experiment.prober.ask(choice, x, t, given)
-        differences[place] = _guided(found[0], experiment) - full
-        if not all(np.isfinite(output).all() for output in found):
-            differences[place] = np.nan
-    for age, output in enumerate(reversed(former)):
-        differences[len(others) + age] = output - full
-    return differences
-
-
-def _rest(full: Array) -> tuple[int, ...]:
-    return tuple(range(1, full.ndim + 1))
+    """Of a choice's prediction to full depth's; NaN where any output is not finite."""
+    found = experiment.prober.ask(choice, x, t, given)
+    if not all(np.isfinite(output).all() for output in found):
+        return np.full_like(full, np.nan)
+    difference: Array = _guided(found[0], experiment) - full
+    return difference
 
 
 def _part(rows: Array) -> Array:
@@ -132,10 +111,13 @@ def _part(rows: Array) -> Array:
     return rows[:, np.sort(chosen)]
 
 
-def _cosines(vectors: Array) -> Floats:
-    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
-    unit = vectors / np.maximum(lengths, 1e-30)
-    return np.asarray(unit @ unit.T, np.float64)
+def _coordinates(rows: Array) -> Floats:
+    """Rows with the angles of the given ones, whose length is their root mean square."""
+    wide = rows.astype(np.float64)
+    squares, directions = np.linalg.eigh(wide @ wide.T / wide.shape[1])
+    kept = squares > max(_SMALL * float(squares[-1]), 0.0)
+    made: Floats = directions[:, kept] * np.sqrt(squares[kept])
+    return made
 
 
 def _guided(prediction: Array, experiment: Experiment) -> Array:
@@ -151,35 +133,59 @@ def _guided(prediction: Array, experiment: Experiment) -> Array:
     return given
 
 
-def measured_influence(experiment: Experiment, errors: Errors) -> Influence:
+class Influence(NamedTuple):
+    """What each choice does where it is taken at one step alone.
+
+    Attributes:
+        sizes: root mean square of its local error, [E, K]; 0 where it cannot be taken.
+        ratios: distance of the samples over that, [E, K].
+        probes: steps at which the ratio was measured; between them it is interpolated.
+    """
+
+    sizes: Floats
+    ratios: Floats
+    probes: tuple[int, ...]
+
+
+def measured_influence(experiment: Experiment, record: Recorded) -> Influence:
     """What a local error does to the samples, measured at some steps."""
     experiment = experiment.part(experiment.samples.first, min(experiment.samples.n, _SAMPLES))
     program, choices = experiment.program, experiment.choices
-    record: dict[int, Outputs] = {}
-    full = experiment.prober.run(program, experiment.samples, record=record)
-    kinds = [
-        kind for kind in range(1, len(choices) + experiment.reuse) if kind not in errors.broken
-    ]
+    places = [variable(program.process, step) for step in program.steps]
+    outputs: dict[int, Outputs] = {}
+    full = experiment.prober.run(program, experiment.samples, record=outputs)
+    kinds = [index for index in range(1, len(choices)) if index not in record.broken]
     count = max(5, min(10, _PROBES // max(1, len(kinds))))
     roles = [_role(step) for step in program.steps]
     probes = sorted({step for role in set(roles) for step in _spread(roles, role, count)})
-    jobs = [(step, kind) for step in probes for kind in kinds]
+    sizes = np.array([
+        [_size(record, step, kind, choice, places) for kind, choice in enumerate(choices)]
+        for step in range(len(program.steps))
+    ])  # fmt: skip
+    jobs = [(step, kind) for step in probes for kind in kinds if sizes[step, kind] > 0]
     distances: dict[tuple[int, int], float] = {}
-    candidates: list[Choice] = [*choices, Forecast()]
 
     def moved(step: int, kind: int) -> float:
-        changed = _with_step(program, step, candidates[kind])
-        shared = {known: outputs for known, outputs in record.items() if known < step}
+        changed = _with_step(program, step, choices[kind])
+        shared = {known: each for known, each in outputs.items() if known < step}
         return rms(experiment.prober.run(changed, experiment.samples, replay=shared) - full)
 
     for index, (step, kind) in enumerate(jobs):
         check()
         experiment.report("measuring what an error does to the samples", index, len(jobs))
-        if kind < len(choices) or step:  # the first step has no former output
-            key, measure = f"influence {step} {kind}", partial(moved, step, kind)
-            distances[step, kind] = experiment.work.recall(key, measure)
-    ratios = _interpolated(program, roles, errors, distances, len(choices))
-    return Influence(ratios, tuple(probes))
+        key, measure = f"influence {step} {kind}", partial(moved, step, kind)
+        distances[step, kind] = experiment.work.recall(key, measure)
+    return Influence(sizes, _interpolated(program, roles, sizes, distances), tuple(probes))
+
+
+def _size(record: Recorded, step: int, kind: int, choice: Choice, places: Sequence[float]) -> float:
+    """Root mean square of the error of a choice that is taken at one step alone."""
+    if choice.memory is None:
+        return float(np.linalg.norm(record.errors[step, kind]))
+    if step <= choice.order:
+        return 0.0
+    made_of = extrapolation(places, range(step)[::-1], choice.order, places[step])
+    return float(np.linalg.norm(record.forecast_error(made_of, step)))
 
 
 def _role(step: Step) -> str:
@@ -206,34 +212,29 @@ def _with_step(program: Program, index: int, choice: Choice) -> Program:
 
 
 def _interpolated(
-    program: Program,
-    roles: Sequence[str],
-    errors: Errors,
-    distances: dict[tuple[int, int], float],
-    choices: int,
+    program: Program, roles: Sequence[str], sizes: Floats, distances: dict[tuple[int, int], float]
 ) -> Floats:
     """Ratios of distance to local error at every step.
 
     Between the steps of a role where they were measured, their logarithm is linear.
     """
     moves = np.array([movement(step) for step in program.steps])
-    steps, ways = errors.sizes.shape
-    ratios = np.full((steps, ways), np.nan)
-    for way in range(ways):
-        kind = min(way + 1, choices)  # reuse was measured one evaluation old
+    ratios = np.full(sizes.shape, np.nan)
+    for kind in range(sizes.shape[1]):
         known = {
-            step: np.log(distance / (errors.sizes[step, kind - 1] * moves[step]))
+            step: np.log(distance / (sizes[step, kind] * moves[step]))
             for (step, measured), distance in distances.items()
-            if measured == kind and distance > 0 and errors.sizes[step, kind - 1] > 0
+            if measured == kind and distance > 0
         }
         for role in set(roles):
-            own = [step for step in range(steps) if roles[step] == role]
+            own = [step for step, other in enumerate(roles) if other == role]
             places = sorted(step for step in known if roles[step] == role)
             if places:
                 logs = np.interp(own, places, [known[step] for step in places])
-                ratios[own, way] = moves[own] * np.exp(logs)
-    typical = np.nanmean(ratios, axis=1) if np.isfinite(ratios).any() else moves
-    return np.where(np.isnan(ratios), np.broadcast_to(typical[:, None], ratios.shape), ratios)
+                ratios[own, kind] = moves[own] * np.exp(logs)
+    typical = [row[np.isfinite(row)].mean() if np.isfinite(row).any() else move
+               for row, move in zip(ratios, moves, strict=True)]  # fmt: skip
+    return np.where(np.isnan(ratios), np.array(typical)[:, None], ratios)
 
 
 def movement(step: Step) -> float:

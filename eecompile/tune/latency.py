@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from eecompile.measure.timing import interleaved, percentiles
-from eecompile.programs.choice import Choice, Forecast
+from eecompile.programs.choice import Choice
 from eecompile.programs.program import Program, Step
 from eecompile.tune.model import Costs
 from eecompile.tune.probe import Experiment
@@ -21,7 +21,7 @@ class StepLatency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Milliseconds that a step takes with a choice, the solver's arithmetic included.
 
     Attributes:
-        choice: what is evaluated.
+        choice: what the step makes its prediction from.
         guided: whether guidance doubles the batch.
         median: of all rounds.
         p10: a tenth of the rounds took no longer.
@@ -46,11 +46,15 @@ def measured_costs(
     them.
     """
     program, choices = experiment.program, experiment.choices
-    usable = [c for index, c in enumerate(choices) if index not in skip]
-    cheap = min(usable, key=lambda choice: choice.depth)
-    wanted: list[Choice] = [*usable, *([Forecast()] if experiment.reuse else [])]
+    usable = [choice for index, choice in enumerate(choices) if index not in skip]
+    cheap = min((c for c in usable if c.memory is None), key=lambda choice: choice.blocks)
     acting = [acts(step, experiment) for step in program.steps]
-    jobs = {f"{kind:d} {choice.text}": (kind, choice) for kind in set(acting) for choice in wanted}
+    jobs = {
+        f"{kind:d} {choice.text}": (kind, choice)
+        for kind in dict.fromkeys(acting)
+        for choice in usable
+        if choice.evaluates or kind == acting[0]  # a forecast has no rows for guidance
+    }
 
     def measure() -> dict[str, list[float]]:
         programs = {
@@ -62,15 +66,16 @@ def measured_costs(
 
     timed = experiment.work.recall("seconds", measure)
     count = min(_STEPS, len(program.steps))
-    start, each = _split(timed, jobs, choices[0], cheap, acting[0], count)
-    full = start + sum(each[acting[index], choices[0]] for index in range(len(acting)))
-    steps = np.array([[each.get((kind, c), np.inf) for c in choices] for kind in acting])
-    again = np.array([each.get((kind, Forecast()), 0.0) for kind in acting])
+    start, each = _split(timed, jobs, choices[0], cheap, acting[0], len(program.steps))
+    full = start + sum(each[kind, choices[0]] for kind in acting)
+    known = {choice: each[acting[0], choice] for choice in usable if not choice.evaluates}
+    steps = np.array([[each.get((kind, c), known.get(c, np.inf)) for c in choices]
+                      for kind in acting])  # fmt: skip
     latencies = [
-        _latency(choice, kind, each[kind, choice], timed[name], count)
+        _latency(choice, kind and choice.evaluates, each[kind, choice], timed[name], count)
         for name, (kind, choice) in jobs.items()
     ]
-    return Costs(start / full, steps / full, again / full), latencies
+    return Costs(start / full, steps / full), latencies
 
 
 def acts(step: Step, experiment: Experiment) -> bool:
@@ -114,15 +119,21 @@ def _repeated(
 ) -> Program:
     """The program's first steps, all with one choice, and at one moment.
 
-    Where the choice reads what earlier steps wrote, the first step takes ``first``.
+    Where the choice reads what earlier steps made, all the program's steps, at their own
+    moments; the ones that it reads take ``first``.
     """
+    if choice.memory is not None:
+        chosen = [first] * (choice.order + 1) + [choice] * len(program.steps)
+        made = [
+            msgspec.structs.replace(step, choice=each)
+            for step, each in zip(program.steps, chosen, strict=False)
+        ]
+        return msgspec.structs.replace(program, steps=tuple(made))
     like = program.steps[moment]
     made = [
         msgspec.structs.replace(step, choice=choice, timestep=like.timestep, time=like.moment)
         for step in program.steps[:steps]
     ]
-    if choice.memory is not None:
-        made[0] = msgspec.structs.replace(made[0], choice=first or program.steps[0].chosen)
     return msgspec.structs.replace(program, steps=tuple(made))
 
 
@@ -132,22 +143,25 @@ def _split(
     full: Choice,
     cheap: Choice,
     acting: bool,
-    count: int,
+    steps: int,
 ) -> tuple[float, dict[tuple[bool, Choice], float]]:
     """Seconds once a sampling, and a step of each choice."""
     median = {name: float(np.median(found)) for name, found in seconds.items()}
     whole = {job: median[name] for name, job in jobs.items()}
-    once = whole[acting, full]
+    once, count = whole[acting, full], min(_STEPS, steps)
     start = 0.0
     if count > 1:
         start = max(0.0, median["start"] - (once - median["start"]) / (count - 1))
     each = {
-        job: max(0.0, found - start) / count for job, found in whole.items() if job[1].evaluates
+        job: max(0.0, found - start) / count
+        for job, found in whole.items()
+        if job[1].memory is None
     }
     for (kind, choice), found in whole.items():
-        if not choice.evaluates:
-            rest = found - start - each[kind, cheap]
-            each[kind, choice] = max(0.0, rest) / max(1, count - 1)
+        if choice.memory is not None:
+            first = choice.order + 1
+            rest = found - start - first * each[acting, cheap]
+            each[kind, choice] = max(0.0, rest) / (steps - first)
     return start, each
 
 

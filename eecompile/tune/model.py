@@ -1,17 +1,35 @@
-"""What a schedule is predicted to cost and to lose, without running it."""
+"""What a schedule is predicted to cost and to lose, without running it.
+
+A schedule is assessed step by step. What each step's choice is off by, a vector, moves the samples
+by its influence; the movements of all steps are summed::
+
+    distance  =  | sum over steps k of  r_k e_k |
+
+with r the ratio of :class:`eecompile.tune.influence.Influence`. A forecast is off by what its
+sources, were they full depth's, extrapolate wrongly, and by what they were off by themselves,
+times their weights.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eecompile.arrays import Floats
+from eecompile.programs.choice import HIGHEST, OUTPUT, Choice
+from eecompile.programs.forecasts import SAME, lagrange, variable
+from eecompile.programs.program import Program
 from eecompile.tune.choices import Slots
-from eecompile.tune.influence import STALE, Errors, Influence
-from eecompile.tune.optimise import Reuse, SlotTable
+from eecompile.tune.influence import Influence, Recorded
+
+Indices = NDArray[np.intp]
+Picks = tuple[int, ...]
+"""The choice in each slot, by index."""
+_SOURCES = HIGHEST + 1  # that a forecast has at most
+_UNSURE = 0.4  # of a step's movement: the share in a direction of its own
 
 
 class Costs(NamedTuple):
@@ -19,108 +37,237 @@ class Costs(NamedTuple):
 
     Attributes:
         start: of what happens once a sampling.
-        steps: of each step and choice, [E, C].
-        reuse: of a step that evaluates nothing, [E].
+        steps: of each step and choice, [E, K].
     """
 
     start: float
     steps: Floats
-    reuse: Floats
+
+
+class Memory(Protocol):
+    """What forecasts extrapolate, by :attr:`Choice.memory`."""
+
+    def error(self, step: int, sources: Indices, weights: Floats) -> Floats:
+        """What predictions are off by, [N, R], if the memory is extrapolated from exact sources.
+
+        Args:
+            step: that is forecast.
+            sources: steps, for each of N forecasts, [N, J].
+            weights: of what the sources made, [N, J].
+        """
+
+
+class Predictions:
+    """The predictions themselves; see :class:`Memory`."""
+
+    def __init__(self, predictions: Floats) -> None:
+        self._predictions = predictions
+
+    def error(self, step: int, sources: Indices, weights: Floats) -> Floats:
+        """The extrapolated prediction less that of full depth."""
+        made: Floats = -self._predictions[step]
+        for source, weight in zip(sources.T, weights.T, strict=True):
+            made = made + weight[:, None] * self._predictions[source]
+        return made
+
+
+class Sources(NamedTuple):
+    """The last steps that made a memory, the latest first, -1 for none; and their picks, [N, 3]."""
+
+    steps: Indices
+    picks: Indices
+
+
+class Paths(NamedTuple):
+    """N schedules up to a step.
+
+    Attributes:
+        picks: of each slot, -1 where it is open, [N, S].
+        costs: so far, [N].
+        moved: the samples, so far, [N, R].
+        squares: sum of the squares of each step's movement, [N].
+        depths: of the last evaluation, [N].
+        sources: of each memory.
+    """
+
+    picks: NDArray[np.int16]
+    costs: Floats
+    moved: Floats
+    squares: Floats
+    depths: Indices
+    sources: Mapping[str, Sources]
+
+    def take(self, rows: Indices) -> Paths:
+        """Some of them."""
+        sources = {
+            name: Sources(each.steps[rows], each.picks[rows]) for name, each in self.sources.items()
+        }
+        return Paths(
+            self.picks[rows],
+            self.costs[rows],
+            self.moved[rows],
+            self.squares[rows],
+            self.depths[rows],
+            sources,
+        )
+
+    @property
+    def distances(self) -> Floats:
+        """Predicted, of the samples to full depth's, RMS, [N]."""
+        squares = np.square(self.moved).sum(axis=1) + _UNSURE**2 * self.squares
+        return np.asarray(np.sqrt(squares))
+
+
+def joined(parts: Sequence[Paths]) -> Paths:
+    """All of them."""
+    sources = {
+        name: Sources(*map(np.concatenate, zip(*(p.sources[name] for p in parts), strict=True)))
+        for name in parts[0].sources
+    }
+    return Paths(
+        np.concatenate([part.picks for part in parts]),
+        np.concatenate([part.costs for part in parts]),
+        np.concatenate([part.moved for part in parts]),
+        np.concatenate([part.squares for part in parts]),
+        np.concatenate([part.depths for part in parts]),
+        sources,
+    )
 
 
 class Model:
-    """Predicts the cost and the distance of the choices in each slot.
+    """Predicts the cost and the distance of the picks in each slot.
+
+    Args:
+        program: at full depth.
+        slots: of the program.
+        choices: full depth first.
+        costs: of every choice.
+        record: of full depth and other exits.
+        influence: of every choice.
+        memories: what choices extrapolate, by name; None for predictions alone.
+        monotone: whether the depth of an evaluation must not be less than the last one's.
 
     Attributes:
-        table: for the optimiser, whose costs are without :attr:`start`.
-        start: share of time that no choice changes.
-        alone: distance that each local error leads to by itself, [E, W].
+        choices, slots, costs: as given.
+        slot_of: the slot of each step.
     """
 
     def __init__(
         self,
+        program: Program,
         slots: Slots,
+        choices: Sequence[Choice],
         costs: Costs,
-        errors: Errors,
+        record: Recorded,
         influence: Influence,
-        depths: Sequence[int],
         *,
-        reuse: bool,
+        memories: Mapping[str, Memory] | None = None,
         monotone: bool = False,
     ) -> None:
-        self.slots, self.start = slots, costs.start
-        self._ratios, self._choices = influence.ratios, len(depths)
-        self.alone = errors.sizes * influence.ratios  # [E, W]
-        alone = self.alone.ravel()
-        self._products = errors.cosines * np.outer(alone, alone)
-        self._sizes, self._ways = errors.sizes, errors.sizes.shape[1]
-        by_step = np.zeros((len(errors.sizes), len(depths)))
-        by_step[:, 1:] = self.alone[:, : len(depths) - 1]
-        by_step[:, list(errors.broken)] = np.inf
-        steps = [list(found) for found in slots.steps]
-        self.table = SlotTable(
-            np.array([costs.steps[found].sum(axis=0) for found in steps]),
-            np.array([by_step[found].sum(axis=0) for found in steps]),
-            tuple(depths),
-            self._reuse(costs) if reuse else None,
-            monotone,
+        self.slots, self.choices, self.costs = slots, tuple(choices), costs
+        self.slot_of = [0] * len(program.steps)
+        for slot, steps in enumerate(slots.steps):
+            for step in steps:
+                self.slot_of[step] = slot
+        self._monotone = monotone
+        self._usable = [index not in record.broken for index in range(len(choices))]
+        self._own = record.errors * influence.ratios[:, :, None]
+        self._record, self._ratios = record, influence.ratios
+        self._memories = memories or {OUTPUT: Predictions(record.predictions)}
+        self._places = np.array([variable(program.process, step) for step in program.steps])
+
+    def begun(self) -> Paths:
+        """The one schedule before the first step."""
+        none = np.full((1, _SOURCES), -1)
+        return Paths(
+            np.full((1, len(self.slots.steps)), -1, np.int16),
+            np.full(1, self.costs.start),
+            np.zeros((1, self._own.shape[2])),
+            np.zeros(1),
+            np.zeros(1, np.intp),
+            {name: Sources(none, none) for name in self._memories},
         )
 
-    def _reuse(self, costs: Costs) -> Reuse:
-        """Errors of a former output: that it is old, and those it had when it was new."""
-        steps = self.slots.steps
-        errors = np.full((len(steps), STALE, self._choices), np.inf)
-        for slot, found in enumerate(steps):
-            for stale in range(STALE - len(found) + 1):
-                errors[slot, stale] = 0.0
-                for later, step in enumerate(found):
-                    age = stale + later + 1
-                    source = step - age
-                    if source < 0:
-                        errors[slot, stale] = np.inf
-                        break
-                    way = self._choices - 1 + age - 1
-                    errors[slot, stale] += self.alone[step, way]
-                    own = self._sizes[source, : self._choices - 1]
-                    errors[slot, stale, 1:] += own * self._ratios[step, : self._choices - 1]
-        share = np.array([costs.reuse[list(found)].sum() for found in steps])
-        return Reuse(share, errors, tuple(map(len, steps)))
+    def allows(self, paths: Paths, step: int, pick: int) -> NDArray[np.bool_]:
+        """Which schedules may go on with a choice in a step, [N]."""
+        choice, slot = self.choices[pick], paths.picks[:, self.slot_of[step]]
+        allowed: NDArray[np.bool_] = ((slot == pick) | (slot < 0)) & self._usable[pick]
+        if choice.memory is not None:
+            allowed &= paths.sources[choice.memory].steps[:, choice.order] >= 0
+        if self._monotone and choice.evaluates:
+            allowed &= paths.depths <= choice.blocks
+        return allowed
 
-    def cost(self, picks: Sequence[int]) -> float:
+    def extended(self, paths: Paths, step: int, pick: int) -> Paths:
+        """The schedules with a choice, which they allow, in a step."""
+        choice, picks = self.choices[pick], paths.picks.copy()
+        picks[:, self.slot_of[step]] = pick
+        moved = self._own[step, pick]
+        if choice.memory is not None:
+            moved = self._extrapolated(paths.sources[choice.memory], step, pick)
+        sources = {
+            name: self._pushed(each, step, pick) if choice.makes(name) else each
+            for name, each in paths.sources.items()
+        }
+        depths = np.full_like(paths.depths, choice.blocks) if choice.evaluates else paths.depths
+        costs = paths.costs + self.costs.steps[step, pick]
+        squares = paths.squares + np.square(moved).sum(axis=-1)
+        return Paths(picks, costs, paths.moved + moved, squares, depths, sources)
+
+    def assessed(self, picks: Iterable[Picks]) -> Paths:
+        """The paths of picks that may be made, in their order; the others are left out."""
+        wanted = np.array(list(picks), np.int16).reshape(-1, len(self.slots.steps))
+        paths, rows = self.begun().take(np.zeros(len(wanted), np.intp)), np.arange(len(wanted))
+        for step, slot in enumerate(self.slot_of):
+            parts, places = [paths.take(rows[:0])], [rows[:0]]
+            for pick in np.unique(wanted[rows, slot]).tolist():
+                own = np.flatnonzero((wanted[rows, slot] == pick) & self.allows(paths, step, pick))
+                parts.append(self.extended(paths.take(own), step, pick))
+                places.append(rows[own])
+            rows = np.concatenate(places)
+            order = np.argsort(rows)
+            paths, rows = joined(parts).take(order), rows[order]
+        return paths
+
+    def distance(self, picks: Picks) -> float:
+        """Predicted distance of the samples to full depth's; infinite for what is not allowed."""
+        return float(next(iter(self.assessed([picks]).distances), np.inf))
+
+    def cost(self, picks: Picks) -> float:
         """Predicted time as a share of full depth's."""
-        reuse = self.table.reuse
-        found = self.start
-        for slot, pick in enumerate(picks):
-            if pick == self.table.again:
-                assert reuse is not None
-                found += float(reuse.costs[slot])
-            else:
-                found += float(self.table.costs[slot, pick])
-        return found
+        steps = self.costs.steps
+        return self.costs.start + float(sum(steps[s, picks[k]] for s, k in enumerate(self.slot_of)))
 
-    def distance(self, picks: Sequence[int]) -> float:
-        """Predicted distance of the samples to full depth's, RMS."""
-        weights = self._weights(picks)
-        own = np.flatnonzero(weights)
-        part = weights[own]
-        square = float(part @ self._products[np.ix_(own, own)] @ part)
-        return math.sqrt(max(0.0, square))
+    def _extrapolated(self, sources: Sources, step: int, pick: int) -> Floats:
+        """How far a forecast moves the samples, for each schedule, [N, R]."""
+        choice, ratios = self.choices[pick], self._ratios[step]
+        assert choice.memory is not None
+        count = choice.order + 1
+        both = np.hstack([sources.steps[:, :count], sources.picks[:, :count]])
+        distinct, which = _distinct(both)
+        steps, picks = distinct[:, :count], distinct[:, count:]
+        nodes = self._places[steps.T]
+        weights = np.stack(lagrange(list(nodes), self._places[step]), axis=1)
+        moved = ratios[pick] * self._memories[choice.memory].error(step, steps, weights)
+        if choice.memory == OUTPUT:
+            for own, made, weight in zip(steps.T, picks.T, weights.T, strict=True):
+                moved += (weight * ratios[made])[:, None] * self._record.errors[own, made]
+        return np.asarray(moved[which])
 
-    def _weights(self, picks: Sequence[int]) -> Floats:
-        """How often each local error occurs, [E W]."""
-        made = np.zeros((len(self._sizes), self._ways))
-        pick_of = {step: pick for found, pick in zip(self.slots.steps, picks, strict=True)
-                   for step in found}  # fmt: skip
-        source = 0
-        for step in range(len(made)):
-            pick = pick_of[step]
-            if pick != self.table.again:
-                source = step
-                if pick:
-                    made[step, pick - 1] += 1.0
-                continue
-            made[step, self._choices - 1 + min(step - source, STALE) - 1] += 1.0
-            if before := pick_of[source]:
-                way = before - 1
-                made[source, way] += self._ratios[step, way] / self._ratios[source, way]
-        return made.ravel()
+    def _pushed(self, sources: Sources, step: int, pick: int) -> Sources:
+        """With one more; of several at one place only the latest counts."""
+        places = self._places[sources.steps]
+        apart = (sources.steps >= 0) & ~np.isclose(places, self._places[step], SAME, SAME)
+        order = np.argsort(~apart, axis=1, kind="stable")[:, : _SOURCES - 1]
+        last = np.take_along_axis(np.where(apart, sources.steps, -1), order, axis=1)
+        picked = np.take_along_axis(np.where(apart, sources.picks, -1), order, axis=1)
+        new = np.full((len(last), 1), step)
+        return Sources(np.hstack([new, last]), np.hstack([np.full_like(new, pick), picked]))
+
+
+def _distinct(rows: Indices) -> tuple[Indices, Indices]:
+    """The distinct rows, and which one each is."""
+    scale = int(rows.max(initial=0)) + 2
+    codes = (rows + 1) @ (scale ** np.arange(rows.shape[1], dtype=np.int64))
+    _, first, which = np.unique(codes, return_index=True, return_inverse=True)
+    return rows[first], which

@@ -46,9 +46,10 @@ def _opening(front: Front) -> Iterator[Section]:
 
 def _settings(front: Front) -> FactList:
     settings = front.settings
+    exits = "exits" if "exits" in settings.use else "full depth"
     allowed = [
-        "exits of " + ", ".join(front.engines),
-        *(["the previous output"] if settings.reuse else []),
+        f"{exits} of " + ", ".join(front.engines),
+        *(["forecasts of the prediction"] if "forecasts" in settings.use else []),
         *(["depth never falling as t goes to 0"] if settings.monotone else []),
     ]
     sampling = f"{settings.solver}, {settings.steps} steps, guidance {settings.guidance:g}"
@@ -78,8 +79,8 @@ def _plots(front: Front) -> Iterator[Section]:
     placed = [Plot(plots.front_plot(front), "Distance against time", wide=True)]
     yield Section("The front", words, plots=placed)
     words = (
-        "A bar for each step, as high as the exit that runs; no bar where the previous output is "
-        "used again. Colours tell engine sets apart."
+        "A bar for each step, as high as the exit that runs; no bar where the prediction is "
+        "forecast. Colours tell engine sets apart."
     )
     if chosen := plots.choices(front):
         placed = [Plot(chosen, "Depth at each step, by schedule", wide=True)]

@@ -28,6 +28,7 @@ _MARKS: dict[Kind, Mark] = {
     "linear": Mark(3, colour(2), "triangle-up"),
     "exit": Mark(4, colour(4), "cross"),
     "recipe": Mark(5, "var(--candidate-0)", "star"),
+    "published": Mark(6, colour(2), "triangle-down"),
 }
 
 
@@ -89,7 +90,7 @@ def choices(front: Front) -> Figure | None:
     """What runs at each step, a row for each found schedule; None without any."""
     found = [point for point in front.points if point.kind == "found"]
     found = [point for point in found if point.name.startswith("budget")] or found
-    found.sort(key=lambda point: -point.predicted_share)
+    found.sort(key=lambda point: -point.time_share)
     rows = [
         (p.name, f"time {number(p.time_share)}, distance {number(p.distance)}", p.choices)
         for p in found

@@ -14,7 +14,7 @@ import numpy as np
 
 from eecompile.arrays import Array, Inputs
 from eecompile.compiler.progress import Report
-from eecompile.programs.choice import Exit
+from eecompile.programs.choice import Choice, Exit
 from eecompile.programs.program import Program
 from eecompile.runtime.protocol import Engine
 from eecompile.runtime.request import SampleRequest
@@ -34,7 +34,6 @@ class Experiment(NamedTuple):
         program: at full depth.
         choices: full depth first.
         samples: that are made.
-        reuse: whether the previous output may be used again.
         work: keeps what has been measured.
         report: told of each phase.
     """
@@ -42,9 +41,8 @@ class Experiment(NamedTuple):
     sampler: Sampler
     prober: Prober
     program: Program
-    choices: tuple[Exit, ...]
+    choices: tuple[Choice, ...]
     samples: SampleRequest
-    reuse: bool
     work: Work
     report: Report
 
@@ -109,7 +107,7 @@ class Prober(Engine):
         """See :meth:`eecompile.runtime.protocol.Engine.evaluate`."""
         return self._evaluate("", depth, x, t, conditions)
 
-    def ask(self, choice: Exit, x: Array, t: Array, conditions: Inputs) -> Outputs:
+    def ask(self, choice: Choice, x: Array, t: Array, conditions: Inputs) -> Outputs:
         """What a choice gives for these inputs, in batches that its engine takes."""
         engine = self._engines[choice.engine]
         parts = [
@@ -117,7 +115,7 @@ class Prober(Engine):
         ]
         found = [
             engine.evaluate(
-                choice.depth, x[p], t[p], {name: array[p] for name, array in conditions.items()}
+                choice.blocks, x[p], t[p], {name: array[p] for name, array in conditions.items()}
             )
             for p in parts
         ]

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import msgspec
 
+from eecompile.arrays import Floats
 from eecompile.compiler.progress import Report
 from eecompile.errors import UsageError
-from eecompile.programs.choice import Choice, Exit, Forecast
+from eecompile.programs.choice import Choice
 from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.request import SampleRequest
@@ -17,11 +18,11 @@ from eecompile.runtime.sampler import Sampler
 from eecompile.tune.baselines import Baseline
 from eecompile.tune.choices import Slots, choices_of, schedule_from_picks, slots_of
 from eecompile.tune.findings import Entry
-from eecompile.tune.influence import local_errors, measured_influence
+from eecompile.tune.influence import measured_influence, recorded
 from eecompile.tune.latency import StepLatency, measured_costs
 from eecompile.tune.model import Model
 from eecompile.tune.probe import Experiment, Prober
-from eecompile.tune.report import TuningSettings
+from eecompile.tune.report import USES, TuningSettings
 from eecompile.tune.work import Work
 
 _TIMING = 15.0  # seconds for what choices cost, a minute of refinement
@@ -36,6 +37,8 @@ class Problem(NamedTuple):
         broken: choices that do not give finite outputs, by index, and the step of the first.
         slots: of the program.
         model: predicts cost and distance.
+        alone: predicted distance where a choice is taken at one step alone, [E, K]; 0 where it
+            cannot be.
         latencies: of every choice.
     """
 
@@ -44,16 +47,17 @@ class Problem(NamedTuple):
     broken: dict[int, int]
     slots: Slots
     model: Model
+    alone: Floats
     latencies: list[StepLatency]
 
     @property
-    def usable(self) -> list[Exit]:
+    def usable(self) -> list[Choice]:
         """The choices that give finite outputs."""
         return [c for index, c in enumerate(self.experiment.choices) if index not in self.broken]
 
     def schedule(self, picks: Sequence[int]) -> ExitSchedule:
         """The exit schedule that makes these picks."""
-        return schedule_from_picks(picks, (*self.experiment.choices, Forecast()), self.slots)
+        return schedule_from_picks(picks, self.experiment.choices, self.slots)
 
     def compiled(self, schedule: ExitSchedule) -> Program:
         """The program of a schedule."""
@@ -61,8 +65,8 @@ class Problem(NamedTuple):
         return self.experiment.sampler.program(settings.solver, settings.steps, schedule)
 
     def picks(self, program: Program) -> tuple[int, ...]:
-        """The choices that such a program makes, where every slot evaluates."""
-        places: dict[Choice, int] = {c: index for index, c in enumerate(self.experiment.choices)}
+        """The choices that such a program makes."""
+        places = {choice: index for index, choice in enumerate(self.experiment.choices)}
         return tuple(places[program.steps[steps[0]].chosen] for steps in self.slots.steps)
 
     def entry(self, baseline: Baseline) -> Entry:
@@ -95,13 +99,21 @@ def checked(sampler: Sampler, settings: TuningSettings, samples: SampleRequest) 
                 expected=share if what == "budget" else f"{low:g} to {high:g}",
                 remedy="choose another",
             )
-    exits = sampler.interface.exits
-    if len(exits) * max(1, len(sampler.engines)) < 2 and not settings.reuse:
+    if unknown := sorted(set(settings.use) - set(USES)):
         raise UsageError(
-            found=f"a network with one exit ({exits[0]}), in one engine set",
+            found=f"{', '.join(map(repr, unknown))} among what schedules may use",
+            expected=f"some of {', '.join(USES)}",
+            remedy="choose among these",
+        )
+    exits = sampler.interface.exits
+    if len(choices_of(exits, sampler.engines, settings.use, settings.steps)) < 2:
+        raise UsageError(
+            found=f"full depth alone to choose from: exits {', '.join(map(str, exits))} in "
+            f"{max(1, len(sampler.engines))} engine set, {settings.steps} steps, schedules that "
+            f"may use {', '.join(settings.use) or 'nothing'}",
             expected="something to choose from",
-            remedy="export it with more exits, add another engine set (--engines), or allow "
-            "the previous output (--reuse)",
+            remedy="allow forecasts (--use forecasts), add another engine set (--engines), or "
+            "export the network with more exits",
         )
     whole = msgspec.structs.replace(samples, n=settings.seeds + settings.held_out)
     sampler.check(whole.part(sampler.interface, whole.first, whole.n))
@@ -114,30 +126,20 @@ def posed(
     """Measure what every choice costs and loses.
 
     Raises:
-        UsageError: the solver's evaluations cannot be used again, and are to be.
         NonFiniteError: full depth gives NaN or infinity.
     """
-    interface, reuse = sampler.interface, settings.reuse
+    interface = sampler.interface
     program = sampler.program(settings.solver, settings.steps, interface.exits[-1])
-    choices = choices_of(interface.exits, sampler.engines)
+    choices = choices_of(interface.exits, sampler.engines, settings.use, len(program.steps))
     slots = slots_of(program, interface.process.timesteps)
-    apart = len(slots.steps) == len({step.moment for step in program.steps})
-    if reuse and not (slots.falls and apart):
-        raise UsageError(
-            found=f"--reuse with {settings.solver}, {settings.steps} steps",
-            expected="at most 100 evaluations, at times that fall from one to the next",
-            remedy="take fewer steps, another solver, or leave --reuse out",
-        )
-    experiment = Experiment(
-        sampler, Prober(sampler), program, choices, samples, reuse, work, report
-    )
-    errors = local_errors(experiment)
-    influence = measured_influence(experiment, errors)
+    experiment = Experiment(sampler, Prober(sampler), program, choices, samples, work, report)
+    record = recorded(experiment)
+    influence = measured_influence(experiment, record)
     costs, latencies = measured_costs(
         experiment.part(samples.first, settings.batch),
-        skip=list(errors.broken),
+        skip=list(record.broken),
         seconds=_TIMING * settings.minutes,
     )
-    depths, monotone = [c.depth for c in choices], settings.monotone
-    model = Model(slots, costs, errors, influence, depths, reuse=reuse, monotone=monotone)
-    return Problem(experiment, settings, errors.broken, slots, model, latencies)
+    model = Model(program, slots, choices, costs, record, influence, monotone=settings.monotone)
+    alone = influence.sizes * influence.ratios
+    return Problem(experiment, settings, record.broken, slots, model, alone, latencies)

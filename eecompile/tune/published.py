@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from eecompile.errors import UsageError
-from eecompile.programs.choice import Choice, Exit, Forecast
+from eecompile.programs.choice import Choice, Forecast
 
 _CACHE_DIT = {
     "slow": ([8, 3, 3, 2, 1, 1], [1, 2, 2, 2, 3]),
@@ -28,7 +28,7 @@ _CACHE_DIT = {
 _CACHE_DIT_STEPS, _FEWEST = 28, 16
 
 
-def published_schedules(steps: int, full: Exit) -> Mapping[str, tuple[Choice, ...]]:
+def published_schedules(steps: int, full: Choice) -> Mapping[str, tuple[Choice, ...]]:
     """Those that there are for so many steps, with their default settings, by name.
 
     Args:
@@ -41,7 +41,7 @@ def published_schedules(steps: int, full: Exit) -> Mapping[str, tuple[Choice, ..
     return {name: choices for name, choices in found.items() if set(choices) != {full}}
 
 
-def every_nth(steps: int, full: Exit, *, interval: int = 2, order: int = 1) -> tuple[Choice, ...]:
+def every_nth(steps: int, full: Choice, *, interval: int = 2, order: int = 1) -> tuple[Choice, ...]:
     """One step of each ``interval`` is full, from the first on, and as many as the order needs.
 
     With order 0 that is FORA's rule (arXiv 2407.01425), otherwise TaylorSeer's (arXiv 2503.06923),
@@ -51,7 +51,7 @@ def every_nth(steps: int, full: Exit, *, interval: int = 2, order: int = 1) -> t
 
 
 def openvino_genai(
-    steps: int, full: Exit, *, interval: int = 3, before: int = 6, after: int = -2
+    steps: int, full: Choice, *, interval: int = 3, before: int = 6, after: int = -2
 ) -> tuple[Choice, ...]:
     """TaylorSeer Lite of OpenVINO GenAI: order 1, of the prediction, at a fixed interval.
 
@@ -77,7 +77,7 @@ def openvino_genai(
 
 
 def cache_dit(
-    steps: int, full: Exit, *, policy: str = "medium", order: int = 1
+    steps: int, full: Choice, *, policy: str = "medium", order: int = 1
 ) -> tuple[Choice, ...]:
     """The masks of cache-dit: ``slow``, ``medium``, ``fast`` or ``ultra``.
 
@@ -143,7 +143,7 @@ def _in_turn(runs: Sequence[list[int]]) -> Iterator[tuple[bool, int]]:
 
 def magcache(
     steps: int,
-    full: Exit,
+    full: Choice,
     *,
     ratios: Sequence[float],
     threshold: float = 0.06,
@@ -178,5 +178,5 @@ def magcache(
     return _choices(mask, full, 0)
 
 
-def _choices(mask: Iterator[bool] | Sequence[bool], full: Exit, order: int) -> tuple[Choice, ...]:
+def _choices(mask: Iterator[bool] | Sequence[bool], full: Choice, order: int) -> tuple[Choice, ...]:
     return tuple(full if evaluated else Forecast(order) for evaluated in mask)

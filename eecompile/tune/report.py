@@ -13,8 +13,10 @@ from eecompile.runtime.request import SampleFacts
 from eecompile.store.files import read_form
 from eecompile.tune.latency import StepLatency
 
-FORMAT = 2
-Kind = Literal["full", "found", "exit", "linear", "ase", "recipe", "steps"]
+FORMAT = 3
+USES = ("exits", "forecasts")
+"""What schedules may use, beside full depth."""
+Kind = Literal["full", "found", "exit", "linear", "ase", "recipe", "published", "steps"]
 
 
 class _Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -31,7 +33,8 @@ class TuningSettings(SampleFacts, frozen=True, kw_only=True, forbid_unknown_fiel
         batch: samples at once, where time is measured.
         seeds: samples by which schedules are chosen.
         held_out: further samples, by which they are reported.
-        reuse: whether the previous output may be used again.
+        use: what schedules may use beside full depth of every engine set: ``exits``,
+            ``forecasts``.
         monotone: whether the depth must not fall as t goes to 0.
         minutes: for trying changes on real distances, over all budgets; times are measured
             more often the more there are.
@@ -43,7 +46,7 @@ class TuningSettings(SampleFacts, frozen=True, kw_only=True, forbid_unknown_fiel
     batch: int = 16
     seeds: int = 16
     held_out: int = 48
-    reuse: bool = False
+    use: tuple[str, ...] = USES
     monotone: bool = False
     minutes: float = 2.0
 
@@ -54,7 +57,8 @@ class FrontPoint(_Frozen, frozen=True, kw_only=True):
     Attributes:
         name: the schedule's file without ``.json``, or what a baseline is called.
         kind: ``full`` depth, ``found`` by tuning, one ``exit`` throughout, ``linear``,
-            ``ase`` (the authors' shares of depth), of the ``recipe``, or fewer ``steps``.
+            ``ase`` (the authors' shares of depth), of the ``recipe``, a ``published`` rule for
+            forecasts, or fewer ``steps``.
         steps: as the solver counts them.
         schedule: of exits.
         choices: of each step.
@@ -94,12 +98,12 @@ class BaselineComparison(_Frozen, frozen=True, kw_only=True):
 
     Attributes:
         baseline: its name.
-        found: the found schedule that takes no more time, as predicted.
-        time_share: time of the found one over the baseline's, measured.
+        found: the nearest found schedule that takes no more time, as measured.
+        time_share: time of the found one over the baseline's.
         distance_ratio: distance of the found one over the baseline's.
         interval: 95 % interval of that ratio, by bootstrap over the samples of both.
-        time_share_at_distance: time over the baseline's that a distance as small as its takes,
-            interpolated between the found schedules; None where none is as near.
+        time_share_at_distance: time over the baseline's of the fastest found schedule that
+            surely takes less and is no farther, by 95 % intervals; None without any.
     """
 
     baseline: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,13 @@ from eecompile.arrays import Array
 from eecompile.errors import NonFiniteError
 from eecompile.interrupt import check
 from eecompile.programs.program import Program
-from eecompile.tune.model import Model
+from eecompile.tune.model import Model, Picks
 from eecompile.tune.probe import Experiment, Outputs, rms
 
-Picks = tuple[int, ...]
+_STARTS = 4  # that are tried, however long it takes
 _PATIENCE = 10  # trials without a better one
 _EXCHANGES = 24  # cheaper and dearer changes that are paired
-_RESTARTS = 4
+_SAME = 1e-9  # costs that differ by less than this share are equal
 
 
 class Trials:
@@ -79,35 +80,50 @@ class Trials:
         return best
 
 
-def neighbours(picks: Picks, model: Model, budget: float) -> Iterator[tuple[float, Picks]]:
-    """Picks within a budget that differ in one slot, or in two: a dearer for a cheaper one.
+def neighbours(picks: Picks, model: Model, budget: float) -> list[Picks]:
+    """Picks within a budget that differ by a small change, by predicted distance.
 
-    Each comes with its predicted distance.
+    One slot picks something else, or two do, the one cheaper and the other dearer; or two
+    slots that follow one another exchange their picks.
     """
-    cheaper: list[tuple[float, Picks]] = []
-    dearer: list[tuple[float, Picks]] = []
-    cost = model.cost(picks)
-    for changed in _single(picks, model):
-        spent, entry = model.cost(changed), (model.distance(changed), changed)
-        (cheaper if spent < cost else dearer).append(entry)
-        if spent <= budget:
-            yield entry
-    for _, one in sorted(cheaper)[:_EXCHANGES]:
-        for _, other in sorted(dearer)[:_EXCHANGES]:
-            both = _joined(picks, one, other)
-            if both and model.cost(both) <= budget and model.table.allows(both):
-                yield model.distance(both), both
+    alone = model.assessed(_alone(picks, model))
+    order = np.argsort(alone.distances)
+    cheap = alone.costs < model.cost(picks)
+    changed = [tuple(row) for row in alone.picks.tolist()]
+    cheaper = [changed[row] for row in order if cheap[row]][:_EXCHANGES]
+    dearer = [changed[row] for row in order if not cheap[row]][:_EXCHANGES]
+    pairs = (_both(picks, one, other) for one, other in product(cheaper, dearer))
+    every = dict.fromkeys([*changed, *_exchanged(picks), *filter(None, pairs)])
+    paths = model.assessed(every)
+    within = np.flatnonzero(paths.costs <= budget * (1 + _SAME))
+    order = within[np.argsort(paths.distances[within], kind="stable")]
+    return [tuple(row) for row in paths.picks[order].tolist()]
 
 
-def _single(picks: Picks, model: Model) -> Iterator[Picks]:
+def improved(picks: Picks, model: Model, budget: float) -> Picks:
+    """The picks that small changes lead to as long as the predicted distance falls."""
+    while nearest := neighbours(picks, model, budget)[:1]:
+        check()
+        if model.distance(nearest[0]) >= model.distance(picks) * (1 - _SAME):
+            break
+        (picks,) = nearest
+    return picks
+
+
+def _alone(picks: Picks, model: Model) -> Iterator[Picks]:
     for slot, pick in enumerate(picks):
-        for other in model.table.picks:
-            changed = (*picks[:slot], other, *picks[slot + 1 :])
-            if other != pick and model.table.allows(changed):
-                yield changed
+        for other in range(len(model.choices)):
+            if other != pick:
+                yield (*picks[:slot], other, *picks[slot + 1 :])
 
 
-def _joined(picks: Picks, one: Picks, other: Picks) -> Picks | None:
+def _exchanged(picks: Picks) -> Iterator[Picks]:
+    for slot in range(len(picks) - 1):
+        if picks[slot] != picks[slot + 1]:
+            yield (*picks[:slot], picks[slot + 1], picks[slot], *picks[slot + 2 :])
+
+
+def _both(picks: Picks, one: Picks, other: Picks) -> Picks | None:
     """Both changes; None where they are of the same slot."""
     made = []
     for before, first, second in zip(picks, one, other, strict=True):
@@ -115,48 +131,6 @@ def _joined(picks: Picks, one: Picks, other: Picks) -> Picks | None:
             return None
         made.append(first if first != before else second)
     return tuple(made)
-
-
-def improved(picks: Picks, model: Model, budget: float) -> Picks:
-    """The picks that small changes lead to as long as the predicted distance falls."""
-    best = model.distance(picks)
-    while True:
-        check()
-        around = neighbours(picks, model, budget)
-        found = min(around, key=lambda entry: entry[0], default=(best, picks))
-        if found[0] >= best * (1 - 1e-9):
-            return picks
-        best, picks = found
-
-
-def proposed(start: Picks, model: Model, budget: float, *, seed: int = 0) -> list[Picks]:
-    """Picks worth a trial, by predicted distance: ``start``, and what changes make of it.
-
-    Small changes end where none alone is an improvement; from there, some slots are made as
-    cheap as can be, and the budget that this sets free is spent again.
-    """
-    rng = np.random.default_rng(seed)
-    best = improved(start, model, budget)
-    found = {start, best}
-    for _ in range(_RESTARTS):
-        other = improved(_kicked(best, model, rng), model, budget)
-        found.add(other)
-        best = min(best, other, key=model.distance)
-    return sorted(found, key=lambda picks: (model.distance(picks), picks))
-
-
-def _kicked(picks: Picks, model: Model, rng: np.random.Generator) -> Picks:
-    """The picks with some slots made cheaper."""
-    count = max(1, len(picks) // 6)
-    for slot in rng.choice(len(picks), count, replace=False).tolist():
-        again = [model.table.again] if model.table.reuse is not None else []
-        cheap = again + np.argsort(model.table.costs[slot]).tolist()
-        for pick in cheap:
-            changed = (*picks[:slot], pick, *picks[slot + 1 :])
-            if model.table.allows(changed) and model.cost(changed) <= model.cost(picks):
-                picks = changed
-                break
-    return picks
 
 
 def refined(
@@ -170,13 +144,20 @@ def refined(
 ) -> Picks:
     """The best of some picks, changed as long as the real distance falls.
 
-    Changes are tried in the order of their predicted distance, until ten in a row are no
-    better or the seconds are over. ``report`` is told of each trial.
+    A few starts are tried in any case, the others for half of the seconds. Then changes are, in
+    the order of their predicted distance, until ten in a row are no better or the seconds are
+    over. ``report`` is told of each trial.
     """
-    end = time.perf_counter() + seconds
-    best = min(dict.fromkeys(starts), key=trials.distance)
+    began = time.perf_counter()
+    end, best = began + seconds, starts[0]
+    for index, picks in enumerate(dict.fromkeys(starts)):
+        if index >= _STARTS and time.perf_counter() > began + seconds / 2:
+            break
+        check()
+        report()
+        best = min(best, picks, key=trials.distance)
     while time.perf_counter() < end:
-        for _, picks in sorted(neighbours(best, model, budget))[:_PATIENCE]:
+        for picks in neighbours(best, model, budget)[:_PATIENCE]:
             check()
             report()
             if trials.distance(picks) < trials.distance(best):

@@ -15,11 +15,12 @@ KINDS: dict[Kind, str] = {
     "linear": "linear",
     "exit": "one exit throughout",
     "recipe": "the recipe's",
+    "published": "published rules",
     "full": "full depth",
 }
 """What each kind of program is called."""
 _GROUPS: tuple[tuple[Kind, ...], ...] = (
-    ("full", "found"), ("ase", "linear", "recipe"), ("exit",), ("steps",)
+    ("full", "found"), ("ase", "linear", "recipe"), ("exit",), ("published",), ("steps",)
 )  # fmt: skip
 
 
@@ -74,7 +75,7 @@ def points_table(front: Front) -> Table:
     points = [
         point
         for kinds in _GROUPS
-        for point in sorted(front.points, key=lambda point: -point.predicted_share)
+        for point in sorted(front.points, key=lambda point: -point.time_share)
         if point.kind in kinds
     ]
     unit = "data's range" if front.unit == "range" else "samples' deviation"

@@ -14,26 +14,25 @@ import eecompile
 from eecompile.compiler.progress import Report, silent
 from eecompile.errors import UsageError
 from eecompile.measure.machine import machine_facts
-from eecompile.programs.choice import Forecast
 from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
-from eecompile.tune.baselines import baseline_schedules, fewer_steps
+from eecompile.tune.baselines import baseline_schedules, fewer_steps, published_baselines
 from eecompile.tune.findings import Entry, comparisons, points, warnings
 from eecompile.tune.held_out import FULL, measured
-from eecompile.tune.influence import STALE
-from eecompile.tune.optimise import front
+from eecompile.tune.model import Picks
+from eecompile.tune.optimise import found
 from eecompile.tune.problem import Problem, checked, posed
-from eecompile.tune.report import Front, FrontPoint, TuningSettings
-from eecompile.tune.search import Picks, Trials, proposed, refined
+from eecompile.tune.report import USES, Front, FrontPoint, TuningSettings
+from eecompile.tune.search import Trials, improved, refined
 from eecompile.tune.work import Work
 
 _BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
-_WITHIN = 1e-9
+_ROOM = 1.01  # of a budget: times are not measured more closely
 _NEAR = 0.005  # budgets that differ by less are one
 _AGAIN = 60.0  # seconds for the held-out samples and timing again, a minute of refinement
-_TRIED = 3  # of the picks that are predicted to be best
+_TRIED = 12  # of the picks that are predicted to be nearest, where time allows
 
 
 def tune(
@@ -70,11 +69,16 @@ def tune(
     held_out = whole.part(sampler.interface, whole.first + settings.seeds, settings.held_out)
     try:
         problem = posed(sampler, settings, chosen_by, work, report)
+        usable = problem.usable
         baselines = [
-            problem.entry(each) for each in baseline_schedules(sampler.interface, problem.usable)
+            problem.entry(each)
+            for each in (
+                *baseline_schedules(sampler.interface, usable),
+                *published_baselines(usable, problem.slots),
+            )
         ]
-        found, scale = _searched(problem, baselines)
-        entries = [*found, *baselines, *_fewer_steps(problem, found)]
+        searched, scale = _searched(problem, baselines)
+        entries = [*searched, *baselines, *_fewer_steps(problem, searched)]
         results = measured(
             problem.experiment._replace(samples=held_out),
             {entry.name: entry.program for entry in entries},
@@ -99,8 +103,7 @@ def tune(
 def _front(problem: Problem, scale: float, *, points: tuple[FrontPoint, ...], **more: Any) -> Front:
     experiment, settings = problem.experiment, problem.settings
     sampler = experiment.sampler
-    terms = [choice.text for choice in experiment.choices[1:]]
-    terms += [f"{Forecast().text} {age + 1}" for age in range(STALE)] if settings.reuse else []
+    kept = [index for index in range(1, len(experiment.choices)) if index not in problem.broken]
     return Front(
         eecompile=eecompile.__version__,
         network=sampler.interface.name,
@@ -110,8 +113,8 @@ def _front(problem: Problem, scale: float, *, points: tuple[FrontPoint, ...], **
         unit="range" if sampler.interface.state.range else "deviation",
         latencies=tuple(problem.latencies),
         moments=tuple(step.moment for step in experiment.program.steps),
-        error_terms=tuple(terms),
-        errors=tuple(map(tuple, (problem.model.alone.T / scale).tolist())),
+        error_terms=tuple(experiment.choices[index].text for index in kept),
+        errors=tuple(map(tuple, (problem.alone.T[kept] / scale).tolist())),
         points=points,
         **more,
     )
@@ -120,23 +123,23 @@ def _front(problem: Problem, scale: float, *, points: tuple[FrontPoint, ...], **
 def _targets(
     settings: TuningSettings, baselines: Sequence[Entry], cheapest: float
 ) -> list[tuple[str, float]]:
-    """Names and budgets to find a schedule for, the largest first."""
+    """Names and budgets to find a schedule for, the smallest first."""
     for budget in settings.budgets:
-        if budget < cheapest * (1 - _WITHIN):
+        if budget * _ROOM < cheapest:
             raise UsageError(
                 found=f"a budget of {budget:g} of full depth's time",
                 expected=f"at least {np.ceil(1000 * cheapest) / 1000:g}, what the cheapest "
                 "schedule takes",
                 remedy="choose a larger budget"
-                + ("" if settings.reuse else ", or allow the previous output (--reuse)"),
+                + (", or allow more (--use)" if set(settings.use) < set(USES) else ""),
             )
     wanted = settings.budgets or [budget for budget in _BUDGETS if budget >= cheapest]
-    found = [(f"budget-{100 * budget:.4g}", budget) for budget in dict.fromkeys(wanted)]
+    targets = [(f"budget-{100 * budget:.4g}", budget) for budget in dict.fromkeys(wanted)]
     if not settings.budgets:  # as long as the baselines take, so that they can be compared
         for name, share in _beside(baselines):
-            if all(abs(share - budget) > _NEAR for _, budget in found) and share >= cheapest:
-                found.append((f"as-{name.lower().replace(' ', '-')}", share))
-    return sorted(found, key=lambda target: -target[1])
+            if all(abs(share - budget) > _NEAR for _, budget in targets) and share >= cheapest:
+                targets.append((f"as-{name.lower().replace(' ', '-')}", share))
+    return sorted(targets, key=lambda target: target[1])
 
 
 def _beside(baselines: Sequence[Entry]) -> Iterator[tuple[str, float]]:
@@ -152,24 +155,27 @@ def _beside(baselines: Sequence[Entry]) -> Iterator[tuple[str, float]]:
 def _searched(problem: Problem, baselines: Sequence[Entry]) -> tuple[list[Entry], float]:
     """Full depth and the best schedule for every budget; and the unit of distances."""
     model, settings, experiment = problem.model, problem.settings, problem.experiment
-    fronts = [front(model.table)]
-    targets = _targets(settings, baselines, float(fronts[0].costs[0]) + model.start)
-    if settings.reuse:  # what is predicted of former outputs is less sure
-        fronts.append(front(model.table._replace(reuse=None)))
+    front = found(model)
+    targets = _targets(settings, baselines, float(front.costs.min()))
     trials = Trials(
         experiment, lambda picks: problem.compiled(problem.schedule(picks)), problem.slots.steps
     )
     scale = _scale(problem)
     full = experiment.program
     entries = [Entry(FULL, "full", full, _deepest(problem), settings.steps, 1.0)]
+    picks: Picks | None = None
     for index, (name, budget) in enumerate(targets):
         tell = partial(experiment.report, "trying schedules", index, len(targets))
         tell()
-        starts = [each.best(budget - model.start) for each in fronts]
+        most = budget * _ROOM
+        nearest = front.best(most, _TRIED)
+        starts = [improved(nearest[0], model, most)]
+        starts += [picks] if picks is not None else []  # the last one's is cheaper
+        starts += [*_affordable(problem, baselines, most), *nearest]
         picks = refined(
-            [*_candidates(problem, starts, budget), *_affordable(problem, baselines, budget)],
+            starts,
             model,
-            budget,
+            most,
             trials,
             seconds=60 * settings.minutes / len(targets),
             report=tell,
@@ -184,23 +190,16 @@ def _searched(problem: Problem, baselines: Sequence[Entry]) -> tuple[list[Entry]
     return entries, scale
 
 
-def _candidates(problem: Problem, starts: Sequence[Picks | None], budget: float) -> list[Picks]:
-    """Picks worth a trial: of each start the few that are predicted to be best."""
-    model, seed = problem.model, problem.settings.seed
-    every = [proposed(start, model, budget, seed=seed) for start in starts if start is not None]
-    return [picks for made in every for picks in made[:_TRIED]]
-
-
 def _affordable(problem: Problem, baselines: Sequence[Entry], budget: float) -> list[Picks]:
     """Baselines within the budget: those that are predicted to be best."""
-    model = problem.model
     every = [problem.picks(each.program) for each in baselines if each.predicted <= budget]
-    allowed = [(model.distance(picks), picks) for picks in every if model.table.allows(picks)]
-    return [picks for _, picks in sorted(allowed)[:_TRIED]]
+    paths = problem.model.assessed(every)
+    nearest = np.argsort(paths.distances, kind="stable")[:2]
+    return [tuple(row) for row in paths.picks[nearest].tolist()]
 
 
 def _deepest(problem: Problem) -> ExitSchedule:
-    return ExitSchedule.constant(problem.experiment.choices[0].depth)
+    return ExitSchedule.constant(problem.experiment.choices[0])
 
 
 def _scale(problem: Problem) -> float:
@@ -215,15 +214,15 @@ def _scale(problem: Problem) -> float:
     return float(experiment.work.recall("scale", measure))
 
 
-def _fewer_steps(problem: Problem, found: Sequence[Entry]) -> list[Entry]:
+def _fewer_steps(problem: Problem, searched: Sequence[Entry]) -> list[Entry]:
     """Fewer steps at full depth for every budget that was met."""
     settings, model = problem.settings, problem.model
-    step = float(model.table.costs[:, 0].sum()) / len(problem.experiment.program.steps)
+    start, step = model.costs.start, float(model.costs.steps[:, 0].mean())
 
     def cost(program: Program) -> float:
-        return model.start + step * len(program.steps)
+        return start + step * len(program.steps)
 
-    budgets = [e.budget for e in found if e.budget and e.name.startswith("budget")]
+    budgets = [e.budget for e in searched if e.budget and e.name.startswith("budget")]
     sampler, deepest = problem.experiment.sampler, _deepest(problem)
     fewer = fewer_steps(sampler, settings.solver, settings.steps, budgets, cost)
     return [

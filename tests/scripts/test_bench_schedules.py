@@ -45,25 +45,25 @@ def test_a_small_case_from_tuning_to_quality(
     output = tmp_path / "made.json"
     small = ("--small", "--output", output, "--only")
     run(
-        bench, monkeypatch, *small, "dpmpp-2m-reuse",
+        bench, monkeypatch, *small, "dpmpp-2m-forecasts",
         "--evaluate", tmp_path / "real.npy", "--budgets", 0.7, "-n", 24,
     )  # fmt: skip
     made = json.loads(output.read_text())["cases"]
-    assert list(made) == ["dpmpp-2m-reuse"]
-    found = {row["name"]: row for row in made["dpmpp-2m-reuse"]["quality"]["rows"]}
-    assert {"full", "budget-70", "ASE"} <= set(found)
+    assert list(made) == ["dpmpp-2m-forecasts"]
+    found = {row["name"]: row for row in made["dpmpp-2m-forecasts"]["quality"]["rows"]}
+    assert {"full", "budget-70"} <= set(found)
     assert any(name.endswith(" steps") and row["steps"] < 4 for name, row in found.items())
     assert found["full"]["beyond full depth, %"] == 0
-    excess = found["ASE"]["Frechet distance"] / found["full"]["Frechet distance"] - 1
-    assert found["ASE"]["beyond full depth, %"] == pytest.approx(100 * excess, abs=0.1)
+    excess = found["budget-70"]["Frechet distance"] / found["full"]["Frechet distance"] - 1
+    assert found["budget-70"]["beyond full depth, %"] == pytest.approx(100 * excess, abs=0.1)
     run(bench, monkeypatch, *small, "ddim")  # the other case stays
     both = json.loads(output.read_text())
-    assert list(both["cases"]) == ["ddim", "dpmpp-2m-reuse"]
-    assert both["cases"]["dpmpp-2m-reuse"] == made["dpmpp-2m-reuse"]
+    assert list(both["cases"]) == ["ddim", "dpmpp-2m-forecasts"]
+    assert both["cases"]["dpmpp-2m-forecasts"] == made["dpmpp-2m-forecasts"]
     assert "--only ddim" in both["cases"]["ddim"]["command"]
-    run(bench, monkeypatch, *small, "dpmpp-2m-reuse", "--keep")  # tuned already
-    again = json.loads(output.read_text())["cases"]["dpmpp-2m-reuse"]
-    assert again["goals"] == made["dpmpp-2m-reuse"]["goals"]
+    run(bench, monkeypatch, *small, "dpmpp-2m-forecasts", "--keep")  # tuned already
+    again = json.loads(output.read_text())["cases"]["dpmpp-2m-forecasts"]
+    assert again["goals"] == made["dpmpp-2m-forecasts"]["goals"]
 
 
 def test_figures_of_two_machines_do_not_share_a_file(bench: Any, tmp_path: Path) -> None:

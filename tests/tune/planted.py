@@ -32,12 +32,21 @@ def planted(error: Error, cost: float = 0.0, slope: float = 0.3) -> FakeEngine:
     """
 
     def predict(depth: int, x: Any, t: Any, given: Mapping[str, Any]) -> Any:
-        spend(depth * cost)
         off = error(depth, float(t[0])) * PATTERN
         label = given["label"].reshape(-1, 1).astype(np.float32)
         return np.float32(slope) * x + np.float32(0.01) * label + off
 
-    return FakeEngine(EXITS, predict)
+    return FakeEngine(EXITS, spending(predict, cost))
+
+
+def spending(predict: Callable[..., Any], cost: float) -> Callable[..., Any]:
+    """The same, in ``cost`` seconds a block."""
+
+    def slow(depth: int, *given: Any) -> Any:
+        spend(depth * cost)
+        return predict(depth, *given)
+
+    return slow
 
 
 def interface(exits: tuple[int, ...] = EXITS, **more: Any) -> Interface:

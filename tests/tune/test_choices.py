@@ -14,7 +14,7 @@ from eecompile.tune.choices import choices_of, schedule_from_picks, slots_of
 from tests.tune.planted import planted, sampler_of
 
 SOLVERS = ("ddim", "dpmpp-2m", "heun", "dpm-solver-2", "dpm-solver-3", "ddpm", "unipc", "f-pndm")
-CHOICES = choices_of((1, 2, 4), ("first", "second"))
+CHOICES = choices_of((1, 2, 4), ("first", "second"), ("exits",), 8)
 
 
 def program(solver: str, steps: int) -> Program:
@@ -24,7 +24,16 @@ def program(solver: str, steps: int) -> Program:
 def test_full_depth_of_the_first_engine_set_comes_first() -> None:
     texts = [choice.text for choice in CHOICES]
     assert texts == ["4", "2", "1", "4@second", "2@second", "1@second"]
-    assert choices_of((3, 6), ()) == (Exit(6), Exit(3))
+    assert choices_of((3, 6), (), ("exits",), 8) == (Exit(6), Exit(3))
+
+
+def test_what_may_be_used() -> None:
+    every = choices_of((3, 6), (), ("exits", "forecasts"), 8)
+    assert every == (Exit(6), Exit(3), Forecast(0), Forecast(1), Forecast(2))
+    alone = choices_of((3, 6), ("one", "two"), ("forecasts",), 8)
+    assert alone[:2] == (Exit(6), Exit(6, "two"))
+    assert choices_of((6,), (), ("forecasts",), 2) == (Exit(6), Forecast(0))  # of two evaluations
+    assert choices_of((3, 6), (), (), 8) == (Exit(6),)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -48,7 +57,6 @@ def test_evaluations_at_one_moment_share_a_slot() -> None:
     made = program("heun", 5)
     slots = slots_of(made, 1000)
     assert len(slots.steps) == len({step.moment for step in made.steps}) < len(made.steps)
-    assert slots.falls
 
 
 def test_neighbours_that_are_equal_are_one_slice_and_bounds_are_short() -> None:
@@ -67,7 +75,6 @@ def test_many_evaluations_share_slots() -> None:
     made = program("ddpm", 250)
     slots = slots_of(made, 1000)
     assert len(slots.steps) == 100
-    assert slots.falls
     sizes = [len(steps) for steps in slots.steps]
     assert sum(sizes) == 250
     assert np.ptp(sizes) <= 1

@@ -1,125 +1,162 @@
-"""The optimiser against every solution there is."""
+"""The optimiser against every schedule there is."""
 
 from __future__ import annotations
 
 import itertools
-import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from eecompile.tune.optimise import Reuse, SlotTable, front, objective
+from eecompile.arrays import Floats
+from eecompile.tune.choices import choices_of, slots_of
+from eecompile.tune.influence import Influence, Recorded
+from eecompile.tune.model import Costs, Model
+from eecompile.tune.optimise import found
+from eecompile.tune.search import improved
+from tests.tune.planted import planted, sampler_of
 
-# Of few values, so that sums are often equal; and of any.
-figures = st.one_of(
-    st.sampled_from([0.0, 0.25, 0.5, 1.0]),
-    st.floats(0, 1, allow_subnormal=False).map(lambda value: round(value, 6)),
-)
-
-
-@st.composite
-def tables(draw: st.DrawFn) -> SlotTable:
-    slots, choices = draw(st.integers(1, 5)), draw(st.integers(1, 3))
-
-    def array(*shape: int) -> np.ndarray:
-        size = math.prod(shape)
-        return np.array(draw(st.lists(figures, min_size=size, max_size=size))).reshape(shape)
-
-    errors = array(slots, choices)
-    if choices > 1 and draw(st.booleans()):
-        errors[draw(st.integers(0, slots - 1)), 1] = np.inf  # one that may not be chosen
-    depths = tuple(draw(st.lists(st.integers(1, 3), min_size=choices, max_size=choices)))
-    reuse = None
-    if draw(st.booleans()):
-        most = draw(st.integers(1, 3))
-        takes = draw(st.lists(st.integers(1, 2), min_size=slots, max_size=slots))
-        reuse = Reuse(array(slots), array(slots, most, choices), tuple(takes))
-    return SlotTable(array(slots, choices), errors, depths, reuse, draw(st.booleans()))
+EXITS = (1, 2, 4)
+COSTS = {0: 0.02, 1: 0.25, 2: 0.5, 4: 1.0}  # of a step, by blocks
 
 
-def every(table: SlotTable) -> list[tuple[float, float]]:
-    """Cost and error of all solutions."""
-    picks = itertools.product(range(table.again + 1), repeat=len(table.costs))
-    sums = (objective(table, each) for each in picks)
-    return [(cost, error) for cost, error in sums if math.isfinite(error)]
+def smooth(rng: np.random.Generator, steps: int, directions: int) -> Floats:
+    """Predictions that change from step to step as those of networks do: smoothly, and a little
+    at random."""
+    phases, speeds = rng.uniform(0, 2 * np.pi, directions), rng.uniform(0.1, 0.5, directions)
+    made: Floats = np.sin(np.arange(steps)[:, None] * speeds + phases)
+    return made + rng.normal(0, 0.02, made.shape)
 
 
-@settings(max_examples=300, deadline=None)
-@given(tables(), st.lists(st.floats(0, 4), max_size=4))
-def test_it_equals_brute_force(table: SlotTable, budgets: list[float]) -> None:
-    found, known = front(table), every(table)
-    for budget in (*budgets, *found.costs.tolist()):
-        best = min((e for c, e in known if c <= budget * (1 + 1e-12)), default=None)
-        picks = found.best(budget)
-        if best is None:
-            assert picks is None
-            continue
-        assert picks is not None
-        cost, error = objective(table, picks)
-        assert cost <= budget * (1 + 1e-9)
-        assert error == pytest.approx(best, abs=1e-9)
-
-
-@given(tables())
-@settings(deadline=None)
-def test_the_front_is_undominated_and_says_what_it_costs(table: SlotTable) -> None:
-    found = front(table)
-    assert (np.diff(found.costs) > 0).all()
-    assert (np.diff(found.errors) < 0).all()
-    for index in range(len(found)):
-        sums = objective(table, found.picks(index))
-        assert sums == pytest.approx((found.costs[index], found.errors[index]))
-
-
-@given(tables(), st.floats(0.5, 3))
-@settings(deadline=None)
-def test_a_limit_only_leaves_out_what_costs_more(table: SlotTable, limit: float) -> None:
-    whole, part = front(table), front(table, limit=limit)
-    kept = whole.costs <= limit * (1 + 1e-12)  # as the optimiser tells costs apart
-    np.testing.assert_allclose(part.costs, whole.costs[kept])
-    np.testing.assert_allclose(part.errors, whole.errors[kept])
-
-
-def test_a_planted_best() -> None:
-    # Slots 1 and 3 lose nothing with the cheap choice; the others lose much.
-    costs = np.tile([1.0, 0.5], (5, 1))
-    errors = np.array([[0, 9.0], [0, 0.1], [0, 9.0], [0, 0.2], [0, 9.0]])
-    found = front(SlotTable(costs, errors, (4, 2)))
-    assert found.best(4.0) == (0, 1, 0, 1, 0)
-    assert found.best(4.5) == (0, 1, 0, 0, 0)
-    assert found.best(2.4) is None
-
-
-def test_between_the_corners_of_the_hull() -> None:
-    # A Lagrangian relaxation finds (0, 0) and (1, 1) only.
-    costs = np.array([[3.0, 0.0], [2.0, 0.0]])
-    errors = np.array([[0.0, 3.0], [0.0, 2.1]])
-    found = front(SlotTable(costs, errors, (2, 1)))
-    assert found.best(2.5) == (1, 0)
-    assert len(found) == 4
-
-
-def test_reuse_depends_on_what_is_used_again() -> None:
-    costs, errors = np.tile([1.0, 0.9], (2, 1)), np.array([[0.0, 0.1], [0.0, 5.0]])
-    again = np.full((2, 1, 2), 9.0)
-    again[1, 0] = [2.0, 0.5]  # a former output of choice 1 is the better one to keep
-    table = SlotTable(costs, errors, (2, 1), Reuse(np.zeros(2), again, (1, 1)))
-    found = front(table)
-    assert found.best(1.0) == (1, table.again)
-    assert found.best(2.0) == (0, 0)
-
-
-def test_fifty_slots_and_nine_choices_with_reuse_take_a_moment() -> None:
-    rng = np.random.default_rng(0)
-    costs = np.tile(np.linspace(1, 0.2, 9), (50, 1))
-    errors = np.linspace(0, 1, 9) ** 1.5 * rng.uniform(0.5, 1.5, (50, 1))
-    again = np.repeat(rng.uniform(0.1, 0.9, (50, 3, 1)), 9, axis=2)
-    table = SlotTable(
-        costs, errors, tuple(range(9, 0, -1)), Reuse(np.full(50, 0.01), again, (1,) * 50)
+def instance(
+    seed: int, steps: int = 6, *, exits: tuple[int, ...] = EXITS, monotone: bool = False,
+    broken: dict[int, int] | None = None, use: tuple[str, ...] = ("exits", "forecasts"),
+) -> Model:  # fmt: skip
+    """A problem at random: errors of exits keep their direction for a while, or turn."""
+    rng, directions = np.random.default_rng(seed), 4
+    program = sampler_of(planted(lambda depth, t: 0.0)).program("ddim", steps, 4)
+    choices = choices_of(exits, (), use, steps)
+    errors = np.zeros((steps, len(choices), directions))
+    for index in range(1, len(exits) if "exits" in use else 1):
+        errors[:, index] = 0.1 * index * smooth(rng, steps, directions)
+    ratios = rng.uniform(0.3, 1, (steps, 1)) * rng.uniform(0.8, 1.25, (steps, len(choices)))
+    record = Recorded(smooth(rng, steps, directions), errors, broken or {})
+    costs = np.array([COSTS[choice.blocks] for choice in choices]) * rng.uniform(
+        0.9, 1.1, len(choices)
     )
-    found = front(table)
-    picks = found.best(25.0)
-    assert picks is not None
-    assert objective(table, picks)[0] <= 25.0
+    shares = np.tile(costs / costs[0] / steps, (steps, 1))
+    influence = Influence(np.zeros_like(ratios), ratios, ())
+    return Model(program, slots_of(program, 1000), choices, Costs(0.01, shares), record, influence,
+                 monotone=monotone)  # fmt: skip
+
+
+def least(model: Model) -> Callable[[float], float]:
+    """The least distance within a budget, of all schedules."""
+    counts = (len(model.choices), len(model.slots.steps))
+    every = model.assessed(itertools.product(range(counts[0]), repeat=counts[1]))
+    order = np.argsort(every.costs)
+    costs, distances = every.costs[order], np.minimum.accumulate(every.distances[order])
+    return lambda budget: float(distances[np.searchsorted(costs, budget + 1e-12) - 1])
+
+
+BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+@pytest.mark.parametrize("monotone", [False, True])
+def test_it_is_near_the_least_of_all_schedules(monotone: bool) -> None:
+    gaps = []
+    for seed in range(10):
+        model = instance(seed, monotone=monotone)
+        front, known = found(model), least(model)
+        for budget in BUDGETS:
+            (picks,) = front.best(budget)
+            assert model.cost(picks) <= budget * (1 + 1e-9)
+            gaps.append(model.distance(improved(picks, model, budget)) / known(budget) - 1)
+    assert min(gaps) > -1e-9
+    assert np.mean(np.array(gaps) < 1e-9) > 0.9  # the least itself
+    assert max(gaps) < 0.1
+
+
+def test_short_lists_are_a_little_worse_and_small_changes_help() -> None:
+    short, changed = [], []
+    for seed in range(10):
+        model = instance(seed)
+        front, known = found(model, shares=32, width=4), least(model)
+        for budget in BUDGETS:
+            (picks,) = front.best(budget)
+            short.append(model.distance(picks) / known(budget) - 1)
+            changed.append(model.distance(improved(picks, model, budget)) / known(budget) - 1)
+    assert np.mean(short) < 0.1
+    assert (np.array(changed) <= np.array(short)).all()
+    assert np.mean(changed) < 0.95 * np.mean(short)
+
+
+def test_errors_that_have_one_direction_are_a_knapsack() -> None:
+    """Between the corners of the hull, too, where a Lagrangian relaxation finds nothing."""
+    model = instance(0, 2, exits=(2, 4), use=("exits",))
+    costs, losses = np.array([[3.0, 0.0], [2.0, 0.0]]), np.array([[0.0, 3.0], [0.0, 2.1]])
+    model = with_losses(model, costs, losses)
+    front = found(model)
+    assert front.best(2.5) == [(1, 0)]
+    assert front.best(1.9) == [(1, 1)]
+    assert front.best(5.0, 9) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+def test_a_source_is_chosen_for_the_forecasts_made_of_it() -> None:
+    """Exit 2 loses little where it is taken, and much where it is used again."""
+    model = instance(0, 2, exits=(2, 4), use=("exits", "forecasts"))
+    assert [choice.text for choice in model.choices] == ["4", "2", "again"]
+    costs = np.array([[1.0, 0.5, 9.0], [1.0, 0.5, 0.0]])
+    losses = np.array([[0.0, 0.1, 0.0], [0.0, 0.9, 0.0]])
+    model = with_losses(model, costs, losses, again=5.0)
+    front = found(model)
+    assert front.best(1.0) == [(0, 2)]  # not (1, 1), nor (1, 2)
+    assert front.best(0.5) == [(1, 2)]
+
+
+def with_losses(model: Model, costs: Floats, losses: Floats, again: float = 1.0) -> Model:
+    """The model's choices, with such costs and losses, all in one direction.
+
+    What a source has lost is lost ``again`` times as much by a forecast made of it.
+    """
+    errors = losses[:, :, None]
+    ratios = np.ones(losses.shape)
+    ratios[1, 1] = again
+    errors[1, 1] /= again
+    record = Recorded(np.zeros((len(losses), 1)), errors, {})
+    program = sampler_of(planted(lambda depth, t: 0.0)).program("ddim", len(losses), 4)
+    influence = Influence(np.zeros_like(ratios), ratios, ())
+    return Model(program, model.slots, model.choices, Costs(0.0, costs), record, influence)
+
+
+@pytest.mark.parametrize("limit", [0.5, 0.7])
+def test_a_limit_only_leaves_out_what_costs_more(limit: float) -> None:
+    model = instance(3)
+    whole, part = found(model), found(model, limit=limit)
+    assert part.costs.max() <= limit * (1 + 1e-9)
+    for budget in (0.4, limit):
+        assert model.distance(part.best(budget)[0]) <= model.distance(whole.best(budget)[0]) * 1.01
+
+
+def test_the_cheapest_schedule_is_among_them() -> None:
+    model = instance(1, 12)
+    front, steps = found(model, shares=8, width=1), model.costs.steps
+    assert front.costs.min() == pytest.approx(
+        model.costs.start + steps[0, :3].min() + steps[1:].min(axis=1).sum()
+    )
+    assert front.best(0.9 * front.costs.min()) == []
+
+
+def test_what_is_broken_is_never_picked() -> None:
+    model = instance(2, broken={1: 4})
+    for budget in BUDGETS:
+        assert 1 not in found(model).best(budget)[0]
+
+
+def test_fifty_steps_take_a_moment() -> None:
+    model = instance(4, 50)
+    front = found(model)
+    nearest = [front.best(budget)[0] for budget in BUDGETS]
+    distances = [model.distance(picks) for picks in nearest]
+    assert distances == sorted(distances, reverse=True)
+    assert max(distances) > 2 * min(distances)

@@ -75,7 +75,7 @@ def sample_front(network: str = "fashion-dit") -> Front:
         engines=("cpu", "cpu-bf16"),
         identity="9f2c",
         machine={"cpu": "AMD EPYC", "cores": "2"},
-        settings=TuningSettings(solver="ddim", steps=10, reuse=True),
+        settings=TuningSettings(solver="ddim", steps=10, use=("exits", "forecasts")),
         unit="range",
         seconds=312.0,
         latencies=tuple(latencies),

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,16 @@ from eecompile.tune.report import Front, FrontPoint, read_front
 from eecompile.tune.tuning import tune
 from eecompile.tune.work import Work
 from tests.clock import standing_clock
-from tests.tune.planted import BLOCK, EXITS, SHAPE, interface, planted, sampler_of, settings
+from tests.tune.planted import (
+    BLOCK,
+    EXITS,
+    SHAPE,
+    interface,
+    planted,
+    sampler_of,
+    settings,
+    spending,
+)
 
 
 def late(depth: int, t: float) -> float:
@@ -64,7 +74,7 @@ def test_it_finds_the_planted_schedule(tuned: Front) -> None:
     found = point(tuned, "budget-75")
     early = blocks(found)[:5]  # t from 999 down to 500
     assert blocks(found)[5:] == [4] * 5
-    assert sum(early) / 20 <= 0.45
+    assert sum(early) / 20 <= 0.5
     assert found.distance < 1e-5
     assert ExitSchedule(found.schedule.choices, found.schedule.thresholds) == found.schedule
 
@@ -97,7 +107,10 @@ def test_distances_are_those_of_samples(tuned: Front) -> None:
 
 def test_baselines_are_in_the_same_table(tuned: Front) -> None:
     kinds = {each.kind for each in tuned.points}
-    assert kinds == {"full", "found", "exit", "linear", "ase", "steps"}
+    assert kinds == {"full", "found", "exit", "linear", "ase", "published", "steps"}
+    every = "".join("." if isinstance(each, Forecast) else "x" for each in
+                    point(tuned, "every 2nd").choices)  # fmt: skip
+    assert every == "xxx.x.x.x."
     assert len(point(tuned, "8 steps").choices) == 8
 
 
@@ -106,9 +119,9 @@ def test_without_a_budget_the_whole_front() -> None:
     found = [each for each in front.points if each.kind == "found"]
     assert len(found) >= 5
     distances = [each.distance for each in sorted(found, key=lambda each: -each.predicted_share)]
-    assert distances == sorted(distances)
+    assert all(near <= 1.1 * far for near, far in pairwise(distances))  # other samples chose
     for each in found:
-        assert each.predicted_share <= each.budget * (1 + 1e-6)
+        assert each.predicted_share <= each.budget * 1.01 * (1 + 1e-6)
     assert any(each.name.startswith("as-") for each in found)
     better = {each.baseline: each for each in front.comparisons}
     assert set(better) >= {"ASE", "linear to 2", "linear to 1", "exit 2"}
@@ -116,17 +129,52 @@ def test_without_a_budget_the_whole_front() -> None:
     assert better["ASE"].interval[0] <= better["ASE"].distance_ratio <= better["ASE"].interval[1]
 
 
-def test_reuse_is_taken_where_it_costs_nothing() -> None:
+def test_a_former_output_is_taken_where_it_costs_nothing() -> None:
     """The network is nearly constant: a former output is as good as a new one."""
     sampler = sampler_of(planted(late, BLOCK, slope=1e-6))
-    front = tune(sampler, settings(budgets=(0.45,), reuse=True, steps=12))
+    front = tune(sampler, settings(budgets=(0.45,), steps=12))
     found = point(front, "budget-45")
-    assert Forecast() in found.choices
+    assert any(isinstance(choice, Forecast) for choice in found.choices)
     assert found.choices[0].evaluates
-    runs = "".join("x" if choice.evaluates else "." for choice in found.choices)
-    assert "...." not in runs
-    assert "again 1" in front.error_terms
+    assert {"again", "forecast1", "forecast2"} <= set(front.error_terms)
     assert found.distance < 0.1 * point(front, "exit 1").distance
+
+
+@pytest.mark.parametrize(
+    ("exits", "use"), [(EXITS, ("forecasts",)), ((4,), ("exits", "forecasts"))]
+)
+def test_forecasts_alone_need_no_exits(exits: tuple[int, ...], use: tuple[str, ...]) -> None:
+    engine = planted(late, BLOCK)
+    engine.exits = exits
+    front = tune(Sampler(engine, interface(exits)), settings(budgets=(0.5,), use=use, steps=12))
+    found = point(front, "budget-50")
+    assert {choice.blocks for choice in found.choices} == {0, 4}
+    assert found.predicted_share <= 0.5 * 1.01 * (1 + 1e-6)
+    assert {each.kind for each in front.points} == {"full", "found", "published", "steps"}
+    fewer = next(each for each in front.points if each.kind == "steps")
+    assert found.distance < 0.2 * fewer.distance
+
+
+def test_a_higher_order_is_taken_where_it_is_nearer() -> None:
+    """The output is linear in half the log-SNR: order 1 forecasts it exactly, order 0 does not."""
+    process = interface().process
+
+    def predict(depth: int, x: Any, t: Any, given: Any) -> Any:
+        return np.full_like(x, 0.1 * process.at(float(t[0])).half_log_snr)
+
+    engine = FakeEngine((4,), spending(predict, BLOCK))
+    front = tune(Sampler(engine, interface((4,))), settings(budgets=(0.5,), steps=12))
+    found = point(front, "budget-50")
+    used = {choice.order for choice in found.choices if isinstance(choice, Forecast)}
+    assert used
+    assert 0 not in used
+    assert found.distance < 1e-5
+
+
+def test_exits_alone_forecast_nothing() -> None:
+    front = tune(sampler_of(planted(late, BLOCK)), settings(budgets=(0.6,), use=("exits",)))
+    assert all(choice.evaluates for choice in point(front, "budget-60").choices)
+    assert front.error_terms == ("2", "1")
 
 
 def test_a_second_engine_set_is_taken_where_it_is_as_good() -> None:
@@ -148,9 +196,9 @@ def test_monotone_schedules_never_fall() -> None:
 
     free = tune(sampler_of(planted(early, BLOCK)), settings(budgets=(0.7,)))
     bound = tune(sampler_of(planted(early, BLOCK)), settings(budgets=(0.7,), monotone=True))
-    depths = blocks(point(bound, "budget-70"))
+    depths = [depth for depth in blocks(point(bound, "budget-70")) if depth]
     assert depths == sorted(depths)
-    free_depths = blocks(point(free, "budget-70"))
+    free_depths = [depth for depth in blocks(point(free, "budget-70")) if depth]
     assert free_depths != sorted(free_depths)
 
 
@@ -158,7 +206,8 @@ def test_guidance_is_part_of_it() -> None:
     front = tune(
         sampler_of(planted(late, BLOCK)), settings(budgets=(0.75,)), SampleRequest(guidance=2.0)
     )
-    assert {each.guided for each in front.latencies} == {True}
+    assert {each.guided for each in front.latencies} == {True, False}
+    assert all(each.guided == each.choice.evaluates for each in front.latencies)
     assert point(front, "budget-75").distance < 1e-5
 
 
@@ -202,7 +251,7 @@ def test_an_exit_with_nan_is_left_out_with_a_warning() -> None:
     assert "exit 1 gives NaN" in warning
     used = {depth for each in front.points for depth in blocks(each)}
     assert 1 not in used
-    assert {each.choice.blocks for each in front.latencies} == {2, 4}
+    assert {each.choice.blocks for each in front.latencies if each.choice.evaluates} == {2, 4}
 
 
 def test_full_depth_with_nan_is_an_error() -> None:
@@ -214,7 +263,7 @@ def test_full_depth_with_nan_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"budgets": (0.1,)}, "a budget of 0.1 of full depth's time; expected at least 0."),
+        ({"budgets": (0.02,)}, "a budget of 0.02 of full depth's time; expected at least 0."),
         ({"budgets": (1.5,)}, "budget 1.5; expected above 0, and at most 1"),
         ({"budgets": (math.nan,)}, "budget nan"),
         ({"seeds": 1}, "--seeds"),
@@ -222,7 +271,7 @@ def test_full_depth_with_nan_is_an_error() -> None:
         ({"batch": 65}, "batch size 65; expected 1 to 64"),
         ({"minutes": -1}, "minutes"),
         ({"solver": "nonsense"}, "solver 'nonsense'"),
-        ({"solver": "ddpm", "steps": 250, "reuse": True}, "--reuse with ddpm, 250 steps"),
+        ({"use": ("exits", "nonsense")}, "'nonsense' among what schedules may use"),
     ],
 )
 def test_what_cannot_be_done_is_refused_in_a_sentence(changed: Any, words: str) -> None:
@@ -231,13 +280,11 @@ def test_what_cannot_be_done_is_refused_in_a_sentence(changed: Any, words: str) 
     assert words in str(caught.value)
 
 
-def test_one_exit_is_nothing_to_choose_from() -> None:
+def test_full_depth_alone_is_nothing_to_choose_from() -> None:
     engine = planted(late, BLOCK)
     engine.exits = (4,)
-    with pytest.raises(UsageError, match="one exit"):
-        tune(Sampler(engine, interface((4,))), settings())
-    front = tune(Sampler(engine, interface((4,))), settings(reuse=True, budgets=(0.95,)))
-    assert Forecast() in point(front, "budget-95").choices
+    with pytest.raises(UsageError, match="full depth alone"):
+        tune(Sampler(engine, interface((4,))), settings(use=("exits",)))
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
@@ -322,7 +369,10 @@ def test_a_run_that_measured_nothing_leaves_nothing(tmp_path: Path) -> None:
 def test_the_authors_schedule_as_shares_of_depth() -> None:
     assert 1 - sum(ASE) / 10 == pytest.approx(0.286, abs=5e-4)
     exits = (3, 6, 9, 12)
-    made = {b.name: b for b in baseline_schedules(interface(exits), choices_of(exits, ()))}
+    made = {
+        b.name: b
+        for b in baseline_schedules(interface(exits), choices_of(exits, (), ("exits",), 10))
+    }
     text = ExitSchedule.parse("12,12,9,9,9,9,6,6,6,6")
     times = np.arange(0, 1000, 10)
     found = made["ASE"].schedule
@@ -330,7 +380,9 @@ def test_the_authors_schedule_as_shares_of_depth() -> None:
     linear = made["linear to 3"].schedule
     assert [linear.choice_at(t, 1000).blocks for t in (0, 999)] == [12, 3]
     whole = interface((12, 16, 20, 24, 28))
-    ase = {b.name: b for b in baseline_schedules(whole, choices_of(whole.exits, ()))}["ASE"]
+    ase = {
+        b.name: b for b in baseline_schedules(whole, choices_of(whole.exits, (), ("exits",), 10))
+    }["ASE"]
     assert ase.schedule.exits == (28, 24, 20, 16, 12)
 
 
