@@ -182,7 +182,8 @@ def _searched(problem: Problem, baselines: Sequence[Entry]) -> tuple[list[Entry]
         )
         schedule = problem.schedule(picks)
         program = problem.compiled(schedule)
-        if all(program.steps != entry.program.steps for entry in entries):
+        same = [entry.kind for entry in entries if entry.program.steps == program.steps]
+        if not same or (name.startswith("budget") and "full" not in same):
             cost, distance = model.cost(picks), trials.distance(picks) / scale
             entries.append(
                 Entry(name, "found", program, schedule, settings.steps, cost, budget, distance)

@@ -171,6 +171,13 @@ def test_a_higher_order_is_taken_where_it_is_nearer() -> None:
     assert found.distance < 1e-5
 
 
+def test_every_budget_has_its_schedule_though_another_has_the_same() -> None:
+    front = tune(sampler_of(planted(late, BLOCK)), settings(budgets=(0.5, 0.501)))
+    one, other = point(front, "budget-50"), point(front, "budget-50.1")
+    assert one.schedule == other.schedule
+    assert (one.distance, one.time_share) == (other.distance, other.time_share)
+
+
 def test_exits_alone_forecast_nothing() -> None:
     front = tune(sampler_of(planted(late, BLOCK)), settings(budgets=(0.6,), use=("exits",)))
     assert all(choice.evaluates for choice in point(front, "budget-60").choices)
