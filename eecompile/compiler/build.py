@@ -59,7 +59,7 @@ from eecompile.store.bundle import (
     records,
     write_manifest,
 )
-from eecompile.store.folders import check_replaceable, new_folder
+from eecompile.store.folders import check_folder, new_folder
 from eecompile.store.target import Target, load_target
 
 
@@ -157,7 +157,7 @@ def planned_build(
     job = _job(bundle, target, output, report)
     reasons = _reasons(job.existing, job.source, job.target, job.versions, output)
     if reasons:
-        check_replaceable(output, force or job.replaces(output))
+        check_folder(output, replaces=force or job.replaces(output))
     if force:
         reasons = ("--force", *reasons)
     if not reasons:

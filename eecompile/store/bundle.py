@@ -16,8 +16,10 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from eecompile.decoding import MalformedError, from_json
 from eecompile.errors import BundleError, DigestError, FormatError
 from eecompile.programs.interface import Interface
+from eecompile.store.files import outline
 from eecompile.store.target import Target
 
 FORMAT = 7
@@ -239,8 +241,13 @@ def segment_name(index: int, exits: Sequence[int], suffix: str) -> str:
 
 
 def file_names(folder: Path) -> tuple[str, ...]:
-    """Names of the files of a bundle or an engine set of any format."""
-    return (MANIFEST, *(record.name for record in _outline(folder).files))
+    """Names of the files of a bundle or an engine set of any format, even if it is damaged.
+
+    Empty where there is none: other programs have files called ``manifest.json`` too.
+    """
+    found = _outline(folder)
+    ours = found.kind in ("bundle", "engine-set")
+    return (MANIFEST, *(record.name for record in found.files)) if ours else ()
 
 
 def records(folder: Path) -> tuple[FileRecord, ...]:
@@ -311,10 +318,7 @@ def older_identity(folder: Path) -> tuple[str, ...]:
 
 def _outline(folder: Path) -> _Outline:
     """The outline of a manifest; that of an empty one where there is none."""
-    try:
-        return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=_Outline)
-    except (OSError, msgspec.DecodeError):
-        return _Outline(kind="", format=FORMAT)
+    return outline(folder / MANIFEST, _Outline) or _Outline(kind="", format=FORMAT)
 
 
 def _open(folder: Path, kind: type[Manifest], name: str, command: str) -> Manifest:
@@ -327,8 +331,8 @@ def _open(folder: Path, kind: type[Manifest], name: str, command: str) -> Manife
             remedy=f"give the folder that {command!r} wrote",
         )
     try:
-        manifest = msgspec.json.decode(data, type=kind)
-    except msgspec.DecodeError as error:
+        manifest = from_json(data, kind)
+    except MalformedError as error:
         problem = f"a manifest that does not fit its format ({error})"
         raise _damaged(folder / MANIFEST, problem) from error
     if manifest.digest != _digest(manifest):
@@ -355,8 +359,8 @@ def _read(folder: Path, expected: str, command: str) -> bytes:
 
 def _header(folder: Path, data: bytes) -> _Outline:
     try:
-        header = msgspec.json.decode(data, type=_Outline)
-    except msgspec.DecodeError as error:
+        header = from_json(data, _Outline)
+    except MalformedError as error:
         raise _damaged(folder / MANIFEST, f"a truncated or altered manifest ({error})") from error
     if header.format != FORMAT:
         newer = "upgrade eecompile, or write the folder again with this version"
@@ -392,5 +396,5 @@ def _damaged(path: Path, found: str, expected: str = "the file as it was written
 def _digest(manifest: BundleManifest | EngineManifest) -> str:
     # Through JSON once, so that an integer where a float belongs has its one spelling.
     text = msgspec.json.encode(msgspec.structs.replace(manifest, digest=""))
-    blank = msgspec.json.decode(text, type=type(manifest))
+    blank = from_json(text, type(manifest))
     return hashlib.sha256(msgspec.json.encode(blank, order="deterministic")).hexdigest()
