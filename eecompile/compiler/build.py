@@ -52,6 +52,7 @@ from eecompile.store.bundle import (
     ExitPlan,
     Segment,
     SpanPlan,
+    listed,
     older_identity,
     open_bundle,
     open_engine_set,
@@ -301,7 +302,8 @@ def _prepared(job: _Job, work: Path, *, verify: bool = True) -> tuple[ir.Model, 
         return model, {}
     if target.precision != "fp32":
         job.report(f"lowering the precision to {target.precision}")
-        model = lowered(model, interface, target, work, job.bundle / CALIBRATION)
+        data = job.bundle / CALIBRATION if listed(job.source, CALIBRATION) else None
+        model = lowered(model, interface, target, work, data)
     job.backend.prepare(model, target)
     if not verify:
         return model, {}

@@ -19,7 +19,7 @@ from eecompile.compiler.graph.numbering import value_numbers
 from eecompile.compiler.graph.partition import Part, extract
 from eecompile.compiler.progress import Report
 from eecompile.errors import BackendError
-from eecompile.store.bundle import EngineManifest, Segment, segment_name, sha256
+from eecompile.store.bundle import EngineManifest, Segment, listed, segment_name, sha256
 from eecompile.store.folders import MARK, make_marked, remove_marked
 from eecompile.store.target import Target
 
@@ -178,12 +178,12 @@ class SegmentStore:
         segments = existing.segments if existing else ()
         self._known = {segment.key: output / segment.file for segment in segments}
         self.cache = self.folder / CACHE
-        self._former = output / CACHE if existing else None
+        self._former = output / CACHE if existing and listed(existing, CACHE) else None
 
     def start(self) -> None:
         """Make the folder, with what the engine set's backend has kept for the next build."""
         make_marked(self.folder)
-        if self._former and self._former.is_file() and not self.cache.exists():
+        if self._former and not self.cache.exists():
             shutil.copyfile(self._former, self.cache)
 
     def find(self, key: str) -> Path | None:

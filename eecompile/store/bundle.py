@@ -9,7 +9,9 @@ checked before anything is loaded. Folders are written by :mod:`eecompile.store.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -27,6 +29,8 @@ MANIFEST = "manifest.json"
 _LONG = 100  # characters for the exits in a file name
 WEIGHTS = "weights.safetensors"
 CALIBRATION = "calibration.npz"  # of a bundle: inputs made of the recipe's data, if it names any
+
+_LOCATION = re.compile(rb"\x0a\x08location\x12([\x80-\xff]*[\x00-\x7f])")
 
 PlainName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")]
 
@@ -280,12 +284,22 @@ def open_bundle(folder: Path) -> BundleManifest:
         FormatError: it was written by a newer or an older eecompile.
         DigestError: a file is missing, truncated or altered.
     """
-    return _open(folder, BundleManifest, "bundle", "eecompile export")
+    manifest = _open(folder, BundleManifest, "bundle", "eecompile export")
+    graphs = [exit_graph_name(depth) for depth in manifest.interface.exits]
+    check_listed(folder, manifest, graphs + [graph.graph for graph in manifest.exits])
+    return manifest
 
 
 def open_engine_set(folder: Path) -> EngineManifest:
     """The manifest of an engine set; errors are those of :func:`open_bundle`."""
-    return _open(folder, EngineManifest, "engine-set", "eecompile build")
+    manifest = _open(folder, EngineManifest, "engine-set", "eecompile build")
+    check_listed(folder, manifest, [segment.file for segment in manifest.segments])
+    return manifest
+
+
+def listed(manifest: BundleManifest | EngineManifest, name: str) -> bool:
+    """Whether a manifest has a record of a file: others are not checked, and must not be read."""
+    return any(record.name == name for record in manifest.files)
 
 
 def peek(folder: Path) -> str:
@@ -383,6 +397,34 @@ def _check(folder: Path, record: FileRecord) -> None:
     digest = sha256(path)
     if digest != record.sha256:
         raise _damaged(path, f"SHA-256 {digest[:12]}...", f"{record.sha256[:12]}...")
+
+
+def check_listed(folder: Path, manifest: Manifest, names: Iterable[str]) -> None:
+    """Pass when files that are read, and those that ONNX graphs read, are among the checked.
+
+    Raises:
+        DigestError: one is not.
+    """
+    for name in names:
+        read = (name, *(_external_data(folder / name) if name.endswith(".onnx") else ()))
+        for each in (name for name in read if not listed(manifest, name)):
+            found = f"{each!r}, which is read, but not listed in {MANIFEST},"
+            raise _damaged(folder, found, "a record of every file that is read")
+
+
+def _external_data(graph: Path) -> set[str]:
+    """Names of the files in which an ONNX graph has its weights.
+
+    Found without a parser: protobuf writes them behind their key and their length.
+    """
+    if not (graph.is_file() and graph.stat().st_size):
+        return set()
+    names = set()
+    with graph.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+        for end, digits in [(found.end(), found[1]) for found in _LOCATION.finditer(data)]:
+            length = sum((digit & 127) << 7 * index for index, digit in enumerate(digits))
+            names.add(data[end : end + length].decode(errors="replace"))
+    return names
 
 
 def _damaged(path: Path, found: str, expected: str = "the file as it was written") -> DigestError:

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis.strategies as st
 import msgspec
+import onnx
 import pytest
 from hypothesis import given
 
@@ -17,14 +19,17 @@ from eecompile.programs.schedule import ExitSchedule
 from eecompile.store.bundle import (
     FORMAT,
     MANIFEST,
+    WEIGHTS,
     BundleManifest,
     ExitGraph,
     FileRecord,
     Sharing,
+    exit_graph_name,
     older_identity,
     open_bundle,
     open_engine_set,
     peek,
+    records,
     write_manifest,
 )
 
@@ -79,6 +84,10 @@ def test_a_manifest_survives_the_round_trip(
     tmp_path_factory: pytest.TempPathFactory, manifest: BundleManifest
 ) -> None:
     folder = tmp_path_factory.mktemp("manifest")
+    graphs = {exit_graph_name(depth) for depth in manifest.interface.exits}
+    for name in graphs | {graph.graph for graph in manifest.exits}:
+        (folder / name).touch()
+    manifest = msgspec.structs.replace(manifest, files=records(folder))
     written = write_manifest(folder, manifest)
     assert open_bundle(folder) == written
     assert msgspec.structs.replace(written, digest="") == manifest
@@ -107,6 +116,51 @@ def test_every_file_of_a_bundle_is_checked(bundle: Path, copied: Copy) -> None:
             open_bundle(folder)
         path.write_bytes(whole)
     open_bundle(folder)
+
+
+@pytest.mark.parametrize("layout", ["bundle", "per_exit", "chained"])
+def test_every_file_that_is_read_must_be_listed(
+    bundle: Path, engine_sets: dict[str, Path], copied: Copy, layout: str
+) -> None:
+    folder = copied(bundle if layout == "bundle" else engine_sets[layout])
+    opening = open_bundle if layout == "bundle" else open_engine_set
+    manifest = opening(folder)
+    for record in manifest.files:
+        others = tuple(each for each in manifest.files if each != record)
+        write_manifest(folder, msgspec.structs.replace(manifest, files=others))
+        with pytest.raises(DigestError, match=f"'{record.name}', which is read, but not listed"):
+            opening(folder)
+    write_manifest(folder, msgspec.structs.replace(manifest, files=()))
+    with pytest.raises(DigestError, match="not listed"):
+        opening(folder)
+    (folder / "README.md").write_text("what nothing reads needs no record")
+    write_manifest(folder, manifest)
+    opening(folder)
+
+
+@pytest.mark.parametrize(
+    "place", ["other.bin", "../other.bin", "/etc/passwd", "deep/other.bin", "o" * 300]
+)
+def test_a_graph_with_weights_in_a_file_that_is_not_listed_is_refused(
+    engine_sets: dict[str, Path], copied: Copy, place: str
+) -> None:
+    folder = copied(engine_sets["chained"])
+    manifest = open_engine_set(folder)
+    graph = folder / manifest.segments[-1].file
+    model = onnx.load(graph, load_external_data=False)
+    outside = [tensor for tensor in model.graph.initializer if tensor.external_data]
+    (entry,) = [entry for entry in outside[-1].external_data if entry.key == "location"]
+    entry.value = place
+    onnx.save(model, graph)
+    shutil.copyfile(folder / WEIGHTS, folder / "other.bin")
+    every = records(folder)
+    fewer = tuple(each for each in every if each.name != "other.bin")
+    write_manifest(folder, msgspec.structs.replace(manifest, files=fewer))
+    with pytest.raises(DigestError, match=f"{place}', which is read, but not listed"):
+        open_engine_set(folder)
+    write_manifest(folder, msgspec.structs.replace(manifest, files=every))
+    if place == "other.bin":
+        open_engine_set(folder)
 
 
 def test_an_altered_manifest_is_refused(bundle: Path, copied: Copy) -> None:
