@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import tomllib
-from typing import Any, TypeVar, overload
+from typing import Annotated, Any, TypeVar, overload
 
 import msgspec
+from msgspec import Meta
 
 Form = TypeVar("Form")
+PlainName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z", max_length=200)]
+"""A name in a file of which a path may be made: it lies within the folder where it is used."""
 _DEEPEST = 100  # tables and lists of TOML within one another
 
 

@@ -13,12 +13,11 @@ import re
 from collections.abc import Iterable, Sequence
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
-from msgspec import Meta
 
-from eecompile.decoding import MalformedError, from_json
+from eecompile.decoding import MalformedError, PlainName, from_json
 from eecompile.errors import BundleError, DigestError, FormatError
 from eecompile.programs.interface import Interface
 from eecompile.store.files import outline
@@ -31,8 +30,6 @@ WEIGHTS = "weights.safetensors"
 CALIBRATION = "calibration.npz"  # of a bundle: inputs made of the recipe's data, if it names any
 
 _LOCATION = re.compile(rb"\x0a\x08location\x12([\x80-\xff]*[\x00-\x7f])")
-
-PlainName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")]
 
 
 class _Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -32,6 +32,7 @@ from eecompile.store.bundle import (
     records,
     write_manifest,
 )
+from tests.conftest import ROOT
 
 Copy = Callable[[Path], Path]
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
@@ -98,6 +99,21 @@ def test_a_file_name_that_leaves_the_folder_is_refused(name: str) -> None:
     data = json.dumps({"name": name, "bytes": 0, "sha256": ""})
     with pytest.raises(msgspec.ValidationError):
         msgspec.json.decode(data, type=FileRecord)
+
+
+@pytest.mark.parametrize(
+    "name", ["../../precious", "/tmp/precious", ".", "a/b", "\x1b[31m", "n" * 201]
+)
+def test_a_network_s_name_of_which_no_folder_can_be_named_is_refused(
+    tmp_path: Path, name: str
+) -> None:
+    stored = (ROOT / "tests" / "golden" / "reports" / "bundle.json").read_bytes()
+    manifest = msgspec.json.decode(stored, type=BundleManifest)
+    interface = msgspec.structs.replace(manifest.interface, name=name)
+    changed = msgspec.structs.replace(manifest, interface=interface)
+    (tmp_path / MANIFEST).write_bytes(msgspec.json.encode(changed))
+    with pytest.raises(DigestError, match=r"\$\.interface\.name"):
+        open_bundle(tmp_path)
 
 
 def test_every_file_of_a_bundle_is_checked(bundle: Path, copied: Copy) -> None:
