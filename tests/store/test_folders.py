@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,47 @@ def test_a_killed_writer_leaves_the_previous_folder_and_the_next_succeeds(tmp_pa
     assert leftovers(path) == []
 
 
+def killed(moment: int, work: Callable[[], object]) -> bool:
+    """Work in a process that is killed as it touches a file for the ``moment``-th time."""
+    if (child := os.fork()) == 0:
+        touched = 0
+
+        def count(event: str, args: tuple[Any, ...]) -> None:
+            nonlocal touched
+            if event in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir"):
+                touched += 1
+                if touched == moment:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        status = 1
+        try:
+            sys.addaudithook(count)
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    status = os.waitpid(child, 0)[1]
+    assert status in (0, signal.SIGKILL)
+    return status != 0
+
+
+def test_a_folder_is_ours_until_nothing_is_left_of_it(tmp_path: Path) -> None:
+    made, moment = tmp_path / "made", 1
+    while True:
+        make_marked(made)
+        for name in "abcdefgh":
+            (made / name).mkdir(exist_ok=True)
+            (made / name / "file").touch()
+            (made / f"{name}.txt").touch()
+        if not killed(moment, lambda: remove_marked(made)):
+            break
+        remove_marked(made)
+        assert not made.exists()
+        moment += 1
+    assert moment > 20
+    assert not made.exists()
+
+
 @pytest.mark.parametrize("exchange", [True, False])
 def test_a_writer_killed_at_any_moment_leaves_a_whole_folder_and_the_next_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
@@ -139,26 +181,9 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_folder_and_the_next_goes_o
         monkeypatch.setattr(folders, "_exchange", lambda *_: False)
     path = tmp_path / "out"
 
-    def killed(text: str, moment: int) -> bool:
-        """Write in a process that is killed as it touches a file for the ``moment``-th time."""
-        if (child := os.fork()) == 0:
-            touched = 0
-
-            def count(event: str, args: tuple[Any, ...]) -> None:
-                nonlocal touched
-                if event in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir"):
-                    touched += str(tmp_path) in str(args[0])
-                    if touched == moment:
-                        os.kill(os.getpid(), signal.SIGKILL)
-
-            sys.addaudithook(count)
-            write(path, text, replaces=True)
-            os._exit(0)
-        return os.waitpid(child, 0)[1] != 0
-
     for text, former in (("one", None), ("two", "one")):
         moment = 1
-        while killed(text, moment):
+        while killed(moment, lambda text=text: write(path, text, replaces=True)):
             moment += 1
             if path.exists():
                 assert (path / "content").read_text() in (text, former)
@@ -244,7 +269,7 @@ def test_a_damaged_folder_may_be_replaced(tmp_path: Path) -> None:
     path = tmp_path / "out"
     write(path, "one")
     data = (path / MANIFEST).read_bytes()
-    (path / MANIFEST).write_bytes(data.replace(b"}]}", b'}], "note": "\xff"}'))
+    (path / MANIFEST).write_bytes(data.replace(b"}]}", b'}], "interface": {"name": "\xff"}}'))
     write(path, "two", replaces=True)
     assert (path / "content").read_text() == "two"
 

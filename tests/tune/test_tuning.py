@@ -376,7 +376,7 @@ def test_a_damaged_front_may_be_replaced(tuned: Front, tmp_path: Path) -> None:
     out = tmp_path / "out"
     paths = write(tuned, out)
     front = (out / "front.json").read_bytes()
-    (out / "front.json").write_bytes(front.replace(b'"planted"', b'"plant\xffd"'))
+    (out / "front.json").write_bytes(front.replace(b'"name": "full', b'"name": "f\xffll'))
     with pytest.raises(UsageError, match="no front"):
         read_front(out / "front.json")
     with pytest.raises(OutputExistsError, match="--force"):
