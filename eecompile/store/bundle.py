@@ -396,17 +396,20 @@ def _check(folder: Path, record: FileRecord) -> None:
         raise _damaged(path, f"SHA-256 {digest[:12]}...", f"{record.sha256[:12]}...")
 
 
-def check_listed(folder: Path, manifest: Manifest, names: Iterable[str]) -> None:
+def check_listed(
+    folder: Path, manifest: BundleManifest | EngineManifest, names: Iterable[str]
+) -> None:
     """Pass when files that are read, and those that ONNX graphs read, are among the checked.
 
     Raises:
         DigestError: one is not.
     """
     for name in names:
-        read = (name, *(_external_data(folder / name) if name.endswith(".onnx") else ()))
-        for each in (name for name in read if not listed(manifest, name)):
-            found = f"{each!r}, which is read, but not listed in {MANIFEST},"
-            raise _damaged(folder, found, "a record of every file that is read")
+        weights = _external_data(folder / name) if name.endswith(".onnx") else set()
+        for read in (name, *sorted(weights)):
+            if not listed(manifest, read):
+                found = f"{read!r}, which is read, but not listed in {MANIFEST},"
+                raise _damaged(folder, found, "a record of every file that is read")
 
 
 def _external_data(graph: Path) -> set[str]:

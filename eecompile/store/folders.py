@@ -101,9 +101,9 @@ def check_folder(path: Path, *, replaces: bool, kind: FolderKind = SETS) -> None
         OutputExistsError: it may not, or there is what eecompile did not write.
         UsageError: nothing can be written there.
     """
-    path = Path(os.path.abspath(path))  # noqa: PTH100 - a link at its end stays one
-    _check_place(path)
-    _check_marked(_partial(path))
+    place = Path(os.path.abspath(path))  # noqa: PTH100 - a link at its end stays one
+    _check_place(place)
+    _check_marked(_partial(place))
     empty = path.is_dir() and not path.is_symlink() and not any(path.iterdir())
     if empty or not os.path.lexists(path):
         return

@@ -68,7 +68,7 @@ def _names(folder: Path) -> set[str]:
     return begun | {FRONT, PAGE, *(f"{point.name}.json" for point in front.points)}
 
 
-TUNINGS = FolderKind("a folder that a tuning was begun in", _names)
+TUNINGS = FolderKind("a tuning", _names)
 
 
 @contextmanager

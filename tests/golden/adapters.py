@@ -119,6 +119,7 @@ def interface_of(stored: Path) -> Interface:
 def write_folder(stored: Path, folder: Path) -> None:
     """An intact folder with a stored manifest; each of its files holds three bytes."""
     folder.mkdir()
+    (folder / "file.bin").write_bytes(b"abc")
     manifest = _manifest(stored)
     parts = manifest.exits if isinstance(manifest, BundleManifest) else manifest.segments
     for part in parts:
