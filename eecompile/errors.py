@@ -24,6 +24,8 @@ from __future__ import annotations
 
 from functools import partial
 
+_LONG = 2000  # characters
+
 
 def one_line(message: object) -> str:
     """What another library says, in one line of at most 300 characters."""
@@ -34,6 +36,11 @@ def summary(error: BaseException) -> str:
     """What another library raised: the error's type, and the first line of what it says."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _shortened(text: str) -> str:
+    """A text without its middle, if it repeats very much of what was given."""
+    return text if len(text) <= _LONG else f"{text[: _LONG // 2]} ... {text[-_LONG // 4 :]}"
 
 
 class EecompileError(Exception):
@@ -47,9 +54,9 @@ class EecompileError(Exception):
 
     def __init__(self, *, found: str, expected: str, remedy: str) -> None:
         super().__init__(found, expected, remedy)
-        self.found = found
-        self.expected = expected
-        self.remedy = remedy
+        self.found = _shortened(found)
+        self.expected = _shortened(expected)
+        self.remedy = _shortened(remedy)
 
     def __reduce__(self) -> tuple[object, ...]:
         told = {"found": self.found, "expected": self.expected, "remedy": self.remedy}

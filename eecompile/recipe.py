@@ -16,13 +16,14 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
+from eecompile.decoding import PlainName
 from eecompile.errors import RecipeError, UsageError
 from eecompile.programs.choice import Exit, choice_of
 from eecompile.programs.interface import Condition, Sampling, State
 from eecompile.programs.process import Process
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.programs.solvers import solver_named
-from eecompile.store.target import Name, Tolerance
+from eecompile.store.target import Tolerance
 from eecompile.store.toml import read_toml
 
 Word = Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9._-]*\Z", max_length=100)]
@@ -137,7 +138,7 @@ class ExportRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             lower precisions are chosen by the values that they lead to. None takes noise.
     """
 
-    name: Name
+    name: PlainName
     network: NetworkRecipe
     state: State
     conditions: dict[str, Condition] = {}

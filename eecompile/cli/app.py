@@ -12,12 +12,13 @@ import typer
 import eecompile
 from eecompile.cli.comparing import compare
 from eecompile.cli.compiling import build, export
-from eecompile.cli.console import as_it_is, err, out
+from eecompile.cli.console import err, out
 from eecompile.cli.evaluating import evaluate
 from eecompile.cli.inspecting import doctor, inspect
 from eecompile.cli.sampling import program, sample
 from eecompile.cli.tuning import tune
 from eecompile.errors import EecompileError
+from eecompile.show.terminal import as_it_is
 
 app = typer.Typer(
     help="Compile multi-exit diffusion networks to engines, and sample with an exit schedule.",

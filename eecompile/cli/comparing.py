@@ -9,9 +9,10 @@ import typer
 
 from eecompile.backends import PEERS
 from eecompile.cli import options
-from eecompile.cli.console import as_it_is, err, extra, phases, say, show
+from eecompile.cli.console import err, extra, phases, say, show
 from eecompile.cli.values import numbers_of, request_of
 from eecompile.errors import UsageError
+from eecompile.show.terminal import as_it_is
 
 _REGRESSED = 3  # exit status where the baseline was better
 

@@ -18,14 +18,13 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.text import Text
 
 from eecompile.backends import backend_from_library, install
 from eecompile.errors import BackendError
 from eecompile.interrupt import check
 from eecompile.runtime.sampling import StepResult
-from eecompile.show.table import Part
-from eecompile.show.terminal import rendered
+from eecompile.show.table import Part, printable
+from eecompile.show.terminal import as_it_is, rendered
 
 out = Console()
 err = Console(stderr=True)
@@ -33,17 +32,12 @@ err = Console(stderr=True)
 
 def say(text: str) -> None:
     """Print a line as it is."""
-    out.print(text, highlight=False, soft_wrap=True, markup=False)
+    out.print(as_it_is(text), highlight=False, soft_wrap=True)
 
 
 def show(*parts: Part) -> None:
     """Print tables, facts and lines."""
     out.print(rendered(*parts))
-
-
-def as_it_is(text: str) -> Text:
-    """For texts with names and paths, which may hold what rich takes for markup."""
-    return Text(text)
 
 
 @contextmanager
@@ -73,9 +67,9 @@ def phases() -> Iterator[Any]:
             nonlocal shown
             check()
             if phase != shown and not err.is_terminal:
-                err.print(phase, highlight=False, markup=False, soft_wrap=True)
+                err.print(as_it_is(phase), highlight=False, soft_wrap=True)
             shown = phase
-            progress.update(task, description=escape(phase), completed=done, total=total or None)
+            progress.update(task, description=_markup(phase), completed=done, total=total or None)
 
         yield report
 
@@ -87,8 +81,13 @@ def last_state(results: Iterator[StepResult], total: int) -> np.ndarray[Any, np.
         for result in results:
             check()
             label = f"t = {result.timestep:g}, {result.choice.text}"
-            progress.update(task, advance=1, description=label)
+            progress.update(task, advance=1, description=_markup(label))
     return result.state
+
+
+def _markup(text: str) -> str:
+    """A text as rich's bars take it."""
+    return escape(printable(text))
 
 
 def _steps() -> Progress:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
+from eecompile.decoding import from_json
 from eecompile.errors import UsageError
 from eecompile.programs.choice import Forecast
 from eecompile.programs.interface import Interface
@@ -107,8 +107,8 @@ def _conditions(option: str, settings: Sequence[str] | None) -> dict[str, Any]:
             if text.startswith("@"):
                 conditions[name] = np.load(text[1:], allow_pickle=False)
             else:
-                conditions[name] = msgspec.json.decode(text, type=float | int | list[Any])
-        except (msgspec.DecodeError, OSError, ValueError, EOFError, RecursionError) as error:
+                conditions[name] = from_json(text, float | int | list[Any])
+        except (OSError, ValueError, EOFError) as error:
             raise UsageError(
                 found=f"{option} {setting}",
                 expected="NAME=VALUE, where VALUE is a number, a JSON list of numbers, or "

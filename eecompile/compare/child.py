@@ -23,6 +23,7 @@ from eecompile.compare.measure import latencies, latency, points, quiet, sentenc
 from eecompile.compare.report import EvaluationLatency
 from eecompile.compiler.backends._tensorrt import SWITCH
 from eecompile.compiler.verify import random_inputs
+from eecompile.decoding import MalformedError, from_json
 from eecompile.measure.machine import short
 from eecompile.measure.memory import on_gpus, resident
 
@@ -89,10 +90,10 @@ def in_child(job: Job, folder: Path) -> JobResult:
                 timeout=_TIMEOUT,
                 check=False,
             )
-        return msgspec.json.decode((folder / "answer.json").read_bytes(), type=JobResult)
+        return from_json((folder / "answer.json").read_bytes(), JobResult)
     except subprocess.TimeoutExpired:
         return JobResult(error=f"it did not end within {_TIMEOUT} s")
-    except (OSError, msgspec.DecodeError):
+    except (OSError, MalformedError):
         lines = (folder / "log.txt").read_text(errors="replace").strip().splitlines() or [""]
         status = done.returncode
         return JobResult(error=f"its process ended with status {status} ({short(lines[-1])})")
@@ -160,7 +161,7 @@ def _outputs(job: Job, folder: Path, answer: JobResult) -> None:
 
 
 def _main(folder: Path) -> None:
-    job = msgspec.json.decode((folder / "job.json").read_bytes(), type=Job)
+    job = from_json((folder / "job.json").read_bytes(), Job)
     answer = JobResult()
     try:
         with quiet():

@@ -50,8 +50,9 @@ from eecompile.measure.machine import machine_facts
 from eecompile.programs.interface import Interface
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.request import SampleRequest
-from eecompile.store.files import form_bytes
-from eecompile.store.results import PAGE, check_results, page_file, write_results
+from eecompile.store.files import form_bytes, outline
+from eecompile.store.folders import FolderKind, check_folder
+from eecompile.store.results import PAGE, page_file, write_results
 
 REPORT = "report.json"
 _CELL = 1.5  # seconds for one exit at one batch size, where the rounds are not given
@@ -65,9 +66,23 @@ class ComparisonResult(NamedTuple):
     images: dict[str, bytes]
 
 
+class _Outline(msgspec.Struct):
+    """What reports of every format have."""
+
+    format: int
+    eecompile: str
+
+
+def _names(folder: Path) -> set[str]:
+    return {REPORT, PAGE} if outline(folder / REPORT, _Outline) else set()
+
+
+REPORTS = FolderKind("an older report", _names)
+
+
 def check_output(folder: Path) -> None:
-    """Pass when a report may be written there; see :func:`check_results`."""
-    check_results(folder, (REPORT, PAGE), "an empty folder, or one with an older report")
+    """Pass when a report may be written there; see :func:`check_folder`."""
+    check_folder(folder, replaces=True, kind=REPORTS)
 
 
 def write(result: ComparisonResult, folder: Path) -> list[Path]:
@@ -85,9 +100,8 @@ def write(result: ComparisonResult, folder: Path) -> list[Path]:
 
         return page_of(result.report, result.images)
 
-    check_output(folder)
     files = {REPORT: form_bytes(result.report), **page_file(page)}
-    return write_results(folder, files, [PAGE])
+    return write_results(folder, files, REPORTS, replaces=True)
 
 
 class _Entry:

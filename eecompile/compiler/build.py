@@ -52,6 +52,7 @@ from eecompile.store.bundle import (
     ExitPlan,
     Segment,
     SpanPlan,
+    listed,
     older_identity,
     open_bundle,
     open_engine_set,
@@ -59,7 +60,7 @@ from eecompile.store.bundle import (
     records,
     write_manifest,
 )
-from eecompile.store.folders import check_replaceable, new_folder
+from eecompile.store.folders import check_folder, new_folder
 from eecompile.store.target import Target, load_target
 
 
@@ -157,7 +158,7 @@ def planned_build(
     job = _job(bundle, target, output, report)
     reasons = _reasons(job.existing, job.source, job.target, job.versions, output)
     if reasons:
-        check_replaceable(output, force or job.replaces(output))
+        check_folder(output, replaces=force or job.replaces(output))
     if force:
         reasons = ("--force", *reasons)
     if not reasons:
@@ -301,7 +302,8 @@ def _prepared(job: _Job, work: Path, *, verify: bool = True) -> tuple[ir.Model, 
         return model, {}
     if target.precision != "fp32":
         job.report(f"lowering the precision to {target.precision}")
-        model = lowered(model, interface, target, work, job.bundle / CALIBRATION)
+        data = job.bundle / CALIBRATION if listed(job.source, CALIBRATION) else None
+        model = lowered(model, interface, target, work, data)
     job.backend.prepare(model, target)
     if not verify:
         return model, {}

@@ -19,7 +19,8 @@ from eecompile.compiler.graph.numbering import value_numbers
 from eecompile.compiler.graph.partition import Part, extract
 from eecompile.compiler.progress import Report
 from eecompile.errors import BackendError
-from eecompile.store.bundle import EngineManifest, Segment, segment_name
+from eecompile.store.bundle import EngineManifest, Segment, listed, segment_name, sha256
+from eecompile.store.folders import MARK, make_marked, remove_marked
 from eecompile.store.target import Target
 
 CACHE = "timing.cache"  # of an engine set: what its backend keeps for the next build
@@ -177,32 +178,31 @@ class SegmentStore:
         segments = existing.segments if existing else ()
         self._known = {segment.key: output / segment.file for segment in segments}
         self.cache = self.folder / CACHE
-        self._former = output / CACHE if existing else None
+        self._former = output / CACHE if existing and listed(existing, CACHE) else None
 
     def start(self) -> None:
         """Make the folder, with what the engine set's backend has kept for the next build."""
-        self.folder.mkdir(exist_ok=True)
-        if self._former and self._former.is_file() and not self.cache.exists():
+        make_marked(self.folder)
+        if self._former and not self.cache.exists():
             shutil.copyfile(self._former, self.cache)
 
     def find(self, key: str) -> Path | None:
         """An engine with this key, if there is one."""
-        finished = self.folder / key
-        return self._known.get(key) or (finished if finished.is_file() else None)
+        finished = (p for p in self.folder.glob(f"{key}.*") if p.name == f"{key}.{sha256(p)}")
+        return self._known.get(key) or next(finished, None)
 
     def add(self, key: str, path: Path) -> Path:
-        """Keep a finished engine; returns its new place."""
-        place = self.folder / key
-        return path.replace(place)
+        """Keep a finished engine, named by its digest too; returns its new place."""
+        return path.replace(self.folder / f"{key}.{sha256(path)}")
 
     def tidy(self) -> None:
         """After a failure: keep the folder only if there is a finished engine in it."""
-        if not any(path != self.cache for path in self.folder.glob("*")):
+        if not any(path.name not in (CACHE, MARK) for path in self.folder.glob("*")):
             self.clear()
 
     def clear(self) -> None:
         """Remove the finished engines, which are part of the engine set now."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_marked(self.folder)
 
 
 def segments_from_parts(

@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-import msgspec
-
+from eecompile.decoding import MalformedError, from_json
 from eecompile.doctor.probes import Finding, failed
 from eecompile.handle import Handle
 from eecompile.measure.machine import short
@@ -67,8 +66,8 @@ class _Child(Handle):
         self._out.seek(0)
         answer = self._out.read()
         try:
-            return msgspec.json.decode(answer, type=Finding)
-        except msgspec.DecodeError:
+            return from_json(answer, Finding)
+        except MalformedError:
             pass
         if self._process.returncode != 0:
             return failed(f"it {_end(self._process.returncode)}{self._last_words()}")

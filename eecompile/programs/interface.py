@@ -14,6 +14,7 @@ from msgspec import Meta
 from numpy.typing import ArrayLike
 
 from eecompile.arrays import AnyArray
+from eecompile.decoding import PlainName
 from eecompile.errors import ConditionError, RecipeError, UsageError
 from eecompile.programs.choice import Choice
 from eecompile.programs.process import Process
@@ -325,7 +326,7 @@ class Interface(msgspec.Struct, frozen=True, kw_only=True):
             blocks before it; empty for none.
     """
 
-    name: str
+    name: PlainName
     exits: tuple[int, ...]
     state: State
     conditions: dict[str, Condition] = {}

@@ -13,6 +13,7 @@ from itertools import islice
 
 import msgspec
 
+from eecompile.decoding import MalformedError, from_json
 from eecompile.errors import UsageError
 from eecompile.programs.choice import OUTPUT, Choice
 from eecompile.programs.process import Process
@@ -172,10 +173,10 @@ class Program(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             UsageError: it is no such program.
         """
         try:
-            if (found := msgspec.json.decode(data, type=_Header).format) != FORMAT:
+            if (found := from_json(data, _Header).format) != FORMAT:
                 raise _other_format(found)
-            return msgspec.json.decode(data, type=cls)
-        except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+            return from_json(data, cls)
+        except MalformedError as error:
             raise _malformed(f"JSON that is no program ({error})", "Program.to_json()") from error
 
 

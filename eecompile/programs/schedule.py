@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from eecompile.decoding import from_json
 from eecompile.errors import ScheduleError
 from eecompile.programs.choice import Choice, check_choices, choice_from_text, choice_of
 
@@ -141,11 +142,11 @@ class ExitSchedule(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkno
         """
         try:
             data = Path(path).read_bytes()
-            found = msgspec.json.decode(data, type=_Header).format
+            found = from_json(data, _Header).format
             if found != _FORMAT:
                 raise ValueError(f"its format is {found}, not {_FORMAT}")
-            return msgspec.json.decode(data, type=_File).schedule
-        except (OSError, ValueError, RecursionError, ScheduleError) as error:
+            return from_json(data, _File).schedule
+        except (OSError, ValueError, ScheduleError) as error:
             raise ScheduleError(
                 found=f"{path}, which is no exit schedule ({error})",
                 expected="a file that 'eecompile tune' or ExitSchedule.to_json wrote",

@@ -10,7 +10,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.padding import Padding
 from rich.text import Text
 
-from eecompile.show.table import FactList, Line, Part, Table, Tone
+from eecompile.show.table import FactList, Line, Part, Table, Tone, printable
 
 _STYLES: dict[Tone, str] = {
     "": "", "good": "green", "bad": "bold red", "warning": "yellow", "soft": "dim",
@@ -19,23 +19,28 @@ _STYLES: dict[Tone, str] = {
 
 
 def rendered(*parts: Part) -> RenderableType:
-    """Parts one below the other; names in them are shown as they are, never as markup."""
+    """Parts one below the other."""
     return Group(*map(_rendered, parts))
+
+
+def as_it_is(text: str, tone: Tone = "") -> Text:
+    """A text with names and paths, which may hold what rich or a terminal would obey."""
+    return Text(printable(text), _STYLES[tone])
 
 
 def _rendered(part: Part) -> RenderableType:
     if isinstance(part, Line):
-        return Padding(Text(part.text, _STYLES[part.tone]), (0, 0, 0, part.indent))
+        return Padding(as_it_is(part.text, part.tone), (0, 0, 0, part.indent))
     if isinstance(part, FactList):
         grid = rich.table.Table(box=None, show_header=False, pad_edge=False)
         grid.add_column(style="bold", no_wrap=True)
         grid.add_column(overflow="fold")
         for name, fact in part.items():
-            grid.add_row(name, Text(fact))
+            grid.add_row(as_it_is(name), as_it_is(fact))
         return grid
     if part.without and not part.items:
-        return Text(part.without)
-    return Group(_Fitting(part), *map(Text, part.notes))
+        return as_it_is(part.without)
+    return Group(_Fitting(part), *map(as_it_is, part.notes))
 
 
 class _Fitting:
@@ -45,7 +50,7 @@ class _Fitting:
         self._table = table
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield Text(self._table.title, "italic")
+        yield as_it_is(self._table.title, "title")
         every = list(range(len(self._table.columns)))
         made = _drawn(self._table, every)
         if console.measure(made, options=options.update(width=10**4)).maximum > options.max_width:
@@ -60,7 +65,7 @@ def _drawn(table: Table, columns: Sequence[int]) -> rich.table.Table:
     made = rich.table.Table()
     for index in columns:
         column = table.columns[index]
-        heading = Text("\n".join(filter(None, (column.heading, column.unit))))
+        heading = as_it_is("\n".join(filter(None, (column.heading, column.unit))))
         if column.form is None:
             made.add_column(heading, no_wrap=column.whole, overflow="fold")
         else:
@@ -70,6 +75,6 @@ def _drawn(table: Table, columns: Sequence[int]) -> rich.table.Table:
         if group not in (None, row.group):
             made.add_section()
         group = row.group
-        cells = [Text(row.texts[index], _STYLES[row.tones[index]]) for index in columns]
+        cells = [as_it_is(row.texts[index], row.tones[index]) for index in columns]
         made.add_row(*cells, style=_STYLES[row.tone])
     return made

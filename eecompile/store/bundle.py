@@ -9,15 +9,18 @@ checked before anything is loaded. Folders are written by :mod:`eecompile.store.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
-from msgspec import Meta
 
+from eecompile.decoding import MalformedError, PlainName, from_json
 from eecompile.errors import BundleError, DigestError, FormatError
 from eecompile.programs.interface import Interface
+from eecompile.store.files import outline
 from eecompile.store.target import Target
 
 FORMAT = 7
@@ -26,7 +29,7 @@ _LONG = 100  # characters for the exits in a file name
 WEIGHTS = "weights.safetensors"
 CALIBRATION = "calibration.npz"  # of a bundle: inputs made of the recipe's data, if it names any
 
-PlainName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")]
+_LOCATION = re.compile(rb"\x0a\x08location\x12([\x80-\xff]*[\x00-\x7f])")
 
 
 class _Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -239,8 +242,13 @@ def segment_name(index: int, exits: Sequence[int], suffix: str) -> str:
 
 
 def file_names(folder: Path) -> tuple[str, ...]:
-    """Names of the files of a bundle or an engine set of any format."""
-    return (MANIFEST, *(record.name for record in _outline(folder).files))
+    """Names of the files of a bundle or an engine set of any format, even if it is damaged.
+
+    Empty where there is none: other programs have files called ``manifest.json`` too.
+    """
+    found = _outline(folder)
+    ours = found.kind in ("bundle", "engine-set")
+    return (MANIFEST, *(record.name for record in found.files)) if ours else ()
 
 
 def records(folder: Path) -> tuple[FileRecord, ...]:
@@ -273,12 +281,22 @@ def open_bundle(folder: Path) -> BundleManifest:
         FormatError: it was written by a newer or an older eecompile.
         DigestError: a file is missing, truncated or altered.
     """
-    return _open(folder, BundleManifest, "bundle", "eecompile export")
+    manifest = _open(folder, BundleManifest, "bundle", "eecompile export")
+    graphs = [exit_graph_name(depth) for depth in manifest.interface.exits]
+    check_listed(folder, manifest, graphs + [graph.graph for graph in manifest.exits])
+    return manifest
 
 
 def open_engine_set(folder: Path) -> EngineManifest:
     """The manifest of an engine set; errors are those of :func:`open_bundle`."""
-    return _open(folder, EngineManifest, "engine-set", "eecompile build")
+    manifest = _open(folder, EngineManifest, "engine-set", "eecompile build")
+    check_listed(folder, manifest, [segment.file for segment in manifest.segments])
+    return manifest
+
+
+def listed(manifest: BundleManifest | EngineManifest, name: str) -> bool:
+    """Whether a manifest has a record of a file: others are not checked, and must not be read."""
+    return any(record.name == name for record in manifest.files)
 
 
 def peek(folder: Path) -> str:
@@ -311,10 +329,7 @@ def older_identity(folder: Path) -> tuple[str, ...]:
 
 def _outline(folder: Path) -> _Outline:
     """The outline of a manifest; that of an empty one where there is none."""
-    try:
-        return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=_Outline)
-    except (OSError, msgspec.DecodeError):
-        return _Outline(kind="", format=FORMAT)
+    return outline(folder / MANIFEST, _Outline) or _Outline(kind="", format=FORMAT)
 
 
 def _open(folder: Path, kind: type[Manifest], name: str, command: str) -> Manifest:
@@ -327,8 +342,8 @@ def _open(folder: Path, kind: type[Manifest], name: str, command: str) -> Manife
             remedy=f"give the folder that {command!r} wrote",
         )
     try:
-        manifest = msgspec.json.decode(data, type=kind)
-    except msgspec.DecodeError as error:
+        manifest = from_json(data, kind)
+    except MalformedError as error:
         problem = f"a manifest that does not fit its format ({error})"
         raise _damaged(folder / MANIFEST, problem) from error
     if manifest.digest != _digest(manifest):
@@ -355,8 +370,8 @@ def _read(folder: Path, expected: str, command: str) -> bytes:
 
 def _header(folder: Path, data: bytes) -> _Outline:
     try:
-        header = msgspec.json.decode(data, type=_Outline)
-    except msgspec.DecodeError as error:
+        header = from_json(data, _Outline)
+    except MalformedError as error:
         raise _damaged(folder / MANIFEST, f"a truncated or altered manifest ({error})") from error
     if header.format != FORMAT:
         newer = "upgrade eecompile, or write the folder again with this version"
@@ -381,6 +396,37 @@ def _check(folder: Path, record: FileRecord) -> None:
         raise _damaged(path, f"SHA-256 {digest[:12]}...", f"{record.sha256[:12]}...")
 
 
+def check_listed(
+    folder: Path, manifest: BundleManifest | EngineManifest, names: Iterable[str]
+) -> None:
+    """Pass when files that are read, and those that ONNX graphs read, are among the checked.
+
+    Raises:
+        DigestError: one is not.
+    """
+    for name in names:
+        weights = _external_data(folder / name) if name.endswith(".onnx") else set()
+        for read in (name, *sorted(weights)):
+            if not listed(manifest, read):
+                found = f"{read!r}, which is read, but not listed in {MANIFEST},"
+                raise _damaged(folder, found, "a record of every file that is read")
+
+
+def _external_data(graph: Path) -> set[str]:
+    """Names of the files in which an ONNX graph has its weights.
+
+    Found without a parser: protobuf writes them behind their key and their length.
+    """
+    if not (graph.is_file() and graph.stat().st_size):
+        return set()
+    names = set()
+    with graph.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+        for end, digits in [(found.end(), found[1]) for found in _LOCATION.finditer(data)]:
+            length = sum((digit & 127) << 7 * index for index, digit in enumerate(digits))
+            names.add(data[end : end + length].decode(errors="replace"))
+    return names
+
+
 def _damaged(path: Path, found: str, expected: str = "the file as it was written") -> DigestError:
     return DigestError(
         found=f"{found} at {path}",
@@ -392,5 +438,5 @@ def _damaged(path: Path, found: str, expected: str = "the file as it was written
 def _digest(manifest: BundleManifest | EngineManifest) -> str:
     # Through JSON once, so that an integer where a float belongs has its one spelling.
     text = msgspec.json.encode(msgspec.structs.replace(manifest, digest=""))
-    blank = msgspec.json.decode(text, type=type(manifest))
+    blank = from_json(text, type(manifest))
     return hashlib.sha256(msgspec.json.encode(blank, order="deterministic")).hexdigest()

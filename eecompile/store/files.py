@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
+from eecompile.decoding import MalformedError, from_json
 from eecompile.errors import FormatError, UsageError
 
 Form = TypeVar("Form")
@@ -17,8 +19,9 @@ Form = TypeVar("Form")
 
 @contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """A name beside ``path``, to be written; it takes the path's place if all goes well."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """An empty file beside ``path``, to be written; it takes the path's place if all goes well."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    os.close(os.open(partial, os.O_CREAT | os.O_EXCL, 0o666))  # nobody's, and no link to another
     try:
         yield partial
         partial.replace(path)
@@ -35,6 +38,14 @@ def form_bytes(form: object) -> bytes:
     return msgspec.json.format(msgspec.json.encode(form), indent=1) + b"\n"
 
 
+def outline(path: Path, kind: type[Form]) -> Form | None:
+    """What a file of JSON says of itself, even if text in it is damaged; None if it does not."""
+    try:
+        return from_json(path.read_bytes().decode(errors="replace"), kind)
+    except (OSError, MalformedError):
+        return None
+
+
 def read_form(path: Path, kind: type[Form], known: int, *, what: str, command: str) -> Form:
     """What a command wrote as JSON, of a type with a field ``format``, which must be ``known``.
 
@@ -46,15 +57,15 @@ def read_form(path: Path, kind: type[Form], known: int, *, what: str, command: s
     """
     try:
         data = path.read_bytes()
-        found = msgspec.json.decode(data, type=_Header).format
+        found = from_json(data, _Header).format
         if found != known:
             raise FormatError(
                 found=f"a {what} of format {found} at {path}",
                 expected=f"format {known}",
                 remedy=f"{command} again with this version",
             )
-        return msgspec.json.decode(data, type=kind)
-    except (OSError, msgspec.DecodeError, RecursionError) as error:
+        return from_json(data, kind)
+    except (OSError, MalformedError) as error:
         raise UsageError(
             found=f"no {what} at {path} ({error})",
             expected=f"a {what}.json that 'eecompile {command}' wrote",

@@ -1,9 +1,10 @@
 """Writing a folder whole or not at all.
 
-A writer fills a temporary sibling, then one rename puts it in place; where a folder is
+A writer fills a temporary folder, then one rename puts it in place; where a folder is
 replaced, the two are exchanged atomically (Linux; elsewhere by two renames). A lock
 beside the folder keeps a second writer out; the kernel drops it when a process dies.
-Nothing is ever removed that eecompile did not write.
+Nothing is ever removed that eecompile did not write: what is replaced holds the files that
+its own record names, and nothing else; temporary folders hold a mark.
 """
 
 from __future__ import annotations
@@ -12,23 +13,38 @@ import ctypes
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
-from eecompile.errors import (
-    BackendError,
-    BundleError,
-    BusyError,
-    FormatError,
-    OutputExistsError,
-)
+from eecompile.errors import BackendError, BusyError, OutputExistsError, UsageError
 from eecompile.interrupt import deferred
-from eecompile.store.bundle import file_names, peek
+from eecompile.store.bundle import file_names
+
+MARK = ".eecompile"  # a file in a folder that eecompile may remove
+_MARK = b"eecompile may remove this folder.\n"
+_NEW, _PREVIOUS = "new", "previous"  # in a temporary folder: what is written, what it replaces
+
+
+class FolderKind(NamedTuple):
+    """A kind of folder that may be replaced.
+
+    Attributes:
+        what: it holds, for messages.
+        names: of the files there that eecompile wrote, even if they are damaged; empty for a
+            folder of another kind.
+    """
+
+    what: str
+    names: Callable[[Path], Collection[str]]
+
+
+SETS = FolderKind("a bundle or an engine set", file_names)
 
 
 @contextmanager
-def new_folder(path: Path, *, replaces: bool) -> Iterator[Path]:
+def new_folder(path: Path, *, replaces: bool, kind: FolderKind = SETS) -> Iterator[Path]:
     """A temporary folder that becomes ``path`` when the block ends without an error.
 
     Raises:
@@ -40,13 +56,14 @@ def new_folder(path: Path, *, replaces: bool) -> Iterator[Path]:
     except ImportError as error:
         raise BackendError(
             found="no package filelock",
-            expected="it, to write bundles and engine sets",
-            remedy="pip install 'eecompile[build]'",
+            expected="it, to write folders",
+            remedy="pip install filelock",
         ) from error
     path = Path(os.path.abspath(path))  # noqa: PTH100 - a link at its end stays one
+    partial, lock_file = _partial(path), _lock_file(path)
     _check_place(path)
     made = _make_parents(path.parent)
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    lock = FileLock(lock_file)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
@@ -55,36 +72,136 @@ def new_folder(path: Path, *, replaces: bool) -> Iterator[Path]:
             expected="one writer at a time",
             remedy="wait for it, or choose another output folder",
         ) from error
-    partial = path.with_name(f".{path.name}.partial")
     try:
         _restore(path)
-        check_replaceable(path, replaces)
-        _remove(partial)  # what a killed writer left
-        partial.mkdir()
-        yield partial
-        _sync(partial)
+        check_folder(path, replaces=replaces, kind=kind)
+        remove_marked(partial)  # what a killed writer left
+        make_marked(partial)
+        (partial / _NEW).mkdir()
+        yield partial / _NEW
+        _sync(partial / _NEW)
         with deferred():
-            check_replaceable(path, replaces)
+            check_folder(path, replaces=replaces, kind=kind)
             _put(partial, path)
     finally:
         with deferred():
-            _remove(partial)
+            remove_marked(partial)
             with suppress(OSError):  # filelock refuses a lock on an unlinked file: this is safe
-                Path(lock.lock_file).unlink()
+                lock_file.unlink()
             lock.release()
             for parent in made:  # only those still empty
                 with suppress(OSError):
                     parent.rmdir()
 
 
+def check_folder(path: Path, *, replaces: bool, kind: FolderKind = SETS) -> None:
+    """Pass when a folder may be written at ``path``, which may replace one of its kind or none.
+
+    Raises:
+        OutputExistsError: it may not, or there is what eecompile did not write.
+        UsageError: nothing can be written there.
+    """
+    place = Path(os.path.abspath(path))  # noqa: PTH100 - a link at its end stays one
+    _check_place(place)
+    _check_marked(_partial(place))
+    empty = path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+    if empty or not os.path.lexists(path):
+        return
+    held = {p.name for p in path.iterdir()} if path.is_dir() and not path.is_symlink() else set()
+    ours = set(kind.names(path)) if held else set()
+    if others := sorted(held - ours) if ours else []:
+        raise OutputExistsError(
+            found=f"{path}, which also holds {', '.join(others[:3])}"
+            + (", ..." if len(others) > 3 else ""),
+            expected="only what eecompile wrote there, to replace it",
+            remedy="move that elsewhere, or choose another output folder",
+        )
+    if not ours:
+        raise OutputExistsError(
+            found=f"{path}, which is no folder that eecompile wrote",
+            expected=f"{kind.what} to replace",
+            remedy="choose another output folder, or remove it yourself",
+        )
+    if not replaces:
+        raise OutputExistsError(
+            found=f"{path}, which exists",
+            expected="no such folder, or an older version of the same",
+            remedy="choose another output folder, or pass --force to replace it",
+        )
+
+
+def make_marked(folder: Path) -> None:
+    """Make a folder that eecompile may remove; one that it made before stays.
+
+    Raises:
+        OutputExistsError: something else is there.
+    """
+    _check_marked(folder)
+    folder.mkdir(exist_ok=True)
+    (folder / MARK).write_bytes(_MARK)
+
+
+def remove_marked(folder: Path) -> None:
+    """Remove a folder of :func:`make_marked`; what else may be there stays."""
+    if not _is_marked(folder):
+        return
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != MARK:  # the last, so that what a killed process leaves has its mark
+            path.unlink()
+    (folder / MARK).unlink(missing_ok=True)
+    folder.rmdir()
+
+
+def _check_marked(folder: Path) -> None:
+    if os.path.lexists(folder) and not _is_marked(folder):
+        raise _strange(folder)
+
+
+def _is_marked(folder: Path) -> bool:
+    """Whether it holds the mark, or nothing yet."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    mark = folder / MARK
+    if mark.is_file() and not mark.is_symlink():
+        return _MARK.startswith(mark.read_bytes())
+    return not any(folder.iterdir())
+
+
+def _strange(path: Path) -> OutputExistsError:
+    return OutputExistsError(
+        found=f"{path}, which eecompile did not write",
+        expected="nothing of that name, or what an interrupted command left",
+        remedy="move it elsewhere, or choose another output folder",
+    )
+
+
 def _check_place(path: Path) -> None:
-    here = Path.cwd()
-    if here.is_relative_to(path):
+    place = path.parent
+    while not os.path.lexists(place):
+        place = place.parent
+    if Path.cwd().is_relative_to(path):
         raise OutputExistsError(
             found=f"{path} as the output folder, in which this command runs",
             expected="a folder of its own",
             remedy="name one, such as out/bundle",
         )
+    if not place.is_dir():
+        raise OutputExistsError(
+            found=f"{place}, which is no folder",
+            expected="a folder, in which one can be written",
+            remedy="choose another output folder",
+        )
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UsageError(
+            found=f"{place}, where nothing may be written",
+            expected="a place for the output folder",
+            remedy="choose another",
+        )
+    lock = _lock_file(path)
+    if os.path.lexists(lock) and (lock.is_symlink() or lock.stat().st_size):
+        raise _strange(lock)
 
 
 def _make_parents(parent: Path) -> list[Path]:
@@ -98,75 +215,34 @@ def _make_parents(parent: Path) -> list[Path]:
     return missing
 
 
-def check_replaceable(path: Path, replaces: bool) -> None:
-    """Pass when a folder may be written at ``path``, which may replace one of ours or none.
-
-    Raises:
-        OutputExistsError: it may not, or holds what eecompile did not write.
-    """
-    empty = path.is_dir() and not any(path.iterdir())
-    occupied = path.is_symlink() or (path.exists() and not empty)
-    if occupied and not replaces:
-        raise OutputExistsError(
-            found=f"{path}, which exists",
-            expected="no such folder, or an older version of the same",
-            remedy="choose another output folder, or pass --force to replace it",
-        )
-    if not occupied:
-        return
-    ours = path.is_dir() and not path.is_symlink() and _is_ours(path)
-    if ours and (others := sorted({p.name for p in path.iterdir()} - set(file_names(path)))):
-        raise OutputExistsError(
-            found=f"{path}, which also holds {', '.join(others[:3])}"
-            + (", ..." if len(others) > 3 else ""),
-            expected="only what eecompile wrote there, to replace it",
-            remedy="move that elsewhere, or choose another output folder",
-        )
-    if not ours:
-        raise OutputExistsError(
-            found=f"{path}, which is no folder that eecompile wrote",
-            expected="a bundle or an engine set to replace",
-            remedy="choose another output folder, or remove it yourself",
-        )
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether the manifest is eecompile's: other programs have files of that name too."""
-    try:
-        return peek(path) in ("bundle", "engine-set")
-    except FormatError:
-        return True  # of another version of eecompile
-    except BundleError:
-        return False
-
-
 def _put(partial: Path, path: Path) -> None:
-    """Move ``partial`` to ``path``; an existing folder there is removed afterwards."""
+    """Move what was written to ``path``; what was there stays in ``partial``."""
+    new, previous = partial / _NEW, partial / _PREVIOUS
     if not path.exists():
-        partial.rename(path)
-    elif not _exchange(partial, path):
-        previous = _previous(path)
+        new.rename(path)
+    elif not _exchange(new, path):
         path.rename(previous)
         try:
-            partial.rename(path)
+            new.rename(path)
         except BaseException:
             previous.rename(path)
             raise
-        _remove(previous)
 
 
 def _restore(path: Path) -> None:
     """Put right what a writer left that was killed between two renames."""
-    previous = _previous(path)
-    if previous.exists() and path.exists():
-        _remove(previous)
-    elif previous.exists():
+    previous = _partial(path) / _PREVIOUS
+    if _is_marked(previous.parent) and previous.is_dir() and not path.exists():
         previous.rename(path)
 
 
-def _previous(path: Path) -> Path:
-    """Where the folder that is replaced lies for a moment."""
-    return path.with_name(f".{path.name}.previous")
+def _lock_file(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
+
+
+def _partial(path: Path) -> Path:
+    """Where a folder is written, and what it replaces lies for a moment."""
+    return path.with_name(f".{path.name}.partial")
 
 
 def _sync(folder: Path) -> None:
@@ -186,10 +262,3 @@ def _exchange(one: Path, other: Path) -> bool:
         return False
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     return bool(rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
-
-
-def _remove(path: Path) -> None:
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    elif path.exists():
-        shutil.rmtree(path)

@@ -1,60 +1,23 @@
-"""Folders of results: checked before the work, and written so that none is half there."""
+"""Folders of results: a report as JSON, its page, and what else a command found."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-from eecompile.errors import OutputExistsError, UsageError
-from eecompile.store.files import written
+from eecompile.store.folders import FolderKind, new_folder
 
 PAGE = "report.html"
 
 
-def check_results(folder: Path, ours: Collection[str], expected: str) -> None:
-    """Pass when results may be written into a folder, which need not exist yet.
-
-    It may hold ``ours``, the files of former results; the message says what is ``expected``.
-
-    Raises:
-        OutputExistsError: it holds something else, or is none.
-        UsageError: nothing can be written there.
-    """
-    place = folder
-    while not place.exists() and not place.is_symlink():
-        place = place.parent
-    others = sorted({p.name for p in folder.iterdir()} - set(ours)) if folder.is_dir() else []
-    if others or not place.is_dir():
-        held = f"which holds {', '.join(others[:3])}" + (", ..." if len(others) > 3 else "")
-        raise OutputExistsError(
-            found=f"{folder}, {held}" if others else f"{place}, which is no folder",
-            expected=expected,
-            remedy="choose another output folder",
-        )
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise UsageError(
-            found=f"{place}, where nothing may be written",
-            expected="a place for the results",
-            remedy="choose another output folder",
-        )
-
-
 def write_results(
-    folder: Path, files: Mapping[str, bytes], former: Iterable[str] = ()
+    folder: Path, files: Mapping[str, bytes], kind: FolderKind, *, replaces: bool
 ) -> list[Path]:
-    """Write files by name, the first last: a folder without it is not complete; their paths.
-
-    Files of the names ``former`` are removed.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    first, *others = files
-    for name in {first, *former}:
-        (folder / name).unlink(missing_ok=True)
-    for name in (*others, first):
-        with written(folder / name) as partial:
-            partial.write_bytes(files[name])
+    """Write files by name, all or none; their paths. See :func:`.folders.new_folder`."""
+    with new_folder(folder, replaces=replaces, kind=kind) as partial:
+        for name, content in files.items():
+            (partial / name).write_bytes(content)
     return [folder / name for name in files]
 
 

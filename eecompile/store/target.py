@@ -9,10 +9,9 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from eecompile.backends import BackendName
+from eecompile.decoding import PlainName
 from eecompile.errors import RecipeError
 from eecompile.store.toml import read_toml
-
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z", max_length=100)]
 
 
 class Tolerance(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -66,7 +65,7 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             leaves it to the library.
     """
 
-    name: Name
+    name: PlainName
     backend: BackendName
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     layout: Literal["chained", "per_exit"] = "per_exit"

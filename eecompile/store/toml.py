@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 import math
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
+from eecompile.decoding import MalformedError, from_toml
 from eecompile.errors import RecipeError
 
 Form = TypeVar("Form", bound=msgspec.Struct)
@@ -24,14 +24,14 @@ def read_toml(path: Path, kind: type[Form], *, example: str) -> Form:
         RecipeError: the file is missing, is no TOML, has unknown keys, or does not fit.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        data = from_toml(path.read_bytes())
+    except OSError as error:
         raise RecipeError(
             found=f"no readable file at {path} ({type(error).__name__})",
             expected="a TOML recipe",
             remedy=f"give the path of a file such as {example}",
         ) from error
-    except tomllib.TOMLDecodeError as error:
+    except MalformedError as error:
         raise RecipeError(
             found=f"{path}, which is not TOML ({error})",
             expected="a TOML recipe",

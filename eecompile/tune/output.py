@@ -10,12 +10,12 @@ from pathlib import Path
 import msgspec
 
 import eecompile
-from eecompile.errors import OutputExistsError
 from eecompile.runtime.request import SampleRequest
-from eecompile.store.files import form_bytes
-from eecompile.store.results import PAGE, check_results, page_file, write_results
-from eecompile.tune.report import Front, FrontPoint, TuningSettings, read_front
-from eecompile.tune.work import Work
+from eecompile.store.files import form_bytes, outline
+from eecompile.store.folders import FolderKind, check_folder
+from eecompile.store.results import PAGE, page_file, write_results
+from eecompile.tune.report import Front, FrontPoint, TuningSettings
+from eecompile.tune.work import Work, is_work
 
 FRONT, _WORK = "front.json", ".tune.partial"
 
@@ -46,21 +46,29 @@ def check_output(folder: Path, *, force: bool) -> None:
         OutputExistsError: it holds a tuning that is not to be replaced, or something else.
         UsageError: nothing can be written there.
     """
-    expected = "an empty folder, or one that a tuning was begun in"
-    check_results(folder, {FRONT, PAGE, _WORK, *_written(folder)}, expected)
-    if (folder / FRONT).exists() and not force:
-        raise OutputExistsError(
-            found=f"{folder}, which holds schedules already",
-            expected=expected,
-            remedy="choose another output folder, or pass --force to replace them",
-        )
+    check_folder(folder, replaces=force or not (folder / FRONT).exists(), kind=TUNINGS)
 
 
-def _written(folder: Path) -> set[str]:
-    """Names of the schedules that a former tuning wrote."""
-    if not (folder / FRONT).is_file():
-        return set()
-    return {f"{point.name}.json" for point in read_front(folder / FRONT).points}
+class _Point(msgspec.Struct):
+    name: str
+
+
+class _Outline(msgspec.Struct):
+    """What fronts of every format have."""
+
+    format: int
+    eecompile: str
+    points: tuple[_Point, ...]
+
+
+def _names(folder: Path) -> set[str]:
+    begun = {_WORK} if is_work(folder / _WORK) else set()
+    if (front := outline(folder / FRONT, _Outline)) is None:
+        return begun
+    return begun | {FRONT, PAGE, *(f"{point.name}.json" for point in front.points)}
+
+
+TUNINGS = FolderKind("a tuning", _names)
 
 
 @contextmanager
@@ -86,9 +94,9 @@ def opened_work(folder: Path, identity: str) -> Iterator[Work]:
 
 
 def write(front: Front, folder: Path) -> list[Path]:
-    """Write the schedules, the page if its packages are installed, and the front last.
+    """Write the front, the schedules, and the page if its packages are installed.
 
-    A folder without ``front.json`` is not complete.
+    They take the place of what a tuning wrote there before.
 
     Returns:
         What was written, the front first.
@@ -103,7 +111,7 @@ def write(front: Front, folder: Path) -> list[Path]:
     for point in front.points:
         if point.kind == "found":
             files[f"{point.name}.json"] = point.schedule.to_json(**_about(point, front))
-    return write_results(folder, files, {PAGE, *_written(folder)})
+    return write_results(folder, files, TUNINGS, replaces=True)
 
 
 def _about(point: FrontPoint, front: Front) -> dict[str, object]:

@@ -13,11 +13,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from eecompile.errors import BusyError
+from eecompile.decoding import MalformedError, from_msgpack
+from eecompile.errors import BusyError, OutputExistsError
 from eecompile.handle import Handle
 
 _LENGTH = struct.Struct("<Q")
-_FORMAT = "eecompile tune 1"
+_NAME = "eecompile tune"
+_FORMAT = f"{_NAME} 1"
 
 
 class Work(Handle):
@@ -32,6 +34,7 @@ class Work(Handle):
 
     Raises:
         BusyError: another process is writing it.
+        OutputExistsError: the file is another one.
     """
 
     def __init__(self, path: Path | None, identity: str = "") -> None:
@@ -40,6 +43,12 @@ class Work(Handle):
         self._file: BinaryIO | None = None
         if path is None:
             return
+        if os.path.lexists(path) and not is_work(path):
+            raise OutputExistsError(
+                found=f"{path}, which eecompile did not write",
+                expected="nothing of that name, or what an interrupted tuning measured",
+                remedy="move it elsewhere, or choose another output folder",
+            )
         self._file = path.open("a+b")
         _lock(self._file, path)
         self._file.seek(0)
@@ -97,8 +106,8 @@ class Work(Handle):
                 break
             record = self._file.read(length)
             try:
-                key, value = msgspec.msgpack.decode(record, type=tuple[str, Any])
-            except (msgspec.DecodeError, msgspec.ValidationError):
+                key, value = from_msgpack(record, tuple[str, Any])
+            except MalformedError:
                 break
             if not end and key != header:
                 return 0
@@ -106,6 +115,15 @@ class Work(Handle):
                 self.kept[key] = value
             end = self._file.tell()
         return end
+
+
+def is_work(path: Path) -> bool:
+    """Whether a file is one of :class:`Work`, or empty."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        head = file.read(_LENGTH.size + 32)  # the name, in the key of the first record
+    return not head or _NAME.encode() in head
 
 
 def _packed(array: NDArray[Any]) -> dict[str, Any]:

@@ -26,7 +26,13 @@ from eecompile.programs.solvers import FACTS
 from eecompile.show.bundles import bundle_parts, engine_parts, exits_table, planned_parts
 from eecompile.show.programs import program_facts, program_parts
 from eecompile.show.terminal import rendered
-from eecompile.store.bundle import BundleManifest, EngineManifest, records, write_manifest
+from eecompile.store.bundle import (
+    BundleManifest,
+    EngineManifest,
+    ExitGraph,
+    records,
+    write_manifest,
+)
 from eecompile.store.files import form_bytes
 from eecompile.tune.page import page_of
 from eecompile.tune.report import read_front
@@ -111,10 +117,15 @@ def interface_of(stored: Path) -> Interface:
 
 
 def write_folder(stored: Path, folder: Path) -> None:
-    """An intact folder with a stored manifest; its only file holds three bytes."""
+    """An intact folder with a stored manifest; each of its files holds three bytes."""
     folder.mkdir()
     (folder / "file.bin").write_bytes(b"abc")
-    write_manifest(folder, msgspec.structs.replace(_manifest(stored), files=records(folder)))
+    manifest = _manifest(stored)
+    parts = manifest.exits if isinstance(manifest, BundleManifest) else manifest.segments
+    for part in parts:
+        name = part.graph if isinstance(part, ExitGraph) else part.file
+        (folder / name).write_bytes(b"abc")
+    write_manifest(folder, msgspec.structs.replace(manifest, files=records(folder)))
 
 
 def _manifest(stored: Path) -> BundleManifest | EngineManifest:

@@ -41,6 +41,7 @@ from eecompile.store.bundle import (
     open_engine_set,
     write_manifest,
 )
+from eecompile.store.folders import make_marked
 from eecompile.store.target import load_target
 from tests.conftest import ROOT, Shared
 from tests.runtime.emulated import EmulatedDevice
@@ -536,7 +537,8 @@ def test_a_cache_that_the_library_refuses_is_replaced(folder: Path, content: byt
 
 def test_where_kernels_are_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_path(folder, "f" * 64) == folder.with_name("set.rtx-cache")
-    assert cache_path(folder.with_name(".set.partial"), "f" * 64) is None
+    make_marked(folder.with_name(".set.partial"))
+    assert cache_path(folder.with_name(".set.partial") / "new", "f" * 64) is None
     monkeypatch.setattr("os.access", lambda *_: False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "caches"))
     found = cache_path(folder, "f" * 64)

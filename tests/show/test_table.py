@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import pytest
 
+from eecompile.errors import UsageError
+from eecompile.show.bundles import bundle_parts
 from eecompile.show.page import Page, Section, page_text
 from eecompile.show.plots import Mark
 from eecompile.show.table import (
@@ -19,11 +22,14 @@ from eecompile.show.table import (
     markdown,
     number,
     plain,
+    printable,
     size,
     whole,
     words,
 )
-from eecompile.show.terminal import rendered
+from eecompile.show.terminal import as_it_is, rendered
+from eecompile.store.bundle import BundleManifest
+from tests.conftest import ROOT
 from tests.golden.shown import terminal, visible
 
 MARKUP = "<b>a</b> & [red]b[/] | c"
@@ -121,3 +127,37 @@ def test_every_medium_says_the_same() -> None:
     texts = [text for row in TABLE.rows() for text in row.texts[:1]]
     for medium in (markdown(TABLE).replace("\\|", "|"), terminal(rendered(TABLE))):
         assert all(text in medium for text in texts)
+
+
+HOSTILE = "[/] [red]r[/red] \x1b[31m \x1b]0;title\x07 \x9b1m \u202ereversed \udcff \r\b\t"
+SAFE = "[/] [red]r[/red] \\x1b[31m \\x1b]0;title\\x07 \\x9b1m \\u202ereversed \\udcff \\r\\x08\\t"
+
+
+def test_a_terminal_obeys_no_text_in_any_part() -> None:
+    columns = [words(HOSTILE, lambda each: each, unit=HOSTILE), Column("n", lambda each: 1)]
+    parts = [
+        FactList({HOSTILE: HOSTILE}),
+        Table("table", HOSTILE, columns, [HOSTILE], notes=[HOSTILE], group=lambda each: each),
+        Table("table", HOSTILE, columns, [], without=HOSTILE),
+        Line(HOSTILE, "good"),
+    ]
+    shown = terminal(*(rendered(part) for part in parts))
+    assert printable(HOSTILE) == SAFE
+    assert all(each.isprintable() or each == "\n" for each in shown)
+    assert "".join(shown.split()).count("[31m") == 9
+    assert printable("Größe – 1\n∞ 模型") == "Größe – 1\n∞ 模型"  # noqa: RUF001
+
+
+def test_names_of_a_manifest_are_shown_as_they_are() -> None:
+    stored = (ROOT / "tests" / "golden" / "reports" / "bundle.json").read_bytes()
+    manifest = msgspec.json.decode(stored, type=BundleManifest)
+    schedule = next(iter(manifest.interface.schedules.values()))
+    hostile = {"[/]": schedule, "\x1b[2J": schedule}
+    interface = msgspec.structs.replace(manifest.interface, schedules=hostile)
+    changed = msgspec.structs.replace(manifest, interface=interface, versions={"\x1b[1m": "[/]"})
+    shown = terminal(rendered(*bundle_parts(changed)))
+    assert "[/]" in shown
+    assert "\\x1b[2J" in shown
+    assert "\\x1b[1m [/]" in shown
+    error = UsageError(found="network '\x1b[31m[/]'", expected="one", remedy="rename it")
+    assert "\x1b" not in terminal(as_it_is(str(error)))

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis.strategies as st
 import msgspec
+import onnx
 import pytest
 from hypothesis import given
 
@@ -17,16 +19,20 @@ from eecompile.programs.schedule import ExitSchedule
 from eecompile.store.bundle import (
     FORMAT,
     MANIFEST,
+    WEIGHTS,
     BundleManifest,
     ExitGraph,
     FileRecord,
     Sharing,
+    exit_graph_name,
     older_identity,
     open_bundle,
     open_engine_set,
     peek,
+    records,
     write_manifest,
 )
+from tests.conftest import ROOT
 
 Copy = Callable[[Path], Path]
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
@@ -79,6 +85,10 @@ def test_a_manifest_survives_the_round_trip(
     tmp_path_factory: pytest.TempPathFactory, manifest: BundleManifest
 ) -> None:
     folder = tmp_path_factory.mktemp("manifest")
+    graphs = {exit_graph_name(depth) for depth in manifest.interface.exits}
+    for name in graphs | {graph.graph for graph in manifest.exits}:
+        (folder / name).touch()
+    manifest = msgspec.structs.replace(manifest, files=records(folder))
     written = write_manifest(folder, manifest)
     assert open_bundle(folder) == written
     assert msgspec.structs.replace(written, digest="") == manifest
@@ -89,6 +99,21 @@ def test_a_file_name_that_leaves_the_folder_is_refused(name: str) -> None:
     data = json.dumps({"name": name, "bytes": 0, "sha256": ""})
     with pytest.raises(msgspec.ValidationError):
         msgspec.json.decode(data, type=FileRecord)
+
+
+@pytest.mark.parametrize(
+    "name", ["../../precious", "/tmp/precious", ".", "a/b", "\x1b[31m", "n" * 201]
+)
+def test_a_network_s_name_of_which_no_folder_can_be_named_is_refused(
+    tmp_path: Path, name: str
+) -> None:
+    stored = (ROOT / "tests" / "golden" / "reports" / "bundle.json").read_bytes()
+    manifest = msgspec.json.decode(stored, type=BundleManifest)
+    interface = msgspec.structs.replace(manifest.interface, name=name)
+    changed = msgspec.structs.replace(manifest, interface=interface)
+    (tmp_path / MANIFEST).write_bytes(msgspec.json.encode(changed))
+    with pytest.raises(DigestError, match=r"\$\.interface\.name"):
+        open_bundle(tmp_path)
 
 
 def test_every_file_of_a_bundle_is_checked(bundle: Path, copied: Copy) -> None:
@@ -107,6 +132,51 @@ def test_every_file_of_a_bundle_is_checked(bundle: Path, copied: Copy) -> None:
             open_bundle(folder)
         path.write_bytes(whole)
     open_bundle(folder)
+
+
+@pytest.mark.parametrize("layout", ["bundle", "per_exit", "chained"])
+def test_every_file_that_is_read_must_be_listed(
+    bundle: Path, engine_sets: dict[str, Path], copied: Copy, layout: str
+) -> None:
+    folder = copied(bundle if layout == "bundle" else engine_sets[layout])
+    opening = open_bundle if layout == "bundle" else open_engine_set
+    manifest = opening(folder)
+    for record in manifest.files:
+        others = tuple(each for each in manifest.files if each != record)
+        write_manifest(folder, msgspec.structs.replace(manifest, files=others))
+        with pytest.raises(DigestError, match=f"'{record.name}', which is read, but not listed"):
+            opening(folder)
+    write_manifest(folder, msgspec.structs.replace(manifest, files=()))
+    with pytest.raises(DigestError, match="not listed"):
+        opening(folder)
+    (folder / "README.md").write_text("what nothing reads needs no record")
+    write_manifest(folder, manifest)
+    opening(folder)
+
+
+@pytest.mark.parametrize(
+    "place", ["other.bin", "../other.bin", "/etc/passwd", "deep/other.bin", "o" * 300]
+)
+def test_a_graph_with_weights_in_a_file_that_is_not_listed_is_refused(
+    engine_sets: dict[str, Path], copied: Copy, place: str
+) -> None:
+    folder = copied(engine_sets["chained"])
+    manifest = open_engine_set(folder)
+    graph = folder / manifest.segments[-1].file
+    model = onnx.load(graph, load_external_data=False)
+    outside = [tensor for tensor in model.graph.initializer if tensor.external_data]
+    (entry,) = [entry for entry in outside[-1].external_data if entry.key == "location"]
+    entry.value = place
+    onnx.save(model, graph)
+    shutil.copyfile(folder / WEIGHTS, folder / "other.bin")
+    every = records(folder)
+    fewer = tuple(each for each in every if each.name != "other.bin")
+    write_manifest(folder, msgspec.structs.replace(manifest, files=fewer))
+    with pytest.raises(DigestError, match=f"{place}', which is read, but not listed"):
+        open_engine_set(folder)
+    write_manifest(folder, msgspec.structs.replace(manifest, files=every))
+    if place == "other.bin":
+        open_engine_set(folder)
 
 
 def test_an_altered_manifest_is_refused(bundle: Path, copied: Copy) -> None:

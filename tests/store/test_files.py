@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 from pathlib import Path
 
 import msgspec
@@ -37,6 +39,23 @@ def test_a_file_is_replaced_only_when_all_went_well(tmp_path: Path) -> None:
         partial.write_text("after")
     assert path.read_text() == "after"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_somebody_has_beside_a_file_is_neither_followed_nor_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, precious = tmp_path / "a.txt", tmp_path / "precious"
+    precious.write_text("years")
+    for number in (os.getpid(), 1, "cafe"):  # whatever name may be guessed
+        (tmp_path / f".a.txt.{number}.partial").symlink_to(precious)
+    with written(path) as partial:
+        assert not partial.is_symlink()
+        partial.write_text("after")
+    monkeypatch.setattr(secrets, "token_hex", lambda _: "cafe")
+    with pytest.raises(FileExistsError), written(path) as partial:
+        partial.write_text("again")
+    assert (path.read_text(), precious.read_text()) == ("after", "years")
+    assert (tmp_path / ".a.txt.cafe.partial").is_symlink()
 
 
 def test_a_form_is_read_back(tmp_path: Path) -> None:

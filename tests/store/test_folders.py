@@ -6,14 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from eecompile.errors import BusyError, OutputExistsError
 from eecompile.store import folders
 from eecompile.store.bundle import FORMAT, MANIFEST
-from eecompile.store.folders import new_folder
+from eecompile.store.folders import MARK, make_marked, new_folder, remove_marked
 
 
 def fill(folder: Path, text: str) -> None:
@@ -130,6 +132,69 @@ def test_a_killed_writer_leaves_the_previous_folder_and_the_next_succeeds(tmp_pa
     assert leftovers(path) == []
 
 
+def killed(moment: int, work: Callable[[], object]) -> bool:
+    """Work in a process that is killed as it touches a file for the ``moment``-th time."""
+    if (child := os.fork()) == 0:
+        touched = 0
+
+        def count(event: str, args: tuple[Any, ...]) -> None:
+            nonlocal touched
+            if event in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir"):
+                touched += 1
+                if touched == moment:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        status = 1
+        try:
+            sys.addaudithook(count)
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    status = os.waitpid(child, 0)[1]
+    assert status in (0, signal.SIGKILL)
+    return status != 0
+
+
+def test_a_folder_is_ours_until_nothing_is_left_of_it(tmp_path: Path) -> None:
+    made, moment = tmp_path / "made", 1
+    while True:
+        make_marked(made)
+        for name in "abcdefgh":
+            (made / name).mkdir(exist_ok=True)
+            (made / name / "file").touch()
+            (made / f"{name}.txt").touch()
+        if not killed(moment, lambda: remove_marked(made)):
+            break
+        remove_marked(made)
+        assert not made.exists()
+        moment += 1
+    assert moment > 20
+    assert not made.exists()
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_writer_killed_at_any_moment_leaves_a_whole_folder_and_the_next_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
+) -> None:
+    if not exchange:
+        monkeypatch.setattr(folders, "_exchange", lambda *_: False)
+    path = tmp_path / "out"
+
+    for text, former in (("one", None), ("two", "one")):
+        moment = 1
+        while killed(moment, lambda text=text: write(path, text, replaces=True)):
+            moment += 1
+            if path.exists():
+                assert (path / "content").read_text() in (text, former)
+                assert len(list(path.iterdir())) == 2
+            elif former is not None:  # between two renames
+                assert (tmp_path / ".out.partial" / "previous" / "content").read_text() == former
+        assert moment > 10
+        assert (path / "content").read_text() == text
+        assert leftovers(path) == []
+
+
 def test_a_manifest_of_another_program_protects_its_folder(tmp_path: Path) -> None:
     path = tmp_path / "out"
     path.mkdir()
@@ -152,6 +217,63 @@ def test_what_somebody_put_into_a_bundle_protects_it(tmp_path: Path) -> None:
     assert (path / "content").read_text() == "one"
 
 
+def belongings(path: Path, kind: str) -> None:
+    """Something of somebody else's at a path."""
+    if kind == "file":
+        path.write_text("years")
+        return
+    other = path.with_name("elsewhere")
+    other.mkdir()
+    (other / "thesis.txt").write_text("years")
+    if kind == "link":
+        path.symlink_to(other)
+    else:
+        other.rename(path)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+@pytest.mark.parametrize("name", [".out.partial", ".out.lock"])
+def test_what_somebody_has_beside_the_folder_is_left_alone(
+    tmp_path: Path, name: str, kind: str
+) -> None:
+    belongings(tmp_path / name, kind)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for replaces in (False, True):
+        with pytest.raises(OutputExistsError, match=f"{name}, which eecompile did not write"):
+            write(tmp_path / "out", "one", replaces=replaces)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert (tmp_path / name).is_symlink() == (kind == "link")
+
+
+@pytest.mark.parametrize("mark", [None, b"", b"eecompile may"])
+def test_what_a_writer_left_that_was_killed_as_it_began_is_removed(
+    tmp_path: Path, mark: bytes | None
+) -> None:
+    (tmp_path / ".out.partial").mkdir()
+    if mark is not None:
+        (tmp_path / ".out.partial" / MARK).write_bytes(mark)
+    write(tmp_path / "out", "one")
+    assert leftovers(tmp_path / "out") == []
+
+
+def test_links_in_a_folder_that_is_removed_are_not_followed(tmp_path: Path) -> None:
+    belongings(tmp_path / "home", "folder")
+    make_marked(tmp_path / "made")
+    (tmp_path / "made" / "link").symlink_to(tmp_path / "home")
+    remove_marked(tmp_path / "made")
+    remove_marked(tmp_path / "home")
+    assert [path.name for path in tmp_path.rglob("*")] == ["home", "thesis.txt"]
+
+
+def test_a_damaged_folder_may_be_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    write(path, "one")
+    data = (path / MANIFEST).read_bytes()
+    (path / MANIFEST).write_bytes(data.replace(b"}]}", b'}], "interface": {"name": "\xff"}}'))
+    write(path, "two", replaces=True)
+    assert (path / "content").read_text() == "two"
+
+
 @pytest.mark.parametrize("place", [".", ".."])
 def test_the_folder_in_which_one_works_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
@@ -169,7 +291,8 @@ def test_a_writer_killed_between_two_renames_loses_nothing(
 ) -> None:
     path = tmp_path / "out"
     write(path, "one")
-    path.rename(tmp_path / ".out.previous")  # the state between the two
+    make_marked(tmp_path / ".out.partial")
+    path.rename(tmp_path / ".out.partial" / "previous")  # the state between the two
     with pytest.raises(OutputExistsError, match="--force"):
         write(path, "two")
     assert (path / "content").read_text() == "one"
@@ -185,7 +308,7 @@ def test_where_folders_cannot_be_exchanged_a_failure_puts_the_old_one_back(
     rename = Path.rename
 
     def fails_once(self: Path, target: Path) -> Path:
-        if self.name == ".out.partial":
+        if self.name == "new":
             raise OSError("no")
         return rename(self, target)
 
@@ -201,14 +324,14 @@ def test_signals_wait_until_the_cleanup_is_done(tmp_path: Path) -> None:
         "import os, signal, sys; from pathlib import Path\n"
         "from eecompile import interrupt\nfrom eecompile.store import folders\n"
         "interrupt.install()\n"
-        "remove = folders._remove\n"
+        "remove = folders.remove_marked\n"
         "def slow(path):\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    remove(path)\n"
         "try:\n"
         "    with folders.new_folder(Path(sys.argv[1]), replaces=False) as folder:\n"
         "        (folder / 'half').write_text('two')\n"
-        "        folders._remove = slow\n"
+        "        folders.remove_marked = slow\n"
         "        os.kill(os.getpid(), signal.SIGTERM)\n"
         "except KeyboardInterrupt:\n"
         "    print('interrupted')\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -322,7 +323,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     resumed = evaluations(0)
     assert read_front(tmp_path / "out" / "front.json").network == "planted"
     assert not (tmp_path / "out" / ".tune.partial").exists()
-    (tmp_path / "out" / "front.json").unlink()
+    shutil.rmtree(tmp_path / "out")
     assert resumed < 0.7 * evaluations(0)
 
 
@@ -355,6 +356,33 @@ def test_a_folder_is_replaced_only_when_asked_and_never_another_s(
     (out / "mine.txt").write_text("mine")
     with pytest.raises(OutputExistsError, match=r"mine\.txt"):
         check_output(out, force=True)
+
+
+def test_names_in_a_front_reach_nothing_outside_its_folder(tuned: Front, tmp_path: Path) -> None:
+    out, precious = tmp_path / "in" / "out", tmp_path / "precious.json"
+    precious.write_text("years")
+    write(tuned, out)
+    for name in ("../../precious", str(tmp_path / "precious")):
+        front = (out / "front.json").read_bytes()
+        (out / "front.json").write_bytes(front.replace(b'"budget-75"', f'"{name}"'.encode()))
+        with pytest.raises(OutputExistsError, match=r"also holds budget-75\.json"):
+            write(tuned, out)
+        (out / "budget-75.json").unlink()
+        write(tuned, out)
+        assert precious.read_text() == "years"
+
+
+def test_a_damaged_front_may_be_replaced(tuned: Front, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    paths = write(tuned, out)
+    front = (out / "front.json").read_bytes()
+    (out / "front.json").write_bytes(front.replace(b'"name": "full', b'"name": "f\xffll'))
+    with pytest.raises(UsageError, match="no front"):
+        read_front(out / "front.json")
+    with pytest.raises(OutputExistsError, match="--force"):
+        check_output(out, force=False)
+    assert write(tuned, out) == paths
+    assert read_front(out / "front.json") == tuned
 
 
 def test_a_front_of_another_format_is_refused(tuned: Front, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eecompile.errors import BusyError
+from eecompile.errors import BusyError, OutputExistsError
 from eecompile.tune.work import Work
 
 
@@ -50,11 +50,37 @@ def test_every_torn_end_is_dropped_and_what_came_before_is_kept(tmp_path: Path) 
             assert work.kept == {"first": 1, "third": 3}
 
 
-def test_a_file_of_something_else_is_begun_anew(tmp_path: Path) -> None:
-    for data in (b"", b"x", b"\xff" * 100, b"\x03\0\0\0\0\0\0\0abc"):
-        (tmp_path / "work").write_bytes(data)
-        with Work(tmp_path / "work", "a") as work:
+def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "work"
+    for data in (b"x", b"\xff" * 100, b"\x03\0\0\0\0\0\0\0abc"):
+        path.write_bytes(data)
+        with pytest.raises(OutputExistsError, match="did not write"):
+            Work(path, "a")
+        assert path.read_bytes() == data
+    path.rename(tmp_path / "mine")
+    path.symlink_to(tmp_path / "mine")
+    with pytest.raises(OutputExistsError, match="did not write"):
+        Work(path, "a")
+    assert (tmp_path / "mine").read_bytes() == data
+
+
+def test_an_empty_file_and_one_of_other_settings_are_begun_anew(tmp_path: Path) -> None:
+    path = tmp_path / "work"
+    path.touch()
+    for identity in ("a", "b"):
+        with Work(path, identity) as work:
             assert work.kept == {}
+            work.put("first", 1)
+
+
+def test_a_record_that_is_damaged_ends_what_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "work"
+    with Work(path, "a") as work:
+        work.put("first", 1)
+        work.put("second", "text")
+    path.write_bytes(path.read_bytes().replace(b"text", b"te\xfft"))
+    with Work(path, "a") as work:
+        assert work.kept == {"first": 1}
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from eecompile.compiler.backends._tensorrt import SWITCH, Flavour, PlanJob
 from eecompile.compiler.progress import Report
+from eecompile.decoding import from_json
 from eecompile.errors import BackendError
 from eecompile.handle import Handle
 from eecompile.store.target import Target
@@ -65,7 +66,7 @@ class Worker(Handle):
         except BrokenPipeError as error:
             raise self._crashed(name) from error
         for line in process.stdout:
-            answer = msgspec.json.decode(line, type=_Answer)
+            answer = from_json(line, _Answer)
             if answer.error is not None:
                 found, expected, remedy = answer.error
                 for reason in self._logged("[E]")[-1:]:
@@ -119,7 +120,7 @@ def _serve(log: Path) -> None:
         os.dup2(file.fileno(), 1)  # libraries print where they like
         os.dup2(file.fileno(), 2)
         for line in sys.stdin.buffer:
-            _build(msgspec.json.decode(line, type=PlanJob), cast(IO[bytes], answers))
+            _build(from_json(line, PlanJob), cast(IO[bytes], answers))
 
 
 def _build(job: PlanJob, answers: IO[bytes]) -> None:

@@ -57,7 +57,7 @@ def lowered(
     keep = kept_nodes(model, target.keep_fp32)
     plain, data = work / "plain.onnx", calibration
     ir.save(model, plain, external_data="plain.data")
-    if data is None or not data.is_file():
+    if data is None:
         data = work / "noise.npz"
         np.savez(data, allow_pickle=False, **calibration_inputs(interface))
     with _quiet():

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from eecompile.decoding import MalformedError, from_json
 from eecompile.errors import UsageError
 from eecompile.programs.process import Family, Process
 from eecompile.programs.program import Program
@@ -186,8 +187,8 @@ def _value(text: str) -> float | str | bool:
     if text in ("True", "False"):
         return text == "True"
     try:
-        return msgspec.json.decode(text, type=int | float | bool)
-    except msgspec.DecodeError:
+        return from_json(text, int | float | bool)
+    except MalformedError:
         return text
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eecompile.store.bundle import EngineManifest
+from eecompile.store.folders import MARK
 
 LOG = logging.getLogger("eecompile.runtime")
 
@@ -22,7 +23,7 @@ def cache_path(folder: Path, fingerprint: str) -> Path | None:
     is still being written.
     """
     folder = folder.resolve()
-    if folder.name.startswith(".") and folder.name.endswith(".partial"):
+    if (folder.parent / MARK).exists():
         return None
     if os.access(folder.parent, os.W_OK):
         return folder.with_name(f"{folder.name}.rtx-cache")

@@ -18,7 +18,7 @@ from eecompile.backends import BACKENDS
 from eecompile.errors import BackendError, one_line
 from eecompile.runtime.protocol import Engine
 from eecompile.runtime.trajectory.plan import NONE, WHOLE, BoundEvaluation, Stretch
-from eecompile.store.bundle import EngineManifest, ExitPlan, Segment
+from eecompile.store.bundle import EngineManifest, ExitPlan, Segment, check_listed
 
 WEIGHTS = "weights.bin"  # the weights of all segments, every tensor once
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
@@ -57,6 +57,7 @@ class OpenvinoEngine(Engine):
         self.spans = {(span.start, span.stop): span.tensors for span in manifest.spans}
         self._results = {name for plan in manifest.exits for name in plan.outputs}
         self._options = model_options(self.precision, threads)
+        check_listed(folder, manifest, [WEIGHTS])
         self._files = {record.name for record in manifest.files}
         built = manifest.versions["openvino"]
         self._models = [
