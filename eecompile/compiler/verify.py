@@ -16,6 +16,7 @@ from eecompile.store.bundle import PointError
 from eecompile.store.target import Tolerance
 
 _CALIBRATION_BATCH, _CALIBRATION_TIMES = 2, 5
+_TINY, _LARGE = 1e-12, 1e2  # the square of the first is still a float32
 Outputs = Mapping[int, Sequence[Array]]  # by depth: the prediction, and a learned variance
 Evaluate = Callable[[Inputs], Outputs]
 
@@ -27,7 +28,7 @@ class Error(msgspec.Struct, frozen=True):
         worst: largest |difference|.
         mean: mean |difference|.
         relative: largest |difference| over largest |reference| of one evaluation.
-        points: the same of each evaluation.
+        points: the same of each evaluation at one timestep.
     """
 
     worst: float
@@ -94,7 +95,7 @@ def calibration_inputs(interface: Interface, data: Array | None = None) -> dict[
 
 
 def verification_points(interface: Interface) -> list[Inputs]:
-    """Inputs at small, middle and large timesteps, and two batch sizes.
+    """Inputs at small, middle and large timesteps, in two batch sizes, and once all of them.
 
     The larger batch holds the bounds of integer conditions and what stands for "no
     condition". Where samples may have other shapes: also each free axis at either bound.
@@ -108,6 +109,7 @@ def verification_points(interface: Interface) -> list[Inputs]:
     for point in points:
         if len(point["x"]) == 3:
             _set_bounds(interface, point)
+    points.append(mixed_inputs(interface))
     free = interface.state.resizable
     for index, axis in enumerate(free.axes if free else ()):
         assert free is not None
@@ -115,6 +117,42 @@ def verification_points(interface: Interface) -> list[Inputs]:
             shape = [*interface.state.shape[:axis], length, *interface.state.shape[axis + 1 :]]
             points.append(random_inputs(interface, 1, timesteps[1], index, shape))
     return points
+
+
+def mixed_inputs(interface: Interface) -> Inputs:
+    """A batch of three whose rows differ in every input, as far as its values allow."""
+    timesteps, _ = check_points(interface.process.timesteps)
+    rows = [
+        random_inputs(interface, 1, timesteps[index % len(timesteps)], seed=index)
+        for index in range(3)
+    ]
+    point = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    _set_bounds(interface, point)
+    return point
+
+
+def extreme_inputs(interface: Interface) -> dict[str, Inputs]:
+    """Single inputs by what is extreme about them: zero, tiny and large ones, null conditions.
+
+    What a condition's range excludes is moved into it; integers stay random, unless null.
+    """
+    whole = random_inputs(interface, 1, interface.process.timesteps // 2, seed=2)
+    conditions = interface.conditions.items()
+    floats = {"x": None} | {name: spec.range for name, spec in conditions if spec.dtype != "int64"}
+    made: dict[str, Inputs] = {}
+    for what, scale in (("zero", 0.0), ("tiny", _TINY), ("large", _LARGE)):
+        made[what] = dict(whole)
+        for name, bounds in floats.items():
+            scaled = np.multiply(whole[name], scale, dtype=np.float32)
+            made[what][name] = scaled if bounds is None else np.clip(scaled, *bounds)
+    nulls = {
+        name: np.full_like(whole[name], spec.null or 0)
+        for name, spec in conditions
+        if spec.null is not None or spec.dtype != "int64"
+    }
+    if nulls:
+        made["null"] = {**whole, **nulls}
+    return made
 
 
 def _set_bounds(interface: Interface, point: Inputs) -> None:
@@ -163,26 +201,84 @@ def compare(
     return {depth: worst_of(each) for depth, each in errors.items()}
 
 
-def check_independent(points: Sequence[Inputs], network: Evaluate, tolerance: Tolerance) -> None:
-    """Pass when a sample's outputs do not depend on what else is in its batch.
+def compare_extremes(
+    points: Mapping[str, Inputs],
+    reference: Evaluate,
+    candidate: Evaluate,
+    tolerance: Tolerance,
+    what: str,
+) -> None:
+    """As :func:`compare`, for points by name, where the reference itself is finite.
 
     Raises:
-        VerificationError: they do, as with batch normalisation in training mode.
+        VerificationError: an output differs by more.
+        NonFiniteError: an output is not finite where the reference is.
     """
-    point = next(point for point in reversed(points) if len(point["x"]) > 1)
-    alone = {name: value[:1] for name, value in point.items()}
-    together, apart = _evaluate(point, network, "the network"), _evaluate(alone, network, "it")
-    for depth, outputs in apart.items():
-        for output, expected in zip(outputs, together[depth], strict=True):
-            difference = float(np.abs(output - expected[:1]).max())
-            size = float(np.abs(expected).max())
-            if difference > tolerance.absolute + tolerance.relative * size:
+    for name, point in points.items():
+        right = _evaluate(point, reference, f"the reference ({what})")
+        for depth, outputs in _evaluate(point, candidate, what).items():
+            for output, expected in zip(outputs, right[depth], strict=True):
+                if np.isfinite(expected).all():
+                    _check(depth, point, expected, output, tolerance, f"{what}, {name} inputs")
+
+
+def check_independent(point: Inputs, network: Evaluate, tolerance: Tolerance) -> None:
+    """Pass when each row of a batch gives the same outputs alone, and in another order.
+
+    Raises:
+        VerificationError: a row depends on others, as with ``t[0]``, or with means over the batch.
+    """
+    together = _evaluate(point, network, "the network")
+    rows = np.arange(len(point["x"]))
+    for chosen in (*rows[:, None], np.roll(rows, 1)):
+        apart = _evaluate(_rows(point, chosen), network, "the network")
+        for depth, outputs in apart.items():
+            expected = [output[chosen] for output in together[depth]]
+            difference = _beyond(outputs, expected, tolerance)
+            if difference:
+                names = _shared_inputs(point, network, tolerance)
                 raise VerificationError(
-                    found=f"samples that depend on others in their batch at exit {depth}, by "
-                    f"{difference:.3g}",
+                    found=f"samples that depend on others in their batch at exit {depth}, on "
+                    f"their {' and '.join(names)}, by {difference:.3g}",
                     expected="outputs of each sample from that sample alone",
-                    remedy="look for means over the first axis in the network's forward",
+                    remedy="look in the network's forward for index 0 of the first axis, and for "
+                    "means over it; what all samples share belongs into the network, not into a "
+                    "condition",
                 )
+
+
+def _shared_inputs(point: Inputs, network: Evaluate, tolerance: Tolerance) -> list[str]:
+    """Inputs of which a row of one sample reaches another; all, where none does by itself."""
+    rows, found = np.arange(len(point["x"])), []
+    for name in point:
+        varied = {**_rows(point, np.zeros_like(rows)), name: point[name]}
+        together = _evaluate(varied, network, "the network")
+        for row in rows[:, None]:
+            apart = _evaluate(_rows(varied, row), network, "the network")
+            if any(
+                _beyond(outputs, [output[row] for output in together[depth]], tolerance)
+                for depth, outputs in apart.items()
+            ):
+                found.append(name)
+                break
+    return found or list(point)
+
+
+def _rows(point: Inputs, chosen: AnyArray) -> Inputs:
+    return {name: value[chosen] for name, value in point.items()}
+
+
+def _beyond(found: Sequence[Array], expected: Sequence[Array], tolerance: Tolerance) -> float:
+    """The largest |difference| of outputs; 0 where the tolerance allows it."""
+    worst = 0.0
+    for one, other in zip(found, expected, strict=True):
+        same = (one == other) | (np.isnan(one) & np.isnan(other))
+        apart = np.abs(one - other, where=~same, out=np.zeros_like(one))
+        difference = float(np.nan_to_num(apart, nan=np.inf).max())
+        size = float(np.abs(other, where=np.isfinite(other), out=np.zeros_like(other)).max())
+        if difference > tolerance.absolute + tolerance.relative * size:
+            worst = max(worst, difference)
+    return worst
 
 
 def worst_of(errors: Sequence[Error]) -> Error:
@@ -238,4 +334,4 @@ def _check(
     mean, relative = float(difference.mean()), worst / size if size else 0.0
     timestep, batch = float(point["t"].flat[0]), len(point["x"])
     here = PointError(timestep=timestep, batch=batch, worst=worst, mean=mean, relative=relative)
-    return Error(worst, mean, relative, (here,))
+    return Error(worst, mean, relative, (here,) if (point["t"] == timestep).all() else ())

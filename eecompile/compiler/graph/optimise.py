@@ -88,12 +88,10 @@ def _kept(node: ir.Node) -> ir.Value | None:
     if node.domain or node.op_type not in _NEUTRAL:
         return None
     first, second = node.inputs
-    pairs = [(first, second)]
-    if node.op_type in ("Add", "Mul"):
-        pairs.append((second, first))
-    for kept, other in pairs:
+    pairs = [(first, second), (second, first)] if node.op_type in ("Add", "Mul") else []
+    for kept, other in pairs or [(first, second)]:
         constant = ir.convenience.get_const_tensor(other) if other is not None else None
-        if constant is not None and not constant.shape.dims:
-            if constant.numpy().item() == _NEUTRAL[node.op_type]:
-                return kept
+        scalar = constant is not None and not constant.shape.dims
+        if constant is not None and scalar and constant.numpy().item() == _NEUTRAL[node.op_type]:
+            return kept
     return None
