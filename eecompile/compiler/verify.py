@@ -141,10 +141,10 @@ def extreme_inputs(interface: Interface) -> dict[str, Inputs]:
     floats = {"x": None} | {name: spec.range for name, spec in conditions if spec.dtype != "int64"}
     made: dict[str, Inputs] = {}
     for what, scale in (("zero", 0.0), ("tiny", _TINY), ("large", _LARGE)):
-        made[what] = dict(whole)
+        scaled = {name: np.multiply(whole[name], scale, dtype=np.float32) for name in floats}
         for name, bounds in floats.items():
-            scaled = np.multiply(whole[name], scale, dtype=np.float32)
-            made[what][name] = scaled if bounds is None else np.clip(scaled, *bounds)
+            scaled[name] = scaled[name] if bounds is None else np.clip(scaled[name], *bounds)
+        made[what] = {**whole, **scaled}
     nulls = {
         name: np.full_like(whole[name], spec.null or 0)
         for name, spec in conditions
@@ -158,8 +158,8 @@ def extreme_inputs(interface: Interface) -> dict[str, Inputs]:
 def _set_bounds(interface: Interface, point: Inputs) -> None:
     """In a batch of three: integers at their bounds, and what stands for "no condition"."""
     for name, spec in interface.conditions.items():
-        if spec.dtype == "int64" and spec.range:
-            bounds = np.asarray(spec.range, np.int64)
+        if spec.dtype == "int64":
+            bounds = np.asarray(spec.range or (0, 1), np.int64)
             point[name][:2] = bounds.reshape(2, *(1 for _ in spec.shape))
         if spec.null is not None:
             point[name][2] = np.asarray(spec.null, spec.dtype)

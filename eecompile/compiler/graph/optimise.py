@@ -1,4 +1,4 @@
-"""Optimise a graph as it was traced, without changing what it computes."""
+"""Optimise a graph as it was traced: fold constants, and drop what has no effect."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from onnxscript.optimizer import fold_constants_ir
 from onnxscript.rewriter import RewritePass, RewriteRule, onnx_fusions
 from onnxscript.rewriter.rules import common as rules
 
-# Of the rules that torch.onnx applies, those that keep every number as it is.
+# The rules that torch.onnx applies, but those that compare numbers by a tolerance, those for
+# quantised networks, and those that join limits (which are wrong where the limits cross).
 _RULES: list[RewriteRule] = [
     rules.two_reshapes_matmul_reshape_rule,
     rules.one_reshape_matmul_reshape_rule,
@@ -44,10 +45,10 @@ _NEUTRAL = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1}
 
 
 def optimise(model: ir.Model) -> None:
-    """Fold constants, and drop what has no effect; in place.
+    """What torch.onnx does by default, with constants compared exactly; in place.
 
-    It stands for torch.onnx's own optimisation, whose rules take a constant within 1e-8 of 0 for
-    0, and one within 1e-5 of 1 for 1 (onnxscript 0.7): the epsilon of a norm would vanish.
+    Its own rules take a constant within 1e-8 of 0 for 0, and one within 1e-5 of 1 for 1
+    (onnxscript 0.7): the epsilon of a norm would vanish.
     """
     common.InlinePass()(model)
     for _ in range(_ROUNDS):
