@@ -16,6 +16,7 @@ from eecompile.store.bundle import PointError
 from eecompile.store.target import Tolerance
 
 _CALIBRATION_BATCH, _CALIBRATION_TIMES = 2, 5
+_SAMPLES, _ORDER = 3, [2, 0, 1]
 _TINY, _LARGE = 1e-12, 1e2  # the square of the first is still a float32
 Outputs = Mapping[int, Sequence[Array]]  # by depth: the prediction, and a learned variance
 Evaluate = Callable[[Inputs], Outputs]
@@ -27,8 +28,8 @@ class Error(msgspec.Struct, frozen=True):
     Attributes:
         worst: largest |difference|.
         mean: mean |difference|.
-        relative: largest |difference| over largest |reference| of one evaluation.
-        points: the same of each evaluation at one timestep.
+        relative: largest |difference| over largest |reference| of one sample.
+        points: the same of each sample.
     """
 
     worst: float
@@ -39,7 +40,7 @@ class Error(msgspec.Struct, frozen=True):
 
 def check_points(timesteps: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Times t (small, middle, large) and batch sizes at which predictions are compared."""
-    return tuple(sorted({0, timesteps // 2, timesteps - 1})), (1, 3)
+    return tuple(sorted({0, timesteps // 2, timesteps - 1})), (1, _SAMPLES)
 
 
 def random_inputs(
@@ -95,40 +96,33 @@ def calibration_inputs(interface: Interface, data: Array | None = None) -> dict[
 
 
 def verification_points(interface: Interface) -> list[Inputs]:
-    """Inputs at small, middle and large timesteps, in two batch sizes, and once all of them.
+    """Inputs at which predictions are compared.
 
-    The larger batch holds the bounds of integer conditions and what stands for "no
-    condition". Where samples may have other shapes: also each free axis at either bound.
+    They begin with three samples, at a small, a middle and a large timestep, that differ in every
+    input as far as its values allow: each alone, all in one batch, and the batch in another order.
+    The samples hold the bounds of integer conditions, and what stands for "no condition".
+    Where samples may have other shapes, each free axis follows at either bound.
     """
-    timesteps, batches = check_points(interface.process.timesteps)
-    points: list[Inputs] = [
-        random_inputs(interface, batch, timestep, seed=timestep)
-        for timestep in timesteps
-        for batch in batches
+    timesteps, _ = check_points(interface.process.timesteps)
+    samples = [
+        random_inputs(interface, 1, time, seed=index)
+        for index, time in enumerate(np.resize(timesteps, _SAMPLES))
     ]
-    for point in points:
-        if len(point["x"]) == 3:
-            _set_bounds(interface, point)
-    points.append(mixed_inputs(interface))
+    batch = {name: np.concatenate([each[name] for each in samples]) for name in samples[0]}
+    _set_bounds(interface, batch)
+    points: list[Inputs] = [
+        *(_rows(batch, [row]) for row in range(_SAMPLES)),
+        batch,
+        _rows(batch, _ORDER),
+    ]
     free = interface.state.resizable
     for index, axis in enumerate(free.axes if free else ()):
         assert free is not None
         for length in (free.min, free.max):
             shape = [*interface.state.shape[:axis], length, *interface.state.shape[axis + 1 :]]
-            points.append(random_inputs(interface, 1, timesteps[1], index, shape))
+            middle = interface.process.timesteps // 2
+            points.append(random_inputs(interface, 1, middle, index, shape))
     return points
-
-
-def mixed_inputs(interface: Interface) -> Inputs:
-    """A batch of three whose rows differ in every input, as far as its values allow."""
-    timesteps, _ = check_points(interface.process.timesteps)
-    rows = [
-        random_inputs(interface, 1, timesteps[index % len(timesteps)], seed=index)
-        for index in range(3)
-    ]
-    point = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-    _set_bounds(interface, point)
-    return point
 
 
 def extreme_inputs(interface: Interface) -> dict[str, Inputs]:
@@ -175,8 +169,8 @@ def compare(
 ) -> dict[int, Error]:
     """Evaluate both at every point; the errors by depth. The candidate may leave out depths.
 
-    An output may differ by ``absolute + relative * max |reference|``; ``what`` names candidate
-    and reference in the error.
+    A sample's output may differ by ``absolute + relative * max |reference|``; ``what`` names
+    candidate and reference in the error.
 
     Raises:
         VerificationError: an output differs by more, or has another shape.
@@ -222,24 +216,43 @@ def compare_extremes(
                     _check(depth, point, expected, output, tolerance, f"{what}, {name} inputs")
 
 
-def check_independent(point: Inputs, network: Evaluate, tolerance: Tolerance) -> None:
-    """Pass when each row of a batch gives the same outputs alone, and in another order.
+def once(evaluate: Evaluate, points: Sequence[Inputs]) -> Evaluate:
+    """The same, that evaluates each of the points once, and keeps its outputs."""
+    kept = {id(point): point for point in points}
+    known: dict[int, Outputs] = {}
+
+    def evaluated(point: Inputs) -> Outputs:
+        if kept.get(id(point)) is not point:
+            return evaluate(point)
+        if id(point) not in known:
+            known[id(point)] = evaluate(point)
+        return known[id(point)]
+
+    return evaluated
+
+
+def check_independent(points: Sequence[Inputs], network: Evaluate, tolerance: Tolerance) -> None:
+    """Pass when each sample gives the same outputs alone, in a batch, and in another order.
+
+    Args:
+        points: of :func:`verification_points`.
+        network: what is checked.
+        tolerance: between outputs of one sample.
 
     Raises:
-        VerificationError: a row depends on others, as with ``t[0]``, or with means over the batch.
+        VerificationError: a sample depends on others, as with ``t[0]``, or with means over them.
     """
-    together = _evaluate(point, network, "the network")
-    rows = np.arange(len(point["x"]))
-    for chosen in (*rows[:, None], np.roll(rows, 1)):
-        apart = _evaluate(_rows(point, chosen), network, "the network")
-        for depth, outputs in apart.items():
-            expected = [output[chosen] for output in together[depth]]
-            difference = _beyond(outputs, expected, tolerance)
-            if difference:
-                names = _shared_inputs(point, network, tolerance)
+    batch = points[_SAMPLES]
+    together = _evaluate(batch, network, "the network")
+    orders = [*([row] for row in range(_SAMPLES)), _ORDER]
+    for rows, other in zip(orders, (*points[:_SAMPLES], points[_SAMPLES + 1]), strict=True):
+        for depth, outputs in _evaluate(other, network, "the network").items():
+            expected = [output[rows] for output in together[depth]]
+            if difference := _beyond(outputs, expected, tolerance):
+                names = _shared_inputs(batch, network, tolerance)
                 raise VerificationError(
                     found=f"samples that depend on others in their batch at exit {depth}, on "
-                    f"their {' and '.join(names)}, by {difference:.3g}",
+                    f"their {', '.join(names)}, by {difference:.3g}",
                     expected="outputs of each sample from that sample alone",
                     remedy="look in the network's forward for index 0 of the first axis, and for "
                     "means over it; what all samples share belongs into the network, not into a "
@@ -247,25 +260,25 @@ def check_independent(point: Inputs, network: Evaluate, tolerance: Tolerance) ->
                 )
 
 
-def _shared_inputs(point: Inputs, network: Evaluate, tolerance: Tolerance) -> list[str]:
-    """Inputs of which a row of one sample reaches another; all, where none does by itself."""
-    rows, found = np.arange(len(point["x"])), []
-    for name in point:
-        varied = {**_rows(point, np.zeros_like(rows)), name: point[name]}
+def _shared_inputs(batch: Inputs, network: Evaluate, tolerance: Tolerance) -> list[str]:
+    """Inputs of which one sample's reaches another; all, where none does by itself."""
+    found = []
+    for name in batch:
+        varied = {**_rows(batch, [0] * _SAMPLES), name: batch[name]}
         together = _evaluate(varied, network, "the network")
-        for row in rows[:, None]:
-            apart = _evaluate(_rows(varied, row), network, "the network")
+        for row in range(_SAMPLES):
+            apart = _evaluate(_rows(varied, [row]), network, "the network")
             if any(
-                _beyond(outputs, [output[row] for output in together[depth]], tolerance)
+                _beyond(outputs, [output[row : row + 1] for output in together[depth]], tolerance)
                 for depth, outputs in apart.items()
             ):
                 found.append(name)
                 break
-    return found or list(point)
+    return found or list(batch)
 
 
-def _rows(point: Inputs, chosen: AnyArray) -> Inputs:
-    return {name: value[chosen] for name, value in point.items()}
+def _rows(batch: Inputs, rows: list[int]) -> dict[str, AnyArray]:
+    return {name: value[rows] for name, value in batch.items()}
 
 
 def _beyond(found: Sequence[Array], expected: Sequence[Array], tolerance: Tolerance) -> float:
@@ -309,29 +322,40 @@ def _evaluate(point: Inputs, candidate: Evaluate, what: str) -> Outputs:
 def _check(
     depth: int, point: Inputs, expected: Array, found: Array, tolerance: Tolerance, what: str
 ) -> Error:
-    place = f"exit {depth} at timestep {point['t'].flat[0]:g}, batch {len(point['x'])}"
+    timesteps, batch = point["t"].tolist(), len(point["x"])
+    place = f"exit {depth} at timestep {{:g}}, batch {batch}"
     if found.shape != expected.shape:
         raise VerificationError(
-            found=f"a prediction of shape {list(found.shape)} from {place} ({what})",
+            found=f"a prediction of shape {list(found.shape)} from {place.format(timesteps[0])} "
+            f"({what})",
             expected=f"shape {list(expected.shape)}",
             remedy="check the shapes in the network's forward",
         )
-    if broken := np.mean(~np.isfinite(found)):
-        raise NonFiniteError(
-            found=f"NaN or infinity in {broken:.1%} of the output of {place} ({what})",
-            expected="finite values",
-            remedy="check the network's weights and its forward",
+    errors = []
+    for timestep, one, right in zip(timesteps, found, expected, strict=True):
+        here = place.format(timestep)
+        if broken := np.mean(~np.isfinite(one)):
+            raise NonFiniteError(
+                found=f"NaN or infinity in {broken:.1%} of the output of {here} ({what})",
+                expected="finite values",
+                remedy="check the network's weights and its forward",
+            )
+        difference = np.abs(one - right)
+        worst, size = float(difference.max()), float(np.abs(right).max())
+        bound = tolerance.absolute + tolerance.relative * size
+        if not worst <= bound:
+            raise VerificationError(
+                found=f"a difference of {worst:.3g} at {here} ({what})",
+                expected=f"at most {bound:.3g}",
+                remedy="look for state or randomness in the forward, or widen the tolerance",
+            )
+        mean, relative = float(difference.mean()), worst / size if size else 0.0
+        errors.append(
+            PointError(timestep=timestep, batch=batch, worst=worst, mean=mean, relative=relative)
         )
-    difference = np.abs(found - expected)
-    worst, size = float(difference.max()), float(np.abs(expected).max())
-    bound = tolerance.absolute + tolerance.relative * size
-    if not worst <= bound:
-        raise VerificationError(
-            found=f"a difference of {worst:.3g} at {place} ({what})",
-            expected=f"at most {bound:.3g}",
-            remedy="look for state or randomness in the forward, or widen the tolerance",
-        )
-    mean, relative = float(difference.mean()), worst / size if size else 0.0
-    timestep, batch = float(point["t"].flat[0]), len(point["x"])
-    here = PointError(timestep=timestep, batch=batch, worst=worst, mean=mean, relative=relative)
-    return Error(worst, mean, relative, (here,) if (point["t"] == timestep).all() else ())
+    return Error(
+        max(each.worst for each in errors),
+        float(np.mean([each.mean for each in errors])),
+        max(each.relative for each in errors),
+        tuple(errors),
+    )

@@ -271,7 +271,7 @@ class Own(Chain):
         hidden = super().embed(x, t, label)
         return hidden - hidden.mean(0)
 """,
-        "samples that depend on others in their batch at exit 1, on their x, t and label",
+        "samples that depend on others in their batch at exit 1, on their x, t, label",
     ),
     "depends on data": (
         """
