@@ -181,12 +181,12 @@ def graph_from_network(network: MultiExitNetwork, interface: Interface) -> ir.Mo
                 optimize=False,
                 verbose=False,
             )
+            assert traced is not None
+            model: ir.Model = traced.model
+            optimise(model)
     except (Exception, SystemExit) as error:  # torch.export raises many kinds
         check()
         raise _explained(error, interface) from error
-    assert traced is not None
-    model: ir.Model = traced.model
-    optimise(model)
     check_operators(model, "the network")
     _check_free_axes(model, interface)
     clean(model)
