@@ -182,13 +182,7 @@ def compare(
         right = _evaluate(point, reference, f"the reference ({what})")
         found = _evaluate(point, candidate, what)
         for depth, outputs in found.items():
-            for expected in right[depth]:
-                if expected.shape != point["x"].shape:
-                    raise VerificationError(
-                        found=f"an output of shape {list(expected.shape)} at exit {depth}",
-                        expected=f"the state's shape, {list(point['x'].shape)}",
-                        remedy="fix state.shape and process.variance, or the network",
-                    )
+            _check_shapes(depth, point, right[depth])
             for output, expected in zip(outputs, right[depth], strict=True):
                 error = _check(depth, point, expected, output, tolerance, what)
                 errors.setdefault(depth, []).append(error)
@@ -247,6 +241,7 @@ def check_independent(points: Sequence[Inputs], network: Evaluate, tolerance: To
     orders = [*([row] for row in range(_SAMPLES)), _ORDER]
     for rows, other in zip(orders, (*points[:_SAMPLES], points[_SAMPLES + 1]), strict=True):
         for depth, outputs in _evaluate(other, network, "the network").items():
+            _check_shapes(depth, batch, together[depth])
             expected = [output[rows] for output in together[depth]]
             if difference := _beyond(outputs, expected, tolerance):
                 names = _shared_inputs(batch, network, tolerance)
@@ -317,6 +312,16 @@ def _evaluate(point: Inputs, candidate: Evaluate, what: str) -> Outputs:
             expected="a network that takes every batch size, and all values of its conditions",
             remedy="check the shapes in the network's forward, and the conditions' range and null",
         ) from error
+
+
+def _check_shapes(depth: int, point: Inputs, outputs: Sequence[Array]) -> None:
+    for output in outputs:
+        if output.shape != point["x"].shape:
+            raise VerificationError(
+                found=f"an output of shape {list(output.shape)} at exit {depth}",
+                expected=f"the state's shape, {list(point['x'].shape)}",
+                remedy="fix state.shape and process.variance, or the network",
+            )
 
 
 def _check(
