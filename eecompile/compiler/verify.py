@@ -241,6 +241,7 @@ def check_independent(points: Sequence[Inputs], network: Evaluate, tolerance: To
     orders = [*([row] for row in range(_SAMPLES)), _ORDER]
     for rows, other in zip(orders, (*points[:_SAMPLES], points[_SAMPLES + 1]), strict=True):
         for depth, outputs in _evaluate(other, network, "the network").items():
+            _check_shapes(depth, other, outputs)
             _check_shapes(depth, batch, together[depth])
             expected = [output[rows] for output in together[depth]]
             if difference := _beyond(outputs, expected, tolerance):
