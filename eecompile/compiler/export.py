@@ -35,6 +35,9 @@ from eecompile.compiler.verify import (
     check_independent,
     check_points,
     compare,
+    compare_extremes,
+    extreme_inputs,
+    once,
     random_inputs,
     verification_points,
     worst_of,
@@ -270,9 +273,11 @@ def _verify(
     check = partial(compare, tolerance=tolerance, report=report)
     what = f"ONNX Runtime against {source.name}"
     report("verifying: samples apart")
-    check_independent(points, source.reference, tolerance)
+    reference = once(source.reference, points)
+    check_independent(points, reference, tolerance)
     together, apart = _joined(folder, interface), evaluate_apart(folder, interface)
-    errors = check(points, source.reference, candidate=together, what=f"{what}, all exits at once")
+    errors = check(points, reference, candidate=together, what=f"{what}, all exits at once")
+    compare_extremes(extreme_inputs(interface), source.reference, together, tolerance, what)
     del together
     single = check(middle, source.each, candidate=apart, what=f"{what}, each exit alone")
     return {depth: worst_of([errors[depth], single[depth]]) for depth in interface.exits}

@@ -28,6 +28,7 @@ from eecompile.compiler.graph.cuts import mark
 from eecompile.compiler.graph.masks import ExpandMasks
 from eecompile.compiler.graph.numbering import NumberValues
 from eecompile.compiler.graph.operators import check_operators, place_of
+from eecompile.compiler.graph.optimise import optimise
 from eecompile.compiler.verify import random_inputs
 from eecompile.errors import EecompileError, TraceError, summary
 from eecompile.interrupt import check
@@ -177,13 +178,15 @@ def graph_from_network(network: MultiExitNetwork, interface: Interface) -> ir.Mo
                 input_names=list(inputs),
                 output_names=[*outputs, *returned],
                 custom_translation_table={torch.ops.aten.squeeze.dim: _squeeze},
+                optimize=False,
                 verbose=False,
             )
+            assert traced is not None
+            model: ir.Model = traced.model
+            optimise(model)
     except (Exception, SystemExit) as error:  # torch.export raises many kinds
         check()
         raise _explained(error, interface) from error
-    assert traced is not None
-    model: ir.Model = traced.model
     check_operators(model, "the network")
     _check_free_axes(model, interface)
     clean(model)

@@ -16,6 +16,8 @@ from eecompile.store.bundle import PointError
 from eecompile.store.target import Tolerance
 
 _CALIBRATION_BATCH, _CALIBRATION_TIMES = 2, 5
+_SAMPLES, _ORDER = 3, [2, 0, 1]
+_TINY, _LARGE = 1e-12, 1e2  # the square of the first is still a float32
 Outputs = Mapping[int, Sequence[Array]]  # by depth: the prediction, and a learned variance
 Evaluate = Callable[[Inputs], Outputs]
 
@@ -26,8 +28,8 @@ class Error(msgspec.Struct, frozen=True):
     Attributes:
         worst: largest |difference|.
         mean: mean |difference|.
-        relative: largest |difference| over largest |reference| of one evaluation.
-        points: the same of each evaluation.
+        relative: largest |difference| over largest |reference| of one sample.
+        points: the same of each sample.
     """
 
     worst: float
@@ -38,7 +40,7 @@ class Error(msgspec.Struct, frozen=True):
 
 def check_points(timesteps: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Times t (small, middle, large) and batch sizes at which predictions are compared."""
-    return tuple(sorted({0, timesteps // 2, timesteps - 1})), (1, 3)
+    return tuple(sorted({0, timesteps // 2, timesteps - 1})), (1, _SAMPLES)
 
 
 def random_inputs(
@@ -94,34 +96,64 @@ def calibration_inputs(interface: Interface, data: Array | None = None) -> dict[
 
 
 def verification_points(interface: Interface) -> list[Inputs]:
-    """Inputs at small, middle and large timesteps, and two batch sizes.
+    """Inputs at which predictions are compared.
 
-    The larger batch holds the bounds of integer conditions and what stands for "no
-    condition". Where samples may have other shapes: also each free axis at either bound.
+    They begin with three samples, at a small, a middle and a large timestep, that differ in every
+    input as far as its values allow: each alone, all in one batch, and the batch in another order.
+    The samples hold the bounds of integer conditions, and what stands for "no condition".
+    Where samples may have other shapes, each free axis follows at either bound.
     """
-    timesteps, batches = check_points(interface.process.timesteps)
-    points: list[Inputs] = [
-        random_inputs(interface, batch, timestep, seed=timestep)
-        for timestep in timesteps
-        for batch in batches
+    timesteps, _ = check_points(interface.process.timesteps)
+    samples = [
+        random_inputs(interface, 1, time, seed=index)
+        for index, time in enumerate(np.resize(timesteps, _SAMPLES))
     ]
-    for point in points:
-        if len(point["x"]) == 3:
-            _set_bounds(interface, point)
+    batch = {name: np.concatenate([each[name] for each in samples]) for name in samples[0]}
+    _set_bounds(interface, batch)
+    points: list[Inputs] = [
+        *(_rows(batch, [row]) for row in range(_SAMPLES)),
+        batch,
+        _rows(batch, _ORDER),
+    ]
     free = interface.state.resizable
     for index, axis in enumerate(free.axes if free else ()):
         assert free is not None
         for length in (free.min, free.max):
             shape = [*interface.state.shape[:axis], length, *interface.state.shape[axis + 1 :]]
-            points.append(random_inputs(interface, 1, timesteps[1], index, shape))
+            middle = interface.process.timesteps // 2
+            points.append(random_inputs(interface, 1, middle, index, shape))
     return points
+
+
+def extreme_inputs(interface: Interface) -> dict[str, Inputs]:
+    """Single inputs by what is extreme about them: zero, tiny and large ones, null conditions.
+
+    What a condition's range excludes is moved into it; integers stay random, unless null.
+    """
+    whole = random_inputs(interface, 1, interface.process.timesteps // 2, seed=2)
+    conditions = interface.conditions.items()
+    floats = {"x": None} | {name: spec.range for name, spec in conditions if spec.dtype != "int64"}
+    made: dict[str, Inputs] = {}
+    for what, scale in (("zero", 0.0), ("tiny", _TINY), ("large", _LARGE)):
+        scaled = {name: np.multiply(whole[name], scale, dtype=np.float32) for name in floats}
+        for name, bounds in floats.items():
+            scaled[name] = scaled[name] if bounds is None else np.clip(scaled[name], *bounds)
+        made[what] = {**whole, **scaled}
+    nulls = {
+        name: np.full_like(whole[name], spec.null or 0)
+        for name, spec in conditions
+        if spec.null is not None or spec.dtype != "int64"
+    }
+    if nulls:
+        made["null"] = {**whole, **nulls}
+    return made
 
 
 def _set_bounds(interface: Interface, point: Inputs) -> None:
     """In a batch of three: integers at their bounds, and what stands for "no condition"."""
     for name, spec in interface.conditions.items():
-        if spec.dtype == "int64" and spec.range:
-            bounds = np.asarray(spec.range, np.int64)
+        if spec.dtype == "int64":
+            bounds = np.asarray(spec.range or (0, 1), np.int64)
             point[name][:2] = bounds.reshape(2, *(1 for _ in spec.shape))
         if spec.null is not None:
             point[name][2] = np.asarray(spec.null, spec.dtype)
@@ -137,8 +169,8 @@ def compare(
 ) -> dict[int, Error]:
     """Evaluate both at every point; the errors by depth. The candidate may leave out depths.
 
-    An output may differ by ``absolute + relative * max |reference|``; ``what`` names candidate
-    and reference in the error.
+    A sample's output may differ by ``absolute + relative * max |reference|``; ``what`` names
+    candidate and reference in the error.
 
     Raises:
         VerificationError: an output differs by more, or has another shape.
@@ -150,39 +182,112 @@ def compare(
         right = _evaluate(point, reference, f"the reference ({what})")
         found = _evaluate(point, candidate, what)
         for depth, outputs in found.items():
-            for expected in right[depth]:
-                if expected.shape != point["x"].shape:
-                    raise VerificationError(
-                        found=f"an output of shape {list(expected.shape)} at exit {depth}",
-                        expected=f"the state's shape, {list(point['x'].shape)}",
-                        remedy="fix state.shape and process.variance, or the network",
-                    )
+            _check_shapes(depth, point, right[depth])
             for output, expected in zip(outputs, right[depth], strict=True):
                 error = _check(depth, point, expected, output, tolerance, what)
                 errors.setdefault(depth, []).append(error)
     return {depth: worst_of(each) for depth, each in errors.items()}
 
 
-def check_independent(points: Sequence[Inputs], network: Evaluate, tolerance: Tolerance) -> None:
-    """Pass when a sample's outputs do not depend on what else is in its batch.
+def compare_extremes(
+    points: Mapping[str, Inputs],
+    reference: Evaluate,
+    candidate: Evaluate,
+    tolerance: Tolerance,
+    what: str,
+) -> None:
+    """As :func:`compare`, for points by name, where the reference itself is finite.
 
     Raises:
-        VerificationError: they do, as with batch normalisation in training mode.
+        VerificationError: an output differs by more.
+        NonFiniteError: an output is not finite where the reference is.
     """
-    point = next(point for point in reversed(points) if len(point["x"]) > 1)
-    alone = {name: value[:1] for name, value in point.items()}
-    together, apart = _evaluate(point, network, "the network"), _evaluate(alone, network, "it")
-    for depth, outputs in apart.items():
-        for output, expected in zip(outputs, together[depth], strict=True):
-            difference = float(np.abs(output - expected[:1]).max())
-            size = float(np.abs(expected).max())
-            if difference > tolerance.absolute + tolerance.relative * size:
+    for name, point in points.items():
+        right = _evaluate(point, reference, f"the reference ({what})")
+        for depth, outputs in _evaluate(point, candidate, what).items():
+            for output, expected in zip(outputs, right[depth], strict=True):
+                if np.isfinite(expected).all():
+                    _check(depth, point, expected, output, tolerance, f"{what}, {name} inputs")
+
+
+def once(evaluate: Evaluate, points: Sequence[Inputs]) -> Evaluate:
+    """The same, that evaluates each of the points once, and keeps its outputs."""
+    kept = {id(point): point for point in points}
+    known: dict[int, Outputs] = {}
+
+    def evaluated(point: Inputs) -> Outputs:
+        if kept.get(id(point)) is not point:
+            return evaluate(point)
+        if id(point) not in known:
+            known[id(point)] = evaluate(point)
+        return known[id(point)]
+
+    return evaluated
+
+
+def check_independent(points: Sequence[Inputs], network: Evaluate, tolerance: Tolerance) -> None:
+    """Pass when each sample gives the same outputs alone, in a batch, and in another order.
+
+    Args:
+        points: of :func:`verification_points`.
+        network: what is checked.
+        tolerance: between outputs of one sample.
+
+    Raises:
+        VerificationError: a sample depends on others, as with ``t[0]``, or with means over them.
+    """
+    batch = points[_SAMPLES]
+    together = _evaluate(batch, network, "the network")
+    orders = [*([row] for row in range(_SAMPLES)), _ORDER]
+    for rows, other in zip(orders, (*points[:_SAMPLES], points[_SAMPLES + 1]), strict=True):
+        for depth, outputs in _evaluate(other, network, "the network").items():
+            _check_shapes(depth, other, outputs)
+            _check_shapes(depth, batch, together[depth])
+            expected = [output[rows] for output in together[depth]]
+            if difference := _beyond(outputs, expected, tolerance):
+                names = _shared_inputs(batch, network, tolerance)
                 raise VerificationError(
-                    found=f"samples that depend on others in their batch at exit {depth}, by "
-                    f"{difference:.3g}",
+                    found=f"samples that depend on others in their batch at exit {depth}, on "
+                    f"their {', '.join(names)}, by {difference:.3g}",
                     expected="outputs of each sample from that sample alone",
-                    remedy="look for means over the first axis in the network's forward",
+                    remedy="look in the network's forward for index 0 of the first axis, and for "
+                    "means over it; what all samples share belongs into the network, not into a "
+                    "condition",
                 )
+
+
+def _shared_inputs(batch: Inputs, network: Evaluate, tolerance: Tolerance) -> list[str]:
+    """Inputs of which one sample's reaches another; all, where none does by itself."""
+    found = []
+    for name in batch:
+        varied = {**_rows(batch, [0] * _SAMPLES), name: batch[name]}
+        together = _evaluate(varied, network, "the network")
+        for row in range(_SAMPLES):
+            apart = _evaluate(_rows(varied, [row]), network, "the network")
+            if any(
+                _beyond(outputs, [output[row : row + 1] for output in together[depth]], tolerance)
+                for depth, outputs in apart.items()
+            ):
+                found.append(name)
+                break
+    return found or list(batch)
+
+
+def _rows(batch: Inputs, rows: list[int]) -> dict[str, AnyArray]:
+    return {name: value[rows] for name, value in batch.items()}
+
+
+def _beyond(found: Sequence[Array], expected: Sequence[Array], tolerance: Tolerance) -> float:
+    """The largest |difference| of outputs; 0 where the tolerance allows it."""
+    worst = 0.0
+    for one, other in zip(found, expected, strict=True):
+        same = (one == other) | (np.isnan(one) & np.isnan(other))
+        apart = np.abs(one - other, where=~same, out=np.zeros_like(one))
+        difference = float(np.nan_to_num(apart, nan=np.inf).max())
+        size = float(np.abs(other, where=np.isfinite(other), out=np.zeros_like(other)).max())
+        if difference > tolerance.absolute + tolerance.relative * size:
+            worst = max(worst, difference)
+    return worst
 
 
 def worst_of(errors: Sequence[Error]) -> Error:
@@ -210,32 +315,53 @@ def _evaluate(point: Inputs, candidate: Evaluate, what: str) -> Outputs:
         ) from error
 
 
+def _check_shapes(depth: int, point: Inputs, outputs: Sequence[Array]) -> None:
+    for output in outputs:
+        if output.shape != point["x"].shape:
+            raise VerificationError(
+                found=f"an output of shape {list(output.shape)} at exit {depth}",
+                expected=f"the state's shape, {list(point['x'].shape)}",
+                remedy="fix state.shape and process.variance, or the network",
+            )
+
+
 def _check(
     depth: int, point: Inputs, expected: Array, found: Array, tolerance: Tolerance, what: str
 ) -> Error:
-    place = f"exit {depth} at timestep {point['t'].flat[0]:g}, batch {len(point['x'])}"
+    timesteps, batch = point["t"].tolist(), len(point["x"])
+    place = f"exit {depth} at timestep {{:g}}, batch {batch}"
     if found.shape != expected.shape:
         raise VerificationError(
-            found=f"a prediction of shape {list(found.shape)} from {place} ({what})",
+            found=f"a prediction of shape {list(found.shape)} from {place.format(timesteps[0])} "
+            f"({what})",
             expected=f"shape {list(expected.shape)}",
             remedy="check the shapes in the network's forward",
         )
-    if broken := np.mean(~np.isfinite(found)):
-        raise NonFiniteError(
-            found=f"NaN or infinity in {broken:.1%} of the output of {place} ({what})",
-            expected="finite values",
-            remedy="check the network's weights and its forward",
+    errors = []
+    for timestep, one, right in zip(timesteps, found, expected, strict=True):
+        here = place.format(timestep)
+        if broken := np.mean(~np.isfinite(one)):
+            raise NonFiniteError(
+                found=f"NaN or infinity in {broken:.1%} of the output of {here} ({what})",
+                expected="finite values",
+                remedy="check the network's weights and its forward",
+            )
+        difference = np.abs(one - right)
+        worst, size = float(difference.max()), float(np.abs(right).max())
+        bound = tolerance.absolute + tolerance.relative * size
+        if not worst <= bound:
+            raise VerificationError(
+                found=f"a difference of {worst:.3g} at {here} ({what})",
+                expected=f"at most {bound:.3g}",
+                remedy="look for state or randomness in the forward, or widen the tolerance",
+            )
+        mean, relative = float(difference.mean()), worst / size if size else 0.0
+        errors.append(
+            PointError(timestep=timestep, batch=batch, worst=worst, mean=mean, relative=relative)
         )
-    difference = np.abs(found - expected)
-    worst, size = float(difference.max()), float(np.abs(expected).max())
-    bound = tolerance.absolute + tolerance.relative * size
-    if not worst <= bound:
-        raise VerificationError(
-            found=f"a difference of {worst:.3g} at {place} ({what})",
-            expected=f"at most {bound:.3g}",
-            remedy="look for state or randomness in the forward, or widen the tolerance",
-        )
-    mean, relative = float(difference.mean()), worst / size if size else 0.0
-    timestep, batch = float(point["t"].flat[0]), len(point["x"])
-    here = PointError(timestep=timestep, batch=batch, worst=worst, mean=mean, relative=relative)
-    return Error(worst, mean, relative, (here,))
+    return Error(
+        max(each.worst for each in errors),
+        float(np.mean([each.mean for each in errors])),
+        max(each.relative for each in errors),
+        tuple(errors),
+    )

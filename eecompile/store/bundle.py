@@ -56,7 +56,7 @@ class ExitGraph(_Frozen, frozen=True, kw_only=True):
         unique_bytes: size of the weights that no other exit's graph reads.
         worst_error: largest |difference| to the network.
         mean_error: mean |difference|.
-        relative_error: largest |difference| over largest |output| of one evaluation.
+        relative_error: largest |difference| over largest |output| of one sample.
     """
 
     depth: int
@@ -124,7 +124,7 @@ class Segment(_Frozen, frozen=True, kw_only=True):
 
 
 class PointError(_Frozen, frozen=True, kw_only=True):
-    """How far an exit is from its reference in one evaluation; see :class:`ExitGraph`."""
+    """How far an exit is from its reference for one sample; see :class:`ExitGraph`."""
 
     timestep: float
     batch: int
@@ -137,7 +137,7 @@ class ExitPlan(_Frozen, frozen=True, kw_only=True):
     """How to evaluate an exit: segments to run in order, and the tensors that result.
 
     ``outputs`` are named in the order of the interface's outputs; the errors are as in
-    :class:`ExitGraph`, to the bundle's graph, and once more for each evaluation.
+    :class:`ExitGraph`, to the bundle's graph, and once more for each sample.
     """
 
     depth: int

@@ -12,7 +12,7 @@ import torch
 
 from eecompile.compiler.build import engine_set_from_bundle
 from eecompile.compiler.export import bundle_from_recipe
-from eecompile.errors import EecompileError
+from eecompile.errors import EecompileError, VerificationError
 from eecompile.runtime.sampler import Sampler
 from eecompile.store.bundle import open_bundle
 from tests.conftest import TARGETS, Beside
@@ -213,6 +213,35 @@ class Own(Chain):
     samples(write(source, ("shape = [8]", resizable)))
 
 
+FIRST_ROWS = {
+    "t": "super().embed(x, t[:1].expand_as(t), label)",
+    "label": "self.stem(x) + self.labels(label[0])",
+    "x": "super().embed(x, t, label) + torch.tanh(self.stem(x))[:1]",
+    "ids": "super().embed(x, t, label) + torch.cos(ids[0])",
+}
+
+
+@pytest.mark.parametrize("name", FIRST_ROWS)
+def test_what_reads_the_first_sample_of_a_batch_is_refused_by_name(
+    write: Write, tmp_path: Path, name: str
+) -> None:
+    source = f"""
+class Own(Chain):
+    def embed(self, x, t, label, ids):
+        return {FIRST_ROWS[name]}
+
+    def forward(self, x, t, label, ids):
+        hidden = self.embed(x, t, label, ids)
+        for block in self.blocks:
+            hidden = hidden + torch.tanh(block(hidden))
+        return self.head(hidden)
+"""
+    ids = '[conditions.ids]\ndtype = "float32"\nshape = [4]\ndefault = 0\n[sampling]'
+    recipe = write(source, ("[sampling]", ids))
+    with pytest.raises(VerificationError, match=rf"at exit 1, on their {name}, by \d"):
+        bundle_from_recipe(recipe, tmp_path / "bundle")
+
+
 EXITS = "import sys\nsys.exit(0)"
 REFUSED = {
     "module exits": (EXITS, "failing (SystemExit: 0)"),
@@ -242,7 +271,7 @@ class Own(Chain):
         hidden = super().embed(x, t, label)
         return hidden - hidden.mean(0)
 """,
-        "samples that depend on others in their batch",
+        "samples that depend on others in their batch at exit 1, on their x, t, label",
     ),
     "depends on data": (
         """

@@ -1,0 +1,144 @@
+"""Constants keep their values in export, however close to 0 or 1 they are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from torch import Tensor, nn
+
+from eecompile.compiler import export as export_module
+from eecompile.compiler.build import engine_set_from_bundle
+from eecompile.compiler.export import bundle_from_recipe
+from eecompile.compiler.progress import silent
+from eecompile.compiler.sessions import evaluate_joined, session_from_graph
+from eecompile.compiler.trace import graph_from_network
+from eecompile.errors import EecompileError
+from eecompile.programs.interface import Interface, State
+from eecompile.runtime.sampler import Sampler
+from eecompile.store.target import Tolerance
+from tests.conftest import TARGETS, Beside
+
+FORMS = (1, 2, 3, 4)
+INTERFACE = Interface(name="normed", exits=FORMS, state=State(shape=(4, 8)))
+
+
+class Normed(nn.Module):
+    """A norm of the state with a small constant in it, in another form at every exit."""
+
+    exits = FORMS
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.scale = nn.Parameter(torch.rand(8) + 0.5)
+
+    def forward(self, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+        square = x.pow(2).mean(-1, keepdim=True)
+        return (
+            x * torch.rsqrt(square + self.eps) * self.scale + t[:, None, None],
+            x / (self.eps + square.sqrt()),
+            x / (square.sqrt() - -self.eps),
+            torch.nn.functional.rms_norm(x, (8,), self.scale, self.eps),
+        )
+
+
+@pytest.mark.parametrize("eps", [1e-8, 1e-15])
+def test_a_norm_of_little_is_torchs(tmp_path: Path, eps: float) -> None:
+    network: Any = Normed(eps)
+    ir.save(graph_from_network(network, INTERFACE), tmp_path / "graph.onnx")
+    evaluate = evaluate_joined(session_from_graph(tmp_path / "graph.onnx"), INTERFACE)
+    x, t = torch.randn(3, 4, 8), torch.zeros(3)
+    for size in (0.0, 1e-12, 1e-7, 1e-4, 1.0, 1e6):
+        with torch.no_grad():
+            expected = network(x * size, t)
+        found = evaluate({"x": (x * size).numpy(), "t": t.numpy()})
+        for form, right in zip(FORMS, expected, strict=True):
+            np.testing.assert_allclose(found[form][0], right, rtol=1e-5, err_msg=f"{form}, {size}")
+
+
+def test_only_what_is_exactly_neutral_is_dropped() -> None:
+    class Idle(nn.Module):
+        exits = (1,)
+
+        def forward(self, x: Tensor, t: Tensor) -> tuple[Tensor]:
+            for neutral in (torch.tensor(0.0), torch.tensor(-0.0), torch.tensor(1e-20)):
+                x = neutral + (x - neutral)
+            for neutral in (torch.tensor(1.0), torch.tensor(1.0 + 2**-23)):
+                x = neutral * (x / neutral)
+            return (x + t[:, None, None],)
+
+    network: Any = Idle()
+    interface = Interface(name="idle", exits=(1,), state=State(shape=(4, 8)))
+    model = graph_from_network(network, interface)
+    counts = Counter(node.op_type for node in model.graph)
+    assert counts == {"Unsqueeze": 1, "Add": 2, "Sub": 1, "Mul": 1, "Div": 1}
+
+
+def test_verification_sees_where_a_norms_epsilon_matters(tmp_path: Path) -> None:
+    network: Any = Normed(0.0)
+    model = graph_from_network(network, INTERFACE)
+    reference = export_module._evaluate_network(network, INTERFACE)
+    source = export_module._Source(model, reference, reference, "torch")
+    export_module._write_graphs(tmp_path, model, INTERFACE)
+    export_module._verify(tmp_path, source, INTERFACE, Tolerance(), silent)  # torch has NaN itself
+    network.eps = 1e-15  # the graph no longer is this network, for inputs near zero
+    with pytest.raises(EecompileError, match=r"exit 1 .*, zero inputs"):
+        export_module._verify(tmp_path, source, INTERFACE, Tolerance(), silent)
+
+
+MODULE = """
+import torch
+from torch import nn
+
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Linear(8, 8)
+        self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+
+    def forward(self, x, t, text):
+        text = text / (text.norm(dim=1, keepdim=True) + 1e-8)
+        hidden = self.stem(x) + text
+        for block in self.blocks:
+            hidden = hidden + torch.tanh(block(hidden))
+        return hidden
+"""
+RECIPE = """
+name = "own"
+[network]
+factory = "{module}:Own"
+blocks = "blocks"
+checkpoint = "own.pt"
+exits = [1, 2]
+[network.arguments]
+[state]
+shape = [8]
+[conditions.text]
+dtype = "float32"
+shape = [8]
+[sampling]
+solver = "ddim"
+steps = 2
+"""
+
+
+@pytest.mark.parametrize("layout", TARGETS)
+def test_a_null_embedding_of_zeros_samples(tmp_path: Path, beside: Beside, layout: str) -> None:
+    (tmp_path / "recipe.toml").write_text(RECIPE.replace("{module}", beside(MODULE)))
+    torch.manual_seed(0)
+    names: dict[str, Any] = {"__name__": "not imported"}
+    exec(MODULE, names)
+    torch.save(names["Own"]().state_dict(), tmp_path / "own.pt")
+    bundle_from_recipe(tmp_path / "recipe.toml", tmp_path / "bundle")
+    engine_set_from_bundle(tmp_path / "bundle", TARGETS[layout], tmp_path / "engines")
+    with Sampler.open(tmp_path / "engines") as sampler:
+        text = np.ones(8, np.float32)
+        guided = sampler.sample(2, text=text, nulls={"text": 0 * text}, guidance=2.0)
+        weak = sampler.sample(2, text=text, nulls={"text": 1e-30 * text}, guidance=2.0)
+    np.testing.assert_allclose(guided, weak, atol=1e-6)
