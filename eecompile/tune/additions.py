@@ -12,12 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
-import numpy as np
 
-from eecompile.arrays import Array, Floats
+from eecompile.arrays import Array
 from eecompile.interrupt import check
 from eecompile.programs.choice import Choice, Forecast
-from eecompile.programs.forecasts import SAME, extrapolation
+from eecompile.programs.forecasts import SAME, Weights, extrapolation
 from eecompile.programs.program import Program, Step, Term, Update
 from eecompile.tune.probe import Experiment
 
@@ -25,54 +24,25 @@ _STATE = "state"
 _ASIDE = "state aside"  # the buffer that keeps the state meanwhile
 
 
-class Additions:
-    """What a span adds; a :class:`eecompile.tune.model.Memory`.
+def first_at(step: int, places: Sequence[float]) -> int:
+    """The first step at a step's place."""
+    own = places[step]
+    return next(
+        i for i, at in enumerate(places) if math.isclose(at, own, rel_tol=SAME, abs_tol=SAME)
+    )
 
-    From other steps than those just before, an extrapolation of order m is off by the same
-    vector, times the ratio of the remainders of Lagrange's form where the derivative of order
-    m + 1 is the same: of the products of the distances, in the variable of the polynomials, from
-    the step to its sources.
 
-    Args:
-        errors: by order, what predictions are off by from the steps just before, [E, R].
-        places: the variable at every step, [E].
+def from_before(step: int, order: int, places: Sequence[float]) -> Weights:
+    """An extrapolation from the last steps at other places before the first one at a step's.
+
+    Of a lower order where there are too few.
     """
-
-    def __init__(self, errors: Mapping[int, Floats], places: Floats) -> None:
-        self._errors, self._places = errors, places
-        first = first_at(places)
-        self._usual = {
-            order: [
-                self._product(step, steps_before(first[step], order, places))
-                for step in range(len(own))
-            ]
-            for order, own in errors.items()
-        }
-
-    def error(self, step: int, sources: np.ndarray, weights: Floats) -> Floats:
-        """See :meth:`eecompile.tune.model.Memory.error`."""
-        order = sources.shape[1] - 1
-        scales = self._product(step, sources) / self._usual[order][step]
-        made: Floats = scales[:, None] * self._errors[order][step]
-        return made
-
-    def _product(self, step: int, sources: np.ndarray | list[int]) -> Floats:
-        distances: Floats = self._places[sources] - self._places[step]
-        return np.asarray(distances.prod(axis=-1))
+    return extrapolation(places, range(first_at(step, places))[::-1], order, places[step])
 
 
-def first_at(places: Sequence[float] | Floats) -> list[int]:
-    """For each step, the first one at its place."""
-    return [
-        next(i for i, p in enumerate(places) if math.isclose(p, own, rel_tol=SAME, abs_tol=SAME))
-        for own in places
-    ]
-
-
-def steps_before(step: int, order: int, places: Sequence[float] | Floats) -> list[int]:
-    """The last steps before the first one at a place, ``order`` + 1, or as many as there are."""
-    made_of = extrapolation([*places], range(step)[::-1], order, places[step])
-    return [source for source, _ in made_of]
+def looked_at(step: int, order: int, places: Sequence[float]) -> bool:
+    """Whether a step is the first at its place, and enough places come before it."""
+    return first_at(step, places) == step and len(from_before(step, order, places)) > order
 
 
 def additions_recorded(
@@ -96,18 +66,13 @@ def additions_recorded(
         NonFiniteError: one of them gave NaN or infinity.
     """
     program, full = experiment.program, experiment.choices[0]
-    first = first_at(places)
     jobs = [
-        [
-            kind
-            for kind, choice in kinds.items()
-            if first[step] == step and len(steps_before(step, choice.order, places)) > choice.order
-        ]
+        [kind for kind, choice in kinds.items() if looked_at(step, choice.order, places)]
         for step in range(len(program.steps))
     ]
     steps: list[Step] = []
     for each, own in zip(program.steps, jobs, strict=True):
-        steps += _looked_at(each, [*(kinds[kind] for kind in own), full]) if own else [each]
+        steps += _shown(each, [*(kinds[kind] for kind in own), full]) if own else [each]
     looking = msgspec.structs.replace(program, steps=tuple(steps))
     states = _stepped(experiment, looking)
     for step, own in enumerate(jobs):
@@ -119,7 +84,7 @@ def additions_recorded(
         next(states)
 
 
-def _looked_at(step: Step, choices: Sequence[Choice]) -> Iterator[Step]:
+def _shown(step: Step, choices: Sequence[Choice]) -> Iterator[Step]:
     """Steps that leave each choice's prediction in the place of the state, and then the step.
 
     The step itself takes the prediction of the last one again.

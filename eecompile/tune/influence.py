@@ -22,7 +22,7 @@ from eecompile.interrupt import check
 from eecompile.programs.choice import OUTPUT, Choice
 from eecompile.programs.forecasts import Weights, extrapolation, variable
 from eecompile.programs.program import Program, Step
-from eecompile.tune.additions import additions_recorded, first_at
+from eecompile.tune.additions import additions_recorded, first_at, looked_at
 from eecompile.tune.choices import skipping
 from eecompile.tune.probe import Experiment, Outputs, rms
 
@@ -119,7 +119,7 @@ def _added(experiment: Experiment, kinds: Mapping[int, Choice], elements: int) -
                 made[step, order.index(kind)] = _part(difference.reshape(1, -1))[0]
     except NonFiniteError:
         made[step + 1 :] = np.nan
-    return made[first_at(places)]
+    return made[[first_at(step, places) for step in range(len(places))]]
 
 
 def _difference(
@@ -220,8 +220,8 @@ def _measured_for(kind: int, choices: Sequence[Choice]) -> int:
 def _size(record: Recorded, step: int, kind: int, choice: Choice, places: Sequence[float]) -> float:
     """Root mean square of the error of a choice that is taken at one step alone."""
     if choice.memory != OUTPUT:
-        again = choice.memory is not None and first_at(places[: step + 1])[step] < step
-        return 0.0 if again else float(np.linalg.norm(record.errors[step, kind]))
+        known = choice.memory is None or looked_at(step, choice.order, places)
+        return float(np.linalg.norm(record.errors[step, kind])) if known else 0.0
     if step <= choice.order:
         return 0.0
     made_of = extrapolation(places, range(step)[::-1], choice.order, places[step])

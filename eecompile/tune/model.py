@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from eecompile.arrays import Floats
 from eecompile.programs.choice import HIGHEST, OUTPUT, Choice
-from eecompile.programs.forecasts import SAME, lagrange, variable
+from eecompile.programs.forecasts import SAME, Weights, lagrange, variable
 from eecompile.programs.program import Program
-from eecompile.tune.additions import Additions
+from eecompile.tune.additions import from_before
 from eecompile.tune.choices import Slots, skipping
 from eecompile.tune.influence import Influence, Recorded
 
@@ -70,6 +70,45 @@ class Predictions:
         for source, weight in zip(sources.T, weights.T, strict=True):
             made = made + weight[:, None] * self._predictions[source]
         return made
+
+
+class Additions:
+    """What a span adds; see :class:`Memory`.
+
+    From other steps than those just before, the prediction is off in the same direction, and as
+    much farther as an extrapolated prediction would be: both change smoothly in one variable.
+
+    Args:
+        errors: by order, what predictions are off by from the steps just before, [E, R].
+        predictions: full depth's.
+        places: the variable of the polynomials at every step.
+    """
+
+    def __init__(
+        self, errors: Mapping[int, Floats], predictions: Predictions, places: Sequence[float]
+    ) -> None:
+        self._errors, self._predictions = errors, predictions
+        self._usual = {
+            order: [
+                self._length(step, from_before(step, order, places)) for step in range(len(own))
+            ]
+            for order, own in errors.items()
+        }
+
+    def error(self, step: int, sources: Indices, weights: Floats) -> Floats:
+        """The error from the steps just before, scaled."""
+        order = sources.shape[1] - 1
+        lengths = np.linalg.norm(self._predictions.error(step, sources, weights), axis=1)
+        scales = lengths / (self._usual[order][step] or np.inf)
+        return np.asarray(scales[:, None] * self._errors[order][step])
+
+    def _length(self, step: int, made_of: Weights) -> float:
+        """What an extrapolated prediction is off by; 0 from nothing."""
+        if not made_of:
+            return 0.0
+        sources, weights = zip(*made_of, strict=True)
+        error = self._predictions.error(step, np.array([sources]), np.array([weights]))
+        return float(np.linalg.norm(error))
 
 
 class Sources(NamedTuple):
@@ -182,10 +221,11 @@ class Model:
         self._own = record.errors * influence.ratios[:, :, None]
         self._record, self._ratios = record, influence.ratios
         self._places = np.array([variable(program.process, step) for step in program.steps])
-        self._memories: dict[str, Memory] = {OUTPUT: Predictions(record.predictions)}
+        predictions = Predictions(record.predictions)
+        self._memories: dict[str, Memory] = {OUTPUT: predictions}
         for name, kinds in skipping(self.choices).items():
             errors = {choice.order: record.errors[:, kind] for kind, choice in kinds.items()}
-            self._memories[name] = Additions(errors, self._places)
+            self._memories[name] = Additions(errors, predictions, [*map(float, self._places)])
 
     def begun(self) -> Paths:
         """The one schedule before the first step."""
