@@ -99,7 +99,8 @@ class Additions:
         """The error from the steps just before, scaled."""
         order = sources.shape[1] - 1
         lengths = np.linalg.norm(self._predictions.error(step, sources, weights), axis=1)
-        scales = lengths / (self._usual[order][step] or np.inf)
+        usual = self._usual[order][step]
+        scales = lengths / usual if usual else np.ones(len(lengths))
         return np.asarray(scales[:, None] * self._errors[order][step])
 
     def _length(self, step: int, made_of: Weights) -> float:

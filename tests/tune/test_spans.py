@@ -57,7 +57,7 @@ def experiment_of(
 ) -> Experiment:
     program = sampler.program(solver, steps, sampler.interface.exits[-1])
     exits = sampler.interface.exits
-    choices = choices_of(exits, sampler.engines, use, len(program.steps), spans_of(sampler))
+    choices = choices_of(exits, sampler.engines, use, len(program.steps), spans_of(sampler, steps))
     samples = SampleRequest(n=n, seed=5, **given)
     return Experiment(sampler, Prober(sampler), program, choices, samples, Work(None), silent)
 
@@ -233,7 +233,7 @@ def test_the_front_says_what_was_used_and_the_schedule_is_one(planted_front: Fro
 
 def test_engine_sets_without_spans_have_none(small_sets: dict[str, Path]) -> None:
     with Sampler.open(small_sets["per_exit"]) as whole:
-        assert spans_of(whole) == ()
+        assert spans_of(whole, 4) == ()
         few = settings(steps=4, budgets=(0.8,), minutes=0.0, seeds=2, held_out=2)
         front = tune(whole, few)
         assert front.settings.use == ("exits", "forecasts")
@@ -241,9 +241,17 @@ def test_engine_sets_without_spans_have_none(small_sets: dict[str, Path]) -> Non
         with pytest.raises(UsageError, match=r"may use spans, of which no .* layout = 'chained'"):
             tune(whole, settings(steps=4, use=USES))
     with Sampler.open(small_sets["chained"], small_sets["per_exit"]) as both:
-        assert spans_of(both) == ()
+        assert spans_of(both, 4) == ()
         with pytest.raises(UsageError, match="not every engine set has any"):
             tune(both, settings(steps=4, use=("spans",)))
+
+
+def test_many_steps_have_no_spans() -> None:
+    sampler = skipping_sampler(BlockEngine(adds))
+    assert spans_of(sampler, 250)
+    assert not spans_of(sampler, 251)
+    with pytest.raises(UsageError, match="251 steps; expected at most 250"):
+        tune(sampler, settings(steps=251, use=USES))
 
 
 def test_few_spans_are_tried_those_that_stop_last() -> None:
