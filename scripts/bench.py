@@ -262,16 +262,16 @@ def _peers_engines(work: Path, device: str) -> tuple[dict[str, Path], dict[str, 
 
 
 @app.command()
-def demo(rounds: Rounds = 9) -> None:
-    """The shipped schedule against full depth and torch eager."""
+def demo(rounds: Rounds = 3) -> None:
+    """The default schedule against full depth and torch eager."""
     sampler = Sampler.open(OUT / "cpu")
-    schedule, steps, batch = sampler.interface.sampling.schedule, 10, 16
+    schedule, batch = sampler.interface.sampling.schedule, 16
     eager = bench_runtime.torch_samplers(OUT / "bundle")["torch eager"]
     seconds = medians(
         {
-            "schedule": lambda: sampler.sample(batch, steps=steps),
-            "full": lambda: sampler.sample(batch, steps=steps, schedule="full"),
-            "eager": lambda: eager.sample(batch, steps=steps, schedule="full"),
+            "schedule": lambda: sampler.sample(batch),
+            "full": lambda: sampler.sample(batch, schedule="full"),
+            "eager": lambda: eager.sample(batch, schedule="full"),
         },
         rounds,
     )

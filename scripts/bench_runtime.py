@@ -41,11 +41,11 @@ class NoEngine(Engine):
         raise AssertionError("it is bound")
 
     def bind(
-        self, x: Any, t: Any, conditions: Any, outputs: Sequence[Any]
-    ) -> Callable[[int], None]:
+        self, x: Any, t: Any, conditions: Any, outputs: Sequence[Any], tensors: Any = None
+    ) -> Callable[..., None]:
         for output in outputs:
             output[:] = 0.1
-        return lambda depth: None
+        return lambda depth, stretch=None: None
 
 
 class TimedEngine(NoEngine):
@@ -55,13 +55,14 @@ class TimedEngine(NoEngine):
         super().__init__(engine)
         self.engine, self.seconds = engine, 0.0
         self.precision, self.max_batch = engine.precision, engine.max_batch
+        self.spans = engine.spans
 
-    def bind(self, x: Any, t: Any, conditions: Any, outputs: Any) -> Callable[[int], None]:
-        run = self.engine.bind(x, t, conditions, outputs)
+    def bind(self, *arrays: Any) -> Callable[..., None]:
+        run = self.engine.bind(*arrays)
 
-        def timed(depth: int) -> None:
+        def timed(*part: Any) -> None:
             started = time.perf_counter()
-            run(depth)
+            run(*part)
             self.seconds += time.perf_counter() - started
 
         return timed

@@ -215,6 +215,7 @@ def write_small(folder: Path) -> None:
 def small_text() -> str:
     """The shipped network's recipe, made small."""
     text = RECIPE.read_text()
+    text = re.sub(r"half = \[.*?\n\]\nase = .*?\n", "", text, flags=re.DOTALL)
     for old, new in (
         ("width = 128", "width = 16"),
         ("depth = 12", "depth = 4"),
@@ -222,6 +223,7 @@ def small_text() -> str:
         ("../eecompile/networks/weights/fashion-dit.safetensors", "small.safetensors"),
         ("balanced = [9, 12, 12, 12, 9, 9, 9, 6, 6, 3]", "balanced = [2, 4, 4, 2, 1]"),
         ("fast = [12, 12, 9, 9, 6, 6, 3, 3, 3, 3]", "fast = [4, 2, 1, 1]"),
+        ('schedule = "half"', 'schedule = "balanced"'),
     ):
         text, count = re.subn(re.escape(old), new, text)
         assert count == 1, old

@@ -141,9 +141,13 @@ def test_other_exits_keep_the_schedules_that_fit(tmp_path: Path) -> None:
     assert recipe.network.exits == (3, 6, 12)
     assert recipe.network.costs == (1, 2, 4)
     assert recipe.network.checkpoint == str(Path("other.pt").absolute())
-    assert list(recipe.exit_schedules()) == ["full"]
-    assert recipe.sampling.schedule == "full"
-    assert list(load_recipe(RECIPE, exits=(3, 6, 9, 12)).schedules) == ["balanced", "fast"]
+    assert list(recipe.schedules) == ["half"], "which is of full depth and forecasts"
+    assert recipe.sampling.schedule == "half"
+    fewer = load_recipe(costs, exits=(3, 6))
+    assert list(fewer.exit_schedules()) == ["full"]
+    assert fewer.sampling.schedule == "full"
+    every = load_recipe(RECIPE, exits=(3, 6, 9, 12))
+    assert list(every.schedules) == ["half", "ase", "balanced", "fast"]
     assert load_recipe(costs, exits=(5, 12)).network.costs == ()
 
 

@@ -20,7 +20,7 @@ from eecompile.programs.choice import Choice, Exit, Span
 from eecompile.programs.interface import Interface
 from eecompile.programs.program import Program, Step, Term, Update
 from eecompile.runtime.protocol import Engine
-from eecompile.runtime.trajectory.plan import NONE, WHOLE, Evaluation, Plan, Rows, Stretch
+from eecompile.runtime.trajectory.plan import NONE, WHOLE, BoundEvaluation, Plan, Rows, Stretch
 from eecompile.store.bundle import Segment, SpanPlan, output_names
 from eecompile.store.target import Target
 
@@ -167,7 +167,7 @@ class GraphEngine(Engine):
         conditions: Inputs,
         outputs: Sequence[Array],
         tensors: Mapping[str, Array] = NONE,
-    ) -> Evaluation:
+    ) -> BoundEvaluation:
         """An evaluation on fixed arrays; see :meth:`eecompile.runtime.protocol.Engine.bind`."""
         values: dict[str, AnyArray] = {"x": x, "t": t, **conditions, **tensors}
 

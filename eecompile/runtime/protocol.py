@@ -18,7 +18,7 @@ from eecompile.runtime.trajectory.host import HostTrajectory
 from eecompile.runtime.trajectory.plan import (
     NONE,
     WHOLE,
-    Evaluation,
+    BoundEvaluation,
     Plan,
     Spans,
     Stretch,
@@ -78,7 +78,7 @@ class Engine(Handle, ABC):
         conditions: Inputs,
         outputs: Sequence[Array],
         tensors: Mapping[str, Array] = NONE,
-    ) -> Evaluation:
+    ) -> BoundEvaluation:
         """A function of the depth, which evaluates on what the arrays hold when it is called.
 
         Of an engine with spans it takes a stretch, too: what runs above a cut reads what ran up

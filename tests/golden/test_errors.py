@@ -189,7 +189,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("unknown-table", "[sampling]", "[samplin]"),
         ("wrong-depth", "[schedules]", "[schedules]\nodd = [12, 5]"),
         ("wrong-betas", 'betas = "cosine"', 'betas = "cubic"'),
-        ("wrong-default", 'schedule = "balanced"', 'schedule = "best"'),
+        ("wrong-default", 'schedule = "half"', 'schedule = "best"'),
         ("descending", "exits = [3, 6, 9, 12]", "exits = [12, 9]"),
     ):
         altered_recipe(folder, name, old, new)

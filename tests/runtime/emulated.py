@@ -19,7 +19,7 @@ from eecompile.runtime.cuda.device import KERNELS, out_of_memory
 from eecompile.runtime.engines.device import DeviceEngine
 from eecompile.runtime.protocol import Engine
 from eecompile.runtime.trajectory.device import DeviceEvaluation
-from eecompile.runtime.trajectory.plan import Evaluation
+from eecompile.runtime.trajectory.plan import BoundEvaluation
 
 Array = NDArray[np.float32]
 SOURCE = Path(module.__file__).with_name("kernels.cu")
@@ -306,7 +306,7 @@ class HostedEngine(DeviceEngine):
     def __init__(self, host: Engine, interface: Interface, device: EmulatedDevice) -> None:
         super().__init__(device, interface, host.precision, host.max_batch)  # type: ignore[arg-type]
         self.host, self.spans = host, host.spans
-        self.bound: dict[object, Evaluation] = {}
+        self.bound: dict[object, BoundEvaluation] = {}
 
     def settle(self) -> bool:
         return True

@@ -32,6 +32,7 @@ from eecompile.runtime.sampler import Sampler
 from eecompile.runtime.sampling import StepMetrics
 from eecompile.runtime.trajectory.host import HostTrajectory
 from eecompile.runtime.trajectory.plan import Plan, Rows
+from eecompile.store.bundle import SpanTensor
 
 LABEL = Condition(dtype="int64", range=(0, 9), default="cycle", null=10)
 QUICK: dict[str, Any] = {"steps": 4, "schedule": [12, 3]}
@@ -378,21 +379,28 @@ def test_conditions_may_lie_on_another_device() -> None:
 
 @pytest.mark.parametrize("solver", ["ddpm", "unipc", "dpmpp-2m-sde"])
 @pytest.mark.parametrize("guided", [0, 2])
-@pytest.mark.parametrize("schedule", ["12", "forecast2,12,forecast1,forecast1,12,12"])
+@pytest.mark.parametrize(
+    "schedule",
+    ["12", "forecast2,12,forecast1,forecast1,12,12", "12/6-9:2,12,12/6-9:1,12/6-9:0,12,12"],
+)
 def test_no_array_is_allocated_for_a_step(solver: str, guided: int, schedule: str) -> None:
     class Noop(Engine):
         exits, precision, max_batch = (12,), "fp32", 8
+        spans = {  # noqa: RUF012
+            (6, 9): [SpanTensor(leaves="b", enters="a", shape=(96, 96), dtype="float32")]
+        }
 
         def evaluate(self, *_: Any) -> Any:
             raise AssertionError("it is bound")
 
-        def bind(self, x: Any, t: Any, conditions: Any, outputs: Any) -> Any:
-            outputs[0][:] = 0.5
-            return lambda depth: None
+        def bind(self, x: Any, t: Any, conditions: Any, outputs: Any, tensors: Any = None) -> Any:
+            for array in (outputs[0], *tensors.values()):
+                array[:] = 0.5
+            return lambda depth, stretch: None
 
     shape, size = (96, 96), 3
     interface = Interface(
-        name="x", exits=(12,), state=State(shape=shape, range=(-1, 1)), process=Process()
+        name="x", exits=(12,), state=State(shape=shape, range=(-1, 1)), cuts=(6, 9)
     )
     program = Sampler(Noop(), interface).program(solver, 20, ExitSchedule.parse(schedule))
     plan = Plan(program=program, interface=interface, shape=shape, size=size, guided=guided)

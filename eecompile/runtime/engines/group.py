@@ -9,7 +9,7 @@ from eecompile.errors import UsageError
 from eecompile.runtime.engines.device import DeviceEngine
 from eecompile.runtime.protocol import Engine
 from eecompile.runtime.trajectory.device import DeviceEvaluation, DeviceEvaluator
-from eecompile.runtime.trajectory.plan import NONE, Evaluation
+from eecompile.runtime.trajectory.plan import NONE, BoundEvaluation
 
 
 class EngineGroup(Engine):
@@ -43,7 +43,7 @@ class EngineGroup(Engine):
         conditions: Inputs,
         outputs: Sequence[Array],
         tensors: Mapping[str, Array] = NONE,
-    ) -> Evaluation:
+    ) -> BoundEvaluation:
         """The first engine's evaluation on fixed arrays; see :meth:`Engine.bind`."""
         return self.first.bind(x, t, conditions, outputs, tensors)
 

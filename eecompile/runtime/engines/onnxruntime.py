@@ -19,7 +19,7 @@ from eecompile.runtime.engines._onnxruntime import (
     session_options,
 )
 from eecompile.runtime.protocol import Engine
-from eecompile.runtime.trajectory.plan import NONE, WHOLE, Evaluation, Stretch
+from eecompile.runtime.trajectory.plan import NONE, WHOLE, BoundEvaluation, Stretch
 from eecompile.store.bundle import EngineManifest, ExitPlan
 
 
@@ -76,7 +76,7 @@ class OnnxRuntimeEngine(Engine):
         conditions: Inputs,
         outputs: Sequence[Array],
         tensors: Mapping[str, Array] = NONE,
-    ) -> Evaluation:
+    ) -> BoundEvaluation:
         """An evaluation on fixed arrays; see :meth:`eecompile.runtime.protocol.Engine.bind`."""
         inputs = {"x": x, "t": t, **conditions}
         given = {n: np.ascontiguousarray(a) for n, a in inputs.items()}

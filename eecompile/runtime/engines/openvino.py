@@ -17,7 +17,7 @@ from eecompile.arrays import AnyArray, Array, Inputs
 from eecompile.backends import BACKENDS
 from eecompile.errors import BackendError, one_line
 from eecompile.runtime.protocol import Engine
-from eecompile.runtime.trajectory.plan import NONE, WHOLE, Evaluation, Stretch
+from eecompile.runtime.trajectory.plan import NONE, WHOLE, BoundEvaluation, Stretch
 from eecompile.store.bundle import EngineManifest, ExitPlan, Segment
 
 WEIGHTS = "weights.bin"  # the weights of all segments, every tensor once
@@ -109,7 +109,7 @@ class OpenvinoEngine(Engine):
         conditions: Inputs,
         outputs: Sequence[Array],
         tensors: Mapping[str, Array] = NONE,
-    ) -> Evaluation:
+    ) -> BoundEvaluation:
         """An evaluation on fixed arrays; see :meth:`eecompile.runtime.protocol.Engine.bind`."""
         given = {"x": x, "t": t, **conditions}
         inputs = {n: np.require(a, None, ("C", "W")) for n, a in given.items()}

@@ -24,7 +24,7 @@ from eecompile.runtime.trajectory.lowering import (
     non_finite,
 )
 from eecompile.runtime.trajectory.noise import NoiseSource
-from eecompile.runtime.trajectory.plan import Evaluation, Evaluator, Plan, Rows, Trajectory
+from eecompile.runtime.trajectory.plan import BoundEvaluation, Evaluator, Plan, Rows, Trajectory
 from eecompile.runtime.trajectory.spans import Blend
 
 _Action = Callable[[], object]
@@ -68,7 +68,7 @@ class HostTrajectory(Trajectory):
         self._noise = NoiseSource(n, shape, noisy)
         self._first = NoiseSource(n, shape) if noisy else self._noise
         self._products: dict[tuple[int, ...], tuple[Array, ...]] = {}
-        self._evaluations: dict[tuple[str, int], list[Evaluation]] = {}
+        self._evaluations: dict[tuple[str, int], list[BoundEvaluation]] = {}
         self._steps, self._states = self._prepared(lower)
 
     def start(self, rows: Rows) -> None:
@@ -165,7 +165,7 @@ class HostTrajectory(Trajectory):
         room, product = self._products[out.shape]
         return out if out.dtype == np.float32 else room, product
 
-    def _bound(self, operation: Evaluate) -> list[Evaluation]:
+    def _bound(self, operation: Evaluate) -> list[BoundEvaluation]:
         """Evaluations of the first rows at a depth: one, or one for each row."""
         engine, rows = operation.engine, operation.rows
         tensors = self._crossing.get(engine, {})
@@ -186,7 +186,7 @@ class HostTrajectory(Trajectory):
         return self._evaluations[engine, rows]
 
     @staticmethod
-    def _evaluate(evaluations: Sequence[Evaluation], operation: Evaluate) -> None:
+    def _evaluate(evaluations: Sequence[BoundEvaluation], operation: Evaluate) -> None:
         try:
             for evaluate in evaluations:
                 evaluate(operation.depth, operation.stretch)

@@ -45,7 +45,7 @@ NONE: Mapping[str, Array] = MappingProxyType({})
 """No tensors of spans."""
 
 
-class Evaluation(Protocol):
+class BoundEvaluation(Protocol):
     """An evaluation on fixed arrays."""
 
     def __call__(self, depth: int, stretch: Stretch = WHOLE) -> None:
@@ -131,7 +131,7 @@ class Evaluator(Member, Protocol):
         conditions: Inputs,
         outputs: Sequence[Array],
         tensors: Mapping[str, Array] = NONE,
-    ) -> Evaluation:
+    ) -> BoundEvaluation:
         """See :meth:`eecompile.runtime.protocol.Engine.bind`."""
 
 
