@@ -13,7 +13,7 @@ from eecompile.runtime.engines.fake import FakeEngine
 from eecompile.runtime.engines.group import EngineGroup
 from eecompile.runtime.protocol import Engine
 from eecompile.runtime.sampler import Sampler
-from eecompile.runtime.trajectory.plan import NONE, WHOLE, Evaluation, Stretch
+from eecompile.runtime.trajectory.plan import NONE, WHOLE, BoundEvaluation, Stretch
 from eecompile.store.bundle import SpanTensor
 from eecompile.tune.report import TuningSettings
 from tests.clock import spend
@@ -118,7 +118,7 @@ class BlockEngine(Engine):
     def bind(
         self, x: Any, t: Any, conditions: Any, outputs: Sequence[Any],
         tensors: Mapping[str, Any] = NONE,
-    ) -> Evaluation:  # fmt: skip
+    ) -> BoundEvaluation:  # fmt: skip
         def evaluate(depth: int, stretch: Stretch = WHOLE) -> None:
             first = max(stretch.above, 0)
             last = depth if stretch.upto is None else stretch.upto
