@@ -29,6 +29,7 @@ from eecompile.tune.search import improved
 from eecompile.tune.tuning import tune
 from eecompile.tune.work import Work
 from tests.clock import standing_clock
+from tests.runtime.emulated import EmulatedDevice, HostedEngine
 from tests.tune.planted import BLOCK, PATTERN, BlockEngine, interface, settings, skipping_sampler
 from tests.tune.test_optimise import BUDGETS, least, smooth
 
@@ -182,6 +183,22 @@ def test_with_spans_nothing_is_predicted_to_be_farther(chained: Sampler) -> None
         ratios.append(with_.distance(near) / budget_picks(without, budget))
     assert max(ratios) < 1 + 1e-3
     assert min(ratios) < 0.9
+
+
+def test_on_a_device_it_is_the_same(chained: Sampler) -> None:
+    """Spans run there, where nothing of an evaluation can be replayed."""
+    with Sampler(
+        HostedEngine(chained.engine, chained.interface, EmulatedDevice()), chained.interface
+    ) as device:
+        experiments = [experiment_of(each, "dpmpp-2m", 6, 2) for each in (chained, device)]
+        models = [modelled(experiment)[0] for experiment in experiments]
+    span = next(
+        i for i, choice in enumerate(experiments[0].choices) if choice.order and choice.cuts
+    )
+    for picks in ((0, 0, span, 0, span, 0), (0, 0, 0, span, span, 1)):
+        near = [model.distance(picks) for model in models]
+        assert near[1] == pytest.approx(near[0], rel=1e-3)
+        assert near[0] > 0
 
 
 def test_latencies_of_spans_are_what_their_blocks_take() -> None:
