@@ -88,7 +88,7 @@ class BlockEngine(Engine):
 
     Args:
         adds: what a block adds, by its number from 1, the time and the hidden state.
-        cost: seconds a block, on the standing clock.
+        cost: seconds a block and row, on the standing clock.
         cuts: between which it can skip blocks.
     """
 
@@ -126,7 +126,7 @@ class BlockEngine(Engine):
             hidden = tensors[f"h{first}"] if stretch.above >= 0 else 0.3 * x + 0.01 * label
             for block in range(first, last + 1):
                 if block > first:
-                    spend(self._cost)
+                    spend(self._cost * len(x))
                     self.blocks.append(block)
                     hidden = hidden + self._adds(block, float(t[0]), hidden).astype(np.float32)
                 if f"h{block}" in tensors and (block > first or stretch.above < 0):

@@ -14,11 +14,13 @@ from eecompile.compiler.progress import silent
 from eecompile.errors import UsageError
 from eecompile.programs.choice import Exit, Forecast
 from eecompile.programs.forecasts import forecasts
+from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
+from eecompile.runtime.sampling import StepResult
 from eecompile.tune.choices import choices_of, schedule_from_picks, slots_of, spans_to_try
-from eecompile.tune.influence import Influence, Recorded, measured_influence, recorded
+from eecompile.tune.influence import Influence, Recorded, measured_influence, movement, recorded
 from eecompile.tune.latency import measured_costs
 from eecompile.tune.model import Costs, Model, Picks
 from eecompile.tune.optimise import found
@@ -109,6 +111,28 @@ def test_what_a_span_is_off_by_is_that_on_full_depth_s_states(solver: str, guida
             here = np.vander([place(t)], choice.order + 1) @ polynomial
             off = np.sqrt(np.square(here - added[step]).mean())
             assert np.linalg.norm(record.errors[step, kind]) == pytest.approx(off, rel=2e-3)
+
+
+def test_states_are_full_depth_s_where_what_blocks_add_depends_on_them() -> None:
+    """One step moves the next state by its error."""
+    sampler = skipping_sampler(
+        BlockEngine(lambda block, t, hidden: 0.2 * np.sin(place(t) + block) * hidden)
+    )
+    experiment = experiment_of(sampler, "ddim", 8)
+    record, full = recorded(experiment), [r.state for r in _states(experiment, experiment.program)]
+    for step, kind in itertools.product((3, 5, 7), range(len(experiment.choices))):
+        choice = experiment.choices[kind]
+        if choice.cuts:
+            each = iter([choice if index == step else Exit(4) for index in range(8)])
+            changed = experiment.program.with_choices(lambda time, each=each: next(each))
+            made = [r.state for r in _states(experiment, changed)]
+            moved = np.sqrt(np.square(made[step] - full[step]).mean())
+            off = np.linalg.norm(record.errors[step, kind]) * movement(changed.steps[step])
+            assert moved == pytest.approx(off, rel=1e-2)
+
+
+def _states(experiment: Experiment, program: Program) -> Iterator[StepResult]:
+    return experiment.sampler.steps(experiment.samples.n, solver=program, seed=5)
 
 
 @pytest.mark.parametrize("solver", ["ddim", "dpmpp-2m"])
@@ -204,14 +228,18 @@ def test_on_a_device_it_is_the_same(chained: Sampler) -> None:
 def test_latencies_of_spans_are_what_their_blocks_take() -> None:
     with standing_clock():
         sampler = skipping_sampler(BlockEngine(adds, BLOCK))
-        for guided in ({}, {"guidance": 2.0, "guidance_interval": (300.0, 999.0)}):
+        interval = {"guidance": 2.0, "guidance_interval": (300.0, 999.0)}
+        for guided, acting in (({"guidance": 1.0}, {False}), (interval, {False, True})):
             experiment = experiment_of(sampler, "ddim", 12, 2, **guided)
             costs, latencies = measured_costs(experiment, seconds=0)
-            blocks = {each.choice: each.median / 1e3 / BLOCK for each in latencies}
-            for choice, count in blocks.items():
-                assert count == pytest.approx(choice.blocks, abs=0.05)
-            shares = [choice.blocks / 4 / 12 for choice in experiment.choices]
-            np.testing.assert_allclose(costs.steps, np.tile(shares, (12, 1)), atol=1e-3)
+            assert {each.guided for each in latencies if each.choice.cuts} == acting
+            for each in latencies:
+                if not each.choice.memory:
+                    blocks = each.choice.blocks * (4 if each.guided else 2)
+                    assert each.median == pytest.approx(1e3 * BLOCK * blocks, rel=0.01)
+            shares = np.array([choice.blocks for choice in experiment.choices]) / 4
+            expected = costs.steps[:, :1] * shares
+            np.testing.assert_allclose(costs.steps, expected, atol=1e-3)
 
 
 @pytest.fixture(scope="module")
