@@ -29,8 +29,8 @@ def tune(
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="What schedules may use beside full depth: exits,forecasts (the default) or one "
-            "of them.",
+            help="What schedules may use beside full depth: some of exits,forecasts,spans; "
+            "default all that the engine sets can do.",
         ),
     ] = None,
     monotone: Annotated[
@@ -58,7 +58,7 @@ def tune(
     """Find the exit schedules that lose least in a share of full depth's time, by measurement."""
     from eecompile.tune.output import check_output, identity_of, opened_work, write
     from eecompile.tune.problem import checked
-    from eecompile.tune.report import USES, TuningSettings
+    from eecompile.tune.report import TuningSettings
     from eecompile.tune.tables import front_parts
     from eecompile.tune.tuning import tune as tuned
 
@@ -74,7 +74,7 @@ def tune(
             batch=min(_BATCH, sampler.engine.max_batch) if batch is None else batch,
             seeds=seeds,
             held_out=held_out,
-            use=USES if use is None else tuple(part.strip() for part in use.split(",")),
+            use=tuple(part.strip() for part in use.split(",")) if use is not None else (),
             monotone=monotone,
             minutes=minutes,
         )

@@ -6,30 +6,63 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from eecompile.programs.choice import HIGHEST, Choice, Exit, Forecast
+from eecompile.programs.choice import HIGHEST, OUTPUT, Choice, Exit, Forecast, Span
 from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
 
+_SKIPPED = (0.25, 0.5, 0.75)  # of the blocks, by the spans that are tried
 _MOST = 100  # slots; more evaluations than that share one with their neighbours
 
 
 def choices_of(
-    exits: Sequence[int], engines: Sequence[str], use: Sequence[str], evaluations: int
+    exits: Sequence[int],
+    engines: Sequence[str],
+    use: Sequence[str],
+    evaluations: int,
+    spans: Sequence[tuple[int, int]] = (),
 ) -> tuple[Choice, ...]:
     """What a step may choose, full depth of the first engine set first.
 
     Args:
         exits: of the network, ascending.
         engines: names of the engine sets; one alone needs none.
-        use: ``exits`` for more than the deepest one, ``forecasts`` for those of every order.
+        use: ``exits`` for more than the deepest one, ``forecasts`` and ``spans`` for those of
+            every order.
         evaluations: of a sampling; a forecast needs one more than its order before it.
+        spans: where the ones start and stop that the deepest exit may skip, in the first engine
+            set.
     """
     names = ["", *engines[1:]]
     depths = exits[::-1] if "exits" in use else exits[-1:]
     made: list[Choice] = [Exit(depth, name) for name in names for depth in depths]
+    orders = [order for order in range(HIGHEST + 1) if order + 1 < evaluations]
     if "forecasts" in use:
-        made += [Forecast(order) for order in range(HIGHEST + 1) if order + 1 < evaluations]
+        made += map(Forecast, orders)
+    if "spans" in use:
+        made += [Span(*cuts, order, exits[-1]) for cuts in spans for order in orders]
     return tuple(made)
+
+
+def spans_to_try(spans: Iterable[tuple[int, int]], depth: int) -> tuple[tuple[int, int], ...]:
+    """At most three of the spans that may be skipped, the shortest first.
+
+    Those that stop last; of these, the nearest to a quarter, a half and three quarters of the
+    ``depth`` blocks. What is lost in late blocks passes through none of the others.
+    """
+    usable = sorted(spans, key=lambda cuts: cuts[1] - cuts[0])
+    late = [cuts for cuts in usable if cuts[1] == max(stop for _, stop in usable)]
+    shares = {cuts: (cuts[1] - cuts[0]) / depth for cuts in late}
+    near = [min(late, key=lambda cuts: abs(shares[cuts] - s)) for s in _SKIPPED if late]
+    return tuple(dict.fromkeys(near))
+
+
+def skipping(choices: Sequence[Choice]) -> dict[str, dict[int, Choice]]:
+    """The choices that extrapolate something else than the prediction, by memory and index."""
+    found: dict[str, dict[int, Choice]] = {}
+    for index, choice in enumerate(choices):
+        if choice.memory not in (None, OUTPUT):
+            found.setdefault(str(choice.memory), {})[index] = choice
+    return found
 
 
 class Slots(NamedTuple):

@@ -9,7 +9,7 @@ movement of the state is interpolated between those steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -17,10 +17,13 @@ import msgspec
 import numpy as np
 
 from eecompile.arrays import Array, Floats, Inputs
+from eecompile.errors import NonFiniteError
 from eecompile.interrupt import check
-from eecompile.programs.choice import Choice
+from eecompile.programs.choice import OUTPUT, Choice
 from eecompile.programs.forecasts import Weights, extrapolation, variable
 from eecompile.programs.program import Program, Step
+from eecompile.tune.additions import additions_recorded, first_at, looked_at
+from eecompile.tune.choices import skipping
 from eecompile.tune.probe import Experiment, Outputs, rms
 
 _KEPT = 1 << 14  # elements of a prediction that are compared
@@ -38,7 +41,8 @@ class Recorded(NamedTuple):
     Attributes:
         predictions: full depth's, relative to the first step's, [E, R].
         errors: differences to full depth's of each choice that is evaluated, [E, K, R]; 0 for
-            those that are not.
+            those that are not. Of choices that skip blocks: where these are extrapolated from the
+            steps just before.
         broken: choices that gave NaN or infinity, and the step where they did.
     """
 
@@ -55,7 +59,7 @@ class Recorded(NamedTuple):
 
 
 def recorded(experiment: Experiment) -> Recorded:
-    """Every exit on the states of a full-depth trajectory.
+    """Every choice on the states of a full-depth trajectory.
 
     Raises a NonFiniteError where full depth gives NaN or infinity.
     """
@@ -82,14 +86,40 @@ def recorded(experiment: Experiment) -> Recorded:
         prober.run(program, experiment.samples)
     finally:
         prober.watch = None
-    steps, choices = len(rows), len(experiment.choices)
     every = np.stack(rows)
     every[:, 0] = np.diff(every[:, 0], axis=0, prepend=every[:1, 0])  # forecasts read differences
+    columns = list(range(every.shape[1]))
+    for memory, kinds in skipping(experiment.choices).items():
+        added = work.recall(
+            f"recorded {memory}", partial(_added, experiment, kinds, every.shape[2])
+        )
+        for kind, found in zip(kinds, added.swapaxes(0, 1), strict=True):
+            if not (finite := np.isfinite(found).all(axis=1)).all():
+                broken[kind] = int(np.argmin(finite))
+        every = np.concatenate([every, np.nan_to_num(added)], axis=1)
+        columns += kinds
+    steps, choices = len(rows), len(experiment.choices)
     coordinates = _coordinates(every.reshape(steps * every.shape[1], -1))
     coordinates = coordinates.reshape(steps, every.shape[1], -1)
     errors = np.zeros((steps, choices, coordinates.shape[2]))
-    errors[:, 1 : every.shape[1]] = coordinates[:, 1:]
+    errors[:, columns[1:]] = coordinates[:, 1:]
     return Recorded(np.cumsum(coordinates[:, 0], axis=0), errors, broken)
+
+
+def _added(experiment: Experiment, kinds: Mapping[int, Choice], elements: int) -> Array:
+    """Differences to full depth's predictions, [E, kinds, elements]; NaN from a failure on."""
+    program = experiment.program
+    places = [variable(program.process, step) for step in program.steps]
+    made = np.zeros((len(places), len(kinds), elements), np.float32)
+    order, step = list(kinds), -1
+    try:
+        for step, found in additions_recorded(experiment, kinds, places):
+            experiment.report("evaluating every span at every step", step, len(places))
+            for kind, difference in found.items():
+                made[step, order.index(kind)] = _part(difference.reshape(1, -1))[0]
+    except NonFiniteError:
+        made[step + 1 :] = np.nan
+    return made[[first_at(step, places) for step in range(len(places))]]
 
 
 def _difference(
@@ -154,8 +184,10 @@ def measured_influence(experiment: Experiment, record: Recorded) -> Influence:
     places = [variable(program.process, step) for step in program.steps]
     outputs: dict[int, Outputs] = {}
     full = experiment.prober.run(program, experiment.samples, record=outputs)
-    kinds = [index for index in range(1, len(choices)) if index not in record.broken]
-    count = max(5, min(10, _PROBES // max(1, len(kinds))))
+    alike = [_measured_for(index, choices) for index in range(len(choices))]
+    kinds = sorted({alike[index] for index in range(1, len(choices))} - set(record.broken))
+    plain = [kind for kind in kinds if not choices[kind].cuts]
+    count = max(5, min(10, _PROBES // max(1, len(plain))))
     roles = [_role(step) for step in program.steps]
     probes = sorted({step for role in set(roles) for step in _spread(roles, role, count)})
     sizes = np.array([
@@ -175,13 +207,21 @@ def measured_influence(experiment: Experiment, record: Recorded) -> Influence:
         experiment.report("measuring what an error does to the samples", index, len(jobs))
         key, measure = f"influence {step} {kind}", partial(moved, step, kind)
         distances[step, kind] = experiment.work.recall(key, measure)
-    return Influence(sizes, _interpolated(program, roles, sizes, distances), tuple(probes))
+    ratios = _interpolated(program, roles, sizes, distances)
+    return Influence(sizes, ratios[:, alike], tuple(probes))
+
+
+def _measured_for(kind: int, choices: Sequence[Choice]) -> int:
+    """Whose influence stands for a choice's: its own, or that of the highest order of its span."""
+    same = skipping(choices).get(choices[kind].memory or "", {kind: choices[kind]})
+    return max(same, key=lambda other: same[other].order)
 
 
 def _size(record: Recorded, step: int, kind: int, choice: Choice, places: Sequence[float]) -> float:
     """Root mean square of the error of a choice that is taken at one step alone."""
-    if choice.memory is None:
-        return float(np.linalg.norm(record.errors[step, kind]))
+    if choice.memory != OUTPUT:
+        known = choice.memory is None or looked_at(step, choice.order, places)
+        return float(np.linalg.norm(record.errors[step, kind])) if known else 0.0
     if step <= choice.order:
         return 0.0
     made_of = extrapolation(places, range(step)[::-1], choice.order, places[step])

@@ -47,7 +47,7 @@ def measured_costs(
     """
     program, choices = experiment.program, experiment.choices
     usable = [choice for index, choice in enumerate(choices) if index not in skip]
-    cheap = min((c for c in usable if c.memory is None), key=lambda choice: choice.blocks)
+    sources = {choice: _source(choice, usable) for choice in usable if choice.memory is not None}
     acting = [acts(step, experiment) for step in program.steps]
     jobs = {
         f"{kind:d} {choice.text}": (kind, choice)
@@ -58,15 +58,15 @@ def measured_costs(
 
     def measure() -> dict[str, list[float]]:
         programs = {
-            name: _repeated(program, acting.index(kind), choice, first=cheap)
+            name: _repeated(program, _moments(acting, kind, choice), choice, sources.get(choice))
             for name, (kind, choice) in jobs.items()
         }
-        programs["start"] = _repeated(program, 0, choices[0], steps=1)
+        programs["start"] = _repeated(program, [0], choices[0])
         return _timed(experiment, programs, seconds)
 
     timed = experiment.work.recall("seconds", measure)
     count = min(_STEPS, len(program.steps))
-    start, each = _split(timed, jobs, choices[0], cheap, acting[0], len(program.steps))
+    start, each = _split(timed, jobs, choices[0], sources, acting)
     full = start + sum(each[kind, choices[0]] for kind in acting)
     known = {choice: each[acting[0], choice] for choice in usable if not choice.evaluates}
     steps = np.array([[each.get((kind, c), known.get(c, np.inf)) for c in choices]
@@ -109,31 +109,42 @@ def _timed(
     return timings.checked().seconds
 
 
-def _repeated(
-    program: Program,
-    moment: int,
-    choice: Choice,
-    *,
-    steps: int = _STEPS,
-    first: Choice | None = None,
-) -> Program:
-    """The program's first steps, all with one choice, and at one moment.
+def _source(choice: Choice, usable: Sequence[Choice]) -> Choice:
+    """The cheapest choice that makes what another extrapolates."""
+    fitting = (c for c in usable if c.memory is None and c.makes(choice.memory or ""))
+    return min(fitting, key=lambda each: each.blocks)
 
-    Where the choice reads what earlier steps made, all the program's steps, at their own
-    moments; the ones that it reads take ``first``.
+
+def _moments(acting: Sequence[bool], kind: bool, choice: Choice) -> list[int]:
+    """At which steps' moments a choice is timed: one, or several where it extrapolates.
+
+    What it extrapolates is made at the first ones; a step that evaluates nothing takes so little
+    time that as many are timed as there are.
     """
-    if choice.memory is not None:
-        chosen = [first] * (choice.order + 1) + [choice] * len(program.steps)
-        made = [
-            msgspec.structs.replace(step, choice=each)
-            for step, each in zip(program.steps, chosen, strict=False)
-        ]
-        return msgspec.structs.replace(program, steps=tuple(made))
-    like = program.steps[moment]
-    made = [
-        msgspec.structs.replace(step, choice=choice, timestep=like.timestep, time=like.moment)
-        for step in program.steps[:steps]
-    ]
+    alike = [step for step, acts in enumerate(acting) if acts == kind]
+    if choice.memory is None:
+        return alike[:1] * min(_STEPS, len(acting))
+    if not choice.evaluates:
+        return list(range(len(acting)))
+    count = min(choice.order + 1 + _STEPS, len(acting))
+    return [alike[place % len(alike)] for place in range(count)]
+
+
+def _repeated(
+    program: Program, moments: Sequence[int], choice: Choice, source: Choice | None = None
+) -> Program:
+    """The program's first steps, at the moments of some of its steps, all with one choice.
+
+    Where the choice reads what earlier steps made, these take ``source``.
+    """
+    first = choice.order + 1 if source else 0
+    made = []
+    for place, (step, moment) in enumerate(zip(program.steps, moments, strict=False)):
+        like = program.steps[moment]
+        taken = source if place < first else choice
+        made.append(
+            msgspec.structs.replace(step, choice=taken, timestep=like.timestep, time=like.moment)
+        )
     return msgspec.structs.replace(program, steps=tuple(made))
 
 
@@ -141,14 +152,13 @@ def _split(
     seconds: Mapping[str, Sequence[float]],
     jobs: Mapping[str, tuple[bool, Choice]],
     full: Choice,
-    cheap: Choice,
-    acting: bool,
-    steps: int,
+    sources: Mapping[Choice, Choice],
+    acting: Sequence[bool],
 ) -> tuple[float, dict[tuple[bool, Choice], float]]:
     """Seconds once a sampling, and a step of each choice."""
     median = {name: float(np.median(found)) for name, found in seconds.items()}
     whole = {job: median[name] for name, job in jobs.items()}
-    once, count = whole[acting, full], min(_STEPS, steps)
+    once, count = whole[acting[0], full], min(_STEPS, len(acting))
     start = 0.0
     if count > 1:
         start = max(0.0, median["start"] - (once - median["start"]) / (count - 1))
@@ -160,8 +170,8 @@ def _split(
     for (kind, choice), found in whole.items():
         if choice.memory is not None:
             first = choice.order + 1
-            rest = found - start - first * each[acting, cheap]
-            each[kind, choice] = max(0.0, rest) / (steps - first)
+            rest = found - start - first * each[kind, sources[choice]]
+            each[kind, choice] = max(0.0, rest) / (len(_moments(acting, kind, choice)) - first)
     return start, each
 
 

@@ -13,16 +13,17 @@ times their weights.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eecompile.arrays import Floats
 from eecompile.programs.choice import HIGHEST, OUTPUT, Choice
-from eecompile.programs.forecasts import SAME, lagrange, variable
+from eecompile.programs.forecasts import SAME, Weights, lagrange, variable
 from eecompile.programs.program import Program
-from eecompile.tune.choices import Slots
+from eecompile.tune.additions import from_before
+from eecompile.tune.choices import Slots, skipping
 from eecompile.tune.influence import Influence, Recorded
 
 Indices = NDArray[np.intp]
@@ -71,11 +72,62 @@ class Predictions:
         return made
 
 
+class Additions:
+    """What a span adds; see :class:`Memory`.
+
+    From other steps than those just before, the prediction is off in the same direction, and as
+    much farther as an extrapolated prediction would be: both change smoothly in one variable.
+
+    Args:
+        errors: by order, what predictions are off by from the steps just before, [E, R].
+        predictions: full depth's.
+        places: the variable of the polynomials at every step.
+    """
+
+    def __init__(
+        self, errors: Mapping[int, Floats], predictions: Predictions, places: Sequence[float]
+    ) -> None:
+        self._errors, self._predictions = errors, predictions
+        self._usual = {
+            order: [
+                self._length(step, from_before(step, order, places)) for step in range(len(own))
+            ]
+            for order, own in errors.items()
+        }
+
+    def error(self, step: int, sources: Indices, weights: Floats) -> Floats:
+        """The error from the steps just before, scaled."""
+        order = sources.shape[1] - 1
+        lengths = np.linalg.norm(self._predictions.error(step, sources, weights), axis=1)
+        usual = self._usual[order][step]
+        scales = lengths / usual if usual else np.ones(len(lengths))
+        return np.asarray(scales[:, None] * self._errors[order][step])
+
+    def _length(self, step: int, made_of: Weights) -> float:
+        """What an extrapolated prediction is off by; 0 from nothing."""
+        if not made_of:
+            return 0.0
+        sources, weights = zip(*made_of, strict=True)
+        error = self._predictions.error(step, np.array([sources]), np.array([weights]))
+        return float(np.linalg.norm(error))
+
+
 class Sources(NamedTuple):
-    """The last steps that made a memory, the latest first, -1 for none; and their picks, [N, 3]."""
+    """The last steps that made a memory, the latest first, [N, 3].
+
+    Attributes:
+        steps: their indices; -1 for none.
+        picks: what they chose.
+        scales: what their predictions were off by, over what was recorded of that choice.
+    """
 
     steps: Indices
     picks: Indices
+    scales: Floats
+
+    def take(self, rows: Indices) -> Sources:
+        """Those of some schedules."""
+        return Sources(self.steps[rows], self.picks[rows], self.scales[rows])
 
 
 class Paths(NamedTuple):
@@ -99,9 +151,7 @@ class Paths(NamedTuple):
 
     def take(self, rows: Indices) -> Paths:
         """Some of them."""
-        sources = {
-            name: Sources(each.steps[rows], each.picks[rows]) for name, each in self.sources.items()
-        }
+        sources = {name: each.take(rows) for name, each in self.sources.items()}
         return Paths(
             self.picks[rows],
             self.costs[rows],
@@ -144,7 +194,6 @@ class Model:
         costs: of every choice.
         record: of full depth and other exits.
         influence: of every choice.
-        memories: what choices extrapolate, by name; None for predictions alone.
         monotone: whether the depth of an evaluation must not be less than the last one's.
 
     Attributes:
@@ -161,7 +210,6 @@ class Model:
         record: Recorded,
         influence: Influence,
         *,
-        memories: Mapping[str, Memory] | None = None,
         monotone: bool = False,
     ) -> None:
         self.slots, self.choices, self.costs = slots, tuple(choices), costs
@@ -173,8 +221,12 @@ class Model:
         self._usable = [index not in record.broken for index in range(len(choices))]
         self._own = record.errors * influence.ratios[:, :, None]
         self._record, self._ratios = record, influence.ratios
-        self._memories = memories or {OUTPUT: Predictions(record.predictions)}
         self._places = np.array([variable(program.process, step) for step in program.steps])
+        predictions = Predictions(record.predictions)
+        self._memories: dict[str, Memory] = {OUTPUT: predictions}
+        for name, kinds in skipping(self.choices).items():
+            errors = {choice.order: record.errors[:, kind] for kind, choice in kinds.items()}
+            self._memories[name] = Additions(errors, predictions, [*map(float, self._places)])
 
     def begun(self) -> Paths:
         """The one schedule before the first step."""
@@ -185,7 +237,7 @@ class Model:
             np.zeros((1, self._own.shape[2])),
             np.zeros(1),
             np.zeros(1, np.intp),
-            {name: Sources(none, none) for name in self._memories},
+            {name: Sources(none, none, np.ones(none.shape)) for name in self._memories},
         )
 
     def allows(self, paths: Paths, step: int, pick: int) -> NDArray[np.bool_]:
@@ -195,21 +247,24 @@ class Model:
         if choice.memory is not None:
             allowed &= paths.sources[choice.memory].steps[:, choice.order] >= 0
         if self._monotone and choice.evaluates:
-            allowed &= paths.depths <= choice.blocks
+            allowed &= paths.depths <= max(choice.exits)
         return allowed
 
     def extended(self, paths: Paths, step: int, pick: int) -> Paths:
         """The schedules with a choice, which they allow, in a step."""
         choice, picks = self.choices[pick], paths.picks.copy()
         picks[:, self.slot_of[step]] = pick
-        moved = self._own[step, pick]
+        moved, scales = self._own[step, pick], np.ones(len(picks))
         if choice.memory is not None:
             moved = self._extrapolated(paths.sources[choice.memory], step, pick)
+            scales = _over(moved, self._own[step, pick])
         sources = {
-            name: self._pushed(each, step, pick) if choice.makes(name) else each
+            name: self._pushed(each, step, pick, scales) if choice.makes(name) else each
             for name, each in paths.sources.items()
         }
-        depths = np.full_like(paths.depths, choice.blocks) if choice.evaluates else paths.depths
+        depths = paths.depths
+        if choice.evaluates:
+            depths = np.full_like(depths, max(choice.exits))
         costs = paths.costs + self.costs.steps[step, pick]
         squares = paths.squares + np.square(moved).sum(axis=-1)
         return Paths(picks, costs, paths.moved + moved, squares, depths, sources)
@@ -242,32 +297,55 @@ class Model:
         """How far a forecast moves the samples, for each schedule, [N, R]."""
         choice, ratios = self.choices[pick], self._ratios[step]
         assert choice.memory is not None
-        count = choice.order + 1
-        both = np.hstack([sources.steps[:, :count], sources.picks[:, :count]])
-        distinct, which = _distinct(both)
-        steps, picks = distinct[:, :count], distinct[:, count:]
+        known = sources if choice.memory == OUTPUT else sources[:1]
+        first, which = _distinct(*(each[:, : choice.order + 1] for each in known))
+        steps, picks = (each[first, : choice.order + 1] for each in sources[:2])
         nodes = self._places[steps.T]
         weights = np.stack(lagrange(list(nodes), self._places[step]), axis=1)
         moved = ratios[pick] * self._memories[choice.memory].error(step, steps, weights)
         if choice.memory == OUTPUT:
-            for own, made, weight in zip(steps.T, picks.T, weights.T, strict=True):
-                moved += (weight * ratios[made])[:, None] * self._record.errors[own, made]
+            lost = weights * ratios[picks] * sources.scales[first, : choice.order + 1]
+            for own, made, share in zip(steps.T, picks.T, lost.T, strict=True):
+                moved += share[:, None] * self._record.errors[own, made]
         return np.asarray(moved[which])
 
-    def _pushed(self, sources: Sources, step: int, pick: int) -> Sources:
+    def _pushed(self, sources: Sources, step: int, pick: int, scales: Floats) -> Sources:
         """With one more; of several at one place only the latest counts."""
         places = self._places[sources.steps]
         apart = (sources.steps >= 0) & ~np.isclose(places, self._places[step], SAME, SAME)
         order = np.argsort(~apart, axis=1, kind="stable")[:, : _SOURCES - 1]
-        last = np.take_along_axis(np.where(apart, sources.steps, -1), order, axis=1)
-        picked = np.take_along_axis(np.where(apart, sources.picks, -1), order, axis=1)
-        new = np.full((len(last), 1), step)
-        return Sources(np.hstack([new, last]), np.hstack([np.full_like(new, pick), picked]))
+        rows = np.arange(len(order))[:, None]
+        kept = apart[rows, order]
+        last = Sources(
+            np.where(kept, sources.steps[rows, order], -1),
+            np.where(kept, sources.picks[rows, order], -1),
+            sources.scales[rows, order],
+        )
+        new = np.full((len(order), 1), step)
+        return Sources(
+            np.hstack([new, last.steps]),
+            np.hstack([np.full_like(new, pick), last.picks]),
+            np.hstack([scales[:, None], last.scales]),
+        )
 
 
-def _distinct(rows: Indices) -> tuple[Indices, Indices]:
-    """The distinct rows, and which one each is."""
-    scale = int(rows.max(initial=0)) + 2
-    codes = (rows + 1) @ (scale ** np.arange(rows.shape[1], dtype=np.int64))
-    _, first, which = np.unique(codes, return_index=True, return_inverse=True)
-    return rows[first], which
+def _over(made: Floats, known: Floats) -> Floats:
+    """The share of a direction in each row, [N]; 1 where there is none."""
+    square = float(known @ known)
+    return made @ known / square if square else np.ones(len(made))
+
+
+def _distinct(*columns: NDArray[Any]) -> tuple[Indices, Indices]:
+    """The first of each distinct row, and which of these each row is."""
+    _, first, which = np.unique(codes_of(*columns), return_index=True, return_inverse=True)
+    return first, which
+
+
+def codes_of(*columns: NDArray[Any]) -> NDArray[np.uint64]:
+    """A number for each row of columns of numbers; other rows have others, but by chance."""
+    odd, codes = np.uint64(0x9E3779B97F4A7C15), np.zeros(len(columns[0]), np.uint64)
+    for column in columns:
+        for each in np.ascontiguousarray(column.T, np.float64).view(np.uint64):
+            mixed = (codes ^ each) * odd
+            codes = mixed ^ (mixed >> np.uint64(32))
+    return codes

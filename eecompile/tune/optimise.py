@@ -10,11 +10,15 @@ bounded: as many stay of each share of the cost.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import NDArray
 
 from eecompile.arrays import Floats
 from eecompile.interrupt import check
-from eecompile.tune.model import Indices, Model, Paths, Picks, joined
+from eecompile.programs.choice import OUTPUT
+from eecompile.tune.model import Indices, Model, Paths, Picks, codes_of, joined
 
 _SHARES = 256  # of the time of full depth, by which partial solutions are grouped
 _WIDTH = 64  # that stay in each
@@ -45,35 +49,46 @@ class Found:
 def found(
     model: Model, *, limit: float = np.inf, shares: int = _SHARES, width: int = _WIDTH
 ) -> Found:
-    """The nearest schedules, but those that cost more than ``limit``."""
-    steps = model.costs.steps
+    """The nearest schedules, but those that cost more than ``limit``.
+
+    Lists are made of exits and forecasts of predictions alone, and of all choices: the more
+    choices there are, the sooner a list is full.
+    """
+    known = [(pick, choice.memory) for pick, choice in enumerate(model.choices)]
+    every = [pick for pick, _ in known]
+    plain = [pick for pick, memory in known if memory in (None, OUTPUT)]
+    lists = [plain, every] if plain != every else [every]
+    return Found(joined([_listed(model, picks, limit, shares, width) for picks in lists]))
+
+
+def _listed(model: Model, picks: Sequence[int], limit: float, shares: int, width: int) -> Paths:
+    """The nearest schedules of some choices."""
+    steps = model.costs.steps[:, picks]
     ahead = np.append(np.cumsum(steps.min(axis=1)[::-1])[::-1][1:], 0.0)  # what later steps cost
+    memories = {OUTPUT, *(model.choices[pick].memory for pick in picks)}
     paths = model.begun()
     for step in range(len(steps)):
         check()
         most = limit * (1 + _SAME) - ahead[step]
         parts = []
-        for pick in range(len(model.choices)):
+        for pick in picks:
             allowed = model.allows(paths, step, pick)
-            rows = np.flatnonzero(allowed & (paths.costs + steps[step, pick] <= most))
+            dearer = paths.costs + model.costs.steps[step, pick]
+            rows = np.flatnonzero(allowed & (dearer <= most))
             if len(rows):
                 parts.append(model.extended(paths.take(rows), step, pick))
         if not parts:
-            return Found(paths.take(np.zeros(0, np.intp)))
+            return paths.take(np.zeros(0, np.intp))
         paths = joined(parts)
-        paths = paths.take(_kept(paths, shares, width))
-    return Found(paths)
+        read = [each.steps for name, each in paths.sources.items() if name in memories]
+        paths = paths.take(_kept(paths, codes_of(*read), shares, width))
+    return paths
 
 
-def _kept(paths: Paths, shares: int, width: int) -> Indices:
-    """Which partial solutions stay."""
+def _kept(paths: Paths, codes: NDArray[np.uint64], shares: int, width: int) -> Indices:
+    """Which partial solutions stay; those of one code have the same sources."""
     distances = paths.distances
     groups = np.floor(paths.costs * shares * (1 + _SAME)).astype(np.int64)
-    state = np.hstack([each.steps for each in paths.sources.values()]).astype(np.uint64)
-    odd = np.uint64(0x9E3779B97F4A7C15)
-    codes = np.zeros(len(state), np.uint64)
-    for column in state.T:
-        codes = (codes ^ column) * odd
     order = np.lexsort((paths.costs, distances, codes, groups))
     order = order[_rank(groups[order], codes[order]) < _ALIKE]
     order = order[np.lexsort((distances[order], groups[order]))]

@@ -50,6 +50,7 @@ def _settings(front: Front) -> FactList:
     allowed = [
         f"{exits} of " + ", ".join(front.engines),
         *(["forecasts of the prediction"] if "forecasts" in settings.use else []),
+        *(["spans"] if "spans" in settings.use else []),
         *(["depth never falling as t goes to 0"] if settings.monotone else []),
     ]
     sampling = f"{settings.solver}, {settings.steps} steps, guidance {settings.guidance:g}"
@@ -79,8 +80,8 @@ def _plots(front: Front) -> Iterator[Section]:
     placed = [Plot(plots.front_plot(front), "Distance against time", wide=True)]
     yield Section("The front", words, plots=placed)
     words = (
-        "A bar for each step, as high as the exit that runs; no bar where the prediction is "
-        "forecast. Colours tell engine sets apart."
+        "A bar for each step, as high as the number of blocks that run; no bar where the "
+        "prediction is forecast. Colours tell engine sets apart."
     )
     if chosen := plots.choices(front):
         placed = [Plot(chosen, "Depth at each step, by schedule", wide=True)]

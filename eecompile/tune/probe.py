@@ -81,7 +81,7 @@ class Prober(Engine):
         self.exits = sampler.interface.exits
         self.members = {name: _Member(self, name) for name in self._engines}
         self.watch: Callable[[int, Outputs, Array, Array, Inputs], None] | None = None
-        self._sampler = Sampler(self, sampler.interface)
+        self._sampler, self._skipping = Sampler(self, sampler.interface), sampler
         self._replayed: Mapping[int, Outputs] = {}
         self._recorded: dict[int, Outputs] | None = None
         self._steps: Iterator[int] = iter(())
@@ -98,7 +98,11 @@ class Prober(Engine):
 
         ``replay`` has outputs by step that are not evaluated again; the outputs of every
         evaluating step are put into ``record``. Raises a NonFiniteError as a sampler does.
+
+        Blocks are skipped by the engines' own sampler: nothing is replayed, recorded or watched.
         """
+        if any(step.chosen.cuts for step in program.steps):
+            return self._skipping.sample_requests([samples], solver=program)[0]
         self._replayed, self._recorded = replay or {}, record
         self._steps = iter(i for i, step in enumerate(program.steps) if step.chosen.evaluates)
         return self._sampler.sample_requests([samples], solver=program)[0]

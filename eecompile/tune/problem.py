@@ -16,15 +16,22 @@ from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
 from eecompile.tune.baselines import Baseline
-from eecompile.tune.choices import Slots, choices_of, schedule_from_picks, slots_of
+from eecompile.tune.choices import (
+    Slots,
+    choices_of,
+    schedule_from_picks,
+    slots_of,
+    spans_to_try,
+)
 from eecompile.tune.findings import Entry
 from eecompile.tune.influence import measured_influence, recorded
 from eecompile.tune.latency import StepLatency, measured_costs
 from eecompile.tune.model import Model
-from eecompile.tune.probe import Experiment, Prober
+from eecompile.tune.probe import Experiment, Prober, engines_of
 from eecompile.tune.report import USES, TuningSettings
 from eecompile.tune.work import Work
 
+_LONGEST = 250  # steps for which spans are tried
 _TIMING = 15.0  # seconds for what choices cost, a minute of refinement
 
 
@@ -105,12 +112,15 @@ def checked(sampler: Sampler, settings: TuningSettings, samples: SampleRequest) 
             expected=f"some of {', '.join(USES)}",
             remedy="choose among these",
         )
+    use, spans = used(sampler, settings), spans_of(sampler, settings.steps)
+    if "spans" in use and not spans:
+        raise _no_spans(sampler, settings.steps)
     exits = sampler.interface.exits
-    if len(choices_of(exits, sampler.engines, settings.use, settings.steps)) < 2:
+    if len(choices_of(exits, sampler.engines, use, settings.steps, spans)) < 2:
         raise UsageError(
             found=f"full depth alone to choose from: exits {', '.join(map(str, exits))} in "
             f"{max(1, len(sampler.engines))} engine set, {settings.steps} steps, schedules that "
-            f"may use {', '.join(settings.use) or 'nothing'}",
+            f"may use {', '.join(use)}",
             expected="something to choose from",
             remedy="allow forecasts (--use forecasts), add another engine set (--engines), or "
             "export the network with more exits",
@@ -118,6 +128,47 @@ def checked(sampler: Sampler, settings: TuningSettings, samples: SampleRequest) 
     whole = msgspec.structs.replace(samples, n=settings.seeds + settings.held_out)
     sampler.check(whole.part(sampler.interface, whole.first, whole.n))
     return whole
+
+
+def used(sampler: Sampler, settings: TuningSettings) -> tuple[str, ...]:
+    """What schedules may use: as the settings say, or all that the engine sets can do."""
+    return settings.use or (USES if spans_of(sampler, settings.steps) else USES[:-1])
+
+
+def spans_of(sampler: Sampler, steps: int) -> tuple[tuple[int, int], ...]:
+    """The spans to try: of those that every engine set can skip, with the same tensors.
+
+    None where so many steps are taken that recording them would take too long.
+    """
+    if steps > _LONGEST:
+        return ()
+    shapes = [
+        {cuts: [tensor.shape for tensor in tensors] for cuts, tensors in engine.spans.items()}
+        for engine in engines_of(sampler).values()
+    ]
+    shared = [
+        cuts
+        for cuts in sampler.interface.spans
+        if cuts in shapes[0] and all(each.get(cuts) == shapes[0][cuts] for each in shapes)
+    ]
+    return spans_to_try(shared, sampler.interface.exits[-1])
+
+
+def _no_spans(sampler: Sampler, steps: int) -> UsageError:
+    if steps > _LONGEST:
+        return UsageError(
+            found=f"schedules that may use spans, and {steps} steps",
+            expected=f"at most {_LONGEST} steps",
+            remedy="take fewer steps, or leave spans out (--use exits,forecasts)",
+        )
+    return UsageError(
+        found="schedules that may use spans, of which "
+        + ("no engine set" if len(sampler.engines) < 2 else "not every engine set")
+        + " has any",
+        expected="engine sets that can skip the same blocks",
+        remedy="build with layout = 'chained' in the target, export with network.cuts in the "
+        "recipe, or leave spans out (--use exits,forecasts)",
+    )
 
 
 def posed(
@@ -130,7 +181,8 @@ def posed(
     """
     interface = sampler.interface
     program = sampler.program(settings.solver, settings.steps, interface.exits[-1])
-    choices = choices_of(interface.exits, sampler.engines, settings.use, len(program.steps))
+    spans = spans_of(sampler, settings.steps)
+    choices = choices_of(interface.exits, sampler.engines, settings.use, len(program.steps), spans)
     slots = slots_of(program, interface.process.timesteps)
     experiment = Experiment(sampler, Prober(sampler), program, choices, samples, work, report)
     record = recorded(experiment)

@@ -14,7 +14,7 @@ from eecompile.store.files import read_form
 from eecompile.tune.latency import StepLatency
 
 FORMAT = 3
-USES = ("exits", "forecasts")
+USES = ("exits", "forecasts", "spans")
 """What schedules may use, beside full depth."""
 Kind = Literal["full", "found", "exit", "linear", "ase", "recipe", "published", "steps"]
 
@@ -34,7 +34,8 @@ class TuningSettings(SampleFacts, frozen=True, kw_only=True, forbid_unknown_fiel
         seeds: samples by which schedules are chosen.
         held_out: further samples, by which they are reported.
         use: what schedules may use beside full depth of every engine set: ``exits``,
-            ``forecasts``.
+            ``forecasts``, ``spans``; empty for all that the engine sets can do, which tuning
+            fills in.
         monotone: whether the depth must not fall as t goes to 0.
         minutes: for trying changes on real distances, over all budgets; times are measured
             more often the more there are.
@@ -46,7 +47,7 @@ class TuningSettings(SampleFacts, frozen=True, kw_only=True, forbid_unknown_fiel
     batch: int = 16
     seeds: int = 16
     held_out: int = 48
-    use: tuple[str, ...] = USES
+    use: tuple[str, ...] = ()
     monotone: bool = False
     minutes: float = 2.0
 

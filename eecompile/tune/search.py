@@ -62,9 +62,10 @@ class Trials:
         made = self._experiment.prober.run(
             program, self._experiment.samples, replay=replay, record=record
         )
-        while len(self._runs) > 2:  # full depth, and the last two
+        while record and len(self._runs) > 2:  # full depth, and the last two
             del self._runs[list(self._runs)[1]]
-        self._runs[picks] = record
+        if record:
+            self._runs[picks] = record
         return made
 
     def _shared(self, picks: Picks) -> dict[int, Outputs]:

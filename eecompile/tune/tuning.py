@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from functools import partial
 from typing import Any
 
@@ -23,8 +23,8 @@ from eecompile.tune.findings import Entry, comparisons, points, warnings
 from eecompile.tune.held_out import FULL, measured
 from eecompile.tune.model import Picks
 from eecompile.tune.optimise import found
-from eecompile.tune.problem import Problem, checked, posed
-from eecompile.tune.report import USES, Front, FrontPoint, TuningSettings
+from eecompile.tune.problem import Problem, checked, posed, used
+from eecompile.tune.report import Front, FrontPoint, TuningSettings
 from eecompile.tune.search import Trials, improved, refined
 from eecompile.tune.work import Work
 
@@ -62,7 +62,8 @@ def tune(
         NonFiniteError: full depth gives NaN or infinity.
     """
     whole = checked(sampler, settings, samples or SampleRequest())
-    settings = msgspec.structs.replace(settings, **whole.facts(sampler.interface))
+    facts = whole.facts(sampler.interface)
+    settings = msgspec.structs.replace(settings, use=used(sampler, settings), **facts)
     work = work or Work(None)
     started, before = time.perf_counter(), float(work.get("elapsed") or 0.0)
     chosen_by = whole.part(sampler.interface, whole.first, settings.seeds)
@@ -121,7 +122,7 @@ def _front(problem: Problem, scale: float, *, points: tuple[FrontPoint, ...], **
 
 
 def _targets(
-    settings: TuningSettings, baselines: Sequence[Entry], cheapest: float
+    settings: TuningSettings, can: Set[str], baselines: Sequence[Entry], cheapest: float
 ) -> list[tuple[str, float]]:
     """Names and budgets to find a schedule for, the smallest first."""
     for budget in settings.budgets:
@@ -131,7 +132,7 @@ def _targets(
                 expected=f"at least {np.ceil(1000 * cheapest) / 1000:g}, what the cheapest "
                 "schedule takes",
                 remedy="choose a larger budget"
-                + (", or allow more (--use)" if set(settings.use) < set(USES) else ""),
+                + (", or allow more (--use)" if set(settings.use) < can else ""),
             )
     wanted = settings.budgets or [budget for budget in _BUDGETS if budget >= cheapest]
     targets = [(f"budget-{100 * budget:.4g}", budget) for budget in dict.fromkeys(wanted)]
@@ -156,7 +157,8 @@ def _searched(problem: Problem, baselines: Sequence[Entry]) -> tuple[list[Entry]
     """Full depth and the best schedule for every budget; and the unit of distances."""
     model, settings, experiment = problem.model, problem.settings, problem.experiment
     front = found(model)
-    targets = _targets(settings, baselines, float(front.costs.min()))
+    can = set(used(experiment.sampler, msgspec.structs.replace(settings, use=())))
+    targets = _targets(settings, can, baselines, float(front.costs.min()))
     trials = Trials(
         experiment, lambda picks: problem.compiled(problem.schedule(picks)), problem.slots.steps
     )

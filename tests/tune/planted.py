@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,10 @@ import numpy as np
 from eecompile.programs.interface import Condition, Interface, State
 from eecompile.runtime.engines.fake import FakeEngine
 from eecompile.runtime.engines.group import EngineGroup
+from eecompile.runtime.protocol import Engine
 from eecompile.runtime.sampler import Sampler
+from eecompile.runtime.trajectory.plan import NONE, WHOLE, BoundEvaluation, Stretch
+from eecompile.store.bundle import SpanTensor
 from eecompile.tune.report import TuningSettings
 from tests.clock import spend
 
@@ -74,3 +78,64 @@ def settings(**changed: Any) -> TuningSettings:
         "minutes": 0.05,
     }
     return TuningSettings(**(chosen | changed))
+
+
+CUTS = (0, 1, 2, 4)
+
+
+class BlockEngine(Engine):
+    """A network linear in x, whose blocks each add something to the hidden state, in turn.
+
+    Args:
+        adds: what a block adds, by its number from 1, the time and the hidden state.
+        cost: seconds a block and row, on the standing clock.
+        cuts: between which it can skip blocks.
+    """
+
+    precision, max_batch = "fp32", 64
+
+    def __init__(
+        self,
+        adds: Callable[[int, float, Any], Any],
+        cost: float = 0.0,
+        cuts: Sequence[int] = CUTS,
+        exits: tuple[int, ...] = EXITS,
+    ) -> None:
+        self.exits = exits
+        self.spans = {
+            (start, stop): (SpanTensor(leaves=f"h{stop}", enters=f"h{start}", shape=SHAPE,
+                                       dtype="float32"),)
+            for start, stop in combinations(cuts, 2)
+        }  # fmt: skip
+        self.blocks: list[int] = []
+        self._adds, self._cost = adds, cost
+
+    def evaluate(self, depth: int, x: Any, t: Any, conditions: Any) -> list[Any]:
+        output = np.empty_like(x)
+        self.bind(x, t, conditions, [output])(depth)
+        return [output]
+
+    def bind(
+        self, x: Any, t: Any, conditions: Any, outputs: Sequence[Any],
+        tensors: Mapping[str, Any] = NONE,
+    ) -> BoundEvaluation:  # fmt: skip
+        def evaluate(depth: int, stretch: Stretch = WHOLE) -> None:
+            first = max(stretch.above, 0)
+            last = depth if stretch.upto is None else stretch.upto
+            label = conditions["label"].reshape(-1, 1).astype(np.float32)
+            hidden = tensors[f"h{first}"] if stretch.above >= 0 else 0.3 * x + 0.01 * label
+            for block in range(first, last + 1):
+                if block > first:
+                    spend(self._cost * len(x))
+                    self.blocks.append(block)
+                    hidden = hidden + self._adds(block, float(t[0]), hidden).astype(np.float32)
+                if f"h{block}" in tensors and (block > first or stretch.above < 0):
+                    tensors[f"h{block}"][:] = hidden
+            if stretch.upto is None:
+                outputs[0][:] = hidden
+
+        return evaluate
+
+
+def skipping_sampler(engine: BlockEngine, cuts: tuple[int, ...] = CUTS) -> Sampler:
+    return Sampler(engine, interface(engine.exits, cuts=cuts))
