@@ -194,7 +194,13 @@ def measured_influence(experiment: Experiment, record: Recorded) -> Influence:
         [_size(record, step, kind, choice, places) for kind, choice in enumerate(choices)]
         for step in range(len(program.steps))
     ])  # fmt: skip
-    jobs = [(step, kind) for step in probes for kind in kinds if sizes[step, kind] > 0]
+    half = probes[1::2]  # for spans, whose programs replay nothing
+    jobs = [
+        (step, kind)
+        for step in probes
+        for kind in kinds
+        if sizes[step, kind] > 0 and (step in half or not choices[kind].cuts)
+    ]
     distances: dict[tuple[int, int], float] = {}
 
     def moved(step: int, kind: int) -> float:
