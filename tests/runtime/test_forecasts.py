@@ -208,7 +208,8 @@ def test_as_many_predictions_are_kept_as_are_alive(orders: list[int | None]) -> 
     full = SOLVERS["ddim"](process, len(choices), lambda t: Exit(3))
     steps = (msgspec.structs.replace(s, choice=c) for s, c in zip(full.steps, choices, strict=True))
     program = msgspec.structs.replace(full, steps=tuple(steps))
-    lower = lowered(Plan(program=program, interface=interface("diffusion"), shape=SHAPE, size=1))
+    plan = Plan(program=program, interface=interface("diffusion"), shape=SHAPE, size=1)
+    lower = lowered(plan, FakeEngine((3,), smooth))
     kept = [name for name in lower.buffers if name.startswith("kept")]
     written = [
         {each.into for each in operations if isinstance(each, Sum)} for operations in lower.steps

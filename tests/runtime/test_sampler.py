@@ -419,7 +419,7 @@ def test_what_a_backend_raises_is_a_sentence(engine_sets: dict[str, Path]) -> No
         sampler.interface = msgspec.structs.replace(
             sampler.interface, conditions={"label": anything}
         )
-        with pytest.raises(BackendError, match="exit 3 failing at timestep 999") as caught:
+        with pytest.raises(BackendError, match="exit 12 failing at timestep 999") as caught:
             sampler.sample(1, steps=2, label=99)
         assert "\n" not in str(caught.value)
 
