@@ -39,9 +39,10 @@ class Found:
         self.costs: Floats = paths.costs
         self.distances: Floats = paths.distances
 
-    def best(self, budget: float, count: int = 1) -> list[Picks]:
-        """The nearest within a budget; fewer than ``count`` where there are no more."""
-        within = np.flatnonzero(self.costs <= budget * (1 + _SAME))
+    def best(self, budget: float, count: int = 1, without: Sequence[int] = ()) -> list[Picks]:
+        """The nearest within a budget, ``without`` some picks; fewer where there are no more."""
+        free = ~np.isin(self._picks, without).any(axis=1)
+        within = np.flatnonzero((self.costs <= budget * (1 + _SAME)) & free)
         order = within[np.lexsort((self.costs[within], self.distances[within]))]
         return [tuple(self._picks[row].tolist()) for row in order[:count]]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence, Set
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
 from eecompile.tune.baselines import baseline_schedules, fewer_steps, published_baselines
+from eecompile.tune.choices import skipping
 from eecompile.tune.findings import Entry, comparisons, points, warnings
 from eecompile.tune.held_out import FULL, measured
 from eecompile.tune.model import Picks
@@ -165,15 +167,18 @@ def _searched(problem: Problem, baselines: Sequence[Entry]) -> tuple[list[Entry]
     scale = _scale(problem)
     full = experiment.program
     entries = [Entry(FULL, "full", full, _deepest(problem), settings.steps, 1.0)]
+    spans = [kind for kinds in skipping(model.choices).values() for kind in kinds]
     picks: Picks | None = None
     for index, (name, budget) in enumerate(targets):
         tell = partial(experiment.report, "trying schedules", index, len(targets))
         tell()
         most = budget * _ROOM
-        nearest = front.best(most, _TRIED)
+        nearest, plain = front.best(most, _TRIED), front.best(most, _TRIED, spans)
         starts = [improved(nearest[0], model, most)]
+        starts += plain[:1] if plain[:1] != nearest[:1] else []
         starts += [picks] if picks is not None else []  # the last one's is cheaper
-        starts += [*_affordable(problem, baselines, most), *nearest]
+        starts += _affordable(problem, baselines, most)
+        starts += [each for pair in zip_longest(nearest, plain) for each in pair if each]
         picks = refined(
             starts,
             model,

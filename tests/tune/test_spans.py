@@ -276,6 +276,16 @@ def test_the_front_says_what_was_used_and_the_schedule_is_one(planted_front: Fro
     assert ExitSchedule.parse(best.schedule.text).choices == best.schedule.choices
 
 
+def test_spans_alone_need_no_exits_and_forecasts() -> None:
+    with standing_clock():
+        sampler = skipping_sampler(BlockEngine(adds, BLOCK))
+        front = tune(sampler, settings(budgets=(0.65,), minutes=0.0, use=("spans",)))
+    best = point(front, "budget-65")
+    assert {choice.cuts for choice in best.choices} <= {(), (2, 4), (1, 4), (0, 4)}
+    assert sum(bool(choice.cuts) for choice in best.choices) >= 5
+    assert all(choice.exits == (4,) for choice in best.choices)
+
+
 def test_engine_sets_without_spans_have_none(small_sets: dict[str, Path]) -> None:
     with Sampler.open(small_sets["per_exit"]) as whole:
         assert spans_of(whole, 4) == ()
