@@ -25,15 +25,22 @@ FULL = "full"
 """The schedule that every comparison samples: the deepest exit at every timestep."""
 
 
-def schedules_of(interface: Interface, given: Sequence[str] | None) -> dict[str, ExitSchedule]:
+def schedules_of(
+    interface: Interface,
+    given: Sequence[str] | None,
+    solver: str | None = None,
+    steps: int | None = None,
+) -> dict[str, ExitSchedule]:
     """The exit schedules by name, full depth first; see :func:`eecompile.compare.compare`.
+
+    Where none are given, all of the recipe's that go with the solver and the number of steps.
 
     Raises:
         ScheduleError: one is unknown or malformed, or chooses among several engine sets.
     """
     chosen = {FULL: ExitSchedule.constant(interface.exits[-1])}
     if given is None:
-        return chosen | dict(interface.schedules)
+        return chosen | interface.schedules_for(solver, steps)
     for text in given:
         if text == FULL:
             continue

@@ -179,7 +179,7 @@ def compare(
     """
     report("checking digests")
     interface = checked_bundle(bundle).interface
-    chosen = schedules_of(interface, schedules)
+    chosen = schedules_of(interface, schedules, solver, steps)
     settings, request = settings_of(
         interface,
         chosen,

@@ -365,21 +365,34 @@ class Interface(msgspec.Struct, frozen=True, kw_only=True):
                     remedy="remove or rename it",
                 )
 
-    def default_schedule(self, solver: object = None, steps: int | None = None) -> str:
-        """The name of the schedule that is taken where none is given: the recipe's.
+    def schedules_for(
+        self, solver: object = None, steps: int | None = None
+    ) -> dict[str, ExitSchedule]:
+        """The schedules that go with a sampling, by name.
 
-        A schedule that forecasts was found for the recipe's solver and number of steps. With
-        others, full depth is taken.
+        Those that extrapolate were found for the recipe's solver and number of steps, and go with
+        these alone.
 
         Args:
             solver: that samples; None for the recipe's.
             steps: their number; None for the recipe's.
         """
-        default = self.sampling
-        others = solver not in (None, default.solver) or steps not in (None, default.steps)
-        known = self.schedules.get(default.schedule)
-        forecasts = known is not None and any(each.memory for each in known.choices)
-        return "full" if others and forecasts else default.schedule
+        own = solver in (None, self.sampling.solver) and steps in (None, self.sampling.steps)
+        return {
+            name: schedule
+            for name, schedule in self.schedules.items()
+            if own or all(choice.memory is None for choice in schedule.choices)
+        }
+
+    def default_schedule(self, solver: object = None, steps: int | None = None) -> str:
+        """The name of the schedule that is taken where none is given.
+
+        The recipe's, or full depth if that does not go with the solver and the number of steps;
+        see :meth:`schedules_for`.
+        """
+        name = self.sampling.schedule
+        goes = name not in self.schedules or name in self.schedules_for(solver, steps)
+        return name if goes else "full"
 
     def cost(self, choice: Choice) -> float:
         """What a choice costs, relative to evaluating the deepest exit."""

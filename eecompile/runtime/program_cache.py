@@ -133,7 +133,8 @@ class ProgramCache:
                 remedy="give a solver instead, or drop steps and schedule",
             )
         if is_open:
-            exits = self.schedule(schedule)
+            default = interface.default_schedule(program.solver, len(program.steps))
+            exits = self.schedule(default if schedule is None else schedule)
             program = program.with_schedule(exits, interface.process.timesteps)
         check_choices(program.choices, interface.exits, interface.cuts)
         learned = any(step.log_variances for step in program.steps)

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from eecompile.errors import EecompileError
 from eecompile.programs.choice import Choice
-from eecompile.programs.interface import Interface
 from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.sampler import Sampler
@@ -33,13 +32,15 @@ class Baseline(NamedTuple):
     schedule: ExitSchedule
 
 
-def baseline_schedules(interface: Interface, choices: Sequence[Choice]) -> list[Baseline]:
+def baseline_schedules(
+    exits: Sequence[int], choices: Sequence[Choice], recipe: Mapping[str, ExitSchedule]
+) -> list[Baseline]:
     """The schedules of usable choices that a tuned one is compared with, each once.
 
-    The first choice is full depth, which is none of them.
+    The first choice is full depth, which is none of them. Schedules of the recipe go by name.
     """
     baselines: dict[ExitSchedule, Baseline] = {}
-    for baseline in _every(interface, choices):
+    for baseline in _every(exits, choices, recipe):
         used = set(baseline.schedule.choices)
         if used <= set(choices) and used != {choices[0]}:
             baselines.setdefault(baseline.schedule, baseline)
@@ -60,16 +61,17 @@ def published_baselines(choices: Sequence[Choice], slots: Slots) -> Iterator[Bas
             yield Baseline(name, "published", schedule_from_picks(picks, choices, slots))
 
 
-def _every(interface: Interface, choices: Sequence[Choice]) -> Iterator[Baseline]:
+def _every(
+    exits: Sequence[int], choices: Sequence[Choice], recipe: Mapping[str, ExitSchedule]
+) -> Iterator[Baseline]:
     for choice in (each for each in choices if each.memory is None):
         yield Baseline(f"exit {choice.text}", "exit", ExitSchedule.constant(choice))
-    exits = interface.exits
     yield Baseline("ASE", "ase", _slices(exits, ASE))
     for last in reversed(exits[:-1]):
         low = last / exits[-1]
         shares = [1 - (1 - low) * place / (_SLICES - 1) for place in range(_SLICES)]
         yield Baseline(f"linear to {last}", "linear", _slices(exits, shares))
-    for name, schedule in interface.schedules.items():
+    for name, schedule in recipe.items():
         yield Baseline(name, "recipe", merged(schedule.choices, schedule.thresholds))
 
 

@@ -73,10 +73,11 @@ def tune(
     try:
         problem = posed(sampler, settings, chosen_by, work, report)
         usable = problem.usable
+        recipe = sampler.interface.schedules_for(settings.solver, settings.steps)
         baselines = [
             problem.entry(each)
             for each in (
-                *baseline_schedules(sampler.interface, usable),
+                *baseline_schedules(sampler.interface.exits, usable, recipe),
                 *published_baselines(usable, problem.slots),
             )
         ]

@@ -99,7 +99,7 @@ def test_errors_are_to_the_trained_network_at_many_timesteps(comparison: Compari
 
 def test_trajectories_have_speed_and_distance(comparison: ComparisonResult) -> None:
     found = {(each.candidate, each.schedule): each for each in comparison.report.trajectories}
-    assert len(found) == 5 * 3
+    assert len(found) == 5 * 4
     for (_, schedule), each in found.items():
         assert each.batch == 3
         assert each.seconds_per_sample > 0
@@ -117,7 +117,7 @@ def test_trajectories_have_speed_and_distance(comparison: ComparisonResult) -> N
 def test_the_same_seeds_are_drawn_for_every_candidate_and_schedule(
     comparison: ComparisonResult,
 ) -> None:
-    assert len(comparison.images) == 5 * 3
+    assert len(comparison.images) == 5 * 4
     assert all(data.startswith(b"\x89PNG") for data in comparison.images.values())
 
 

@@ -406,7 +406,9 @@ def test_the_authors_schedule_as_shares_of_depth() -> None:
     exits = (3, 6, 9, 12)
     made = {
         b.name: b
-        for b in baseline_schedules(interface(exits), choices_of(exits, (), ("exits",), 10))
+        for b in baseline_schedules(
+            exits, choices_of(exits, (), ("exits",), 10), interface(exits).schedules
+        )
     }
     text = ExitSchedule.parse("12,12,9,9,9,9,6,6,6,6")
     times = np.arange(0, 1000, 10)
@@ -416,7 +418,10 @@ def test_the_authors_schedule_as_shares_of_depth() -> None:
     assert [linear.choice_at(t, 1000).blocks for t in (0, 999)] == [12, 3]
     whole = interface((12, 16, 20, 24, 28))
     ase = {
-        b.name: b for b in baseline_schedules(whole, choices_of(whole.exits, (), ("exits",), 10))
+        b.name: b
+        for b in baseline_schedules(
+            whole.exits, choices_of(whole.exits, (), ("exits",), 10), whole.schedules
+        )
     }["ASE"]
     assert ase.schedule.exits == (28, 24, 20, 16, 12)
 
