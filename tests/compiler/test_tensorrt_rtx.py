@@ -96,7 +96,7 @@ def test_the_other_precisions_and_layouts_build(
 ) -> None:
     wanted = like_tensorrt(precision, layout)
     manifest = engine_set_from_bundle(bundle, wanted, tmp_path / "set").manifest
-    assert len(manifest.segments) == (7 if layout == "chained" else 4)
+    assert len(manifest.segments) == (9 if layout == "chained" else 4)
     assert all((tmp_path / "set" / s.file).stat().st_size > s.bytes for s in manifest.segments)
     assert all(plan.relative_error < BOUNDS[precision] for plan in manifest.exits)
 
@@ -118,7 +118,7 @@ def test_other_networks_build_in_every_layout_and_precision(
 
 def test_what_the_library_printed_is_kept(fp16: Path) -> None:
     log = (fp16 / "build.log").read_text()
-    assert log.count("Finished engine building") == 7
+    assert log.count("Finished engine building") == 9
     assert "TF32" not in log, "FP32 is FP32"
     assert open_engine_set(fp16).warnings == ()
     assert warnings_in(fp16 / "build.log") == ()
