@@ -25,10 +25,12 @@ from bundles import engine_set, random_recipe, target
 from results import BENCHMARKS, OUT, RECIPE, ROOT, Results, Row, facts, main, medians, run_eecompile
 from training import DATA
 
-from eecompile import BackendError, Exit, Forecast, Program, Sampler
+from eecompile import BackendError, Exit, Program, Sampler
 from eecompile.compiler import bundle_from_recipe, engine_set_from_bundle
 from eecompile.measure.machine import gpus
 from eecompile.store import open_bundle, open_engine_set
+from eecompile.tune.probe import rms
+from eecompile.tune.published import every_nth
 
 WORK = OUT / "gpu"
 STEPS, BATCHES, LONG, ROUNDS = (20, (1, 4, 16), 50, 9) if gpus() else (4, (1,), 8, 1)
@@ -140,7 +142,7 @@ def _distances(sampler: Sampler, reference: Sampler) -> Row:
         for guidance in (1.0, 3.0):
             given: Any = {"n": 4, "steps": 10, "solver": solver, "seed": 3, "guidance": guidance}
             difference = sampler.sample(**given) - reference.sample(**given)
-            found[f"{solver}, guidance {guidance:g}"] = float(np.sqrt(np.square(difference).mean()))
+            found[f"{solver}, guidance {guidance:g}"] = rms(difference)
     return found
 
 
@@ -162,15 +164,6 @@ def trajectories() -> list[Row]:
     return rows
 
 
-def every(program: Program, k: int, order: int) -> Program:
-    """Full depth in the first steps and then at every k-th; forecasts between."""
-    moments = {step.moment: index for index, step in enumerate(program.steps)}
-    full = program.steps[0].chosen
-    return program.with_choices(
-        lambda t: full if moments[t] < 4 or not moments[t] % k else Forecast(order)
-    )
-
-
 def _programs(sampler: Sampler, solver: str, steps: int) -> Iterator[tuple[str, Program]]:
     full = sampler.program(solver, steps, "full")
     yield "full", full
@@ -179,8 +172,11 @@ def _programs(sampler: Sampler, solver: str, steps: int) -> Iterator[tuple[str, 
     for name in sampler.interface.schedules:
         if name != "full":
             yield name, sampler.program(solver, steps, name)
-    for k in (2, 3):
-        yield f"evaluated at every {k}. step, forecasts", every(full, k, 1)
+    for interval in (2, 3):
+        choices = every_nth(steps, full.steps[0].chosen, interval=interval)
+        chosen = {step.moment: each for step, each in zip(full.steps, choices, strict=True)}
+        forecast = full.with_choices(chosen.__getitem__)
+        yield f"evaluated at every {interval}. step, forecasts", forecast
 
 
 def choices(bundle: Path | None = None, batch: int = BATCHES[-1]) -> list[Row]:
@@ -209,8 +205,7 @@ def choices(bundle: Path | None = None, batch: int = BATCHES[-1]) -> list[Row]:
                         "ms a step": 1e3 * seconds[each] / LONG,
                         "of full depth's time": seconds[each] / seconds["full"],
                         "of its blocks": sum(cost(s.chosen) for s in program.steps) / LONG,
-                        "distance over deviation": float(np.sqrt(np.square(difference).mean()))
-                        / scale,
+                        "distance over deviation": rms(difference) / scale,
                     }
                 )
     return rows
