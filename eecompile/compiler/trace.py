@@ -23,6 +23,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from eecompile.compiler.constants import fold_constants
 from eecompile.compiler.graph.clean import clean
 from eecompile.compiler.graph.cuts import mark
 from eecompile.compiler.graph.masks import ExpandMasks
@@ -169,9 +170,10 @@ def graph_from_network(network: MultiExitNetwork, interface: Interface) -> ir.Mo
     returned = {f"block_{block}_{index}": (block, index) for block, index in exits.blocks.found}
     try:
         with _quiet():
+            program = _program(exits, inputs, interface)
+            fold_constants(program)
             traced = torch.onnx.export(
-                exits,
-                args=tuple(inputs.values()),
+                program,
                 dynamo=True,
                 opset_version=OPSET,
                 dynamic_shapes=(tuple(_dynamic_shapes(inputs, interface).values()),),
@@ -196,6 +198,20 @@ def graph_from_network(network: MultiExitNetwork, interface: Interface) -> ir.Mo
     _mark_blocks(model, outputs, tuple(returned.values()))
     _check_graph(model, list(inputs), outputs)
     return model
+
+
+def _program(
+    exits: Exits, inputs: Mapping[str, Tensor], interface: Interface
+) -> torch.export.ExportedProgram:
+    # As torch.onnx does, so that a batch of one is no case of its own.
+    with torch.fx.experimental._config.patch(backed_size_oblivious=True):
+        return torch.export.export(
+            exits,
+            tuple(inputs.values()),
+            dynamic_shapes=(tuple(_dynamic_shapes(inputs, interface).values()),),
+            strict=False,
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )
 
 
 def _mark_blocks(
@@ -247,7 +263,8 @@ def _traced_shape(interface: Interface) -> tuple[int, ...]:
 
 
 def _dynamic_shapes(inputs: Mapping[str, Tensor], interface: Interface) -> dict[str, Any]:
-    batch = torch.export.Dim("batch", min=1, max=_LARGEST_BATCH)
+    # From 2, or networks that ask whether the batch is 1 are refused; both are verified.
+    batch = torch.export.Dim("batch", min=2, max=_LARGEST_BATCH)
     shapes: dict[str, dict[int, Any]] = {name: {0: batch} for name in inputs}
     free = interface.state.resizable
     for axis in free.axes if free else ():

@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from eecompile.errors import CheckpointError, EecompileError, RecipeError, summary
 from eecompile.interrupt import check
 from eecompile.networks.base import MultiExitNetwork
+from eecompile.networks.call import Call, constants_from_recipe
 from eecompile.networks.checkpoint import check_file, state_from_file
 from eecompile.networks.truncated import Renamed, Truncated
 from eecompile.recipe import NetworkRecipe
@@ -42,13 +44,12 @@ def load_network(recipe: NetworkRecipe, folder: Path) -> MultiExitNetwork:
     network.float().eval()
     for parameter in network.parameters():
         parameter.requires_grad_(False)
-    if recipe.blocks is None and recipe.arguments:
-        return Renamed(cast("MultiExitNetwork", network), recipe.arguments).eval()
-    if recipe.blocks is None:
-        return cast("MultiExitNetwork", network)
-    return Truncated(
-        network, exits=recipe.exits, blocks=recipe.blocks, arguments=recipe.arguments
-    ).eval()
+    constants = constants_from_recipe(recipe.constants, partial(_factory, folder=folder))
+    call = Call(recipe.arguments, constants, recipe.dtypes)
+    if recipe.blocks is not None:
+        return Truncated(network, exits=recipe.exits, blocks=recipe.blocks, call=call).eval()
+    multi_exit = cast("MultiExitNetwork", network)
+    return multi_exit if call.plain else Renamed(multi_exit, call).eval()
 
 
 def _factory(name: str, folder: Path) -> Callable[..., Any]:
