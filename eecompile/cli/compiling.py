@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from eecompile.cli import options
-from eecompile.cli.console import extra, phases, say, show
+from eecompile.cli.console import extra, phases, say, show, warned
 from eecompile.cli.values import numbers_of
 from eecompile.store.bundle import open_bundle
 
@@ -31,7 +31,7 @@ def export(
     from eecompile.show.bundles import exits_table
 
     folder = output or Path("out") / load_recipe(recipe).name / "bundle"
-    with phases() as report:
+    with phases() as report, warned():
         report("importing torch")
         with extra("export"):
             from eecompile.compiler.export import bundle_from_recipe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -53,6 +54,18 @@ def extra(name: str) -> Iterator[None]:
             expected=f"the packages of eecompile's extra {wanted!r}",
             remedy=install(wanted),
         ) from error
+
+
+@contextmanager
+def warned() -> Iterator[None]:
+    """Warnings as a line each, without the place in the code that they come from."""
+
+    def show(message: Warning | str, *_: Any) -> None:
+        err.print("[yellow]warning:[/]", as_it_is(str(message)), highlight=False, soft_wrap=True)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 @contextmanager

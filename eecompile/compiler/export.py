@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -18,15 +19,17 @@ import torch
 
 import eecompile
 from eecompile.arrays import Inputs
+from eecompile.compiler.differences import first_difference
 from eecompile.compiler.files import evaluate_files, external_files, graph_from_files
 from eecompile.compiler.graph.cuts import marks
 from eecompile.compiler.graph.merge import exit_outputs, merged_exits
 from eecompile.compiler.graph.partition import check_nested, extract, per_exit_parts
 from eecompile.compiler.graph.sharing import exit_weights, sharing
 from eecompile.compiler.graph.spans import cut_parts, span_tensors
+from eecompile.compiler.notices import told_once
 from eecompile.compiler.progress import Report, silent
 from eecompile.compiler.sessions import evaluate_apart, evaluate_joined, session_from_graph
-from eecompile.compiler.trace import graph_from_network
+from eecompile.compiler.trace import graph_from_network, traced_network
 from eecompile.compiler.verify import (
     Error,
     Evaluate,
@@ -43,8 +46,16 @@ from eecompile.compiler.verify import (
     worst_of,
 )
 from eecompile.compiler.weights import WeightStore, load_graph
-from eecompile.errors import BundleError, RecipeError, TraceError
-from eecompile.networks.base import MultiExitNetwork
+from eecompile.errors import (
+    BundleError,
+    EecompileError,
+    NonFiniteError,
+    RecipeError,
+    TraceError,
+    VerificationError,
+)
+from eecompile.networks.base import ADAPTERS, MultiExitNetwork
+from eecompile.networks.call import left_out
 from eecompile.networks.load import importable, load_network
 from eecompile.networks.truncated import Truncated
 from eecompile.programs.interface import Interface
@@ -70,12 +81,14 @@ class _Source(NamedTuple):
     """What a recipe names: all exits as one graph, and what they must agree with.
 
     ``each`` evaluates every exit from the start, where ``reference`` may share blocks.
+    ``network`` is None for ready-made files.
     """
 
     model: ir.Model
     reference: Evaluate
     each: Evaluate
     name: str
+    network: MultiExitNetwork | None = None
 
 
 def bundle_from_recipe(
@@ -105,7 +118,7 @@ def bundle_from_recipe(
     interface = interface_from_recipe(recipe)
     replaces = force or _holds(output, recipe.name)
     # A network's forward may import, too.
-    with new_folder(output, replaces=replaces) as folder, importable(path.parent):
+    with new_folder(output, replaces=replaces) as folder, importable(path.parent), told_once():
         _write_calibration(folder, recipe, path.parent, interface)
         source = _source(recipe, path.parent, interface, report)
         report("writing graphs and weights")
@@ -113,7 +126,11 @@ def bundle_from_recipe(
         interface = msgspec.structs.replace(interface, cuts=_cuts(folder, recipe, interface))
         for schedule in interface.schedules.values():
             schedule.check(interface.exits, interface.cuts)
-        errors = _verify(folder, source, interface, recipe.tolerance, report)
+        try:
+            errors = _verify(folder, source, interface, recipe.tolerance, report)
+        except (VerificationError, NonFiniteError) as error:
+            report("comparing the operators of torch and of the graph")
+            raise _explained(error, source.network, interface, recipe.tolerance) from error
         shared = sharing(source.model.graph, exit_outputs(source.model, interface))
         timesteps, batches = check_points(interface.process.timesteps)
         report("checking digests")
@@ -153,18 +170,69 @@ def _source(recipe: ExportRecipe, folder: Path, interface: Interface, report: Re
         return _Source(model, evaluate, evaluate, "the ONNX files")
     report("loading the network")
     network = load_network(recipe.network, folder)
+    _warn_of_left_out(network, interface)
     report("tracing all exits at once")
-    model = graph_from_network(network, interface)
+    model = _traced(network, interface)
     check_nested(model.graph, exit_outputs(model, interface))
     each = _evaluate_network(network, interface)
     if not isinstance(network, Truncated):
-        return _Source(model, each, each, "torch")
+        return _Source(model, each, each, "torch", network)
 
     def shared(point: Inputs) -> Outputs:
         with network.each_block_once():
             return each(point)
 
-    return _Source(model, shared, each, "torch")
+    return _Source(model, shared, each, "torch", network)
+
+
+def _warn_of_left_out(network: MultiExitNetwork, interface: Interface) -> None:
+    """Name what a module's forward could take, such as a rotary table, and is not given."""
+    if not isinstance(network, Truncated):
+        return
+    inputs = {name: torch.empty(0) for name in ("x", "t", *interface.conditions)}
+    names = left_out(network.network, network.call(**inputs))
+    if names:
+        warnings.warn(
+            f"{type(network.network).__name__} is exported without its optional "
+            f"{', '.join(names)}: where it was trained with one, state it in [conditions] or "
+            "[network.constants]; NAME = { null = true } there says that it was not",
+            stacklevel=2,
+        )
+
+
+def _traced(network: MultiExitNetwork, interface: Interface) -> ir.Model:
+    try:
+        return graph_from_network(network, interface)
+    except TraceError as error:
+        kind = type(network.network if isinstance(network, Truncated) else network).__name__
+        if kind not in ADAPTERS:
+            raise
+        raise TraceError(
+            found=error.found,
+            expected=error.expected,
+            remedy=f"take network.factory = {ADAPTERS[kind]!r}, which loads the same weights",
+        ) from error
+
+
+def _explained(
+    error: EecompileError,
+    network: MultiExitNetwork | None,
+    interface: Interface,
+    tolerance: Tolerance,
+) -> EecompileError:
+    """The error with the first operator at fault, where one is found."""
+    if network is None:
+        return error
+    traced = traced_network(network, interface)
+    for point in (*verification_points(interface), *extreme_inputs(interface).values()):
+        difference = first_difference(traced.model, traced.program, point, tolerance)
+        if difference is not None:
+            return type(error)(
+                found=f"{error.found}; {difference}",
+                expected=error.expected,
+                remedy=difference.cause or error.remedy,
+            )
+    return error
 
 
 def _evaluate_network(network: MultiExitNetwork, interface: Interface) -> Evaluate:

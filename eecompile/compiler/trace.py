@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx_ir
 import onnx_ir as ir
@@ -28,7 +28,7 @@ from eecompile.compiler.graph.clean import clean
 from eecompile.compiler.graph.cuts import mark
 from eecompile.compiler.graph.masks import ExpandMasks
 from eecompile.compiler.graph.numbering import NumberValues
-from eecompile.compiler.graph.operators import check_operators, place_of
+from eecompile.compiler.graph.operators import check_operators, network_line, place_of
 from eecompile.compiler.graph.optimise import optimise
 from eecompile.compiler.verify import random_inputs
 from eecompile.errors import EecompileError, TraceError, summary
@@ -150,7 +150,19 @@ class _FourAxes(TorchFunctionMode):
         return function(**given).squeeze(1)
 
 
+class Traced(NamedTuple):
+    """A graph, and the program in torch's operators that it was converted from."""
+
+    model: ir.Model
+    program: torch.export.ExportedProgram
+
+
 def graph_from_network(network: MultiExitNetwork, interface: Interface) -> ir.Model:
+    """The graph alone; see :func:`traced_network`."""
+    return traced_network(network, interface).model
+
+
+def traced_network(network: MultiExitNetwork, interface: Interface) -> Traced:
     """One graph whose inputs are ``x``, ``t`` and the conditions, with the exits' outputs.
 
     The batch axis is symbolic, as are the axes of a sample that the state leaves free.
@@ -172,7 +184,7 @@ def graph_from_network(network: MultiExitNetwork, interface: Interface) -> ir.Mo
         with _quiet():
             program = _program(exits, inputs, interface)
             fold_constants(program)
-            traced = torch.onnx.export(
+            converted = torch.onnx.export(
                 program,
                 dynamo=True,
                 opset_version=OPSET,
@@ -183,8 +195,8 @@ def graph_from_network(network: MultiExitNetwork, interface: Interface) -> ir.Mo
                 optimize=False,
                 verbose=False,
             )
-            assert traced is not None
-            model: ir.Model = traced.model
+            assert converted is not None
+            model: ir.Model = converted.model
             optimise(model)
     except (Exception, SystemExit) as error:  # torch.export raises many kinds
         check()
@@ -197,7 +209,7 @@ def graph_from_network(network: MultiExitNetwork, interface: Interface) -> ir.Mo
     NumberValues()(model)
     _mark_blocks(model, outputs, tuple(returned.values()))
     _check_graph(model, list(inputs), outputs)
-    return model
+    return Traced(model, converted.exported_program)
 
 
 def _program(
@@ -356,8 +368,17 @@ def _explained(error: BaseException, interface: Interface) -> TraceError:
     """What went wrong in a trace, in one sentence: the operator, and where it comes from."""
     causes = list(_causes(error))
     text = " ".join(str(cause) for cause in causes)
-    place = next((found for cause in reversed(causes) if (found := _place(cause))), "")
-    if "data-dependent" in text or "DataDependent" in " ".join(type(c).__name__ for c in causes):
+    places = (found for cause in reversed(causes) if (found := _place(cause)))
+    place = next(places, network_line(text))
+    kinds = " ".join(type(cause).__name__ for cause in causes)
+    if re.search(r"unhashable type: .*SymInt", text):
+        return TraceError(
+            found=f"a graph that depends on data: a length or an index is read from a tensor, such "
+            f"as a mask{place}",
+            expected="a network that does the same steps whatever its inputs hold",
+            remedy="keep every sample at one length, and mask what does not count",
+        )
+    if "data-dependent" in text or "DataDependent" in kinds:
         operator = re.search(r"aten\.[a-z_]*(?:item|nonzero)[a-z_.]*", text)
         return TraceError(
             found=f"a graph that depends on data: {operator[0] if operator else 'aten.item'} "
@@ -367,6 +388,13 @@ def _explained(error: BaseException, interface: Interface) -> TraceError:
             "torch.where",
         )
     missing = re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", text)
+    if missing and "complex" in text:
+        return TraceError(
+            found=f"complex numbers that depend on the inputs, in operator {missing[1]}, for which "
+            f"torch.onnx has no conversion{place}",
+            expected="complex numbers that are constants, or are multiplied",
+            remedy="compute with real numbers in the network's forward: cosines and sines",
+        )
     if missing:
         return TraceError(
             found=f"operator {missing[1]}, which ONNX does not have{place}",
@@ -375,8 +403,9 @@ def _explained(error: BaseException, interface: Interface) -> TraceError:
         )
     if interface.state.resizable and ("onstraint" in text or "pecializ" in text):
         return _one_size(f" ({_constraint(text)}){place}", interface)
+    reason = _constraint(text) if "Constraints violated" in text else summary(causes[-1])
     return TraceError(
-        found=f"a network that torch.export cannot trace ({summary(causes[-1])}){place}",
+        found=f"a network that torch.export cannot trace ({reason}){place}",
         expected="a module without control flow over data, for any batch size",
         remedy="make its forward traceable by torch.export",
     )
@@ -403,7 +432,8 @@ def _place(error: BaseException) -> str:
 def _constraint(text: str) -> str:
     """The line in which torch.export says which size is fixed."""
     lines = [line.strip(" -") for line in text.splitlines()]
-    telling = [line for line in lines if "pecializ" in line or "constant" in line]
+    words = ("pecializ", "constant", "Not all values")
+    telling = [line for line in lines if any(word in line for word in words)]
     return (telling or lines)[0][:200]
 
 

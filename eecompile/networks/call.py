@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -34,7 +35,9 @@ class Call(nn.Module):
     ) -> None:
         super().__init__()
         self.arguments = dict(arguments)
-        self.dtypes: dict[str, torch.dtype] = {k: getattr(torch, v) for k, v in (dtypes or {}).items()}
+        self.dtypes: dict[str, torch.dtype] = {
+            k: getattr(torch, v) for k, v in (dtypes or {}).items()
+        }
         self._leaves, self._spec = tree_flatten(dict(constants or {}))
         for index, leaf in enumerate(self._leaves):
             if isinstance(leaf, Tensor):
@@ -45,11 +48,6 @@ class Call(nn.Module):
     def plain(self) -> bool:
         """Whether the network is called with the inputs as they are."""
         return not (self.arguments or self._leaves or self._spec.num_children or self.dtypes)
-
-    @property
-    def names(self) -> set[str]:
-        """The arguments that are constants."""
-        return set(self._constants())
 
     def forward(self, **inputs: Tensor) -> dict[str, Any]:
         """The arguments; dictionaries and lists in them are new in every call."""
@@ -86,6 +84,22 @@ def _joined(constants: Mapping[str, Any], call: Mapping[str, Any]) -> dict[str, 
             known = known if isinstance(known, dict) else {}
             made[name] = {**known, **_joined(known, value)}
     return made
+
+
+def left_out(network: nn.Module, call: Mapping[str, Any]) -> list[str]:
+    """Optional arguments of a network's forward that may be tensors, and are not in ``call``.
+
+    Those that another network would give, such as the residuals of a ControlNet, do not count.
+    """
+    return [
+        name
+        for name, parameter in inspect.signature(network.forward).parameters.items()
+        if name not in call
+        and parameter.default is None
+        and (parameter.annotation is parameter.empty or "Tensor" in str(parameter.annotation))
+        and not name.startswith("controlnet")
+        and not name.endswith("residuals")
+    ]
 
 
 def constants_from_recipe(stated: Mapping[str, Any], find: Find) -> dict[str, Any]:

@@ -1,0 +1,73 @@
+"""Lumina-Image 2.0 (arXiv 2503.21758) of diffusers, with a forward that torch.export can trace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import Lumina2Transformer2DModel
+from torch import Tensor
+
+
+class Lumina2(Lumina2Transformer2DModel):  # type: ignore[misc]  # diffusers is untyped
+    """The same weights and options; what it computes is the same, whatever a caption's length.
+
+    The original joins each sample's caption, without its padding, and image, which makes lengths
+    of data. Here captions keep their padding, which attention leaves out.
+    """
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        encoder_attention_mask: Tensor,
+    ) -> Tensor:
+        """The prediction, float32 [B, C, H, W].
+
+        Args:
+            hidden_states: latents, float32 [B, C, H, W].
+            timestep: float32 [B], from 0 (noise) to 1.
+            encoder_hidden_states: embeddings of the caption, float32 [B, N, D].
+            encoder_attention_mask: int64 or bool [B, N]: 1 for tokens, then 0 for padding.
+        """
+        side, (_, channels, height, width) = self.config.patch_size, hidden_states.shape
+        rows, columns, tokens = height // side, width // side, encoder_hidden_states.shape[1]
+        time, text = self.time_caption_embed(hidden_states, timestep, encoder_hidden_states)
+        mask = encoder_attention_mask.bool()
+        text_table, image_table = self._tables(mask, rows, columns)
+        patches = hidden_states.reshape(-1, channels, rows, side, columns, side)
+        patches = patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+        image = self.x_embedder(patches)
+        for layer in self.context_refiner:
+            text = layer(text, mask, text_table)
+        for layer in self.noise_refiner:
+            image = layer(image, None, image_table, time)
+        joint = torch.cat([text, image], dim=1)
+        table = torch.cat([text_table, image_table], dim=1)
+        everywhere = torch.cat([mask, torch.ones_like(image[..., 0], dtype=torch.bool)], dim=1)
+        for layer in self.layers:
+            joint = layer(joint, everywhere, table, time)
+        out = self.norm_out(joint, time)[:, tokens:]
+        out = out.reshape(-1, rows, columns, side, side, self.out_channels)
+        return out.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+    def _tables(self, mask: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+        """Rotary tables of caption and image, complex64 [B, tokens, features].
+
+        A token of the caption stands at (its index, 0, 0); a patch at (length of the caption,
+        row, column).
+        """
+        first, *others = (
+            torch.view_as_real(table.to(torch.complex64)) for table in self.rope_embedder.freqs_cis
+        )
+        tokens, ones = mask.shape[1], torch.ones_like(mask, dtype=torch.float32)
+        text = torch.cat([first[:tokens], *(o[:1].expand(tokens, -1, -1) for o in others)], dim=1)
+        down = others[0][:rows].repeat_interleave(columns, dim=0)
+        along = others[1][:columns].repeat(rows, 1, 1)
+        inner = torch.cat([down, along], dim=1)
+        length = first[mask.sum(dim=1)][:, None].expand(-1, rows * columns, -1, -1)
+        batch = ones[:, :1, None, None]
+        image = torch.cat([length, inner * batch], dim=2)
+        made: Any = torch.view_as_complex(text * batch), torch.view_as_complex(image)
+        return made
