@@ -103,6 +103,21 @@ def export(
 
 
 @app.command()
+def networks(
+    names: Annotated[list[str] | None, typer.Argument(help="Default all.")] = None,
+    output: Output = None,
+) -> None:
+    """The networks of diffusers at a tiny size; networks-cpu.json and docs/networks.md."""
+    from networks import network_rows
+
+    torch.set_num_threads(1)
+    results = Results(output, "networks-cpu")
+    results.keep("networks", network_rows(names))
+    results.show()
+    _write_tables("networks", results.output, False)
+
+
+@app.command()
 def build(rounds: Rounds = 9, output: Output = None) -> None:
     """Plans, half precision, rebuilds, OpenVINO; build-cpu.json."""
     import bench_build as bench

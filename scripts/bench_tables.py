@@ -42,6 +42,7 @@ def documents(root: Path = ROOT) -> dict[Path, str]:
         ("README.md", "peers", short_table),
         ("docs/compare.md", "peers", whole_tables),
         ("docs/compare.md", "caching", caching_tables),
+        ("docs/networks.md", "networks", networks_table),
     ):
         path = root / document
         results = (json.loads(file.read_text()) for file in results_files(name, root))
@@ -65,6 +66,31 @@ def caching_tables(result: Mapping[str, Any]) -> Iterator[str]:
     for table in tables(result):
         yield ""
         yield from markdown(table).splitlines()
+    yield ""
+
+
+def networks_table(result: Mapping[str, Any]) -> Iterator[str]:
+    """A row a network: what was exported, the worst errors, and the seconds that it took."""
+    yield ""
+    version = result["machine"]["versions"]["diffusers"]
+    yield f"diffusers {version}; one thread of {machine(result)}."
+    yield ""
+    columns = ("network", "class", "exits", "cuts", "graph", "spans", "samples", "seconds")
+    yield f"| {' | '.join(columns)} |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for row in result["networks"]:
+        span = row["span_error"]
+        cells = (
+            row["network"],
+            f"`{row['class']}`",
+            ", ".join(map(str, row["exits"])),
+            ", ".join(map(str, row["cuts"])) or "none",
+            f"{row['export_error']:.0e}",
+            "" if span is None else f"{span:.0e}",
+            f"{row['sample_error']:.0e}",
+            f"{row['seconds']:.0f}",
+        )
+        yield f"| {' | '.join(cells)} |"
     yield ""
 
 
