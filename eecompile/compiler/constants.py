@@ -47,6 +47,9 @@ def fold_constants(program: torch.export.ExportedProgram) -> None:
         folded = node in complex_ or node not in weights
         if node.op == "call_function" and folded and not inner and isinstance(value, Tensor):
             _replace(program, node, value)
+    for node in program.graph.nodes:
+        if node.target is torch.ops.aten.unsqueeze.default and _is_complex(node):
+            _view(node)
     program.graph.eliminate_dead_code()
     program.graph_module.recompile()
 
@@ -73,6 +76,13 @@ def _is_small(node: Node) -> bool:
 def _is_complex(node: Node) -> bool:
     leaves = tree_leaves(node.meta.get("val"))
     return any(isinstance(leaf, Tensor) and leaf.is_complex() for leaf in leaves)
+
+
+def _view(node: Node) -> None:
+    """Make an axis that is added a view, which the exporter converts for complex numbers, too."""
+    shape = [length if isinstance(length, int) else -1 for length in node.meta["val"].shape]
+    if shape.count(-1) <= 1:
+        node.target, node.args = torch.ops.aten.view.default, (node.args[0], shape)
 
 
 def _constants(program: torch.export.ExportedProgram) -> dict[Node, Any]:

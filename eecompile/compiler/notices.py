@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+_NEW = "new_to_eecompile"
+
 
 @contextmanager
 def told_once() -> Iterator[None]:
@@ -53,7 +55,11 @@ class _Once(logging.Filter):
         return new
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return record.levelno < logging.WARNING or self.is_new((record.name, record.getMessage()))
+        if record.levelno < logging.WARNING:
+            return True
+        if _NEW not in vars(record):  # several handlers are asked about one record
+            vars(record)[_NEW] = self.is_new((record.name, record.getMessage()))
+        return bool(vars(record)[_NEW])
 
 
 def _handlers() -> set[logging.Handler]:

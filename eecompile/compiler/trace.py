@@ -19,6 +19,7 @@ import torch
 from onnx_ir.passes import common
 from onnxscript import opset23
 from torch import Tensor, nn
+from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
@@ -180,6 +181,7 @@ def traced_network(network: MultiExitNetwork, interface: Interface) -> Traced:
     with torch.no_grad():
         exits(*inputs.values())
     returned = {f"block_{block}_{index}": (block, index) for block, index in exits.blocks.found}
+    program = None
     try:
         with _quiet():
             program = _program(exits, inputs, interface)
@@ -200,7 +202,7 @@ def traced_network(network: MultiExitNetwork, interface: Interface) -> Traced:
             optimise(model)
     except (Exception, SystemExit) as error:  # torch.export raises many kinds
         check()
-        raise _explained(error, interface) from error
+        raise _explained(error, interface, program) from error
     check_operators(model, "the network")
     _check_free_axes(model, interface)
     clean(model)
@@ -215,15 +217,28 @@ def traced_network(network: MultiExitNetwork, interface: Interface) -> Traced:
 def _program(
     exits: Exits, inputs: Mapping[str, Tensor], interface: Interface
 ) -> torch.export.ExportedProgram:
-    # As torch.onnx does, so that a batch of one is no case of its own.
-    with torch.fx.experimental._config.patch(backed_size_oblivious=True):
+    shapes: Any = (tuple(_dynamic_shapes(inputs, interface).values()),)
+
+    def exported(dynamic_shapes: Any) -> torch.export.ExportedProgram:
         return torch.export.export(
             exits,
             tuple(inputs.values()),
-            dynamic_shapes=(tuple(_dynamic_shapes(inputs, interface).values()),),
+            dynamic_shapes=dynamic_shapes,
             strict=False,
             prefer_deferred_runtime_asserts_over_guards=True,
         )
+
+    # As torch.onnx does, so that a batch of one is no case of its own.
+    with torch.fx.experimental._config.patch(backed_size_oblivious=True):
+        try:
+            return exported(shapes)
+        except torch._dynamo.exc.UserError as error:
+            # Diffusers' U-Nets lay batches from 64 out anew: torch asks for a batch below it.
+            try:
+                narrower = refine_dynamic_shapes_from_suggested_fixes(error.msg, shapes)
+            except Exception:  # it finds no fix to suggest, or none that it can read
+                raise error from None
+            return exported(narrower)
 
 
 def _mark_blocks(
@@ -364,12 +379,13 @@ def _one_size(why: str, interface: Interface) -> TraceError:
     )
 
 
-def _explained(error: BaseException, interface: Interface) -> TraceError:
+def _explained(
+    error: BaseException, interface: Interface, program: torch.export.ExportedProgram | None
+) -> TraceError:
     """What went wrong in a trace, in one sentence: the operator, and where it comes from."""
     causes = list(_causes(error))
     text = " ".join(str(cause) for cause in causes)
-    places = (found for cause in reversed(causes) if (found := _place(cause)))
-    place = next(places, network_line(text))
+    place = next((found for cause in reversed(causes) if (found := _place(cause))), "")
     kinds = " ".join(type(cause).__name__ for cause in causes)
     if re.search(r"unhashable type: .*SymInt", text):
         return TraceError(
@@ -388,6 +404,9 @@ def _explained(error: BaseException, interface: Interface) -> TraceError:
             "torch.where",
         )
     missing = re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", text)
+    if missing and program is not None and not place:
+        of = (node for node in program.graph.nodes if str(node.target).startswith(missing[1]))
+        place = next((network_line(str(node.meta.get("stack_trace"))) for node in of), "")
     if missing and "complex" in text:
         return TraceError(
             found=f"complex numbers that depend on the inputs, in operator {missing[1]}, for which "
