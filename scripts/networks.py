@@ -96,7 +96,10 @@ def samples(path: Path, engines: Path) -> tuple[Any, Any]:
     program = program_from_scheduler(scheduler, None, process=recipe.process)
     with Sampler.open(engines) as sampler:
         point = random_inputs(sampler.interface, SAMPLES, 1, seed=SEED)
-        conditions = {name: point[name] for name in recipe.conditions}
+        conditions = {
+            name: _padded(point[name]) if name.endswith("mask") else point[name]
+            for name in recipe.conditions
+        }
         found = sampler.sample(SAMPLES, seed=SEED, solver=program, **conditions)
     module = found_class(recipe)(**recipe.network.options).eval()
     module.load_state_dict(load_file(path.parent / str(recipe.network.checkpoint)))
@@ -113,6 +116,13 @@ def samples(path: Path, engines: Path) -> tuple[Any, Any]:
             output = output.chunk(2, dim=1)[0]
         state = scheduler.step(output, t, state).prev_sample
     return found, state.numpy()
+
+
+def _padded(mask: Any) -> Any:
+    """A mask as tokenizers give it: some tokens, and padding after them."""
+    mask = -np.sort(-mask, axis=-1)
+    mask[..., 0] = 1
+    return mask
 
 
 def _scheduler(process: Process) -> Any:

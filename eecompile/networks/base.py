@@ -11,7 +11,8 @@ from torch import Tensor
 from eecompile.errors import RecipeError
 
 ADAPTERS = {
-    "Lumina2Transformer2DModel": "eecompile.networks.lumina2:Lumina2",
+    "Lumina2Transformer2DModel": "eecompile.networks.lumina:Lumina2",
+    "LuminaNextDiT2DModel": "eecompile.networks.lumina:LuminaNext",
     "MochiTransformer3DModel": "eecompile.networks.mochi:Mochi",
 }
 """By the class of a network that cannot be traced: the factory of one that can."""

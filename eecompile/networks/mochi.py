@@ -43,7 +43,7 @@ def _attention(
     key = torch.cat([key, heads(attn.add_k_proj(text), attn.norm_added_k)], dim=1)
     value = torch.cat([heads(attn.to_v(video)), heads(attn.add_v_proj(text))], dim=1)
     counts = attention_mask.bool()
-    mask = torch.cat([torch.ones_like(video[..., 0], dtype=torch.bool), counts], dim=1)
+    mask = torch.cat([(counts[:, :1] | True).expand(-1, count), counts], dim=1)
     query, key, value = (part.transpose(1, 2) for part in (query, key, value))
     mixed = scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None])
     mixed = mixed.transpose(1, 2).flatten(2, 3)

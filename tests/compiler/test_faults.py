@@ -139,10 +139,10 @@ def test_a_graph_that_differs_is_told_by_its_first_operator(write: Write) -> Non
     node.op_type = "Neg"
     found = first_difference(traced.model, traced.program, point, Tolerance(relative=1e-2))
     assert found is not None
-    line = MODULE.count("\n") + HALF[: HALF.index("return")].count("\n") + 1
+    line = MODULE[: MODULE.index("self.change(x, t)")].count("\n") + 1  # in forward
     assert found.operator.startswith("aten.exp, from ")
     assert found.operator.endswith(f", line {line}")
-    np.testing.assert_allclose(found.torch, np.exp(-found.graph), rtol=1e-5)
+    np.testing.assert_allclose(found.torch, np.exp(-found.graph), rtol=2e-3)  # in half
 
 
 def test_the_error_names_the_operator_and_a_cause(

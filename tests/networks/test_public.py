@@ -8,9 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import Lumina2Transformer2DModel, MochiTransformer3DModel
+from diffusers import (
+    Lumina2Transformer2DModel,
+    LuminaNextDiT2DModel,
+    MochiTransformer3DModel,
+)
+from diffusers.models.embeddings import get_2d_rotary_pos_embed_lumina
 
-from eecompile.networks.lumina2 import Lumina2
+from eecompile.networks.lumina import Lumina2, LuminaNext
 from eecompile.networks.mochi import Mochi
 from eecompile.recipe import load_recipe
 from tests.conftest import ROOT
@@ -46,6 +51,7 @@ def test_the_table_has_every_network(networks: Any) -> None:
 
 ADAPTED = {
     "lumina2": (Lumina2, Lumina2Transformer2DModel),
+    "lumina-next": (LuminaNext, LuminaNextDiT2DModel),
     "mochi": (Mochi, MochiTransformer3DModel),
 }
 
@@ -65,8 +71,13 @@ def test_an_adapter_computes_what_the_original_does(name: str, lengths: tuple[in
         "hidden_states": torch.randn(2, *recipe.state.shape),
         "timestep": torch.tensor([0.3, 0.9]),
         "encoder_hidden_states": torch.randn(2, 5, 16),
-        "encoder_attention_mask": torch.tensor([[i < n for i in range(5)] for n in lengths]),
+        recipe.network.arguments["mask"]: torch.tensor(
+            [[i < n for i in range(5)] for n in lengths]
+        ),
     }
+    if name == "lumina-next":
+        table = get_2d_rotary_pos_embed_lumina(8, 384, 384)
+        given |= {"image_rotary_emb": table, "cross_attention_kwargs": {}}
     with torch.no_grad():
         right = network(**given).sample
         found = adapted(**given)

@@ -1,12 +1,36 @@
-"""Lumina-Image 2.0 (arXiv 2503.21758) of diffusers, with a forward that torch.export can trace."""
+"""Lumina of diffusers, with forward passes that torch.export can trace for any batch size.
+
+Lumina-Next (arXiv 2406.18583) and Lumina-Image 2.0 (arXiv 2503.21758).
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from diffusers import Lumina2Transformer2DModel
+from diffusers import Lumina2Transformer2DModel, LuminaNextDiT2DModel
 from torch import Tensor
+
+
+class LuminaNext(LuminaNextDiT2DModel):  # type: ignore[misc]  # diffusers is untyped
+    """The same weights, options and results.
+
+    The original lists the size of each picture, which makes the batch size a length of a list; it
+    reads the first.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.patch_embedder.forward = self._embedded
+
+    def _embedded(self, x: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Any, Tensor]:
+        """Tokens [B, L, width], a full mask [B, L], one size, and their rotary table."""
+        side, (batch, channels, height, width) = self.patch_size, x.shape
+        rows, columns = height // side, width // side
+        patches = x.reshape(-1, channels, rows, side, columns, side).permute(0, 2, 4, 1, 3, 5)
+        tokens = self.patch_embedder.proj(patches.flatten(3)).flatten(1, 2)
+        mask = torch.ones(batch, rows * columns, dtype=torch.int32)
+        return tokens, mask, [(height, width)], table[:rows, :columns].flatten(0, 1)[None]
 
 
 class Lumina2(Lumina2Transformer2DModel):  # type: ignore[misc]  # diffusers is untyped
@@ -45,7 +69,8 @@ class Lumina2(Lumina2Transformer2DModel):  # type: ignore[misc]  # diffusers is 
             image = layer(image, None, image_table, time)
         joint = torch.cat([text, image], dim=1)
         table = torch.cat([text_table, image_table], dim=1)
-        everywhere = torch.cat([mask, torch.ones_like(image[..., 0], dtype=torch.bool)], dim=1)
+        # Of the mask alone: what changes with the latents would have to cross spans of blocks.
+        everywhere = torch.cat([mask, (mask[:, :1] | True).expand(-1, rows * columns)], dim=1)
         for layer in self.layers:
             joint = layer(joint, everywhere, table, time)
         out = self.norm_out(joint, time)[:, tokens:]
