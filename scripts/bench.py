@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Literal
@@ -104,7 +105,9 @@ def export(
 
 @app.command()
 def networks(
-    names: Annotated[list[str] | None, typer.Argument(help="Default all.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Default all; the others' rows stay.")
+    ] = None,
     output: Output = None,
 ) -> None:
     """The networks of diffusers at a tiny size; networks-cpu.json and docs/networks.md."""
@@ -112,7 +115,9 @@ def networks(
 
     torch.set_num_threads(1)
     results = Results(output, "networks-cpu")
-    results.keep("networks", network_rows(names))
+    known = json.loads(results.output.read_text()) if results.output.exists() else {}
+    others = (row for row in known.get("networks", []) if names and row["network"] not in names)
+    results.keep("networks", chain(list(others), network_rows(names)))
     results.show()
     _write_tables("networks", results.output, False)
 

@@ -75,7 +75,7 @@ def networks_table(result: Mapping[str, Any]) -> Iterator[str]:
     version = result["machine"]["versions"]["diffusers"]
     yield f"diffusers {version}; one thread of {machine(result)}."
     yield ""
-    columns = ("network", "class", "exits", "cuts", "graph", "spans", "samples", "seconds")
+    columns = ("network", "class", "exits", "cuts", "graph", "spans", "samples", "CPU s")
     yield f"| {' | '.join(columns)} |"
     yield "|---|---|---|---|---|---|---|---|"
     for row in result["networks"]:

@@ -21,8 +21,8 @@ from eecompile.recipe import load_recipe
 from tests.conftest import ROOT
 
 TINY = ROOT / "tests" / "networks" / "tiny"
-# Fast by default: constants and two lists; complex tables; an adapter; a U-Net.
-FAST = ("flux", "qwen-image", "lumina2", "stable-diffusion")
+# Fast by default: constants and two lists; complex tables; a U-Net.
+FAST = ("flux", "qwen-image", "stable-diffusion")
 PARAMS = [
     pytest.param(path.stem, marks=[] if path.stem in FAST else [pytest.mark.slow])
     for path in sorted(TINY.glob("*.toml"))
