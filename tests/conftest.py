@@ -220,7 +220,7 @@ def small_text() -> str:
         ("width = 128", "width = 16"),
         ("depth = 12", "depth = 4"),
         ("exits = [3, 6, 9, 12]", f"exits = {list(SMALL_EXITS)}"),
-        ("../eecompile/networks/weights/fashion-dit.safetensors", "small.safetensors"),
+        ("eecompile_fashion_dit:fashion-dit.safetensors", "small.safetensors"),
         ("balanced = [9, 12, 12, 12, 9, 9, 9, 6, 6, 3]", "balanced = [2, 4, 4, 2, 1]"),
         ("fast = [12, 12, 9, 9, 6, 6, 3, 3, 3, 3]", "fast = [4, 2, 1, 1]"),
         ('schedule = "half"', 'schedule = "balanced"'),

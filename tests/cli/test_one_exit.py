@@ -9,7 +9,7 @@ import pytest
 
 from eecompile.compare.report import read_report
 from eecompile.recipe import load_recipe
-from tests.cli.test_cli import Run, run
+from tests.cli.conftest import Run
 from tests.conftest import TARGETS
 
 __all__ = ["run"]

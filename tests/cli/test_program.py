@@ -19,7 +19,8 @@ from eecompile.show.programs import program_parts
 from eecompile.show.terminal import rendered
 from eecompile.store.bundle import open_bundle
 from tests.cli import test_cli
-from tests.cli.test_cli import Run, fails
+from tests.cli.conftest import Run
+from tests.cli.test_cli import fails
 
 pytestmark = [  # diffusers' own
     pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning"),
