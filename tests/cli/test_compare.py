@@ -18,7 +18,6 @@ from tests.compare.test_comparison import Copied
 from tests.conftest import RECIPE, ROOT
 from tests.test_import import without
 
-__all__ = ["run"]
 FAST = ("--batch", "1,2", "--rounds", 2, "--steps", 2, "--schedule", "fast")
 
 

@@ -22,7 +22,6 @@ from tests.conftest import ROOT
 from tests.evaluate.pictures import feature_network, function, garments
 from tests.test_import import without
 
-__all__ = ["run"]
 Evaluate = Callable[..., tuple[int, str, str]]
 
 

@@ -12,7 +12,6 @@ from eecompile.recipe import load_recipe
 from tests.cli.conftest import Run
 from tests.conftest import TARGETS
 
-__all__ = ["run"]
 FORECASTS = "4,forecast2,4,forecast1,4,again,4,4"  # t = 0 first, one entry for each of 8 steps
 
 

@@ -22,7 +22,6 @@ from tests.cli.test_cli import fails
 from tests.conftest import ROOT
 from tests.test_import import without
 
-__all__ = ["run"]
 FAST = ("--solver", "dpmpp-2m", "--steps", 4, "--seeds", 2, "--held-out", 4, "--batch", 2,
         "--minutes", 0.05)  # fmt: skip
 LIBRARIES = ("torch", "onnx", "polygraphy", "plotly")

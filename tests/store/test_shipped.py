@@ -90,8 +90,8 @@ def test_the_wheels_alone_list_and_export_by_name(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert "fashion-dit" in run("recipes")
+    assert "fashion-dit" in run("recipes", "--json")
     assert "bundle: out/fashion-dit/bundle" in run("export", "fashion-dit", "--exits", "12")
     assert (site / "eecompile" / "py.typed").is_file()
     shutil.rmtree(site / WEIGHTS)
-    assert "pip install 'eecompile[demo]'" in run("recipes")
+    assert "pip install 'eecompile[demo]'" in run("recipes", "--json")
