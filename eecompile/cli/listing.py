@@ -14,10 +14,13 @@ from eecompile.backends import backend_from_target
 from eecompile.cli.console import mode, phases, result, say, show
 from eecompile.errors import CheckpointError
 from eecompile.recipe import ExportRecipe
-from eecompile.show.table import Table, words
+from eecompile.show.table import Table, Toned, words
 from eecompile.store.shipped import named_file, packaged, shipped
 from eecompile.store.target import Target, load_target
 from eecompile.store.toml import read_toml
+
+
+_YES = "yes"
 
 
 class ListedRecipe(msgspec.Struct, frozen=True):
@@ -30,7 +33,7 @@ class ListedRecipe(msgspec.Struct, frozen=True):
 
 
 class ListedTarget(msgspec.Struct, frozen=True):
-    """A target that ships, and whether it builds and runs on this machine."""
+    """A target that ships; whether it builds and runs on this machine: yes, or why not."""
 
     name: str
     backend: str
@@ -65,7 +68,7 @@ def targets() -> None:
     for name, path in shipped("engines").items():
         read = load_target(path)
         here = found[backend_from_target(read.backend, read.options).name]
-        builds, runs = ("yes" if each.yes else each.reason for each in (here.builds, here.runs))
+        builds, runs = (_YES if each.yes else each.reason for each in (here.builds, here.runs))
         facts = (read.backend, read.precision, read.layout)
         rows.append(ListedTarget(name, *facts, builds=builds, runs=runs))
     result(rows)
@@ -74,11 +77,14 @@ def targets() -> None:
         words("backend", lambda each: each.backend),
         words("precision", lambda each: each.precision),
         words("layout", lambda each: each.layout),
-        words("builds here", lambda each: each.builds),
-        words("runs here", lambda each: each.runs),
+        words("builds here", lambda each: _yes(each.builds)),
+        words("runs here", lambda each: _yes(each.runs)),
     ]
     show(Table("targets", "targets", columns, rows))
-    say("'eecompile target NAME > mine.toml' begins one of your own.")
+    say(
+        "'eecompile target NAME > mine.toml' begins one of your own; "
+        "'eecompile doctor' says why a backend does not build or run."
+    )
 
 
 def recipe(name: Annotated[str, typer.Argument(help="Of a recipe that ships.")]) -> None:
@@ -89,6 +95,10 @@ def recipe(name: Annotated[str, typer.Argument(help="Of a recipe that ships.")])
 def target(name: Annotated[str, typer.Argument(help="Of a target that ships.")]) -> None:
     """Print a target that ships, to begin one of your own."""
     _print(named_file("engines", name), Target)
+
+
+def _yes(answer: str) -> Toned:
+    return Toned(_YES, "good") if answer == _YES else Toned("no", "bad")
 
 
 def _print(path: Path, kind: type[msgspec.Struct]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import eecompile
+from eecompile.cli import main
 from eecompile.store.shipped import shipped
 from tests.cli.conftest import Run
 
@@ -54,13 +56,8 @@ def test_verbose_shows_where_an_error_arose(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_recipe_and_a_target_are_printed_as_they_are(
-    run: Run,
     capfdbinary: pytest.CaptureFixture[bytes],
 ) -> None:
-    import sys
-
-    from eecompile.cli import main
-
     for kind, command, name in (("export", "recipe", "fashion-dit"), ("engines", "target", "cpu")):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
             patch.setattr(sys, "argv", ["eecompile", command, name])
