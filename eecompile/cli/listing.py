@@ -19,7 +19,6 @@ from eecompile.store.shipped import named_file, packaged, shipped
 from eecompile.store.target import Target, load_target
 from eecompile.store.toml import read_toml
 
-
 _YES = "yes"
 
 
@@ -77,10 +76,10 @@ def targets() -> None:
         words("backend", lambda each: each.backend),
         words("precision", lambda each: each.precision),
         words("layout", lambda each: each.layout),
-        words("builds here", lambda each: _yes(each.builds)),
-        words("runs here", lambda each: _yes(each.runs)),
+        words("builds", lambda each: _yes(each.builds)),
+        words("runs", lambda each: _yes(each.runs)),
     ]
-    show(Table("targets", "targets", columns, rows))
+    show(Table("targets", "targets, and what builds and runs here", columns, rows))
     say(
         "'eecompile target NAME > mine.toml' begins one of your own; "
         "'eecompile doctor' says why a backend does not build or run."
