@@ -248,6 +248,41 @@ def building(bundle: Path, target: Any) -> Callable[[Path], object]:
     return make
 
 
+@pytest.fixture(scope="session")
+def network(shared: Shared) -> Callable[[str], Path]:
+    """The recipe, weights and bundle of a small network by its name; not to be written to."""
+
+    def made(name: str) -> Path:
+        def make(folder: Path) -> None:
+            from eecompile.compiler.export import bundle_from_recipe
+            from tests.compiler.small_networks import write
+
+            folder.mkdir()
+            bundle_from_recipe(write(name, folder), folder / "bundle")
+
+        return shared(f"network-{name}".replace(" ", "-"), make)
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def network_sets(shared: Shared, network: Callable[[str], Path]) -> Callable[[str], Path]:
+    """The same with an engine set a layout, per_exit and chained; not to be written to."""
+
+    def made(name: str) -> Path:
+        folder = network(name)
+
+        def make(marker: Path) -> None:
+            for layout, target in TARGETS.items():
+                building(folder / "bundle", target)(folder / layout)
+            marker.mkdir()
+
+        shared(f"{folder.name}-sets", make)
+        return folder
+
+    return made
+
+
 @pytest.fixture(params=["per_exit", "chained"])
 def sampler(request: pytest.FixtureRequest, engine_sets: dict[str, Path]) -> Sampler:
     """A sampler of the shipped network, in each layout."""

@@ -141,7 +141,7 @@ def _is_solver(text: str) -> bool:
 
 def _compiled(config: Path, steps: int | None, interface: Interface | None) -> Program:
     """The program of a scheduler that a file describes; its depths are open."""
-    with extra("schedulers"):
+    with extra("diffusers"):
         from eecompile.compiler.schedulers.config import scheduler_from_config
         from eecompile.compiler.schedulers.program import program_from_scheduler
 

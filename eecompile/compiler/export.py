@@ -144,6 +144,7 @@ def interface_from_recipe(recipe: ExportRecipe) -> Interface:
         schedules=recipe.exit_schedules(),
         sampling=recipe.sampling,
         costs=recipe.network.costs,
+        arguments=recipe.network.arguments,
     )
 
 

@@ -147,7 +147,7 @@ def test_without_diffusers_the_extra_is_named(
     made = config(tmp_path)
     monkeypatch.setitem(sys.modules, "diffusers", None)
     result = run("program", made, "--steps", 5, "-o", tmp_path / "p.json")
-    fails(result, "no package diffusers", "pip install 'eecompile[schedulers]'")
+    fails(result, "no package diffusers", "pip install 'eecompile[diffusers]'")
 
 
 def test_inspect_shows_a_program(run: Run, tmp_path: Path) -> None:
