@@ -111,7 +111,7 @@ def samples(path: Path, engines: Path) -> tuple[Any, Any]:
     for t in scheduler.timesteps:
         network_t = torch.full((SAMPLES,), float(t) * recipe.process.time_scale)
         with torch.no_grad():
-            output = module(**call(x=state, t=network_t, **given), return_dict=False)[0]
+            output = module(**call(x=state, t=network_t, **given)).sample
         if recipe.process.variance == "learned_range":
             output = output.chunk(2, dim=1)[0]
         state = scheduler.step(output, t, state).prev_sample

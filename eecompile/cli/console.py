@@ -133,13 +133,13 @@ def extra(name: str) -> Iterator[None]:
 def warned() -> Iterator[None]:
     """Warnings as a line each, without the place in the code that they come from."""
 
-    def show(message: Warning | str, *_: Any) -> None:
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
         if not mode.quiet:
             text = as_it_is(str(message))
             err.print("[yellow]warning:[/]", text, highlight=False, soft_wrap=True)
 
     with warnings.catch_warnings():
-        warnings.showwarning = show
+        setattr(warnings, "showwarning", show)  # noqa: B010  # it takes more, and needs less
         yield
 
 

@@ -13,15 +13,31 @@ from torch import Tensor
 
 
 class LuminaNext(LuminaNextDiT2DModel):  # type: ignore[misc]  # diffusers is untyped
-    """The same weights, options and results.
+    """The same weights, options and results, for captions of at least one token.
 
     The original lists the size of each picture, which makes the batch size a length of a list; it
-    reads the first.
+    reads the first. Where a mask leaves out all of a caption, it predicts NaN.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.patch_embedder.forward = self._embedded
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        encoder_mask: Tensor,
+        image_rotary_emb: Tensor,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """The original's; a caption's first token always counts."""
+        mask = torch.cat([torch.ones_like(encoder_mask[:, :1]), encoder_mask[:, 1:]], dim=1)
+        more = cross_attention_kwargs or {}
+        return super().forward(
+            hidden_states, timestep, encoder_hidden_states, mask, image_rotary_emb, more
+        )
 
     def _embedded(self, x: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Any, Tensor]:
         """Tokens [B, L, width], a full mask [B, L], one size, and their rotary table."""
