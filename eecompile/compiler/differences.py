@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.export.graph_signature import InputKind
 from torch.fx import Interpreter, Node
 
-from eecompile.arrays import AnyArray, Inputs
+from eecompile.arrays import AnyArray, Array, Inputs
 from eecompile.compiler.graph.operators import network_line
 from eecompile.compiler.sessions import run_session, session_from_graph
 from eecompile.store.target import Tolerance
@@ -128,7 +128,7 @@ class _Comparison(Interpreter):
             self._compare(n, right.float().numpy(), self._values[n.name].astype(np.float32))
         return result
 
-    def _compare(self, node: Node, right: AnyArray, found: AnyArray) -> None:
+    def _compare(self, node: Node, right: Array, found: Array) -> None:
         if right.shape != found.shape or not right.size:
             return
         same = (right == found) | (np.isnan(right) & np.isnan(found))

@@ -198,6 +198,7 @@ def traced_network(network: MultiExitNetwork, interface: Interface) -> Traced:
                 verbose=False,
             )
             assert converted is not None
+            assert converted.exported_program is not None
             model: ir.Model = converted.model
             optimise(model)
     except (Exception, SystemExit) as error:  # torch.export raises many kinds
@@ -229,7 +230,8 @@ def _program(
         )
 
     # As torch.onnx does, so that a batch of one is no case of its own.
-    with torch.fx.experimental._config.patch(backed_size_oblivious=True):
+    config: Any = torch.fx.experimental._config
+    with config.patch(backed_size_oblivious=True):
         try:
             return exported(shapes)
         except torch._dynamo.exc.UserError as error:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import Lumina2Transformer2DModel, LuminaNextDiT2DModel
 from torch import Tensor
 
+_Next: Any = diffusers.LuminaNextDiT2DModel  # diffusers is untyped
+_Image2: Any = diffusers.Lumina2Transformer2DModel
 
-class LuminaNext(LuminaNextDiT2DModel):  # type: ignore[misc]  # diffusers is untyped
+
+class LuminaNext(_Next):  # type: ignore[misc]
     """The same weights, options and results, for captions of at least one token.
 
     The original lists the size of each picture, which makes the batch size a length of a list; it
@@ -49,7 +52,7 @@ class LuminaNext(LuminaNextDiT2DModel):  # type: ignore[misc]  # diffusers is un
         return tokens, mask, [(height, width)], table[:rows, :columns].flatten(0, 1)[None]
 
 
-class Lumina2(Lumina2Transformer2DModel):  # type: ignore[misc]  # diffusers is untyped
+class Lumina2(_Image2):  # type: ignore[misc]
     """The same weights and options; what it computes is the same, whatever a caption's length.
 
     The original joins each sample's caption, without its padding, and image, which makes lengths
@@ -91,7 +94,8 @@ class Lumina2(Lumina2Transformer2DModel):  # type: ignore[misc]  # diffusers is 
             joint = layer(joint, everywhere, table, time)
         out = self.norm_out(joint, time)[:, tokens:]
         out = out.reshape(-1, rows, columns, side, side, self.out_channels)
-        return out.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+        picture: Tensor = out.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+        return picture
 
     def _tables(self, mask: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
         """Rotary tables of caption and image, complex64 [B, tokens, features].
@@ -110,5 +114,4 @@ class Lumina2(Lumina2Transformer2DModel):  # type: ignore[misc]  # diffusers is 
         length = first[mask.sum(dim=1)][:, None].expand(-1, rows * columns, -1, -1)
         batch = ones[:, :1, None, None]
         image = torch.cat([length, inner * batch], dim=2)
-        made: Any = torch.view_as_complex(text * batch), torch.view_as_complex(image)
-        return made
+        return torch.view_as_complex(text * batch), torch.view_as_complex(image)

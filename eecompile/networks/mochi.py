@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import MochiTransformer3DModel
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+_Original: Any = diffusers.MochiTransformer3DModel  # diffusers is untyped
 
-class Mochi(MochiTransformer3DModel):  # type: ignore[misc]  # diffusers is untyped
+
+class Mochi(_Original):  # type: ignore[misc]
     """The same weights, options and results, for masks of which the padding comes last.
 
     The original picks each sample's tokens, which makes lengths of data; here attention leaves
@@ -33,7 +35,7 @@ def _attention(
     """Joint attention of a video's and a text's tokens, each [B, tokens, width]."""
 
     def heads(value: Tensor, norm: Any = None) -> Tensor:
-        value = value.unflatten(2, (attn.heads, -1))
+        value = value.reshape(*value.shape[:2], attn.heads, -1)
         return value if norm is None else norm(value)
 
     video, text, count = hidden_states, encoder_hidden_states, hidden_states.shape[1]
