@@ -6,6 +6,7 @@ import json
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def networks_table(result: Mapping[str, Any]) -> Iterator[str]:
     columns = ("network", "class", "exits", "cuts", "graph", "spans", "samples", "CPU s")
     yield f"| {' | '.join(columns)} |"
     yield "|---|---|---|---|---|---|---|---|"
-    for row in result["networks"]:
+    for row in sorted(result["networks"], key=itemgetter("network")):
         span = row["span_error"]
         cells = (
             row["network"],

@@ -91,15 +91,15 @@ def left_out(network: nn.Module, call: Mapping[str, Any]) -> list[str]:
 
     Those that another network would give, such as the residuals of a ControlNet, do not count.
     """
-    return [
-        name
-        for name, parameter in inspect.signature(network.forward).parameters.items()
-        if name not in call
-        and parameter.default is None
-        and (parameter.annotation is parameter.empty or "Tensor" in str(parameter.annotation))
-        and not name.startswith("controlnet")
-        and not name.endswith("residuals")
-    ]
+    found = []
+    for name, parameter in inspect.signature(network.forward).parameters.items():
+        kind = str(parameter.annotation)
+        tensor = "Tensor" in kind and not kind.lower().removeprefix("typing.").startswith("dict")
+        foreign = name.startswith("controlnet") or name.endswith("residuals")
+        optional = parameter.default is None and name not in call and not foreign
+        if optional and (tensor or parameter.annotation is parameter.empty):
+            found.append(name)
+    return found
 
 
 def constants_from_recipe(stated: Mapping[str, Any], find: Find) -> dict[str, Any]:
