@@ -80,7 +80,7 @@ class OpenvinoEngine(Engine):
         if blob not in self._files:
             return None
         data, options = (self._folder / blob).read_bytes(), blob_options(self._folder)
-        with suppress(RuntimeError):
+        with suppress(Exception):  # its errors share no base class
             return self._core.import_model(data, "CPU", self._options | options)
         return None
 
@@ -89,7 +89,7 @@ class OpenvinoEngine(Engine):
         try:
             graph = self._core.read_model(self._folder / segment.file, self._folder / WEIGHTS)
             return self._core.compile_model(graph, "CPU", self._options)
-        except RuntimeError as error:
+        except Exception as error:  # as above
             raise BackendError(
                 found=f"{segment.file}, built with openvino {built}, refused by openvino "
                 f"{self._runtime.get_version()} ({one_line(error)})",
