@@ -277,7 +277,9 @@ def _verify(
     check_independent(points, reference, tolerance)
     together, apart = _joined(folder, interface), evaluate_apart(folder, interface)
     errors = check(points, reference, candidate=together, what=f"{what}, all exits at once")
-    compare_extremes(extreme_inputs(interface), source.reference, together, tolerance, what)
+    extremes = extreme_inputs(interface)
+    for error in compare_extremes(extremes, source.reference, together, tolerance, what):
+        raise error
     del together
     single = check(middle, source.each, candidate=apart, what=f"{what}, each exit alone")
     return {depth: worst_of([errors[depth], single[depth]]) for depth in interface.exits}

@@ -59,8 +59,6 @@ def interface_problems(interface: Interface) -> Iterator[str]:
     low, high = sampling.guidance_interval or (0.0, 0.0)
     if not 0 <= low <= high <= interface.process.timesteps:
         yield f"the guidance interval {[low, high]}"
-    if sampling.steps > interface.process.timesteps:
-        yield f"{sampling.steps} steps of {interface.process.timesteps}"
     yield from _unknown_choices(interface)
 
 
