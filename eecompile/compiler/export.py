@@ -43,6 +43,7 @@ from eecompile.compiler.verify import (
     worst_of,
 )
 from eecompile.compiler.weights import WeightStore, load_graph
+from eecompile.decoding import MalformedError, from_npy
 from eecompile.errors import BundleError, RecipeError, TraceError
 from eecompile.networks.base import MultiExitNetwork
 from eecompile.networks.load import importable, load_network
@@ -244,9 +245,9 @@ def _write_calibration(
         return
     place = base / recipe.calibration
     try:
-        data = np.load(place, allow_pickle=False)
+        data = from_npy(place)
         found = f"{data.dtype} {list(data.shape)}"
-    except (OSError, ValueError, EOFError, AttributeError) as error:
+    except (OSError, MalformedError) as error:
         data, found = np.empty(0), f"no array ({type(error).__name__})"
     fits = data.shape[1:] == interface.state.shape and len(data) and data.dtype.kind == "f"
     if not fits or not np.isfinite(data).all():

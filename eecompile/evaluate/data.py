@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eecompile.arrays import AnyArray, Array
+from eecompile.decoding import from_npy
 from eecompile.errors import UsageError, one_line
 
 _ENDINGS = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -91,8 +92,7 @@ def open_array(path: Path) -> AnyArray:
     """
     try:
         if path.suffix == ".npy":
-            array: AnyArray = np.load(path, mmap_mode="r", allow_pickle=False)
-            return array
+            return from_npy(path, mapped=True)
         return _from_npz(path) if path.suffix == ".npz" else _from_idx(path)
     except Exception as error:  # numpy, zipfile and gzip raise many kinds
         raise UsageError(

@@ -49,7 +49,7 @@ def test_options_that_the_backend_does_not_know_are_refused_when_opened(
     manifest = open_engine_set(folder)
     target = replace(manifest.target, options=options)
     write_manifest(folder, replace(manifest, target=target, versions={}))
-    with pytest.raises(BackendError, match="options .* for onnxruntime; .*'cpu'"):
+    with pytest.raises(BackendError, match=r"options .* for onnxruntime; .*'cpu'"):
         open_engine(folder)
 
 
