@@ -123,10 +123,10 @@ def _errors(manifest: EngineManifest) -> Table:
 def _cuts(interface: Interface, target: Target | None = None) -> str:
     """The block boundaries at which spans may begin and end, or why there are none."""
     if not interface.cuts:
-        return "none: no blocks can be skipped"
+        return "none, so no spans"
     cuts = _names(interface.cuts)
     if target is not None and target.layout != "chained":
-        return f"{cuts}, which layout {target.layout} does not use: no blocks can be skipped"
+        return f"{cuts}; no spans with layout {target.layout}"
     return cuts
 
 

@@ -165,9 +165,12 @@ def test_inspect_shows_bundles_and_engine_sets(
         (bundle, ["unique", "verified", "exit schedules", "█", "T-shirt to ankle boot"]),
         (bundle, ["just these exits", " 6 9 12 │", "relative", "against torch"]),
         (engine_sets["chained"], ["segments", "3 6 9 12", "onnxruntime, fp32, chained"]),
-        (bundle, ["cuts        0 3 6 9 12", "3-9  │ 9 12  │           50% │       1 │ 24.5 KiB"]),
-        (engine_sets["chained"], ["0 3 6 9 12", "9-12 │ 12       │           25%"]),
-        (engine_sets["per_exit"], ["layout per_exit does not use: no blocks can be skipped"]),
+        (
+            bundle,
+            ["cuts        0 3 6 9 12", "│ 3-9  │ 9 12   │           50% │       1 │ 24.5 KiB │"],
+        ),
+        (engine_sets["chained"], ["0 3 6 9 12", "│ 9-12 │ 12     │           25% │"]),
+        (engine_sets["per_exit"], ["0 3 6 9 12; no spans with layout per_exit"]),
     ):
         status, out, _ = run("inspect", folder)
         assert status == 0
