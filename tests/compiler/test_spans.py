@@ -243,6 +243,43 @@ def test_cuts_through_nothing_are_refused(cuts: list[int], tmp_path: Path) -> No
         load_recipe(path)
 
 
+@pytest.mark.parametrize("cuts", ["[1.5]", '["3"]', "3"])
+def test_cuts_through_a_block_are_refused(cuts: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    text = RECIPE.read_text().replace("[network.options]", f"cuts = {cuts}\n[network.options]")
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=r"Expected `.*network.cuts.*; fix that key"):
+        load_recipe(path)
+
+
+FREE = "resizable = { axes = [1], min = 2, max = 8, multiple = 2 }"
+SPANS = '\n[schedules]\nfast = ["4/1-3:0", 4]\n'
+
+
+@pytest.mark.parametrize(
+    ("cuts", "schedules", "found"),
+    [("cuts = [1, 3]", "", "network.cuts"), ("", SPANS, "a schedule with spans")],
+)
+def test_networks_without_known_blocks_or_lengths_have_no_spans(
+    cuts: str, schedules: str, found: str, tmp_path: Path
+) -> None:
+    """Ready-made files, and samples of any size: refused where spans are asked for."""
+    path = tmp_path / "recipe.toml"
+    made = f'factory = "m:F"\ncheckpoint = "w"\nexits = [2, 4]\n{cuts}\n[state]\nshape = [1, 8]\n'
+    path.write_text(f'name = "n"\n[network]\n{made}{FREE}\n{schedules}')
+    with pytest.raises(
+        RecipeError, match=f"{found} beside state.resizable .* one shape, for spans"
+    ):
+        load_recipe(path)
+    ready = f'files = ["a.onnx", "b.onnx"]\nexits = [2, 4]\n{cuts}\n[state]\nshape = [1, 8]\n'
+    path.write_text(f'name = "n"\n[network]\n{ready}{schedules}')
+    with pytest.raises(RecipeError, match=f"{found} beside network.files .* are not known; remove"):
+        load_recipe(path)
+    for silent in (made + FREE, ready):
+        path.write_text(f'name = "n"\n[network]\n{silent}'.replace(cuts, ""))
+        assert not load_recipe(path).schedules
+
+
 def test_default_cuts_are_the_exits_and_quarters_far_from_them() -> None:
     cuts = {
         path.stem: load_recipe(path).network.cuts_or_default
