@@ -123,9 +123,10 @@ def _in_turns(
         outside[name].append(perf_counter() - started - timed.seconds)
 
     interleaved({name: partial(sample, name) for name in programs}, rounds=rounds).checked()
-    return tuple(  # the first one of each warms up
+    engine, host = (  # the first one of each warms up
         {name: median(taken[1:]) for name, taken in each.items()} for each in (inside, outside)
     )
+    return engine, host
 
 
 def _conditions(sampler: Sampler, batch: int) -> dict[str, Any]:
@@ -174,7 +175,7 @@ def kept_memory(engines: str, order: int, batch: int) -> Row:
     from eecompile.measure.memory import resident
 
     with Sampler.open(engines) as sampler:
-        program = every_second(sampler, middle_span(sampler, order), 2 * EVALUATED + 2)
+        program = every_second(sampler, middle_span(sampler, order), EVALUATED + 1)
         sampler.sample(batch, solver=program, guidance=1.0, **_conditions(sampler, batch))
         return {"MiB": resident()}
 
