@@ -150,9 +150,9 @@ def test_inspect_shows_bundles_and_engine_sets(
         (engine_sets["chained"], ["segments", "3 6 9 12", "onnxruntime, fp32, chained"]),
         (
             bundle,
-            ["cuts        0 3 6 9 12", "│ 3-9  │ 9 12   │           50% │       1 │ 24.5 KiB │"],
+            ["cuts        0 3 6 9 12", "│ 3-9  │ 9 12 ", "│           50% │       1 │ 24.5 KiB │"],
         ),
-        (engine_sets["chained"], ["0 3 6 9 12", "│ 9-12 │ 12     │           25% │"]),
+        (engine_sets["chained"], ["0 3 6 9 12", "│ 9-12 │ 12 ", "│           25% │"]),
         (engine_sets["per_exit"], ["0 3 6 9 12; no spans with layout per_exit"]),
     ):
         status, out, _ = run("inspect", folder)
