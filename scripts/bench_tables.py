@@ -13,7 +13,7 @@ from typing import Any
 from caching_page import tables
 from results import ROOT, machine
 
-from eecompile.show.table import markdown
+from eecompile.show.table import Column, Table, markdown, words
 
 SAME, FULL = "over eager, same schedule", "over eager, full depth"
 SAVING = "schedule's saving"
@@ -44,6 +44,7 @@ def documents(root: Path = ROOT) -> dict[Path, str]:
         ("docs/compare.md", "peers", whole_tables),
         ("docs/compare.md", "caching", caching_tables),
         ("docs/networks.md", "networks", networks_table),
+        ("docs/choices.md", "spans", span_tables),
     ):
         path = root / document
         results = (json.loads(file.read_text()) for file in results_files(name, root))
@@ -92,6 +93,34 @@ def networks_table(result: Mapping[str, Any]) -> Iterator[str]:
             f"{row['seconds']:.0f}",
         )
         yield f"| {' | '.join(cells)} |"
+    yield ""
+
+
+def span_tables(result: Mapping[str, Any]) -> Iterator[str]:
+    """Spans beside full depth: time and memory."""
+    shares = {
+        "blocks": "share of blocks",
+        "time": "share of time",
+        "what runs in every step": "over: runs in every step",
+        "sums of tensors": "over: sums on the host",
+        "the rest": "over: the rest",
+    }
+    columns = [
+        *(words(name, itemgetter(name)) for name in ("network", "batch", "span")),
+        Column("full depth", itemgetter("full depth, ms a step"), "ms a step"),
+        *(Column(name, itemgetter(key), form="{:.3f}".format) for name, key in shares.items()),
+    ]
+    title = f"Every second step with a span, target `{result['target']}`, on {machine(result)}"
+    yield ""
+    yield from markdown(Table("time", title, columns, result["time"])).splitlines()
+    columns = [
+        *(words(name, itemgetter(name)) for name in ("network", "batch", "span")),
+        Column("measured", itemgetter("kept beyond order 0, MiB"), "MiB"),
+        Column("by the formula", itemgetter("formula, MiB"), "MiB"),
+    ]
+    title = "Resident memory of what is kept beyond order 0"
+    yield ""
+    yield from markdown(Table("memory", title, columns, result["memory"])).splitlines()
     yield ""
 
 
