@@ -18,6 +18,11 @@ from torch.fx import Interpreter, Node
 from eecompile.arrays import AnyArray, Array, Inputs
 from eecompile.compiler.graph.operators import network_line
 from eecompile.compiler.sessions import run_session, session_from_graph
+from eecompile.compiler.trace import traced_network
+from eecompile.compiler.verify import extreme_inputs, verification_points
+from eecompile.errors import EecompileError
+from eecompile.networks.base import MultiExitNetwork
+from eecompile.programs.interface import Interface
 from eecompile.store.target import Tolerance
 
 _LARGE_ANGLE = 2000.0  # radians, of which float32 holds four digits after the point
@@ -25,6 +30,27 @@ _FEW = 20.0  # what a network that takes t from 0 to 1 multiplies may exceed
 _ANGLES = ("sin", "cos")
 _MASKED = ("softmax", "scaled_dot_product")
 _HALF = (torch.float16, torch.bfloat16)
+
+
+def located(
+    error: EecompileError,
+    network: MultiExitNetwork | None,
+    interface: Interface,
+    tolerance: Tolerance,
+) -> EecompileError:
+    """The error with the first operator at fault, where one is found."""
+    if network is None:
+        return error
+    traced = traced_network(network, interface)
+    for point in (*verification_points(interface), *extreme_inputs(interface).values()):
+        difference = first_difference(traced.model, traced.program, point, tolerance)
+        if difference is not None:
+            return type(error)(
+                found=f"{error.found}; {difference}",
+                expected=error.expected,
+                remedy=difference.cause or error.remedy,
+            )
+    return error
 
 
 class Difference(NamedTuple):

@@ -19,7 +19,7 @@ import torch
 
 import eecompile
 from eecompile.arrays import Inputs
-from eecompile.compiler.differences import first_difference
+from eecompile.compiler.differences import located
 from eecompile.compiler.files import evaluate_files, external_files, graph_from_files
 from eecompile.compiler.graph.cuts import marks
 from eecompile.compiler.graph.merge import exit_outputs, merged_exits
@@ -29,7 +29,7 @@ from eecompile.compiler.graph.spans import cut_parts, span_plans
 from eecompile.compiler.notices import told_once
 from eecompile.compiler.progress import Report, silent
 from eecompile.compiler.sessions import evaluate_apart, evaluate_joined, session_from_graph
-from eecompile.compiler.trace import graph_from_network, traced_network
+from eecompile.compiler.trace import graph_from_network
 from eecompile.compiler.verify import (
     Error,
     Evaluate,
@@ -49,7 +49,6 @@ from eecompile.compiler.weights import WeightStore, load_graph
 from eecompile.decoding import MalformedError, from_npy
 from eecompile.errors import (
     BundleError,
-    EecompileError,
     NonFiniteError,
     RecipeError,
     TraceError,
@@ -135,7 +134,7 @@ def bundle_from_recipe(
             errors = _verify(folder, source, interface, recipe.tolerance, report)
         except (VerificationError, NonFiniteError) as error:
             report("comparing the operators of torch and of the graph")
-            raise _explained(error, source.network, interface, recipe.tolerance) from error
+            raise located(error, source.network, interface, recipe.tolerance) from error
         shared = sharing(source.model.graph, exit_outputs(source.model, interface))
         timesteps, batches = check_points(interface.process.timesteps)
         report("checking digests")
@@ -219,27 +218,6 @@ def _traced(network: MultiExitNetwork, interface: Interface) -> ir.Model:
             expected=error.expected,
             remedy=f"take network.factory = {ADAPTERS[kind]!r}, which loads the same weights",
         ) from error
-
-
-def _explained(
-    error: EecompileError,
-    network: MultiExitNetwork | None,
-    interface: Interface,
-    tolerance: Tolerance,
-) -> EecompileError:
-    """The error with the first operator at fault, where one is found."""
-    if network is None:
-        return error
-    traced = traced_network(network, interface)
-    for point in (*verification_points(interface), *extreme_inputs(interface).values()):
-        difference = first_difference(traced.model, traced.program, point, tolerance)
-        if difference is not None:
-            return type(error)(
-                found=f"{error.found}; {difference}",
-                expected=error.expected,
-                remedy=difference.cause or error.remedy,
-            )
-    return error
 
 
 def _evaluate_network(network: MultiExitNetwork, interface: Interface) -> Evaluate:
