@@ -56,6 +56,7 @@ ADAPTED = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:In CPU autocast")  # Mochi asks for float32
 @pytest.mark.parametrize("name", list(ADAPTED))
 @pytest.mark.parametrize("lengths", [(5, 5), (3, 3), (2, 5)])
 def test_an_adapter_computes_what_the_original_does(name: str, lengths: tuple[int, int]) -> None:
