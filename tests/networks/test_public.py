@@ -35,6 +35,7 @@ def networks(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("networks")
 
 
+@pytest.mark.filterwarnings("ignore")  # the libraries' own
 @pytest.mark.parametrize("name", PARAMS)
 def test_it_samples_as_its_library_does(name: str, networks: Any, tmp_path: Path) -> None:
     row = networks.network_row(name, tmp_path)
