@@ -52,9 +52,11 @@ class NetworkRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         blocks: name of the module list that is cut, such as ``transformer_blocks``; the
             factory is then called with ``options`` only and may return any torch module.
         options: keyword arguments of the factory.
-        checkpoint: safetensors, or a file of torch.save; relative to the recipe.
+        checkpoint: safetensors, the ``.index.json`` of its shards, or a file of torch.save;
+            relative to the recipe.
         checkpoint_key: entry of the checkpoint that holds the weights; by default
-            ``ema`` where there is one, else ``model`` or ``state_dict``.
+            ``ema`` where there is one, else ``model`` or ``state_dict``. Or, with a dot at
+            its end, the prefix of their names, which is otherwise found.
         arguments: the network's name for an input, by ours (``x``, ``t``, or a
             condition); ``added.size`` is entry ``size`` of the dictionary ``added``.
         files: one ONNX file an exit instead of a factory, relative to the recipe.

@@ -45,6 +45,7 @@ from eecompile.compiler.verify import (
 from eecompile.compiler.weights import WeightStore, load_graph
 from eecompile.errors import BundleError, RecipeError, TraceError
 from eecompile.networks.base import MultiExitNetwork
+from eecompile.networks.checkpoint import checkpoint_files
 from eecompile.networks.load import importable, load_network
 from eecompile.networks.truncated import Truncated
 from eecompile.programs.interface import Interface
@@ -319,8 +320,8 @@ def _exit_graphs(
 def _digests(recipe: ExportRecipe, folder: Path) -> dict[str, str]:
     network = recipe.network
     if not network.files:
-        checkpoint = folder / (network.checkpoint or "")
-        return {checkpoint.name: sha256(checkpoint)}
+        files = checkpoint_files(folder / (network.checkpoint or ""))
+        return {path.name: sha256(path) for path in files}
     paths = {folder / name for name in network.files}
     paths |= {data for path in paths for data in external_files(path)}
     return {os.path.relpath(path, folder): sha256(path) for path in sorted(paths)}
