@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -59,6 +59,7 @@ class NetworkRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             its end, the prefix of their names, which is otherwise found.
         arguments: the network's name for an input, by ours (``x``, ``t``, or a
             condition); ``added.size`` is entry ``size`` of the dictionary ``added``.
+        timestep_dtype: as which the network takes t; ``int64`` rounds it.
         files: one ONNX file an exit instead of a factory, relative to the recipe.
         costs: what evaluating each exit costs, in any unit; by default its depth.
         cuts: block boundaries between which spans of blocks may be skipped, ascending, each
@@ -73,6 +74,7 @@ class NetworkRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     checkpoint: str | None = None
     checkpoint_key: str | None = None
     arguments: dict[str, str] = {}
+    timestep_dtype: Literal["float32", "int64"] = "float32"
     files: tuple[str, ...] = ()
     costs: tuple[float, ...] = ()
     cuts: tuple[int, ...] | None = None

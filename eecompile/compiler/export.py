@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -24,6 +25,7 @@ from eecompile.compiler.graph.merge import exit_outputs, merged_exits
 from eecompile.compiler.graph.partition import check_nested, extract, per_exit_parts
 from eecompile.compiler.graph.sharing import exit_weights, sharing
 from eecompile.compiler.graph.spans import cut_parts, span_tensors
+from eecompile.compiler.hints import too_large_times
 from eecompile.compiler.progress import Report, silent
 from eecompile.compiler.sessions import evaluate_apart, evaluate_joined, session_from_graph
 from eecompile.compiler.trace import graph_from_network
@@ -43,8 +45,9 @@ from eecompile.compiler.verify import (
     worst_of,
 )
 from eecompile.compiler.weights import WeightStore, load_graph
-from eecompile.errors import BundleError, RecipeError, TraceError
+from eecompile.errors import BundleError, RecipeError, TraceError, VerificationError
 from eecompile.networks.base import MultiExitNetwork
+from eecompile.networks.calls import without_autocast
 from eecompile.networks.checkpoint import checkpoint_files
 from eecompile.networks.load import importable, load_network
 from eecompile.networks.truncated import Truncated
@@ -64,6 +67,7 @@ from eecompile.store.bundle import (
 from eecompile.store.folders import new_folder
 from eecompile.store.target import Tolerance
 
+LOG = logging.getLogger("eecompile.compiler")
 _JOINED = "joined.onnx"  # all exits in one graph, while they are verified
 
 
@@ -106,7 +110,11 @@ def bundle_from_recipe(
     interface = interface_from_recipe(recipe)
     replaces = force or _holds(output, recipe.name)
     # A network's forward may import, too.
-    with new_folder(output, replaces=replaces) as folder, importable(path.parent):
+    with (
+        new_folder(output, replaces=replaces) as folder,
+        importable(path.parent),
+        without_autocast(),
+    ):
         _write_calibration(folder, recipe, path.parent, interface)
         source = _source(recipe, path.parent, interface, report)
         report("writing graphs and weights")
@@ -114,7 +122,17 @@ def bundle_from_recipe(
         interface = msgspec.structs.replace(interface, cuts=_cuts(folder, recipe, interface))
         for schedule in interface.schedules.values():
             schedule.check(interface.exits, interface.cuts)
-        errors = _verify(folder, source, interface, recipe.tolerance, report)
+        advice = too_large_times(source.reference, interface)
+        try:
+            errors = _verify(folder, source, interface, recipe.tolerance, report)
+        except VerificationError as error:
+            if not advice:
+                raise
+            raise VerificationError(
+                found=error.found, expected=error.expected, remedy=advice
+            ) from error
+        if advice:
+            LOG.warning("the timesteps look too large: %s", advice)
         shared = sharing(source.model.graph, exit_outputs(source.model, interface))
         timesteps, batches = check_points(interface.process.timesteps)
         report("checking digests")

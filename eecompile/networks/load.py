@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from eecompile.errors import CheckpointError, EecompileError, RecipeError, summary
 from eecompile.interrupt import check
 from eecompile.networks.base import MultiExitNetwork
+from eecompile.networks.calls import give_a_tuple, take_whole_timesteps
 from eecompile.networks.checkpoint import check_file, state_from_file
 from eecompile.networks.naming import named_as
 from eecompile.networks.quantised import dequantised
@@ -47,6 +48,10 @@ def load_network(recipe: NetworkRecipe, folder: Path) -> MultiExitNetwork:
     network.float().eval()
     for parameter in network.parameters():
         parameter.requires_grad_(False)
+    if recipe.timestep_dtype == "int64":
+        take_whole_timesteps(network, recipe.arguments.get("t", "t"))
+    if recipe.blocks is None:
+        give_a_tuple(network, recipe.exits)
     if recipe.blocks is None and recipe.arguments:
         return Renamed(cast("MultiExitNetwork", network), recipe.arguments).eval()
     if recipe.blocks is None:
