@@ -24,7 +24,7 @@ _DENSE = torch.strided
 # Averaged weights first: they are what published samples are made with.
 _AVERAGED = ("ema", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema")
 _KEYS = (*_AVERAGED, "model", "state_dict", "model_state_dict", "module")
-_INDEX = ".index.json"
+_INDEX = re.compile(r"\.index(\.[A-Za-z0-9_-]+)?\.json\Z")  # with a variant's name, perhaps
 
 
 class _Index(msgspec.Struct):
@@ -44,7 +44,7 @@ def state_from_file(path: Path, key: str | None = None) -> dict[str, Tensor]:
         CheckpointError: the file or a shard is missing or unreadable, would run code when
             read, or holds no state_dict.
     """
-    if path.name.endswith(_INDEX):
+    if _INDEX.search(path.name):
         return _from_shards(path, key)
     check_file(path)
     try:
@@ -72,7 +72,7 @@ def checkpoint_files(path: Path) -> list[Path]:
     Raises:
         CheckpointError: the index is missing or none, or shards are missing.
     """
-    if not path.name.endswith(_INDEX):
+    if not _INDEX.search(path.name):
         return [path]
     return [path, *(path.parent / name for name in sorted({*_shards(path).values()}))]
 
