@@ -253,12 +253,12 @@ def test_variants_are_chosen_and_named(tmp_path: Path) -> None:
         read_snapshot(folder)
     sharded = read_snapshot(folder, "bf16").checkpoint
     assert sharded.name == "diffusion_pytorch_model.safetensors.index.bf16.json"
-    made("dit").save_pretrained(folder / "transformer")
-    plain = read_snapshot(folder).checkpoint
-    assert plain.name == "diffusion_pytorch_model.safetensors"
     network = load_recipe(write_recipe(str(folder), tmp_path / "a.toml", "bf16")).network
     assert network.checkpoint == os.path.relpath(sharded, tmp_path)
     load_network(network, tmp_path)
+    made("dit").save_pretrained(folder / "transformer")
+    plain = read_snapshot(folder).checkpoint
+    assert plain.name == "diffusion_pytorch_model.safetensors"
 
 
 def test_missing_shards_are_named_before_anything_is_written(tmp_path: Path) -> None:
