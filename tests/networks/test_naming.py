@@ -23,6 +23,8 @@ from eecompile.networks.quantised import dequantised
 from tests.networks.test_dit import tiny
 from tests.networks.test_load import recipe, state_of
 
+# Of what torch.compile imports.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 State = dict[str, Any]
 
 
