@@ -23,6 +23,7 @@ from eecompile.programs.interface import Condition, Sampling, State
 from eecompile.programs.process import Process
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.programs.solvers import solver_named
+from eecompile.store.shipped import named_file, packaged
 from eecompile.store.target import Tolerance
 from eecompile.store.toml import read_toml
 
@@ -53,7 +54,7 @@ class NetworkRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             factory is then called with ``options`` only and may return any torch module.
         options: keyword arguments of the factory.
         checkpoint: safetensors, the ``.index.json`` of its shards, or a file of torch.save;
-            relative to the recipe.
+            relative to the recipe, or ``package:file``, a file of a Python package.
         checkpoint_key: entry of the checkpoint that holds the weights; by default
             ``ema`` where there is one, else ``model`` or ``state_dict``. Or, with a dot at
             its end, the prefix of their names, which is otherwise found.
@@ -166,7 +167,7 @@ def load_recipe(
     """Read an export recipe.
 
     Args:
-        path: the recipe.
+        path: the recipe, or the name of one that ships.
         exits: instead of the recipe's. Schedules that name other depths are left out;
             where one of them is the default, ``full`` takes its place.
         checkpoint: instead of the recipe's.
@@ -174,9 +175,9 @@ def load_recipe(
     Raises:
         RecipeError: the file is missing, is no TOML, or is malformed.
     """
-    recipe = _overridden(
-        read_toml(path, ExportRecipe, example="export/fashion-dit.toml"), exits, checkpoint
-    )
+    path = named_file("export", path)
+    recipe = read_toml(path, ExportRecipe, example="export/fashion-dit.toml")
+    recipe = _overridden(recipe, exits, checkpoint, path.parent)
     exits = recipe.network.exits
     ascending = list(exits) == sorted(set(exits))
     if not exits or not ascending or exits[0] < 1 or exits[-1] > _DEEPEST:
@@ -185,7 +186,7 @@ def load_recipe(
             expected=f"at least one depth from 1 to {_DEEPEST}, ascending",
             remedy="list the depths that the network was trained to predict from",
         )
-    _check_cuts(recipe.network, path)
+    _check_cuts(recipe, path)
     _check_names(recipe, path)
     _check_fit(recipe, path)
     sampling = recipe.sampling
@@ -221,8 +222,9 @@ def load_recipe(
 
 
 def _overridden(
-    recipe: ExportRecipe, exits: Sequence[int] | None, checkpoint: Path | None
+    recipe: ExportRecipe, exits: Sequence[int] | None, checkpoint: Path | None, folder: Path
 ) -> ExportRecipe:
+    """The recipe with other exits, and the place of its checkpoint."""
     network = recipe.network
     if (exits or checkpoint) and network.files:
         raise RecipeError(
@@ -231,7 +233,9 @@ def _overridden(
             remedy="write a recipe with the files to export",
         )
     if checkpoint is not None:
-        place = str(checkpoint.absolute())
+        network = msgspec.structs.replace(network, checkpoint=str(checkpoint.absolute()))
+    elif network.checkpoint:
+        place = packaged(network.checkpoint, folder)
         network = msgspec.structs.replace(network, checkpoint=place)
     if exits is None:
         return msgspec.structs.replace(recipe, network=network)
@@ -260,14 +264,26 @@ def schedule_from_toml(table: tuple[int | str, ...] | ScheduleTable) -> ExitSche
     return ExitSchedule.from_slices(table)
 
 
-def _check_cuts(network: NetworkRecipe, path: Path) -> None:
-    """Pass when cuts ascend within the network, whose blocks are known."""
+def _check_cuts(recipe: ExportRecipe, path: Path) -> None:
+    """Pass when cuts ascend within the network, whose blocks and sizes are known."""
+    network = recipe.network
     cuts = network.cuts or ()
-    if cuts and network.files:
+    schedules = map(schedule_from_toml, recipe.schedules.values())
+    spans = any(choice.cuts for schedule in schedules for choice in schedule.choices)
+    if (cuts or spans) and recipe.state.resizable:
         raise RecipeError(
-            found=f"network.cuts beside network.files in {path}",
+            found=f"{'network.cuts' if cuts else 'a schedule with spans'} beside "
+            f"state.resizable in {path}",
+            expected="samples of one shape, for spans: what blocks hand on has no other length "
+            "that is known beforehand",
+            remedy="remove state.resizable, or cuts and spans",
+        )
+    if (cuts or spans) and network.files:
+        raise RecipeError(
+            found=f"{'network.cuts' if cuts else 'a schedule with spans'} beside "
+            f"network.files in {path}",
             expected="cuts of a network that a factory makes: the blocks of files are not known",
-            remedy="remove network.cuts, or export the network from its factory",
+            remedy="remove them, or export the network from its factory",
         )
     bounds = (-1, *cuts, network.exits[-1] + 1)
     if any(not low < high for low, high in pairwise(bounds)):

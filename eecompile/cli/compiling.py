@@ -8,18 +8,20 @@ from typing import Annotated
 import typer
 
 from eecompile.cli import options
-from eecompile.cli.console import extra, phases, say, show
+from eecompile.cli.console import extra, phases, result, say, show
 from eecompile.cli.values import numbers_of
 from eecompile.errors import UsageError
 from eecompile.store.bundle import open_bundle
+from eecompile.store.shipped import shipped
 
 
 def export(
     recipe: Annotated[
         Path,
         typer.Argument(
-            help="Export recipe, such as export/fashion-dit.toml; or the folder of a diffusers "
-            "pipeline, or hub:ORG/NAME for one in the Hugging Face cache: a recipe is written."
+            help="Export recipe: a file, or a name that 'eecompile recipes' lists; or the folder "
+            "of a diffusers pipeline, or hub:ORG/NAME for one in the Hugging Face cache: its "
+            "recipe is written."
         ),
     ],
     output: Annotated[
@@ -46,7 +48,8 @@ def export(
     from eecompile.recipe import load_recipe
     from eecompile.show.bundles import exits_table
 
-    if recipe.is_dir() or str(recipe).startswith("hub:"):
+    is_folder = recipe.is_dir() and str(recipe) not in shipped("export")
+    if is_folder or str(recipe).startswith("hub:"):
         with extra("schedulers"), extra("export"):
             from eecompile.compiler.snapshots.recipe import write_recipe
 
@@ -71,6 +74,7 @@ def export(
             force=force,
             report=report,
         )
+    result(manifest)
     show(exits_table(manifest))
     left_out = set(load_recipe(recipe).exit_schedules()) - set(manifest.interface.schedules)
     if left_out:
@@ -83,7 +87,9 @@ def build(
     target: Annotated[
         Path | None,
         typer.Option(
-            "--target", help="Target, such as engines/cpu.toml; default ONNX Runtime on the CPU."
+            "--target",
+            help="A file, or a name that 'eecompile targets' lists; default ONNX Runtime on the "
+            "CPU.",
         ),
     ] = None,
     output: Annotated[
@@ -108,8 +114,10 @@ def build(
         else:
             built = engine_set_from_bundle(bundle, chosen, folder, force=force, report=report)
     if dry_run:
+        result({"reasons": planned.reasons, "segments": planned.segments})
         show(*planned_parts(planned.reasons, planned.segments))
         return
+    result(built.manifest)
     if not built.up_to_date:
         show(*engine_parts(built.manifest))
     say(f"engine set{', up to date' if built.up_to_date else ''}: {folder}")

@@ -9,34 +9,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from eecompile.cli import main
 from eecompile.compiler.build import engine_set_from_bundle
 from eecompile.compiler.export import bundle_from_recipe
 from eecompile.store.bundle import open_bundle, open_engine_set
+from tests.cli.conftest import Run
 from tests.conftest import RECIPE, TARGETS
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command line in this process: exit status, standard output, standard error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["eecompile", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        captured = capsys.readouterr()
-        return int(caught.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 def fails(result: tuple[int, str, str], *words: str) -> None:
@@ -165,6 +148,12 @@ def test_inspect_shows_bundles_and_engine_sets(
         (bundle, ["unique", "verified", "exit schedules", "█", "T-shirt to ankle boot"]),
         (bundle, ["just these exits", " 6 9 12 │", "relative", "against torch"]),
         (engine_sets["chained"], ["segments", "3 6 9 12", "onnxruntime, fp32, chained"]),
+        (
+            bundle,
+            ["cuts        0 3 6 9 12", "│ 3-9  │ 9 12 ", "│           50% │       1 │ 24.5 KiB │"],
+        ),
+        (engine_sets["chained"], ["0 3 6 9 12", "│ 9-12 │ 12 ", "│           25% │"]),
+        (engine_sets["per_exit"], ["0 3 6 9 12; no spans with layout per_exit"]),
     ):
         status, out, _ = run("inspect", folder)
         assert status == 0
@@ -177,6 +166,10 @@ def test_inspect_prints_json(run: Run, bundle: Path, engine_sets: dict[str, Path
     assert json.loads(run("inspect", bundle, "--json")[1])["digest"] == open_bundle(bundle).digest
     shown = json.loads(run("inspect", engine_sets["chained"], "--json")[1])
     assert shown["fingerprint"] == open_engine_set(engine_sets["chained"]).fingerprint
+    for spans in (shown["spans"], json.loads(run("inspect", bundle, "--json")[1])["spans"]):
+        (span,) = (each for each in spans if (each["start"], each["stop"]) == (3, 9))
+        assert span["tensors"][0]["shape"] == [49, 128]
+        assert span["bytes"] == 4 * 49 * 128
 
 
 def test_build_is_up_to_date_the_second_time(run: Run, bundle: Path, tmp_path: Path) -> None:
@@ -283,7 +276,7 @@ def test_an_interrupted_build_leaves_the_previous_engines(
     if process.returncode != 0:
         assert open_engine_set(folder) == before
         if how != signal.SIGKILL:
-            assert process.returncode == 1
+            assert process.returncode == 130
             assert "interrupted" in error
             assert "Traceback" not in error
             assert [p.name for p in tmp_path.iterdir()] == ["engines"]
@@ -304,7 +297,7 @@ def test_an_interrupted_export_leaves_the_previous_bundle(
         time.sleep(0.3)
         process.send_signal(how)
         process.communicate(timeout=60)
-    assert process.returncode in (1, -signal.SIGKILL)
+    assert process.returncode in (130, -signal.SIGKILL)
     assert open_bundle(folder) == before
     bundle_from_recipe(small_recipe, folder)
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
@@ -331,7 +324,7 @@ def test_an_interrupted_sampling_leaves_the_previous_picture(
         time.sleep(4)
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert "interrupted" in error
     assert output.read_bytes() == b"previous"
     assert [p.name for p in tmp_path.iterdir()] == ["out.npy"]
