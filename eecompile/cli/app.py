@@ -11,7 +11,7 @@ import typer
 
 import eecompile
 from eecompile.cli.comparing import compare
-from eecompile.cli.compiling import build, export
+from eecompile.cli.compiling import build, export, sign
 from eecompile.cli.console import err, out
 from eecompile.cli.evaluating import evaluate
 from eecompile.cli.inspecting import doctor, inspect
@@ -26,7 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for _command in (export, build, sample, compare, tune, program, inspect, evaluate, doctor):
+_COMMANDS = (export, build, sign, sample, compare, tune, program, inspect, evaluate, doctor)
+for _command in _COMMANDS:
     app.command()(_command)
 _INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt
 

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from eecompile.arrays import AnyArray, Array, Inputs
 from eecompile.backends import BACKENDS
 from eecompile.errors import BackendError, one_line
+from eecompile.runtime.engines._files import opening
 from eecompile.runtime.protocol import Engine
 from eecompile.runtime.trajectory.plan import NONE, WHOLE, BoundEvaluation, Stretch
 from eecompile.store.bundle import EngineManifest, ExitPlan, Segment, check_listed
@@ -64,6 +66,7 @@ class OpenvinoEngine(Engine):
             self._from_blob(segment) or self._from_graph(segment, built)
             for segment in self._segments
         ]
+        self._sizes = {manifest.target.batch.min, manifest.target.batch.opt}
         self._fixed: dict[tuple[int, int], Any] = {}
         self._lock = threading.Lock()
 
@@ -74,12 +77,18 @@ class OpenvinoEngine(Engine):
                 self._fixed[index, batch] = self._from_blob(self._segments[index], batch)
             return self._fixed[index, batch] or self._models[index]
 
+    def open_all(self) -> None:
+        """Open the further blobs, too."""
+        for index, batch in product(range(len(self._segments)), sorted(self._sizes)):
+            self.model(index, batch)
+
     def _from_blob(self, segment: Segment, batch: int = 0) -> Any | None:
         """The model in a segment's blob; None where none fits this OpenVINO and processor."""
         blob = blob_name(self._runtime, self._core, segment.file, batch)
         if blob not in self._files:
             return None
-        data, options = (self._folder / blob).read_bytes(), blob_options(self._folder)
+        data = opening(self._folder / blob).read_bytes()
+        options = blob_options(self._folder)
         with suppress(RuntimeError):
             return self._core.import_model(data, "CPU", self._options | options)
         return None
@@ -87,7 +96,8 @@ class OpenvinoEngine(Engine):
     def _from_graph(self, segment: Segment, built: str) -> Any:
         """The model of a segment's graph, which OpenVINO ``built`` wrote."""
         try:
-            graph = self._core.read_model(self._folder / segment.file, self._folder / WEIGHTS)
+            path = opening(self._folder / segment.file)
+            graph = self._core.read_model(path, self._folder / WEIGHTS)
             return self._core.compile_model(graph, "CPU", self._options)
         except RuntimeError as error:
             raise BackendError(
