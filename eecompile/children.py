@@ -27,10 +27,15 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": path}
 
 
-def die_with_parent() -> None:
-    """From now on, this process ends when the thread that started it does (Linux)."""
+def die_with_parent(parent: int | None = None) -> None:
+    """From now on, this process ends when the thread that started it does (Linux).
+
+    It ends now if the process ``parent`` started it, and has ended since.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)
 
 
 class Child(Handle):

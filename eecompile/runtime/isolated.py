@@ -41,8 +41,9 @@ _REMEDY = "build it again with the libraries that are installed here"
 
 
 class _Job(msgspec.Struct, frozen=True):
-    """What the process opens; the folders are its arguments, which may be of any encoding."""
+    """What a process opens, and who started it; folders, of any encoding, are its arguments."""
 
+    parent: int
     manifests: dict[str, EngineManifest]
     threads: int | None
     shared_pool: bool
@@ -91,7 +92,7 @@ def check_isolated(
             expected="a positive number of seconds",
             remedy="choose another",
         )
-    job = msgspec.json.encode(_Job(dict(manifests), threads, shared_pool))
+    job = msgspec.json.encode(_Job(os.getpid(), dict(manifests), threads, shared_pool))
     deadline = time.monotonic() + seconds
     with _started(folders, job) as child:
         status = child.status(deadline)
@@ -162,7 +163,8 @@ class _Telling(logging.Handler):
 
 
 def _serve(folders: Sequence[Path]) -> None:
-    die_with_parent()
+    job = from_json(sys.stdin.buffer.read(), _Job)
+    die_with_parent(job.parent)
     _leave_no_core()
     with os.fdopen(os.dup(1), "wb", buffering=0) as answers:
         os.dup2(2, 1)  # libraries print where they like
@@ -173,7 +175,6 @@ def _serve(folders: Sequence[Path]) -> None:
         FILES.addHandler(_Telling(say))
         FILES.setLevel(logging.DEBUG)
         try:
-            job = from_json(sys.stdin.buffer.read(), _Job)
             _try(folders, job, say)
         except EecompileError as error:
             name = type(error).__name__
