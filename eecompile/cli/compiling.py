@@ -96,7 +96,10 @@ def build(
 def sign(
     folder: Annotated[Path, typer.Argument(help="A bundle or an engine set.")],
     key: Annotated[
-        Path, typer.Option(help="Ed25519 private key: PEM, or OpenSSH's without a passphrase.")
+        Path,
+        typer.Option(
+            metavar="KEY", help="Ed25519 private key: PEM, or OpenSSH's without a passphrase."
+        ),
     ],
 ) -> None:
     """Sign a bundle or an engine set, so that its users can tell who made it."""
