@@ -88,7 +88,7 @@ def check_isolated(
     """
     if not 0 < seconds < float("inf"):
         raise UsageError(
-            found=f"a limit of {seconds} s",
+            found=f"a limit of {seconds:g} s",
             expected="a positive number of seconds",
             remedy="choose another",
         )

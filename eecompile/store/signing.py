@@ -35,8 +35,9 @@ def sign_folder(folder: Path, key: Path) -> bool:
         BusyError: another process is writing the folder.
         BackendError: the package cryptography or filelock is missing.
     """
-    loaded, folder = private_key(key), folder.resolve()
+    loaded = private_key(key)
     (open_bundle if peek(folder) == "bundle" else open_engine_set)(folder)
+    folder = folder.resolve()  # what a link leads to is replaced, not the link
     if read_signature(folder) == loaded.sign((folder / MANIFEST).read_bytes()):
         return False
     with new_folder(folder, replaces=True) as new:
