@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import typer
 
-from eecompile.cli.console import phases, say, show
+from eecompile.cli.console import phases, result, say, show
 from eecompile.cli.values import program_of, schedule_of
 from eecompile.errors import BackendError, EecompileError, UsageError
 from eecompile.runtime.engines.fake import FakeEngine
@@ -27,7 +26,6 @@ from eecompile.store.bundle import (
 
 def inspect(
     path: Annotated[Path, typer.Argument(help="A bundle, an engine set, or a program's JSON.")],
-    json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
     program: Annotated[
         bool, typer.Option("--program", help="Show the program that sampling would run.")
     ] = False,
@@ -88,22 +86,19 @@ def inspect(
             shown = planner.program(solver, steps, schedule_of(schedule, interface))
         else:
             shown = program_of(path, None)
-        if json:
-            sys.stdout.buffer.write(shown.to_json() + b"\n")
-        else:
-            show(*program_parts(shown, interface, whole=all_))
+        result(shown.to_json())
+        show(*program_parts(shown, interface, whole=all_))
         return
     if check:
-        _check(path, signed_by, SECONDS if limit is None else limit, json=json)
+        _check(path, signed_by, SECONDS if limit is None else limit)
         return
     manifest = _manifest(path, signed_by)
-    if json:
-        _print_json(manifest)
-    elif isinstance(manifest, BundleManifest):
+    result(manifest)
+    if isinstance(manifest, BundleManifest):
         show(*bundle_parts(manifest))
     else:
         show(*engine_parts(manifest))
-    if signed_by and not json:
+    if signed_by:
         say(f"signed by {signed_by}")
 
 
@@ -125,7 +120,7 @@ class CheckReport(msgspec.Struct, kw_only=True):
     error: dict[str, str] | None = None
 
 
-def _check(path: Path, signed_by: Path | None, limit: float, *, json: bool) -> None:
+def _check(path: Path, signed_by: Path | None, limit: float) -> None:
     """Open an engine set in a process of its own, and say how that went."""
     report = CheckReport(path=str(path), signed_by=None if signed_by is None else str(signed_by))
     started = time.perf_counter()
@@ -142,20 +137,16 @@ def _check(path: Path, signed_by: Path | None, limit: float, *, json: bool) -> N
         raise
     finally:
         report.seconds = time.perf_counter() - started
-        if json:
-            _print_json(report)
-    if not json:
-        say(
-            f"{path}: {len(manifest.files)} files have their digests"
-            + (f", signed by {signed_by}" if signed_by else "")
-            + f"; {len(manifest.exits)} exits evaluated in {report.seconds:.1f} s, in a process "
-            "of its own"
-        )
+        result(report)
+    say(
+        f"{path}: {len(manifest.files)} files have their digests"
+        + (f", signed by {signed_by}" if signed_by else "")
+        + f"; {len(manifest.exits)} exits evaluated in {report.seconds:.1f} s, in a process "
+        "of its own"
+    )
 
 
-def doctor(
-    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
-) -> None:
+def doctor() -> None:
     """Show what can build and run on this machine, why the rest cannot, and what to install."""
     from eecompile.doctor.examine import examine
     from eecompile.doctor.tables import doctor_parts
@@ -163,10 +154,8 @@ def doctor(
     with phases() as progress:
         progress("asking every backend")
         report = examine()
-    if json:
-        _print_json(report)
-    else:
-        show(*doctor_parts(report))
+    result(report)
+    show(*doctor_parts(report))
     if not report.usable:
         raise BackendError(
             found="no backend that can run here",
@@ -184,7 +173,3 @@ def planner_of(path: Path) -> Sampler:
 def _manifest(path: Path, signed_by: Path | None = None) -> BundleManifest | EngineManifest:
     opened = open_bundle if peek(path, signed_by) == "bundle" else open_engine_set
     return opened(path, signed_by)
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
