@@ -9,15 +9,14 @@ from pathlib import Path
 import pytest
 
 from eecompile.store.bundle import open_bundle, open_engine_set
-from tests.cli import test_cli
-from tests.cli.test_cli import Run, fails
+from tests.cli.conftest import Run
+from tests.cli.test_cli import fails
 from tests.conftest import TARGETS
 from tests.runtime.test_isolated import sealed
 from tests.store import test_signature
 from tests.store.test_signature import Keys
 
 Copy = Callable[[Path], Path]
-run = test_cli.run
 ours, theirs = test_signature.ours, test_signature.theirs
 
 
