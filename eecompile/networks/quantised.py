@@ -34,7 +34,8 @@ def dequantised(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if not any(value.dtype in _FP8 for value in state.values()):
         return dict(state)
     found = {name: value for name, value in state.items() if not _UNUSED.search(name)}
-    stored = [name for name, value in found.items() if value.dtype in _FP8]
+    # What repeats a smaller storage stays as it is, and is refused: it might not fit in memory.
+    stored = [name for name, value in found.items() if value.dtype in _FP8 and _is_whole(value)]
     scaled = 0
     for name in stored:
         whole = found[name].float()
@@ -53,6 +54,10 @@ def dequantised(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else "without scales, taken as they are",
     )
     return found
+
+
+def _is_whole(value: Tensor) -> bool:
+    return value.untyped_storage().nbytes() >= value.numel()
 
 
 def _spread(scale: Tensor, shape: torch.Size, name: str, key: str) -> Tensor:
