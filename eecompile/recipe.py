@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -56,10 +56,11 @@ class NetworkRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             of lists or single modules, in the order in which they run; the factory is then
             called with ``options`` only and may return any torch module.
         options: keyword arguments of the factory.
-        checkpoint: safetensors, or a file of torch.save; relative to the recipe, or
-            ``package:file``, a file of a Python package.
+        checkpoint: safetensors, the ``.index.json`` of its shards, or a file of torch.save;
+            relative to the recipe, or ``package:file``, a file of a Python package.
         checkpoint_key: entry of the checkpoint that holds the weights; by default
-            ``ema`` where there is one, else ``model`` or ``state_dict``.
+            ``ema`` where there is one, else ``model`` or ``state_dict``. Or, with a dot at
+            its end, the prefix of their names, which is otherwise found.
         arguments: the network's name for an input, by ours (``x``, ``t``, or a
             condition); ``added.size`` is entry ``size`` of the dictionary ``added``, and
             ``table.0`` the first of the tuple ``table``.
@@ -67,8 +68,9 @@ class NetworkRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             strings, booleans, lists and tables; ``{ null = true }`` is None, ``{ tensor = [..],
             dtype = ".." }`` a tensor, and ``{ call = "package.module:function", arguments = [..],
             options = {..} }`` what a function returns.
-        dtypes: of inputs, by our names, where the network takes another than the recipe states
-            (float32 for ``x`` and ``t``), such as ``bool`` for a mask.
+        dtypes: of ``x`` and conditions, where the network takes another than the recipe states,
+            such as ``bool`` for a mask.
+        timestep_dtype: as which the network takes t; ``int64`` rounds it.
         files: one ONNX file an exit instead of a factory, relative to the recipe.
         costs: what evaluating each exit costs, in any unit; by default its depth.
         cuts: block boundaries between which spans of blocks may be skipped, ascending, each
@@ -85,6 +87,7 @@ class NetworkRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     arguments: dict[str, str] = {}
     constants: dict[str, Any] = {}
     dtypes: dict[str, Dtype] = {}
+    timestep_dtype: Literal["float32", "int64"] = "float32"
     files: tuple[str, ...] = ()
     costs: tuple[float, ...] = ()
     cuts: tuple[int, ...] | None = None
@@ -355,11 +358,15 @@ def _check_fit(recipe: ExportRecipe, path: Path) -> None:
 def _check_arguments(recipe: ExportRecipe, path: Path) -> None:
     """Pass when inputs and constants have distinct places among the network's arguments."""
     network, inputs = recipe.network, {"x", "t", *recipe.conditions}
-    for key, table in (("arguments", network.arguments), ("dtypes", network.dtypes)):
-        if set(table) - inputs:
+    tables: dict[str, tuple[Mapping[str, str], set[str]]] = {
+        "arguments": (network.arguments, inputs),
+        "dtypes": (network.dtypes, inputs - {"t"}),
+    }
+    for key, (table, allowed) in tables.items():
+        if set(table) - allowed:
             raise RecipeError(
                 found=f"network.{key} for {sorted(table)} in {path}",
-                expected=f"some of {sorted(inputs)}",
+                expected=f"some of {sorted(allowed)}",
                 remedy="its keys are our names of the inputs; what is no input is stated in "
                 "[network.constants]",
             )

@@ -27,6 +27,7 @@ from eecompile.compiler.graph.masks import ExpandMasks
 from eecompile.compiler.graph.numbering import NumberValues
 from eecompile.compiler.graph.operators import check_operators, place_of
 from eecompile.compiler.graph.optimise import optimise
+from eecompile.compiler.hints import remedy_of_call
 from eecompile.compiler.refusals import explained, one_size, place_in_network
 from eecompile.compiler.verify import random_inputs
 from eecompile.errors import EecompileError, TraceError, summary
@@ -310,7 +311,9 @@ def _check_outputs(
             found=f"a network that fails on {_shapes(inputs)} ({summary(error)})"
             f"{place_in_network(error)}",
             expected="a prediction per exit from these inputs",
-            remedy="check state, conditions and network.arguments against its forward",
+            remedy=remedy_of_call(
+                error, "check state, conditions and network.arguments against its forward"
+            ),
         ) from error
     shapes = (
         [tuple(p.shape) for p in predictions]
