@@ -21,6 +21,7 @@ from eecompile.compiler.sessions import run_session, session_from_graph
 from eecompile.compiler.trace import traced_network
 from eecompile.compiler.verify import extreme_inputs, verification_points
 from eecompile.errors import EecompileError
+from eecompile.interrupt import check
 from eecompile.networks.base import MultiExitNetwork
 from eecompile.programs.interface import Interface
 from eecompile.store.target import Tolerance
@@ -43,7 +44,11 @@ def located(
         return error
     traced = traced_network(network, interface)
     for point in (*verification_points(interface), *extreme_inputs(interface).values()):
-        difference = first_difference(traced.model, traced.program, point, tolerance)
+        try:
+            difference = first_difference(traced.model, traced.program, point, tolerance)
+        except Exception:  # what fails on this point is what the error is about
+            check()
+            return error
         if difference is not None:
             return type(error)(
                 found=f"{error.found}; {difference}",
