@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -44,7 +44,11 @@ NETWORKS = {
 
 def random_recipe(name: str, work: Path) -> tuple[Path, int]:
     """A recipe of one of NETWORKS with a random checkpoint beside it; its path and bytes."""
-    recipe, changes = NETWORKS[name]
+    return changed_recipe(*NETWORKS[name], work)
+
+
+def changed_recipe(recipe: str, changes: Mapping[str, str], work: Path) -> tuple[Path, int]:
+    """The same of one of the project's recipes, with what regular expressions find replaced."""
     text = (ROOT / "export" / f"{recipe}.toml").read_text()
     for old, new in changes.items():
         text, count = re.subn(old, new, text)
