@@ -22,7 +22,6 @@ TESTS = (
     "tests/golden/test_samples.py",
     "tests/programs/test_program.py",
     "tests/runtime/test_noise.py",
-    "tests/runtime/test_requests.py",
     "tests/store/test_files.py",
 )
 
