@@ -28,14 +28,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
-from bundles import changed_recipe, target
 from children import Row, in_child
 from results import ROOT
 from torture_trial import Outcome
 
 from eecompile import EecompileError, Sampler, SampleRequest
 from eecompile.arrays import Array
-from eecompile.compiler import bundle_from_recipe, engine_set_from_bundle
 from eecompile.measure.memory import resident
 from eecompile.programs.solvers import FACTS
 from eecompile.store.target import BatchProfile
@@ -69,7 +67,7 @@ _CHANGES = {
 _SCHEDULES = ("full", "half", "ase", "balanced", "fast", 2, [4, "forecast2", 4, 4, 4])
 _REFUSED: tuple[dict[str, Any], ...] = (
     *({"solver": "eulers"}, {"steps": 0}, {"schedule": "none"}, {"schedule": [3]}, {"n": 0}),
-    *({"label": 12}, {"label": [1, 2]}, {"size": 3}, {"seed": -1}, {"guidance": float("nan")}),
+    *({"label": 12}, {"label": [1, 2, 3]}, {"size": 3}, {"seed": -1}, {"guidance": float("nan")}),
     *({"guidance": 1e38}, {"guidance_interval": (800, 200)}, {"nulls": {"label": "none"}}),
 )
 _REFUSED_BODIES: tuple[tuple[int, bytes], ...] = (
@@ -82,6 +80,11 @@ def prepare(work: Path) -> None:
     """A small network with random weights, and its engine sets."""
     if all((work / name).exists() for name in ENGINES):
         return
+    # What samples is not to hold the compiler's libraries in memory.
+    from bundles import changed_recipe, target
+
+    from eecompile.compiler import bundle_from_recipe, engine_set_from_bundle
+
     recipe, _ = changed_recipe("fashion-dit", _CHANGES, work)
     bundle_from_recipe(recipe, work / "bundle", force=True)
     for name in ENGINES:
