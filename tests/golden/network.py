@@ -20,15 +20,18 @@ def export(folder: Path) -> None:
     """Write the bundle to a new folder."""
     from safetensors.numpy import load_file, save_file
 
+    from eecompile.recipe import load_recipe
+
     text = re.sub(r"\[schedules\].*?\n(?=\[)", "", RECIPE.read_text(), flags=re.DOTALL)
-    (shipped,) = re.findall('checkpoint = "(.*)"', text)
+    shipped = load_recipe(RECIPE).network.checkpoint
     for old, new in (
         ("depth = 12", f"depth = {_DEPTH}"),
-        ("exits = [3, 6, 9, 12]", f"exits = [3, {_DEPTH}]"),
-        (shipped, _CHECKPOINT),
+        (r"exits = \[.*\]", f"exits = [3, {_DEPTH}]"),
+        ('checkpoint = ".*"', f'checkpoint = "{_CHECKPOINT}"'),
         ('schedule = "half"', 'schedule = "full"'),
     ):
-        text = text.replace(old, new)
+        text, count = re.subn(old, new, text)
+        assert count == 1, old
     tensors = load_file(RECIPE.parent / shipped)
     for key in list(tensors):
         block = re.match(r"blocks\.(\d+)\.", key)
