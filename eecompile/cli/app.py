@@ -12,14 +12,14 @@ import typer
 
 import eecompile
 from eecompile.cli.comparing import compare
-from eecompile.cli.compiling import build, export
+from eecompile.cli.compiling import build, export, sign
 from eecompile.cli.console import err, mode, modes, out
 from eecompile.cli.evaluating import evaluate
 from eecompile.cli.inspecting import doctor, inspect
 from eecompile.cli.listing import recipe, recipes, target, targets
 from eecompile.cli.sampling import program, sample
 from eecompile.cli.tuning import tune
-from eecompile.errors import EecompileError
+from eecompile.errors import EecompileError, shortened
 from eecompile.show.terminal import as_it_is
 
 app = typer.Typer(
@@ -28,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_COMMANDS = (export, build, sample, compare, tune, program, inspect, evaluate)
+_COMMANDS = (export, build, sign, sample, compare, tune, program, inspect, evaluate)
 for _command in (*_COMMANDS, doctor, recipes, recipe, targets, target):
     app.command()(modes(_command))
 _INTERRUPTED = 130  # what shells say of a command that SIGINT ended, and typer too
@@ -66,6 +66,7 @@ def main() -> NoReturn:
     except Exception as error:
         if not hasattr(error, "show"):  # not one of the option parser's own
             raise
+        error.message = shortened(str(getattr(error, "message", "")))  # type: ignore[attr-defined]
         error.show()
         sys.exit(getattr(error, "exit_code", 2))
     if status == _INTERRUPTED:

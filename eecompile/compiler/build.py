@@ -34,7 +34,15 @@ from eecompile.compiler.segments import (
 )
 from eecompile.compiler.sessions import evaluate_apart, evaluate_joined, session_from_graph
 from eecompile.compiler.spans import GraphEngine, verified_spans
-from eecompile.compiler.verify import Error, Evaluate, Outputs, compare, verification_points
+from eecompile.compiler.verify import (
+    Error,
+    Evaluate,
+    Outputs,
+    compare,
+    compare_extremes,
+    extreme_inputs,
+    verification_points,
+)
 from eecompile.errors import (
     BackendError,
     BundleError,
@@ -61,6 +69,8 @@ from eecompile.store.bundle import (
     write_manifest,
 )
 from eecompile.store.folders import check_folder, new_folder
+from eecompile.store.signature import private_key
+from eecompile.store.signing import sign_folder, write_signature
 from eecompile.store.target import Target, load_target
 
 
@@ -77,12 +87,13 @@ def engine_set_from_bundle(
     output: Path,
     *,
     force: bool = False,
+    sign: Path | None = None,
     report: Report = silent,
 ) -> Built:
     """Build the engines of a bundle for a target.
 
     Nothing is built when ``output`` already holds an intact engine set of the same
-    fingerprint.
+    fingerprint; its signature stays, unless ``sign`` asks for another.
 
     Args:
         bundle: folder that ``eecompile export`` wrote.
@@ -90,18 +101,24 @@ def engine_set_from_bundle(
         output: the engine set's folder; an older one of the same network and target is
             replaced.
         force: build anew, replacing any bundle or engine set at ``output``.
+        sign: file of the private key to sign it with; see :mod:`eecompile.store.signature`.
         report: told of each phase and its steps.
 
     Raises:
-        EecompileError: the bundle, the target, the backend, the verification or the
+        EecompileError: the bundle, the target, the backend, the verification, the key or the
             output folder is at fault.
     """
+    key = None if sign is None else private_key(sign)
     job = _job(bundle, target, output, report)
     if job.existing and job.existing.fingerprint == job.fingerprint and not force:
+        if sign is not None:
+            sign_folder(output, sign)
         return Built(job.existing, up_to_date=True)
     with new_folder(output, replaces=force or job.replaces(output)) as folder:
         try:
             manifest = _build(job, folder)
+            if key is not None:
+                write_signature(folder, key)
         except BaseException:
             job.store.tidy()
             raise
@@ -175,7 +192,10 @@ def planned_build(
 
 
 class _Job(NamedTuple):
-    """One build: from what, for what, by what, and what is there already."""
+    """One build: from what, for what, by what, and what is there already.
+
+    ``told`` are the warnings of its verification.
+    """
 
     bundle: Path
     source: BundleManifest
@@ -184,6 +204,7 @@ class _Job(NamedTuple):
     existing: EngineManifest | None
     store: SegmentStore
     report: Report
+    told: list[str]
 
     @property
     def versions(self) -> dict[str, str]:
@@ -213,7 +234,7 @@ def _job(bundle: Path, target: Path | Target, output: Path, report: Report) -> _
     with suppress(BundleError):
         existing = open_engine_set(output)
     store = SegmentStore(output, existing)
-    return _Job(bundle, source, wanted, backend, existing, store, report)
+    return _Job(bundle, source, wanted, backend, existing, store, report, told=[])
 
 
 def _build(job: _Job, folder: Path) -> EngineManifest:
@@ -243,7 +264,8 @@ def _build(job: _Job, folder: Path) -> EngineManifest:
     )
     if job.backend.runs(target):
         manifest = _run(job, folder, manifest, parts)
-    return write_manifest(folder, manifest)
+    warnings = (*manifest.warnings, *dict.fromkeys(job.told))
+    return write_manifest(folder, msgspec.structs.replace(manifest, warnings=warnings))
 
 
 def _run(job: _Job, folder: Path, manifest: EngineManifest, parts: list[Part]) -> EngineManifest:
@@ -366,11 +388,22 @@ def _evaluate_engine(engine: Engine, interface: Interface) -> Evaluate:
 
 
 def _verify(job: _Job, candidate: Evaluate, what: str) -> dict[int, Error]:
+    """How far each exit is from the bundle.
+
+    Zero, tiny, large and null inputs are compared, too: in FP32 they must be as near, in a lower
+    precision, whose range and digits are smaller, a warning says where they are not.
+    """
     interface = job.source.interface
     reference = evaluate_apart(job.bundle, interface)
     points, tolerance = verification_points(interface), job.target.tolerance
     named = f"{what} against the bundle"
-    return compare(points, reference, candidate, tolerance, named, job.report)
+    errors = compare(points, reference, candidate, tolerance, named, job.report)
+    extremes = extreme_inputs(interface)
+    for error in compare_extremes(extremes, reference, candidate, tolerance, named):
+        if job.target.precision == "fp32":
+            raise error
+        job.told.append(f"{error.found}; at usual inputs it is as near as the target asks")
+    return errors
 
 
 def _fingerprint(source: BundleManifest, target: Target, versions: dict[str, str]) -> str:
