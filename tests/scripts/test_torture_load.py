@@ -54,7 +54,7 @@ def test_other_samples_are_a_fault(load: Any, work: Path) -> None:
 
 def test_what_grows_is_a_fault(load: Any) -> None:
     level = load.Level
-    flat = [level(90.0, 7, 4)] * 8 + [level(100.0, 9, 5)] * 16
+    flat = [level(90.0, 7, 4)] * 12 + [level(100.0, 9, 5)] * 12
     assert load.growth(flat, 0.01) == ([], 0.0, 0)
     for more in (level(101.1, 9, 5), level(100.0, 10, 5), level(100.0, 9, 6)):
         assert load.growth([*flat, more], 0.01)[0]
