@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 
 from eecompile.interrupt import install
+from eecompile.system import open_streams
 
 
 def main() -> None:
     """Run the command line, or say how to install it."""
     try:
+        open_streams()
         install()
         import rich  # noqa: F401
         import typer  # noqa: F401
@@ -18,6 +20,8 @@ def main() -> None:
     except ImportError as error:
         message = f"found no package {error.name}; expected the command line's extra"
         sys.exit(f"error: {message}; pip install 'eecompile[cli]'.")
+    except MemoryError:
+        sys.exit("error: found too little memory; expected room for Python's packages.")
     except KeyboardInterrupt:
         sys.exit("interrupted: nothing was begun.")
     run()

@@ -16,6 +16,7 @@ sentence. The tree::
     |   `-- FormatError       the folder's format is not that of this eecompile
     |-- OutputExistsError     an output folder exists and holds something else
     |-- BusyError             another process is writing the same output
+    |-- DiskFullError         there is no room for what is written
     |-- BackendError          a backend is missing, or refuses an engine
     `-- NonFiniteError        an engine returned NaN or infinity
 """
@@ -112,6 +113,10 @@ class OutputExistsError(EecompileError):
 
 class BusyError(EecompileError):
     """Another process is writing the same output."""
+
+
+class DiskFullError(EecompileError):
+    """A disk is full, or a quota or a limit of file sizes is reached."""
 
 
 class BackendError(EecompileError):

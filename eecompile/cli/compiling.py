@@ -11,6 +11,7 @@ from eecompile.cli import options
 from eecompile.cli.console import extra, phases, say, show
 from eecompile.cli.values import numbers_of
 from eecompile.store.bundle import open_bundle
+from eecompile.system import check_addresses
 
 
 def export(
@@ -32,6 +33,7 @@ def export(
 
     folder = output or Path("out") / load_recipe(recipe).name / "bundle"
     with phases() as report:
+        check_addresses()
         report("importing torch")
         with extra("export"):
             from eecompile.compiler.export import bundle_from_recipe
