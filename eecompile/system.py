@@ -103,10 +103,10 @@ def needing_room(place: Path, name: Path | None = None) -> Iterator[None]:
         if not known and not _is_full(place):
             raise
         first = (isinstance(error, DiskFullError) and error.__cause__) or error
-        plain = isinstance(first, OSError) and first.errno in _ROOM.numbers
-        told = first.strerror.lower() if plain else os.strerror(errno.ENOSPC).lower()
+        said = first.errno if isinstance(first, OSError) else None
+        told = os.strerror(said if said in _ROOM.numbers else errno.ENOSPC)
         raise DiskFullError(
-            found=f"no room to write {name or place} ({told})",
+            found=f"no room to write {name or place} ({told.lower()})",
             expected=_ROOM.expected,
             remedy=_ROOM.remedy,
         ) from first

@@ -141,7 +141,8 @@ def _write_graph(runtime: Any, core: Any, model: ir.Model, target: Target, path:
         graph = core.read_model(plain)
     if target.precision == "bf16":
         _keep_angles(graph)
-    runtime.save_model(graph, path, compress_to_fp16=False)
+    with _blaming(path.name, runtime):
+        runtime.save_model(graph, path, compress_to_fp16=False)
 
 
 @contextmanager
