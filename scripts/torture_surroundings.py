@@ -8,8 +8,9 @@ import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import msgspec
 from torture_commands import COMMANDS, Ended, Trial, environment, prepare, run
 from torture_trial import Outcome
 
@@ -25,7 +26,7 @@ _LOOKS = (
 )
 
 
-class Surroundings(NamedTuple):
+class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
     """What a command runs in.
 
     Attributes:
@@ -78,18 +79,18 @@ def _streams(draws: random.Random, made: Trial) -> Surroundings:
         for number in closed:
             os.close(number)
 
-    return Surroundings({"preexec_fn": close})
+    return Surroundings(options={"preexec_fn": close})
 
 
 def _full_output(draws: random.Random, made: Trial) -> Surroundings:
     """Nothing can be printed: what is written is whole all the same."""
-    return Surroundings({"stdout": os.open("/dev/full", os.O_WRONLY)}, refused=True)
+    return Surroundings(options={"stdout": os.open("/dev/full", os.O_WRONLY)}, refused=True)
 
 
 def _optimised(draws: random.Random, made: Trial) -> Surroundings:
     """Python without asserts and docstrings."""
     if draws.random() < 0.5:
-        return Surroundings({"options": ("-OO",)}, refused=made.name == "compare")
+        return Surroundings(options={"options": ("-OO",)}, refused=made.name == "compare")
     return Surroundings(env={"PYTHONOPTIMIZE": "2"}, refused=made.name == "compare")
 
 
@@ -161,7 +162,7 @@ def _limited(which: int, value: int) -> Surroundings:
     def limit() -> None:
         resource.setrlimit(which, (value, value))
 
-    return Surroundings({"preexec_fn": limit}, refused=True)
+    return Surroundings(options={"preexec_fn": limit}, refused=True)
 
 
 def _relative(draws: random.Random, made: Trial) -> Surroundings:
@@ -173,7 +174,7 @@ def _relative(draws: random.Random, made: Trial) -> Surroundings:
         os.chdir(gone)
         shutil.rmtree(gone)
 
-    return Surroundings({"preexec_fn": leave}, refused=True)
+    return Surroundings(options={"preexec_fn": leave}, refused=True)
 
 
 KINDS: dict[str, Callable[[random.Random, Trial], Surroundings]] = {
