@@ -73,8 +73,8 @@ def refused(error: BaseException) -> EecompileError | None:
     if isinstance(error, DiskFullError):
         return error
     chain = list(_chain(error))
-    if any(isinstance(each, MemoryError) for each in chain):
-        return _told(_MEMORY, error)
+    if memory := next((each for each in chain if isinstance(each, MemoryError)), None):
+        return _told(_MEMORY, memory)
     for kind in (_ROOM, _FILES, _THREADS, _MEMORY):
         if found := next((each for each in chain if _is(kind, each)), None):
             return _told(kind, found)
