@@ -212,7 +212,7 @@ def prepare(work: Path) -> None:
             text = (ROOT / "engines" / f"{source}.toml").read_text()
             if name == "rtx":  # a plan an exit takes less time than one a part
                 text = text.replace('"chained"', '"per_exit"')
-            (given / f"{name}.toml").write_text(re.sub(r"max = \d+", "max = 4", text))
+            (given / f"{name}.toml").write_text(re.sub(r"max = \d+", "max = 16", text))
         _write_data(given)
 
 
