@@ -45,7 +45,8 @@ def trial(work: Path, number: int, seed: int) -> Outcome:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     if status not in (0, -signal.SIGKILL):
-        fault = f"it failed before it was killed, status {status}"
+        words = (run.folder / "tmp" / "stderr").read_text()[-200:]
+        fault = f"it failed before it was killed, status {status}: {words}"
     found, wrong = state(command, run.out, run.known)
     if replaces and found == "nothing":
         wrong = "what was there is lost"

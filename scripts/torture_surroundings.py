@@ -166,11 +166,11 @@ def _limited(which: int, value: int) -> Surroundings:
 
 
 def _relative(draws: random.Random, made: Trial) -> Surroundings:
-    """The command runs in a folder that has been removed, or that may not be written."""
+    """The command runs in a folder that has been removed."""
     gone = made.folder / "gone"
-    gone.mkdir()
 
     def leave() -> None:
+        gone.mkdir()
         os.chdir(gone)
         shutil.rmtree(gone)
 
