@@ -154,9 +154,9 @@ def _slow(made: Trial, disk: Path, draws: random.Random) -> tuple[str, str]:
 def _elsewhere(made: Trial, disk: Path, draws: random.Random) -> tuple[str, str]:
     """Temporary files, the output or what is given lie on another file system."""
     _mount(disk, _ROOM)
-    replaces = _on(made, disk, draws) if draws.random() < 0.5 else False
-    env = environment(TMPDIR=str(disk if not replaces else made.folder / "tmp"))
-    ended, fault = _ended(made, env=env)
+    places = [made.folder / "tmp", disk]
+    made.out, temporary = draws.sample(places, 2)
+    ended, fault = _ended(made, env=environment(TMPDIR=str(temporary)))
     return ended, fault or ("" if ended == "the same result" else f"it {ended}")
 
 
