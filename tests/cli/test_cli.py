@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -168,14 +169,26 @@ def test_build_is_up_to_date_the_second_time(run: Run, bundle: Path, tmp_path: P
     status, out, _ = run(*command)
     assert status == 0
     assert "segments" in out
-    # As a build that is killed between its last steps leaves it.
-    (tmp_path / ".engines.lock").touch()
-    for name in ("partial", "segments"):
-        make_marked(tmp_path / f".engines.{name}")
     status, out, _ = run(*command)
     assert status == 0
     assert "up to date" in out
-    assert [path.name for path in tmp_path.iterdir()] == ["engines"]
+
+
+def test_what_a_build_left_that_was_killed_at_its_end_goes_with_the_next(
+    run: Run,
+    small_bundle: Path,
+    small_sets: dict[str, Path],
+    copied: Callable[[Path], Path],
+    tmp_path: Path,
+) -> None:
+    folder = copied(small_sets["chained"])
+    (tmp_path / f".{folder.name}.lock").touch()
+    for name in ("partial", "segments"):
+        make_marked(tmp_path / f".{folder.name}.{name}")
+    status, out, _ = run("build", small_bundle, "--target", TARGETS["chained"], "-o", folder)
+    assert status == 0
+    assert "up to date" in out
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_conditions_may_come_from_a_file(
@@ -369,12 +382,12 @@ def test_a_full_disk_is_one_sentence(
 
 @pytest.mark.parametrize("closed", ["<&- >&- 2>&-", ">&-", "2>&-"])
 def test_closed_streams_lead_nowhere(
-    engine_sets: dict[str, Path], tmp_path: Path, closed: str
+    small_sets: dict[str, Path], tmp_path: Path, closed: str
 ) -> None:
     """Else the file that is written takes a stream's number, and what is printed goes into it."""
     output = tmp_path / "a.npy"
-    command = f"sample {engine_sets['chained']} -n 2 --steps 2 --schedule 3 -o {output}"
-    for line in (f"inspect {engine_sets['chained']} --json", command):
+    command = f"sample {small_sets['chained']} -n 2 --steps 2 --schedule 1 -o {output}"
+    for line in (f"inspect {small_sets['chained']} --json", command):
         result = subprocess.run(
             f"{sys.executable} -m eecompile {line} {closed}",
             shell=True,
@@ -386,8 +399,8 @@ def test_closed_streams_lead_nowhere(
     assert np.load(output).shape == (2, 1, 28, 28)
 
 
-def test_compare_without_docstrings_is_refused(bundle: Path, tmp_path: Path) -> None:
-    arguments = ["compare", str(bundle), "--peers", "-o", str(tmp_path / "out")]
+def test_compare_without_docstrings_is_refused(small_bundle: Path, tmp_path: Path) -> None:
+    arguments = ["compare", str(small_bundle), "--peers", "-o", str(tmp_path / "out")]
     result = subprocess.run(
         [sys.executable, "-OO", "-m", "eecompile", *arguments], capture_output=True, text=True
     )
