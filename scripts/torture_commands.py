@@ -34,6 +34,7 @@ from eecompile.tune import read_front
 
 TIMEOUT = 300  # seconds, far more than any command takes
 NAME = re.compile(r"error: found .+; expected .+; \w.*\S\.", re.DOTALL)
+_BEGUN = ".tune.partial"  # what tune has measured so far, in its folder
 _CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink"}
 
 
@@ -358,7 +359,7 @@ def lay_older(work: Path, name: str, out: Path) -> None:
 def state(command: Command, out: Path, known: Mapping[str, str]) -> tuple[str, str]:
     """What is at the output's place, of what is ``known`` by digest; and what is wrong there."""
     path = out / command.output
-    if not os.path.lexists(path):
+    if not os.path.lexists(path) or (path.is_dir() and set(os.listdir(path)) == {_BEGUN}):  # noqa: PTH208
         return "nothing", ""
     try:
         found = command.same(path)

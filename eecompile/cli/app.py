@@ -18,7 +18,7 @@ from eecompile.cli.inspecting import doctor, inspect
 from eecompile.cli.listing import recipe, recipes, target, targets
 from eecompile.cli.sampling import program, sample
 from eecompile.cli.tuning import tune
-from eecompile.errors import EecompileError
+from eecompile.errors import EecompileError, shortened
 from eecompile.show.terminal import as_it_is
 from eecompile.system import refused
 
@@ -66,6 +66,7 @@ def main() -> NoReturn:
             _fail(error)
         if not hasattr(error, "show"):  # not one of the option parser's own
             raise
+        error.message = shortened(str(getattr(error, "message", "")))  # type: ignore[attr-defined]
         error.show()
         sys.exit(getattr(error, "exit_code", 2))
     if status == _INTERRUPTED:

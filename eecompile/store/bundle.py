@@ -9,8 +9,9 @@ checked before anything is loaded. Folders are written by :mod:`eecompile.store.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -18,9 +19,11 @@ from typing import Literal, TypeVar
 import msgspec
 
 from eecompile.decoding import MalformedError, PlainName, from_json
-from eecompile.errors import BundleError, DigestError, FormatError
+from eecompile.errors import BundleError, DigestError, FormatError, RecipeError, UsageError
 from eecompile.programs.interface import Interface
+from eecompile.programs.meaning import interface_problems
 from eecompile.store.files import outline
+from eecompile.store.meaning import plan_problems, segment_problems, span_problems
 from eecompile.store.target import Target
 
 FORMAT = 7
@@ -78,11 +81,57 @@ class Sharing(_Frozen, frozen=True, kw_only=True):
     bytes: int
 
 
+class SpanTensor(_Frozen, frozen=True, kw_only=True):
+    """A tensor that leaves a span of blocks.
+
+    Attributes:
+        leaves: its name; a segment of the span makes it, and one after the span reads it.
+        enters: name of the tensor of the same shape that enters the span, to which the span
+            adds; None where there is none.
+        shape: of one sample; the batch comes first.
+        dtype: of both.
+    """
+
+    leaves: str
+    enters: str | None
+    shape: tuple[int, ...]
+    dtype: Literal["float32", "float16", "bfloat16"]
+
+    @property
+    def bytes(self) -> int:
+        """Size of one sample's."""
+        return math.prod(self.shape) * (4 if self.dtype == "float32" else 2)
+
+
+class SpanPlan(_Frozen, frozen=True, kw_only=True):
+    """A span of blocks that can be skipped.
+
+    Attributes:
+        start: the cut after which blocks are skipped.
+        stop: the cut from which blocks run again; in an engine set, the segments between them
+            are those whose levels lie within the span.
+        tensors: what leaves it.
+        bytes: what a step that is kept takes, of one sample: all of ``tensors``.
+        worst_error: largest |difference| of an evaluation with the deepest exit that skips the
+            span, and reads exactly what the span made, to the same without; see
+            :class:`ExitGraph`. None where no evaluation was made, as for a bundle.
+        relative_error: likewise.
+    """
+
+    start: int
+    stop: int
+    tensors: tuple[SpanTensor, ...]
+    bytes: int
+    worst_error: float | None = None
+    relative_error: float | None = None
+
+
 class BundleManifest(_Frozen, frozen=True, kw_only=True):
     """What a bundle holds; ``digest`` covers everything else in the manifest.
 
-    ``sources`` are the SHA-256 of the checkpoint, or of the ONNX files, by file name;
-    ``reference`` says what the exits were verified against.
+    ``spans`` can be skipped in engine sets of layout ``chained``. ``sources`` are the SHA-256
+    of the checkpoint, or of the ONNX files, by file name; ``reference`` says what the exits
+    were verified against.
     """
 
     kind: Literal["bundle"] = "bundle"
@@ -91,6 +140,7 @@ class BundleManifest(_Frozen, frozen=True, kw_only=True):
     exits: tuple[ExitGraph, ...]
     files: tuple[FileRecord, ...]
     sharing: tuple[Sharing, ...]
+    spans: tuple[SpanPlan, ...] = ()
     versions: dict[str, str]
     sources: dict[str, str]
     reference: str
@@ -147,38 +197,6 @@ class ExitPlan(_Frozen, frozen=True, kw_only=True):
     mean_error: float
     relative_error: float
     points: tuple[PointError, ...] = ()
-
-
-class SpanTensor(_Frozen, frozen=True, kw_only=True):
-    """A tensor that leaves a span of blocks.
-
-    Attributes:
-        leaves: its name; a segment of the span makes it, and one after the span reads it.
-        enters: name of the tensor of the same shape that enters the span, to which the span
-            adds; None where there is none.
-        shape: of one sample; the batch comes first.
-        dtype: of both.
-    """
-
-    leaves: str
-    enters: str | None
-    shape: tuple[int, ...]
-    dtype: Literal["float32", "float16", "bfloat16"]
-
-
-class SpanPlan(_Frozen, frozen=True, kw_only=True):
-    """A span of blocks that can be skipped: the segments whose levels lie within it.
-
-    The errors are those of an evaluation with the deepest exit that skips the span and reads
-    exactly what the span made, to the same without; see :class:`ExitGraph`. None where no
-    evaluation was made.
-    """
-
-    start: int
-    stop: int
-    tensors: tuple[SpanTensor, ...]
-    worst_error: float | None = None
-    relative_error: float | None = None
 
 
 class EngineManifest(_Frozen, frozen=True, kw_only=True):
@@ -282,14 +300,15 @@ def open_bundle(folder: Path) -> BundleManifest:
         DigestError: a file is missing, truncated or altered.
     """
     manifest = _open(folder, BundleManifest, "bundle", "eecompile export")
-    graphs = [exit_graph_name(depth) for depth in manifest.interface.exits]
-    check_listed(folder, manifest, graphs + [graph.graph for graph in manifest.exits])
+    _check_meaning(folder, _bundle_problems(manifest))
+    check_listed(folder, manifest, [graph.graph for graph in manifest.exits])
     return manifest
 
 
 def open_engine_set(folder: Path) -> EngineManifest:
     """The manifest of an engine set; errors are those of :func:`open_bundle`."""
     manifest = _open(folder, EngineManifest, "engine-set", "eecompile build")
+    _check_meaning(folder, _engine_problems(manifest))
     check_listed(folder, manifest, [segment.file for segment in manifest.segments])
     return manifest
 
@@ -346,11 +365,41 @@ def _open(folder: Path, kind: type[Manifest], name: str, command: str) -> Manife
     except MalformedError as error:
         problem = f"a manifest that does not fit its format ({error})"
         raise _damaged(folder / MANIFEST, problem) from error
+    except (RecipeError, UsageError) as error:  # of values that cannot be together
+        raise _damaged(folder / MANIFEST, error.found, error.expected) from error
     if manifest.digest != _digest(manifest):
         raise _damaged(folder / MANIFEST, "a manifest with another digest than it states")
     for record in manifest.files:
         _check(folder, record)
     return manifest
+
+
+def _bundle_problems(manifest: BundleManifest) -> Iterator[str]:
+    exits = manifest.interface.exits
+    yield from interface_problems(manifest.interface)
+    found = [(graph.depth, graph.graph) for graph in manifest.exits]
+    if found != [(depth, exit_graph_name(depth)) for depth in exits]:
+        yield f"graphs {found} for exits {list(exits)}"
+
+
+def _engine_problems(manifest: EngineManifest) -> Iterator[str]:
+    interface, segments = manifest.interface, manifest.segments
+    yield from interface_problems(interface)
+    yield from segment_problems(interface, manifest.target, segments)
+    if (found := [plan.depth for plan in manifest.exits]) != list(interface.exits):
+        yield f"plans of {found} for exits {list(interface.exits)}"
+    for plan in manifest.exits:
+        outputs = output_names(interface, plan.depth)
+        yield from plan_problems(interface, segments, plan, outputs)
+    if manifest.spans and manifest.target.layout != "chained":
+        yield "spans of exits that are one engine each"
+    for span in manifest.spans:
+        yield from span_problems(interface, segments, span)
+
+
+def _check_meaning(folder: Path, problems: Iterable[str]) -> None:
+    for problem in problems:
+        raise _damaged(folder / MANIFEST, problem, "what eecompile writes")
 
 
 def _article(kind: str) -> str:

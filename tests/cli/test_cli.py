@@ -135,6 +135,18 @@ def test_wrong_usage_exits_with_2(run: Run, arguments: tuple[str, ...]) -> None:
     assert "Traceback" not in error
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [("LONG",), ("inspect", "--LONG"), ("inspect", "LONG"), ("inspect", ".", "LONG")]
+    + [("program", "ddim:eta=LONG", "-o", "p.json")],
+)
+def test_what_was_given_is_not_repeated_at_length(run: Run, arguments: tuple[str, ...]) -> None:
+    status, out, error = run(*(word.replace("LONG", "a" * 100_000) for word in arguments))
+    assert status
+    assert "aaaaaaaaa" in error
+    assert len(out + error) < 3000
+
+
 def test_help_and_version(run: Run) -> None:
     for command in ("export", "build", "sample", "inspect"):
         status, out, _ = run(command, "--help")
@@ -150,6 +162,12 @@ def test_inspect_shows_bundles_and_engine_sets(
         (bundle, ["unique", "verified", "exit schedules", "█", "T-shirt to ankle boot"]),
         (bundle, ["just these exits", " 6 9 12 │", "relative", "against torch"]),
         (engine_sets["chained"], ["segments", "3 6 9 12", "onnxruntime, fp32, chained"]),
+        (
+            bundle,
+            ["cuts        0 3 6 9 12", "│ 3-9  │ 9 12 ", "│           50% │       1 │ 24.5 KiB │"],
+        ),
+        (engine_sets["chained"], ["0 3 6 9 12", "│ 9-12 │ 12 ", "│           25% │"]),
+        (engine_sets["per_exit"], ["0 3 6 9 12; no spans with layout per_exit"]),
     ):
         status, out, _ = run("inspect", folder)
         assert status == 0
@@ -162,6 +180,10 @@ def test_inspect_prints_json(run: Run, bundle: Path, engine_sets: dict[str, Path
     assert json.loads(run("inspect", bundle, "--json")[1])["digest"] == open_bundle(bundle).digest
     shown = json.loads(run("inspect", engine_sets["chained"], "--json")[1])
     assert shown["fingerprint"] == open_engine_set(engine_sets["chained"]).fingerprint
+    for spans in (shown["spans"], json.loads(run("inspect", bundle, "--json")[1])["spans"]):
+        (span,) = (each for each in spans if (each["start"], each["stop"]) == (3, 9))
+        assert span["tensors"][0]["shape"] == [49, 128]
+        assert span["bytes"] == 4 * 49 * 128
 
 
 def test_build_is_up_to_date_the_second_time(run: Run, bundle: Path, tmp_path: Path) -> None:
