@@ -1,4 +1,4 @@
-"""The operating system: what it refuses, as errors that say so; streams, children, folders of work.
+"""The operating system: what it refuses, as errors that say so; streams, folders of work.
 
 Libraries hide a refusal: in the cause of their error, in its text, or behind something else
 that they say. So both are looked through, and what is short is looked at.
@@ -6,11 +6,9 @@ that they say. So both are looked through, and what is short is looked at.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import re
-import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -138,15 +136,6 @@ def open_streams() -> None:
         if getattr(sys, name) is None:
             mode = "r" if name == "stdin" else "w"
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
-
-
-def die_with_parent() -> None:
-    """The calling process, a child, is killed as soon as its parent is gone (Linux)."""
-    if sys.platform == "linux":
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:  # it went meanwhile
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def check_docstrings(package: str) -> None:

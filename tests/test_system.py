@@ -97,7 +97,7 @@ def test_a_library_that_fails_on_a_full_disk_need_not_say_so(tmp_path: Path) -> 
 
 
 def test_a_child_does_not_outlive_its_parent() -> None:
-    child = "import time; from eecompile.system import die_with_parent as d; d(); "
+    child = "import time; from eecompile.children import die_with_parent as d; d(); "
     child += "print('ready', flush=True); time.sleep(60)"
     parent = "import subprocess, sys\n"
     parent += f"child = subprocess.Popen([sys.executable, '-c', {child!r}])\n"

@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from eecompile.backends import BACKENDS
+from eecompile.children import command, die_with_parent, environment
 from eecompile.compare.candidates import Opened, Spec, described, opened
 from eecompile.compare.measure import latencies, latency, points, quiet, sentence
 from eecompile.compare.report import EvaluationLatency
@@ -25,7 +26,7 @@ from eecompile.compiler.verify import random_inputs
 from eecompile.decoding import MalformedError, from_json
 from eecompile.measure.machine import short
 from eecompile.measure.memory import on_gpus, resident
-from eecompile.system import die_with_parent, work_folder
+from eecompile.system import work_folder
 
 _TIMEOUT = 1800  # seconds that it may take
 
@@ -77,15 +78,14 @@ def in_child(job: Job, folder: Path) -> JobResult:
     """
     (folder / "job.json").write_bytes(msgspec.json.encode(job))
     switch = "1" if job.spec.source == "tensorrt-rtx" else "0"
-    path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
     try:
         with (folder / "log.txt").open("wb") as log:
             done = subprocess.run(
-                [sys.executable, "-P", "-m", __name__, str(folder)],
+                command(__name__, str(folder)),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=os.environ | {"PYTHONPATH": path, SWITCH: switch},
+                env=environment() | {SWITCH: switch},
                 timeout=_TIMEOUT,
                 check=False,
             )

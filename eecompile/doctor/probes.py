@@ -22,9 +22,9 @@ from typing import Any
 import msgspec
 
 from eecompile.backends import BACKENDS, Backend
+from eecompile.children import die_with_parent
 from eecompile.measure.machine import Gpu, cpu, gpus, search_gpus, short
 from eecompile.runtime.engines.openvino import import_openvino
-from eecompile.system import die_with_parent
 
 
 class Answer(msgspec.Struct, frozen=True):

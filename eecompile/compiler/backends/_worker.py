@@ -16,13 +16,13 @@ from typing import IO, cast
 import msgspec
 import onnx_ir as ir
 
+from eecompile.children import die_with_parent
 from eecompile.compiler.backends._tensorrt import SWITCH, Flavour, PlanJob
 from eecompile.compiler.progress import Report
 from eecompile.decoding import from_json
 from eecompile.errors import BackendError
 from eecompile.handle import Handle
 from eecompile.store.target import Target
-from eecompile.system import die_with_parent
 
 
 class _Answer(msgspec.Struct, omit_defaults=True):
