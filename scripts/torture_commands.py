@@ -198,12 +198,17 @@ COMMANDS = {
 
 
 def prepare(work: Path) -> None:
-    """What all commands are given, in a folder beside those of the parts; made once."""
-    given = given_of(work)
-    given.mkdir(parents=True, exist_ok=True)
+    """What all commands are given, in a folder beside those of the parts; made once a version."""
+    given, made = given_of(work), given_of(work) / "made"
+    sources = sorted((ROOT / "eecompile").rglob("*.py"))
+    version = _digest([source.read_bytes() for source in sources])
     with FileLock(given.parent / "given.lock"):
-        if (given / "real.npy").exists():
-            return
+        if made.exists():
+            if made.read_text() == version:
+                return
+            for old in (given, given.parent / "undisturbed"):
+                shutil.rmtree(old, ignore_errors=True)
+        given.mkdir(parents=True, exist_ok=True)
         if not (given / "recipe" / "recipe.toml").exists():
             from bundles import random_recipe
 
@@ -221,6 +226,7 @@ def prepare(work: Path) -> None:
                 text = text.replace('"chained"', '"per_exit"')
             (given / f"{name}.toml").write_text(re.sub(r"max = \d+", "max = 16", text))
         _write_data(given)
+        made.write_text(version)
 
 
 def given_of(work: Path) -> Path:
@@ -229,7 +235,7 @@ def given_of(work: Path) -> Path:
 
 
 def _write_data(given: Path) -> None:
-    """Pictures to train with, a network that sees features, and, last, the data that it sees."""
+    """Pictures to train with, a network that sees features, and what it sees."""
     import gzip
 
     import onnx
