@@ -6,12 +6,14 @@ written them.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import secrets
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,22 +21,84 @@ import msgspec
 
 from eecompile.decoding import MalformedError, from_json
 from eecompile.errors import FormatError, UsageError
+from eecompile.system import needing_room
 
 Form = TypeVar("Form")
+_LONGEST = 255  # bytes of a file's name, on all usual file systems
 # No link is followed, and no pipe waited for; a system without these has neither.
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+_TOKEN = 4  # bytes that tell partial files of one path apart
+
+
+def beside(path: Path, ending: str) -> Path:
+    """A hidden path beside another, for what is to become it: ``.NAME.ENDING``.
+
+    A name that is too long for that is cut, and a digest of it takes the place of the rest.
+    """
+    name = os.fsencode(path.name)
+    room = _LONGEST - len(os.fsencode(f"..{ending}"))
+    if len(name) > room:
+        digest = hashlib.sha256(name).hexdigest()[:16]
+        name = name[: room - len(digest)].decode(errors="ignore").encode() + digest.encode()
+    return path.with_name(f".{os.fsdecode(name)}.{ending}")
+
+
+def lock(file: int) -> bool:
+    """Whether this process has the lock of an open file from now on, until it is closed.
+
+    The system drops it when the process ends. Where files have no locks, all have it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """An empty file beside ``path``, to be written; it takes the path's place if all goes well."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    os.close(os.open(partial, os.O_CREAT | os.O_EXCL, 0o666))  # nobody's, and no link to another
+    """An empty file beside ``path``, to be written; it takes the path's place if all goes well.
+
+    What a writer of the same path left that was killed is removed.
+
+    Raises:
+        DiskFullError: there is no room for it.
+    """
+    _remove_leftovers(path)
+    partial = beside(path, f"{secrets.token_hex(_TOKEN)}.partial")
+    # Nobody's, and no link to another.
+    number = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
     try:
-        yield partial
-        partial.replace(path)
+        lock(number)
+        with needing_room(partial, path):
+            yield partial
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+        os.close(number)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove the partial files of ``path`` that no living process writes."""
+    if sys.platform == "win32":  # without locks, nobody knows which these are
+        return
+    start, _, end = beside(path, f"{'?' * 2 * _TOKEN}.partial").name.partition("?" * 2 * _TOKEN)
+    wanted = re.compile(f"{re.escape(start)}[0-9a-f]{{{2 * _TOKEN}}}{re.escape(end)}")
+    with suppress(OSError):
+        for entry in os.scandir(path.parent):
+            if not wanted.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
+                continue
+            with suppress(OSError):
+                number = os.open(entry.path, os.O_RDONLY | _NO_LINK)
+                try:
+                    if lock(number):
+                        Path(entry.path).unlink()
+                finally:
+                    os.close(number)
 
 
 def is_private(path: Path) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from eecompile.decoding import MalformedError, from_msgpack
 from eecompile.errors import BusyError, OutputExistsError
 from eecompile.handle import Handle
+from eecompile.store.files import lock
 
 _LENGTH = struct.Struct("<Q")
 _NAME = "eecompile tune"
@@ -133,15 +133,10 @@ def _packed(array: NDArray[Any]) -> dict[str, Any]:
 
 def _lock(file: BinaryIO, path: Path) -> None:
     """Keep a second writer out, until the file is closed or the process ends."""
-    with suppress(ImportError):  # not on Windows
-        import fcntl
-
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.close()
-            raise BusyError(
-                found=f"another process that is tuning into {path.parent}",
-                expected="one at a time",
-                remedy="wait for it, or choose another output folder",
-            ) from error
+    if not lock(file.fileno()):
+        file.close()
+        raise BusyError(
+            found=f"another process that is tuning into {path.parent}",
+            expected="one at a time",
+            remedy="wait for it, or choose another output folder",
+        )

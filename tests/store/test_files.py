@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 from eecompile.errors import FormatError, UsageError
-from eecompile.store.files import is_private, read_form, read_private, written
+from eecompile.store.files import beside, is_private, read_form, read_private, written
+from eecompile.store.folders import new_folder
 
 
 class Form(msgspec.Struct):
@@ -56,6 +57,37 @@ def test_what_somebody_has_beside_a_file_is_neither_followed_nor_overwritten(
         partial.write_text("again")
     assert (path.read_text(), precious.read_text()) == ("after", "years")
     assert (tmp_path / ".a.txt.cafe.partial").is_symlink()
+
+
+def test_what_a_killed_writer_left_goes_with_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    others = [tmp_path / name for name in (".a.txt.0123.partial", ".b.txt.01234567.partial")]
+    precious = tmp_path / ".a.txt.89abcdef.partial"
+    for other in (*others, tmp_path / "years"):
+        other.touch()
+    precious.symlink_to(tmp_path / "years")
+    (tmp_path / ".a.txt.01234567.partial").write_text("half")
+    with written(path) as partial:
+        with written(path) as other:  # a second writer leaves the first one's alone
+            other.write_text("second")
+        assert partial.exists()
+        partial.write_text("first")
+    assert path.read_text() == "first"
+    assert sorted(tmp_path.iterdir()) == sorted([path, precious, tmp_path / "years", *others])
+
+
+@pytest.mark.parametrize("name", ["a" * 251 + ".txt", "é" * 127, "a" + "é" * 127])
+def test_names_may_be_as_long_as_the_file_system_allows(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text("before")
+    with written(path) as partial:
+        partial.write_text("after")
+    assert path.read_text() == "after"
+    with new_folder(tmp_path / ("b" + name[1:]), replaces=False) as folder:
+        (folder / "content").touch()
+    assert len(list(tmp_path.iterdir())) == 2
+    one, other = (beside(tmp_path / (name[:-4] + end), "partial") for end in ("abcd", "abce"))
+    assert one != other
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o644, 0o444, 0o664, 0o646, 0o666])
