@@ -281,10 +281,11 @@ def edited_idx(data: bytes, draws: Random) -> Edit:
     return Edit(gzip.compress(bytes(content), 1), told)
 
 
-def edited_place(path: Path, outside: Path, draws: Random) -> str:
-    """Put something else in a file's place: nothing, a folder, a link; says what."""
+def edited_place(path: Path, outside: Path, draws: Random, *, pipes: bool) -> str:
+    """Put something else in a file's place: nothing, a folder, a link, or a pipe; says what."""
     kept = outside / f"kept-{path.name}"
-    kind = draws.choice(("nothing", "folder", "link", "link", "dangling link", "loop", "pipe"))
+    kinds = ("nothing", "folder", "link", "link", "dangling link", "loop")
+    kind = draws.choice((*kinds, "pipe") if pipes else kinds)
     data = path.read_bytes()
     path.unlink()
     match kind:

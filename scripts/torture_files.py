@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import gzip
 import hashlib
 import json
 import os
@@ -18,16 +19,18 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
+from PIL import Image
 from results import ROOT
 from torture_edits import (
-    Edit,
     Editor,
     copied,
     edited_bytes,
@@ -53,9 +56,11 @@ from eecompile.store.bundle import (
 )
 
 TRIALS, SMALL = 10_000, 120
-_SECONDS = 60.0  # an action takes less than 3
+_SECONDS = 30.0  # of the processor; an action takes less than 6
 _ROOM = 256 << 20  # bytes of memory that an action may take; whole files take less than 100 MiB
 _LONG = 7_000  # characters of a message: three parts of 2,000, and a path
+_FIRST = (MANIFEST, "front.json", "report.json")
+_STRANGE = "strange.txt"
 _REPORTS = ROOT / "tests" / "golden" / "reports"
 _EDITORS: dict[str, Editor] = {
     ".json": edited_json,
@@ -139,6 +144,7 @@ relative = 1e-3
 
 [options]
 """
+_IDENTITY = "of these settings"
 _TARGETS = {
     "chained": ("onnxruntime", "chained"),
     "exits": ("onnxruntime", "per_exit"),
@@ -170,28 +176,36 @@ class Subject(NamedTuple):
     Attributes:
         name: for the table.
         share: of the trials.
-        files: what the box holds, by name in the base folder.
-        broken: what is broken: names of files in the box, or of folders of which any file is.
+        broken: the name in the box of what is broken: a file, or a folder of which any is.
+        files: what the box holds besides, by name in the base folder.
         actions: one is drawn.
         owned: whether all of its content is the owner's, so that other results are right.
+        manifest: what it must hold; None for what has no manifest.
     """
 
     name: str
     share: int
+    broken: str
     files: tuple[str, ...]
-    broken: tuple[str, ...]
     actions: tuple[Action, ...]
     owned: bool = True
+    manifest: Any = None
 
 
-class _Broken(NamedTuple):
-    """What was broken, and whether another result is right."""
+class Broken(NamedTuple):
+    """What was broken.
+
+    Attributes:
+        told: what was done.
+        kind: of that, for the table.
+        meant: whether another result is right.
+        renewed: whether a file that a library reads has a right digest.
+    """
 
     told: str
-    kind: str
-    meant: bool
+    kind: str = ""
+    meant: bool = False
     renewed: bool = False
-    library: bool = False  # whether a library reads what was edited
 
 
 def cli(*arguments: str) -> None:
@@ -354,43 +368,87 @@ def _gate() -> Action:
     return Action("compare --baseline", partial(told, run), "out.json", ("out.json",))
 
 
+def _measured() -> Action:
+    """What an interrupted tuning goes on from."""
+
+    def run() -> None:
+        from eecompile.tune.work import Work
+
+        with Work(Path(".tune.partial"), _IDENTITY) as work:
+            found = [work.recall(key, partial(_figures, key)) for key in ("one", "two", "three")]
+        np.save("out.npy", np.concatenate(found))
+
+    return Action("tune", partial(told, run), "out.npy", ("out.npy", ".tune.partial"))
+
+
+def _figures(key: str) -> np.ndarray[Any, Any]:
+    return np.arange(50.0) * len(key)
+
+
+def _compare() -> Action:
+    arguments = ("compare", "bundle", "--engines", "chained", "-o", "compared", "--batch", "1")
+    return Action("compare", partial(cli, *arguments, "--rounds", "1"), "", ("compared",))
+
+
+def _files_exported() -> Action:
+    """Export ready-made ONNX files, and build them."""
+
+    def run() -> None:
+        cli("export", "files.toml", "-o", "made")
+        cli("build", "made", "--target", "exits.toml", "-o", "built")
+        cli("sample", "built", "-o", "out.npy", "-n", "2", "--steps", "2")
+
+    return Action("export files", run, "out.npy", ("made", "built", "out.npy"), "files")
+
+
 def _set(name: str, share: int) -> Subject:
+    backend, layout = _TARGETS[name]
     actions = (
         *(_sampled(name), _sampled(name, "--schedule", "full"), _in_python(name), _rebuilt(name)),
         *(_compiled(name), *_shown(name)),
-        *((_sampled(name, "--schedule", "saving", "--steps", "4"),) if name == "chained" else ()),
     )
-    title = f"engine set, {_TARGETS[name][0]}, {_TARGETS[name][1]}"
-    return Subject(title, share, (name, "bundle", f"{name}.toml"), (name,), actions, owned=False)
+    if layout == "chained":
+        actions += (_sampled(name, "--schedule", "saving", "--steps", "4"), _compare())
+    title, files = f"engine set, {backend}, {layout}", ("bundle", f"{name}.toml")
+    return Subject(title, share, name, files, actions, manifest=EngineManifest)
+
+
+def _checkpoint(title: str, name: str) -> Subject:
+    files = ("recipe.toml", "weights.safetensors", "exits.toml")
+    actions = (*(_loaded(name),) * 39, _exported(name))
+    return Subject(f"checkpoint, {title}", 4, name, files, actions)
+
+
+def _data(name: str, reference: str = "", **more: Any) -> Subject:
+    given = tuple(sorted({"data.npy", "made.npy", "features.onnx"} - {name}))
+    return Subject(f"data, {name}", 2, name, given, (_evaluated(reference or name),), **more)
 
 
 SUBJECTS = (
     Subject(
         "bundle",
         14,
-        ("bundle", "chained.toml", "exits.toml", "vino.toml"),
-        ("bundle",),
+        "bundle",
+        tuple(f"{name}.toml" for name in _TARGETS),
         (
             *(_built("chained"), _built("chained"), _built("exits"), _built("vino")),
             *(*_shown("bundle"), _compiled("bundle")),
         ),
-        owned=False,
+        manifest=BundleManifest,
     ),
-    _set("chained", 16),
-    _set("exits", 8),
-    _set("vino", 12),
+    *(_set("chained", 16), _set("exits", 8), _set("vino", 12)),
     Subject(
         "program",
         10,
-        ("program.json", "chained"),
-        ("program.json",),
+        "program.json",
+        ("chained",),
         (*_shown("program.json"), *(_sampled("chained", "--program", "program.json"),) * 2),
     ),
     Subject(
         "schedule",
         6,
-        ("schedule.json", "chained"),
-        ("schedule.json",),
+        "schedule.json",
+        ("chained",),
         (
             _sampled("chained", "--schedule", "schedule.json"),
             _compiled("chained", "--schedule", "schedule.json"),
@@ -399,15 +457,15 @@ SUBJECTS = (
     Subject(
         "recipe",
         10,
-        ("recipe.toml", "weights.safetensors", "exits.toml"),
-        ("recipe.toml",),
+        "recipe.toml",
+        ("weights.safetensors", "exits.toml"),
         (*(_loaded(""),) * 24, _exported()),
     ),
     Subject(
         "target",
         5,
-        ("chained.toml", "bundle"),
-        ("chained.toml",),
+        "chained.toml",
+        ("bundle",),
         (
             _built("chained"),
             Action(
@@ -416,52 +474,39 @@ SUBJECTS = (
             ),
         ),
     ),
-    *(
-        Subject(
-            f"checkpoint, {title}",
-            4,
-            ("recipe.toml", name, "weights.safetensors", "exits.toml"),
-            (name,),
-            (*(_loaded(name),) * 39, _exported(name)),
-        )
-        for title, name in (
-            ("safetensors", "other.safetensors"),
-            ("torch.save", "weights.pt"),
-            ("old torch.save", "old.pth"),
-        )
-    ),
-    *(
-        Subject(f"data, {name}", 2, (name, "made.npy", "features.onnx"), (name,), (_evaluated(name),))
-        for name in ("data.npy", "data.npz", "data.idx.gz")
-    ),
-    Subject("samples", 2, ("data.npy", "made.npy", "features.onnx"), ("made.npy",), (_evaluated("data.npy"),)),
+    _checkpoint("safetensors", "other.safetensors"),
+    _checkpoint("torch.save", "weights.pt"),
+    _checkpoint("old torch.save", "old.pth"),
     Subject(
-        "condition",
-        2,
-        ("label.npy", "exits"),
-        ("label.npy",),
-        (_sampled("exits", "--set", "label=@label.npy"),),
+        "ONNX files", 4, "files", ("files.toml", "data.npy", "exits.toml"), (_files_exported(),)
     ),
-    Subject("front", 5, ("front", "whole"), ("front",), (_front(), _front(), _front_shown())),
-    Subject("report", 4, ("report", "whole"), ("report",), (_report(), _gate())),
+    Subject(
+        "calibration", 1, "data.npy", ("files", "files.toml", "exits.toml"), (_files_exported(),)
+    ),
+    *(_data(name) for name in ("data.npy", "data.npz", "data.idx.gz", "pictures")),
+    _data("made.npy", "data.npy"),
+    _data("work", "data.npy", owned=False),
+    Subject(
+        "condition", 2, "label.npy", ("exits",), (_sampled("exits", "--set", "label=@label.npy"),)
+    ),
+    Subject("front", 5, "front", ("whole",), (_front(), _front(), _front_shown())),
+    Subject("report", 4, "report", ("whole",), (_report(), _gate())),
+    Subject("measured", 2, ".tune.partial", (), (_measured(),), owned=False),
     Subject(
         "scheduler",
         3,
-        ("scheduler_config.json",),
-        ("scheduler_config.json",),
+        "scheduler_config.json",
+        (),
         (
             Action(
                 "program",
-                partial(
-                    cli, "program", "scheduler_config.json", "--steps", "4", "-o", "out.json"
-                ),
+                partial(cli, "program", "scheduler_config.json", "--steps", "4", "-o", "out.json"),
                 "out.json",
                 ("out.json",),
             ),
         ),
     ),
 )
-_BY_NAME = {subject.name: subject for subject in SUBJECTS}
 
 
 def prepare(work: Path) -> None:
@@ -500,15 +545,17 @@ def trial(work: Path, number: int, seed: int) -> Outcome:
     box = _laid(folder, work / "base", subject)
     broken = _break(subject, box, draws)
     outside, before = box.parent / "outside", _state(folder, action.writes)
-    with _Watch(outside) as watch:
+    with Watch(outside) as watch:
         ended = _acted(action, box, folder)
         opened = watch.opened()
     after = _state(folder, action.writes)
     fault, how = _touched(before, after), "refused"
-    if subject.broken[0] in ("bundle", *_TARGETS) and opened:
+    opened -= {f"kept-{MANIFEST}"}  # a manifest may be a link, as in caches of downloads
+    if subject.manifest and opened:
         fault = fault or f"opened {', '.join(sorted(opened))} outside of its folder"
     if not fault:
-        how, fault = _judged(subject, action, broken, ended, box, work / "base")
+        whole = _kept(work / "base", subject, action)
+        how, fault = judged(action, broken, ended, box / action.result, whole)
     if fault:
         fault = f"{action.name}: {broken.told}: {fault}"[:700]
     else:
@@ -517,6 +564,14 @@ def trial(work: Path, number: int, seed: int) -> Outcome:
     return Outcome(number, name, how, fault, clocked(began))
 
 
+_IMPORTED = (
+    *("PIL.PngImagePlugin", "diffusers", "onnxruntime", "eecompile.cli", "eecompile.networks.dit"),
+    *("eecompile.compare.comparison", "eecompile.compare.page", "eecompile.compiler.build"),
+    *("eecompile.compiler.backends.onnxruntime", "eecompile.compiler.backends.openvino"),
+    *("eecompile.compiler.export", "eecompile.compiler.schedulers.config"),
+    *("eecompile.compiler.schedulers.program", "eecompile.evaluate.evaluation"),
+    *("eecompile.runtime.engines.onnxruntime", "eecompile.tune.output", "eecompile.tune.page"),
+)
 _warmed: list[bool] = []
 
 
@@ -525,30 +580,10 @@ def _warm() -> None:
     if _warmed:
         return
     os.environ.update(COLUMNS="200", LC_ALL="C.UTF-8", OMP_NUM_THREADS="1", NO_COLOR="1")
-    import diffusers
-    import onnxruntime
-    import PIL.Image
-    import torch
-
-    import eecompile.cli
-    import eecompile.compare.comparison
-    import eecompile.compare.page
-    import eecompile.compiler.backends.onnxruntime
-    import eecompile.compiler.backends.openvino
-    import eecompile.compiler.build
-    import eecompile.compiler.export
-    import eecompile.compiler.schedulers.config
-    import eecompile.compiler.schedulers.program
-    import eecompile.evaluate.evaluation
-    import eecompile.networks.dit
-    import eecompile.runtime.engines.onnxruntime
-    import eecompile.tune.output
-    import eecompile.tune.page
-    from eecompile.runtime.engines.openvino import import_openvino
-
-    import_openvino()
-    torch.set_num_threads(1)
-    assert diffusers and onnxruntime and PIL and eecompile
+    for name in _IMPORTED:
+        import_module(name)
+    import_module("eecompile.runtime.engines.openvino").import_openvino()
+    import_module("torch").set_num_threads(1)
     gc.collect()
     gc.freeze()
     _warmed.append(True)
@@ -571,7 +606,7 @@ def _laid(folder: Path, base: Path, subject: Subject) -> Path:
     for place in (folder, outside):
         (place / "precious.json").write_text('{"precious": true}')
     shutil.copy(base / "bundle" / "weights.safetensors", outside)
-    for name in subject.files:
+    for name in (subject.broken, *subject.files):
         copied(base / name, box)
     return box
 
@@ -582,52 +617,41 @@ def _kept(base: Path, subject: Subject, action: Action) -> Path:
     return base / f"result of {action.as_in or f'{subject.name} {index}'}{action.result[3:]}"
 
 
-def _break(subject: Subject, box: Path, draws: Random) -> _Broken:
+def _break(subject: Subject, box: Path, draws: Random) -> Broken:
     """Break one file of a subject."""
-    place = box / subject.broken[0]
-    folder = place.is_dir()
-    choices = sorted(path for path in place.iterdir() if path.is_file()) if folder else [place]
-    if folder and draws.random() < 0.5:  # the manifest, the front, the report: most is in it
-        choices = [p for p in choices if p.name in (MANIFEST, "front.json", "report.json")]
+    place = box / subject.broken
+    whole_folder = place.is_dir()
+    choices = sorted(p for p in place.rglob("*") if p.is_file()) if whole_folder else [place]
+    if draws.random() < 0.5:  # most is in the manifest, the front, the report
+        choices = [p for p in choices if p.name in _FIRST] or choices
     path = draws.choice(choices)
     if draws.random() < 0.05:
-        return _Broken(f"{path.name}: {edited_place(path, box.parent / 'outside', draws)}", "place", True)
-    if folder and draws.random() < 0.03:
-        (place / "strange.txt").write_text("somebody's")
-        return _Broken("a strange file in the folder", "place", False)
+        done = edited_place(path, box.parent / "outside", draws, pipes=whole_folder)
+        return Broken(f"{path.name}: {done}", "something else in its place")
+    if whole_folder and draws.random() < 0.03:
+        (place / _STRANGE).write_text("somebody's")
+        return Broken("a strange file in the folder", "a strange file")
     whole = path.read_bytes()
     editor = _EDITORS.get(path.suffix, edited_bytes)
     edit = (edited_bytes if draws.random() < 0.3 else editor)(whole, draws)
     path.write_bytes(edit.data)
     told = f"{path.name}: {edit.told}"
-    if not (place / MANIFEST).exists():
-        return _Broken(told, "", True)
+    if not subject.manifest:
+        return Broken(told, meant=subject.owned)
     inner = path.name if path.name == MANIFEST else path.suffix
     if draws.random() < 0.15:
-        return _Broken(told, f"{inner}, old digests", edit.data == whole)
+        return Broken(told, f"{inner}, old digests")
+    kind, named = subject.manifest, f"{inner}, new digests"
     if path.name != MANIFEST:
-        _renew(place, place)
-        return _Broken(told, f"{inner}, new digests", True, True, True)
-    kind = BundleManifest if subject.name == "bundle" else EngineManifest
-    meant = True
-    try:
+        manifest = from_json((place / MANIFEST).read_bytes(), kind)
+        write_manifest(place, msgspec.structs.replace(manifest, files=records(place)))
+        return Broken(told, named, meant=True, renewed=True)
+    meant = False
+    with suppress(ValueError, EecompileError):  # what does not fit its form needs no digest
         manifest = from_json(edit.data, kind)
-    except ValueError:
-        pass  # it does not fit its form: the digest is not reached
-    except EecompileError:
-        pass
-    else:
         write_manifest(place, manifest)
         meant = _owned(from_json(whole, kind), manifest)
-    return _Broken(told, f"{inner}, new digests", meant, True)
-
-
-def _renew(folder: Path, place: Path) -> None:
-    """Write the digests of files that were edited into the manifest, and that of the manifest."""
-    data = (folder / MANIFEST).read_bytes()
-    kind = BundleManifest if json.loads(data)["kind"] == "bundle" else EngineManifest
-    manifest = from_json(data, kind)
-    write_manifest(folder, msgspec.structs.replace(manifest, files=records(folder)))
+    return Broken(told, named, meant=meant)
 
 
 def _owned(whole: Any, manifest: Any) -> bool:
@@ -641,14 +665,17 @@ def _owned(whole: Any, manifest: Any) -> bool:
     )
 
 
-def _judged(
-    subject: Subject, action: Action, broken: _Broken, ended: Ended, box: Path, base: Path
+def judged(
+    action: Action, broken: Broken, ended: Ended, found: Path, whole: Path
 ) -> tuple[str, str]:
-    """How an action ended, and what is wrong with that."""
+    """How an action ended, and what is wrong with that.
+
+    Its result is at ``found``, that with whole files at ``whole``.
+    """
     if ended.status is None:
         return "stopped", f"it took more than {_SECONDS:.0f} s"
     if ended.status < 0:
-        if broken.library and broken.renewed:
+        if broken.renewed:
             return "the library died", ""
         return "died", f"signal {-ended.status}"
     if ended.peak > _ROOM:
@@ -657,14 +684,16 @@ def _judged(
         return "refused", _wrong_message(ended)
     if ended.status:
         lines = ended.err.strip().splitlines()
-        places = [line.strip() for line in lines if line.startswith("  File") and "eecompile/" in line]
-        where = places[-1].rpartition("eecompile/")[2] if places else ""
+        places = [line.rpartition("eecompile/")[2] for line in lines if line.startswith("  File")]
+        where = next((place for place in reversed(places) if place[0] != " "), "")
         return "raised", f"status {ended.status}: {' '.join(lines[-1:])[:300]} ({where})"
-    if obeyed := [each for each in ended.out + ended.err if not (each.isprintable() or each == "\n")]:
-        return "shown", f"{obeyed[0]!r} printed"
+    if not (ended.out + ended.err).replace("\n", "").isprintable():
+        return "shown", "something printed that terminals obey"
     if not action.result:
         return "shown", ""
-    return _compared(_kept(base, subject, action), box / action.result, broken.meant)
+    if not found.is_file():
+        return "no result", f"no {action.result}"
+    return _compared(whole, found, broken.meant)
 
 
 def _wrong_message(ended: Ended) -> str:
@@ -712,7 +741,7 @@ def _state(folder: Path, but: Sequence[str]) -> dict[str, str]:
                 found[str(within / name)] = hashlib.sha256(path.read_bytes()).hexdigest()
             else:
                 found[str(within / name)] = f"kind {path.lstat().st_mode:o}"
-    strange = next((folder / "box").glob("*/strange.txt"), None)
+    strange = next((folder / "box").glob(f"*/{_STRANGE}"), None)
     if strange:
         found[str(strange.relative_to(folder))] = strange.read_text()
     return found
@@ -723,7 +752,7 @@ def _touched(before: Mapping[str, str], after: Mapping[str, str]) -> str:
     return f"{', '.join(changed[:5])} written or removed" if changed else ""
 
 
-class _Watch:
+class Watch:
     """Tells which files of a folder are opened, by whatever library (inotify; Linux)."""
 
     _OPEN = 0x20
@@ -733,7 +762,7 @@ class _Watch:
         self._handle = self._libc.inotify_init1(os.O_NONBLOCK)
         self._libc.inotify_add_watch(self._handle, os.fsencode(folder), self._OPEN)
 
-    def __enter__(self) -> _Watch:
+    def __enter__(self) -> Watch:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -769,6 +798,7 @@ def _make_base(base: Path) -> None:
     from eecompile.recipe import load_recipe
     from eecompile.tune.output import write as write_front
     from eecompile.tune.report import read_front
+    from eecompile.tune.work import Work
 
     os.chdir(base)
     Path("recipe.toml").write_text(_RECIPE)
@@ -794,6 +824,16 @@ def _make_base(base: Path) -> None:
     for name in ("front", "report"):
         shutil.copy(_REPORTS / f"{name}.json", "whole")
     _write_data()
+    with Work(Path(".tune.partial"), _IDENTITY) as work:
+        for key in ("one", "two", "three"):
+            work.put(key, _figures(key))
+    Path("files").mkdir()
+    for name in ("exit-001.onnx", "exit-003.onnx", "weights.safetensors"):
+        shutil.copy(Path("bundle") / name, "files")
+    files = 'files = ["files/exit-001.onnx", "files/exit-003.onnx"]\nexits = [1, 3]'
+    text, rest = _RECIPE.partition("[network]")[0], _RECIPE.partition("[process]")[2]
+    rest = "[process]" + rest.replace('saving = [3, "3/1-2:1", 3, 3]\n', "")
+    Path("files.toml").write_text(f'{text}calibration = "data.npy"\n[network]\n{files}\n{rest}')
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1, 8, 8])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 64])
     graph = helper.make_graph([helper.make_node("Flatten", ["x"], ["y"])], "features", [x], [y])
@@ -803,6 +843,7 @@ def _make_base(base: Path) -> None:
     config |= {"num_train_timesteps": 100, "beta_schedule": "linear", "solver_order": 2}
     config |= {"prediction_type": "epsilon", "beta_start": 1e-4, "beta_end": 0.02}
     Path("scheduler_config.json").write_text(json.dumps(config))
+    _evaluated("data.npy").run()
 
 
 def _write_data() -> None:
@@ -812,10 +853,8 @@ def _write_data() -> None:
     np.savez("data.npz", pictures)
     np.save("made.npy", draws.uniform(-1, 1, (24, 1, 8, 8)).astype(np.float32))
     np.save("label.npy", np.array([0, 3, 1]))
+    Path("pictures").mkdir()
+    for index, pixels in enumerate(pictures):
+        Image.fromarray(pixels).save(f"pictures/{index:02d}.png")
     content = bytes((0, 0, 8, 3)) + struct.pack(">3I", *pictures.shape) + pictures.tobytes()
-    import gzip
-
     Path("data.idx.gz").write_bytes(gzip.compress(content))
-
-
-__all__ = ["SMALL", "TRIALS", "Edit", "prepare", "trial"]

@@ -146,7 +146,8 @@ class _FolderSource:
 
     def __init__(self, folder: Path, space: Space) -> None:
         self.name, self.space = str(folder), space
-        self._files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _ENDINGS)
+        found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _ENDINGS)
+        self._files = [path for path in found if path.is_file()]
         if not self._files:
             raise UsageError(
                 found=f"no pictures in {folder}",

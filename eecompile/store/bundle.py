@@ -20,7 +20,7 @@ import msgspec
 from eecompile.decoding import MalformedError, PlainName, from_json
 from eecompile.errors import BundleError, DigestError, FormatError
 from eecompile.programs.interface import Interface
-from eecompile.store.files import outline
+from eecompile.store.files import file_bytes, outline
 from eecompile.store.target import Target
 
 FORMAT = 7
@@ -359,7 +359,7 @@ def _article(kind: str) -> str:
 
 def _read(folder: Path, expected: str, command: str) -> bytes:
     try:
-        return (folder / MANIFEST).read_bytes()
+        return file_bytes(folder / MANIFEST)
     except OSError as error:
         raise BundleError(
             found=f"no {MANIFEST} in {folder}",

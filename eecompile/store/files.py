@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +31,22 @@ def written(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def file_bytes(path: Path) -> bytes:
+    """What a file holds.
+
+    Raises:
+        OSError: it is missing, or none: a folder, or a pipe, from which nothing might come.
+    """
+    # A pipe is opened without waiting for who writes to it; Windows has none.
+    with path.open("rb", opener=lambda p, how: os.open(p, how | _AT_ONCE)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "no plain file", str(path))
+        return file.read()
+
+
+_AT_ONCE = getattr(os, "O_NONBLOCK", 0)
+
+
 class _Header(msgspec.Struct):
     format: int
 
@@ -41,7 +59,7 @@ def form_bytes(form: object) -> bytes:
 def outline(path: Path, kind: type[Form]) -> Form | None:
     """What a file of JSON says of itself, even if text in it is damaged; None if it does not."""
     try:
-        return from_json(path.read_bytes().decode(errors="replace"), kind)
+        return from_json(file_bytes(path).decode(errors="replace"), kind)
     except (OSError, MalformedError):
         return None
 
@@ -56,7 +74,7 @@ def read_form(path: Path, kind: type[Form], known: int, *, what: str, command: s
         FormatError: it is of another format.
     """
     try:
-        data = path.read_bytes()
+        data = file_bytes(path)
         found = from_json(data, _Header).format
         if found != known:
             raise FormatError(
