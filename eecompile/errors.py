@@ -38,7 +38,7 @@ def summary(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _shortened(text: str) -> str:
+def shortened(text: str) -> str:
     """A text without its middle, if it repeats very much of what was given."""
     return text if len(text) <= _LONG else f"{text[: _LONG // 2]} ... {text[-_LONG // 4 :]}"
 
@@ -54,9 +54,9 @@ class EecompileError(Exception):
 
     def __init__(self, *, found: str, expected: str, remedy: str) -> None:
         super().__init__(found, expected, remedy)
-        self.found = _shortened(found)
-        self.expected = _shortened(expected)
-        self.remedy = _shortened(remedy)
+        self.found = shortened(found)
+        self.expected = shortened(expected)
+        self.remedy = shortened(remedy)
 
     def __reduce__(self) -> tuple[object, ...]:
         told = {"found": self.found, "expected": self.expected, "remedy": self.remedy}

@@ -5,9 +5,7 @@ Unknown keys are errors; nothing is inherited, registered or executed here.
 
 from __future__ import annotations
 
-import keyword
 import math
-import re
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +18,7 @@ from eecompile.decoding import PlainName
 from eecompile.errors import RecipeError, UsageError
 from eecompile.programs.choice import Exit, choice_of
 from eecompile.programs.interface import Condition, Sampling, State
+from eecompile.programs.meaning import DEEPEST, LARGEST, TAKEN, is_condition_name
 from eecompile.programs.process import Process
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.programs.solvers import solver_named
@@ -28,15 +27,7 @@ from eecompile.store.toml import read_toml
 
 Word = Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9._-]*\Z", max_length=100)]
 
-# Names that no condition can have: the graphs' inputs and outputs, Sampler.steps' arguments.
-_TAKEN = frozenset(
-    ("x", "t", "self", "n", "solver", "steps", "schedule", "seed", "guidance", "nulls", "shape")
-    + ("guidance_interval", "first")
-)
-_OUTPUT = re.compile(r"(prediction|variance)_\d+\Z")
-_DEEPEST = 10_000
 _SPANS = 4  # of equal length, by default
-_LARGEST = 2**31 - 1  # numbers in one sample: what ONNX runtimes can index
 
 
 class NetworkRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -175,10 +166,10 @@ def load_recipe(
     )
     exits = recipe.network.exits
     ascending = list(exits) == sorted(set(exits))
-    if not exits or not ascending or exits[0] < 1 or exits[-1] > _DEEPEST:
+    if not exits or not ascending or exits[0] < 1 or exits[-1] > DEEPEST:
         raise RecipeError(
             found=f"exits {list(exits)} for {path}",
-            expected=f"at least one depth from 1 to {_DEEPEST}, ascending",
+            expected=f"at least one depth from 1 to {DEEPEST}, ascending",
             remedy="list the depths that the network was trained to predict from",
         )
     _check_cuts(recipe.network, path)
@@ -277,11 +268,10 @@ def _check_cuts(network: NetworkRecipe, path: Path) -> None:
 def _check_names(recipe: ExportRecipe, path: Path) -> None:
     # A condition's name is an input of the graph and a keyword of Sampler.sample.
     for name in recipe.conditions:
-        wrong = not name.isidentifier() or keyword.iskeyword(name) or name in _TAKEN
-        if wrong or _OUTPUT.match(name):
+        if not is_condition_name(name):
             raise RecipeError(
                 found=f"a condition named {name!r} in {path}",
-                expected=f"a Python name other than {sorted(_TAKEN)} and the outputs' names",
+                expected=f"a Python name other than {sorted(TAKEN)} and the outputs' names",
                 remedy="rename it, in the network's forward too",
             )
 
@@ -305,10 +295,10 @@ def _check_fit(recipe: ExportRecipe, path: Path) -> None:
         ("state.shape", shape),
         *((f"conditions.{name}.shape", spec.shape) for name, spec in recipe.conditions.items()),
     ]:
-        if math.prod(lengths) > _LARGEST:
+        if math.prod(lengths) > LARGEST:
             raise RecipeError(
                 found=f"{what} = {list(lengths)} in {path}",
-                expected=f"at most {_LARGEST} numbers in a sample",
+                expected=f"at most {LARGEST} numbers in a sample",
                 remedy="fix the shape",
             )
     if "full" in recipe.schedules:

@@ -17,7 +17,7 @@ from eecompile.cli.evaluating import evaluate
 from eecompile.cli.inspecting import doctor, inspect
 from eecompile.cli.sampling import program, sample
 from eecompile.cli.tuning import tune
-from eecompile.errors import EecompileError
+from eecompile.errors import EecompileError, shortened
 from eecompile.show.terminal import as_it_is
 
 app = typer.Typer(
@@ -62,6 +62,7 @@ def main() -> NoReturn:
     except Exception as error:
         if not hasattr(error, "show"):  # not one of the option parser's own
             raise
+        error.message = shortened(str(getattr(error, "message", "")))  # type: ignore[attr-defined]
         error.show()
         sys.exit(getattr(error, "exit_code", 2))
     if status == _INTERRUPTED:

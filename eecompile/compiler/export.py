@@ -43,6 +43,7 @@ from eecompile.compiler.verify import (
     worst_of,
 )
 from eecompile.compiler.weights import WeightStore, load_graph
+from eecompile.decoding import MalformedError, from_npy
 from eecompile.errors import BundleError, RecipeError, TraceError
 from eecompile.networks.base import MultiExitNetwork
 from eecompile.networks.load import importable, load_network
@@ -244,9 +245,9 @@ def _write_calibration(
         return
     place = base / recipe.calibration
     try:
-        data = np.load(place, allow_pickle=False)
+        data = from_npy(place)
         found = f"{data.dtype} {list(data.shape)}"
-    except (OSError, ValueError, EOFError, AttributeError) as error:
+    except (OSError, MalformedError) as error:
         data, found = np.empty(0), f"no array ({type(error).__name__})"
     fits = data.shape[1:] == interface.state.shape and len(data) and data.dtype.kind == "f"
     if not fits or not np.isfinite(data).all():
@@ -277,7 +278,9 @@ def _verify(
     check_independent(points, reference, tolerance)
     together, apart = _joined(folder, interface), evaluate_apart(folder, interface)
     errors = check(points, reference, candidate=together, what=f"{what}, all exits at once")
-    compare_extremes(extreme_inputs(interface), source.reference, together, tolerance, what)
+    extremes = extreme_inputs(interface)
+    for error in compare_extremes(extremes, source.reference, together, tolerance, what):
+        raise error
     del together
     single = check(middle, source.each, candidate=apart, what=f"{what}, each exit alone")
     return {depth: worst_of([errors[depth], single[depth]]) for depth in interface.exits}

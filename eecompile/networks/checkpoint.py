@@ -6,7 +6,9 @@ import argparse
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from eecompile.errors import CheckpointError
 
 _NEEDS_CODE = re.compile(r"GLOBAL (\S+)|Unsupported (?:global|class)|Can only")
 _DENSE = torch.strided
+_ARCHIVE = b"PK\3\4"  # how an archive begins, for torch too
 # Averaged weights first: they are what published samples are made with.
 _KEYS = ("ema", "model_ema", "model", "state_dict")
 
@@ -37,7 +40,10 @@ def state_from_file(path: Path, key: str | None = None) -> dict[str, Tensor]:
     """
     check_file(path)
     try:
+        _check_stored(path)
         content = load_file(path) if path.suffix == ".safetensors" else _load(path)
+    except CheckpointError:
+        raise
     except Exception as error:  # torch and safetensors raise many kinds
         if isinstance(error, pickle.UnpicklingError) and _NEEDS_CODE.search(str(error)):
             raise _refused(path, error) from error
@@ -52,6 +58,24 @@ def check_file(path: Path) -> None:
             found=f"no checkpoint at {path}",
             expected="the file that network.checkpoint names, relative to the recipe",
             remedy="fix the path, pass --checkpoint, or train the network first",
+        )
+
+
+def _check_stored(path: Path) -> None:
+    """Pass unless a file would unpack to more than its own size.
+
+    safetensors and torch.save compress nothing: tensors are mapped, as they lie in the file.
+    """
+    with path.open("rb") as file:
+        if file.read(len(_ARCHIVE)) != _ARCHIVE:
+            return
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(record.file_size for record in archive.infolist())
+    if unpacked > path.stat().st_size:
+        raise CheckpointError(
+            found=f"{path}, a compressed archive that unpacks to {unpacked:,} bytes",
+            expected="safetensors, or torch.save of tensors only, which do not compress",
+            remedy="unpack it first, or copy the file again as it was saved",
         )
 
 
@@ -82,7 +106,8 @@ def _state(content: Any, key: str | None, path: Path) -> Mapping[str, Tensor]:
             remedy="remove network.checkpoint_key",
         )
     if not isinstance(content, Mapping) or not content or not _is_state(content):
-        names = list(map(str, content))[:6] if isinstance(content, Mapping) else []
+        keys = islice(content, 6) if isinstance(content, Mapping) else ()
+        names = [str(key) if isinstance(key, str | int) else type(key).__name__ for key in keys]
         raise CheckpointError(
             found=f"{path}, which holds no state_dict"
             + (f" but entries {names}" if names else f" but a {type(content).__name__}"),

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from eecompile.backends import BACKENDS, TARGET_BACKENDS
-from eecompile.errors import BackendError, UsageError
+from eecompile.errors import BackendError, EecompileError, UsageError, one_line, summary
+from eecompile.interrupt import check
 from eecompile.runtime.engines._onnxruntime import share_pool
 from eecompile.runtime.engines.group import grouped
 from eecompile.runtime.protocol import Engine
@@ -118,5 +119,15 @@ def engine_from_manifest(
     chosen = min(chosen, os.cpu_count() or 1)  # more only wait for one another
     if shared_pool and name == "onnxruntime":
         share_pool(chosen)
-    engine: Engine = module.open_backend(folder, manifest, chosen, share_device_with)
+    try:
+        engine: Engine = module.open_backend(folder, manifest, chosen, share_device_with)
+    except (EecompileError, MemoryError):
+        raise
+    except Exception as error:  # libraries' errors share no base class
+        check()
+        raise BackendError(
+            found=f"{folder}, which {name} does not open ({one_line(summary(error))})",
+            expected="an engine set that it can open on this machine",
+            remedy="build the engine set again here",
+        ) from error
     return engine

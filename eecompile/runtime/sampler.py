@@ -187,7 +187,7 @@ class Sampler(Handle):
             guidance=guidance,
             guidance_interval=guidance_interval,
             conditions=conditions,
-            nulls=nulls or {},
+            nulls={} if nulls is None else nulls,
             shape=shape,
             first=first,
         )
@@ -280,7 +280,7 @@ class Sampler(Handle):
             guidance=guidance,
             guidance_interval=guidance_interval,
             conditions=conditions,
-            nulls=nulls or {},
+            nulls={} if nulls is None else nulls,
             shape=shape,
             first=first,
         )

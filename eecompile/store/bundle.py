@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -18,9 +18,11 @@ from typing import Literal, TypeVar
 import msgspec
 
 from eecompile.decoding import MalformedError, PlainName, from_json
-from eecompile.errors import BundleError, DigestError, FormatError
+from eecompile.errors import BundleError, DigestError, FormatError, RecipeError, UsageError
 from eecompile.programs.interface import Interface
+from eecompile.programs.meaning import interface_problems
 from eecompile.store.files import file_bytes, outline
+from eecompile.store.meaning import plan_problems, segment_problems, span_problems
 from eecompile.store.target import Target
 
 FORMAT = 7
@@ -282,14 +284,15 @@ def open_bundle(folder: Path) -> BundleManifest:
         DigestError: a file is missing, truncated or altered.
     """
     manifest = _open(folder, BundleManifest, "bundle", "eecompile export")
-    graphs = [exit_graph_name(depth) for depth in manifest.interface.exits]
-    check_listed(folder, manifest, graphs + [graph.graph for graph in manifest.exits])
+    _check_meaning(folder, _bundle_problems(manifest))
+    check_listed(folder, manifest, [graph.graph for graph in manifest.exits])
     return manifest
 
 
 def open_engine_set(folder: Path) -> EngineManifest:
     """The manifest of an engine set; errors are those of :func:`open_bundle`."""
     manifest = _open(folder, EngineManifest, "engine-set", "eecompile build")
+    _check_meaning(folder, _engine_problems(manifest))
     check_listed(folder, manifest, [segment.file for segment in manifest.segments])
     return manifest
 
@@ -346,11 +349,41 @@ def _open(folder: Path, kind: type[Manifest], name: str, command: str) -> Manife
     except MalformedError as error:
         problem = f"a manifest that does not fit its format ({error})"
         raise _damaged(folder / MANIFEST, problem) from error
+    except (RecipeError, UsageError) as error:  # of values that cannot be together
+        raise _damaged(folder / MANIFEST, error.found, error.expected) from error
     if manifest.digest != _digest(manifest):
         raise _damaged(folder / MANIFEST, "a manifest with another digest than it states")
     for record in manifest.files:
         _check(folder, record)
     return manifest
+
+
+def _bundle_problems(manifest: BundleManifest) -> Iterator[str]:
+    exits = manifest.interface.exits
+    yield from interface_problems(manifest.interface)
+    found = [(graph.depth, graph.graph) for graph in manifest.exits]
+    if found != [(depth, exit_graph_name(depth)) for depth in exits]:
+        yield f"graphs {found} for exits {list(exits)}"
+
+
+def _engine_problems(manifest: EngineManifest) -> Iterator[str]:
+    interface, segments = manifest.interface, manifest.segments
+    yield from interface_problems(interface)
+    yield from segment_problems(interface, manifest.target, segments)
+    if (found := [plan.depth for plan in manifest.exits]) != list(interface.exits):
+        yield f"plans of {found} for exits {list(interface.exits)}"
+    for plan in manifest.exits:
+        outputs = output_names(interface, plan.depth)
+        yield from plan_problems(interface, segments, plan, outputs)
+    if manifest.spans and manifest.target.layout != "chained":
+        yield "spans of exits that are one engine each"
+    for span in manifest.spans:
+        yield from span_problems(interface, segments, span)
+
+
+def _check_meaning(folder: Path, problems: Iterable[str]) -> None:
+    for problem in problems:
+        raise _damaged(folder / MANIFEST, problem, "what eecompile writes")
 
 
 def _article(kind: str) -> str:

@@ -1,4 +1,8 @@
-"""Single files: written whole or not at all, and read back with their format checked."""
+"""Single files: written whole or not at all, and read back with their format checked.
+
+Files that are used again by their names, such as caches, are used only if nobody else can have
+written them.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import errno
 import os
 import secrets
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +22,9 @@ from eecompile.decoding import MalformedError, from_json
 from eecompile.errors import FormatError, UsageError
 
 Form = TypeVar("Form")
+# No link is followed, and no pipe waited for; a system without these has neither.
+_AT_ONCE = getattr(os, "O_NONBLOCK", 0)
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | _AT_ONCE
 
 
 @contextmanager
@@ -44,7 +52,42 @@ def file_bytes(path: Path) -> bytes:
         return file.read()
 
 
-_AT_ONCE = getattr(os, "O_NONBLOCK", 0)
+def is_private(path: Path) -> bool:
+    """Whether nobody but this user, or the system's, can write what is there.
+
+    False for a link, where nothing is, and for what a group may write. Windows keeps users' files
+    apart by other means, and all are taken for private there.
+    """
+    try:
+        return _private(path.lstat())
+    except OSError:
+        return False
+
+
+def read_private(path: Path) -> bytes | None:
+    """What a file holds; None where there is none, or one that is not private.
+
+    See :func:`is_private`; what is checked is what is read, whoever renames files meanwhile.
+    """
+    try:
+        file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | _NO_LINK)
+    except OSError:
+        return None
+    found = os.fstat(file)
+    if not (stat.S_ISREG(found.st_mode) and _private(found)):
+        os.close(file)
+        return None
+    with os.fdopen(file, "rb") as opened:
+        return opened.read()
+
+
+def _private(found: os.stat_result) -> bool:
+    if stat.S_ISLNK(found.st_mode):
+        return False
+    if sys.platform == "win32":
+        return True
+    others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return not others and found.st_uid in (0, os.getuid())
 
 
 class _Header(msgspec.Struct):

@@ -131,13 +131,13 @@ def check_folder(path: Path, *, replaces: bool, kind: FolderKind = SETS) -> None
 
 
 def make_marked(folder: Path) -> None:
-    """Make a folder that eecompile may remove; one that it made before stays.
+    """Make a folder that eecompile may remove, of this user's alone; one that is there stays.
 
     Raises:
         OutputExistsError: something else is there.
     """
     _check_marked(folder)
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
     (folder / MARK).write_bytes(_MARK)
 
 

@@ -150,6 +150,18 @@ def test_wrong_usage_exits_with_2(run: Run, arguments: tuple[str, ...]) -> None:
     assert "Traceback" not in error
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [("LONG",), ("inspect", "--LONG"), ("inspect", "LONG"), ("inspect", ".", "LONG")]
+    + [("program", "ddim:eta=LONG", "-o", "p.json")],
+)
+def test_what_was_given_is_not_repeated_at_length(run: Run, arguments: tuple[str, ...]) -> None:
+    status, out, error = run(*(word.replace("LONG", "a" * 100_000) for word in arguments))
+    assert status
+    assert "aaaaaaaaa" in error
+    assert len(out + error) < 3000
+
+
 def test_help_and_version(run: Run) -> None:
     for command in ("export", "build", "sample", "inspect"):
         status, out, _ = run(command, "--help")

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from eecompile.errors import FormatError, UsageError
-from eecompile.store.files import read_form, written
+from eecompile.store.files import is_private, read_form, read_private, written
 
 
 class Form(msgspec.Struct):
@@ -56,6 +56,37 @@ def test_what_somebody_has_beside_a_file_is_neither_followed_nor_overwritten(
         partial.write_text("again")
     assert (path.read_text(), precious.read_text()) == ("after", "years")
     assert (tmp_path / ".a.txt.cafe.partial").is_symlink()
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644, 0o444, 0o664, 0o646, 0o666])
+def test_a_file_that_others_can_write_is_not_private(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "cache"
+    path.write_bytes(b"code")
+    path.chmod(mode)
+    private = not mode & 0o022
+    assert is_private(path) == private
+    assert read_private(path) == (b"code" if private else None)
+
+
+def test_a_link_a_pipe_a_folder_and_another_user_s_file_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "cache"
+    path.write_bytes(b"code")
+    path.chmod(0o600)
+    (tmp_path / "link").symlink_to(path)
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    for name in ("link", "pipe", ".", "missing"):
+        assert read_private(tmp_path / name) is None
+    assert not is_private(tmp_path / "link")
+    assert not is_private(tmp_path / "missing")
+    owner = path.stat().st_uid
+    monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+    if owner:  # the system's files are everybody's to trust
+        assert (is_private(path), read_private(path)) == (False, None)
+    else:
+        os.chown(path, 12345, -1)
+        assert (is_private(path), read_private(path)) == (False, None)
 
 
 def test_a_form_is_read_back(tmp_path: Path) -> None:
