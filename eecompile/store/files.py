@@ -11,7 +11,7 @@ import os
 import secrets
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -22,8 +22,7 @@ from eecompile.decoding import MalformedError, from_json
 from eecompile.errors import FormatError, UsageError
 
 Form = TypeVar("Form")
-# No link is followed, and no pipe waited for; a system without these has neither.
-_AT_ONCE = getattr(os, "O_NONBLOCK", 0)
+_AT_ONCE = getattr(os, "O_NONBLOCK", 0)  # no pipe is waited for; Windows has none
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | _AT_ONCE
 
 
@@ -45,11 +44,10 @@ def file_bytes(path: Path) -> bytes:
     Raises:
         OSError: it is missing, or none: a folder, or a pipe, from which nothing might come.
     """
-    # A pipe is opened without waiting for who writes to it; Windows has none.
-    with path.open("rb", opener=lambda p, how: os.open(p, how | _AT_ONCE)) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "no plain file", str(path))
-        return file.read()
+    data = _read(path, _AT_ONCE, lambda found: True)
+    if data is None:
+        raise OSError(errno.EINVAL, "no plain file", str(path))
+    return data
 
 
 def is_private(path: Path) -> bool:
@@ -70,11 +68,16 @@ def read_private(path: Path) -> bytes | None:
     See :func:`is_private`; what is checked is what is read, whoever renames files meanwhile.
     """
     try:
-        file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | _NO_LINK)
+        return _read(path, _NO_LINK, _private)
     except OSError:
         return None
+
+
+def _read(path: Path, how: int, fits: Callable[[os.stat_result], bool]) -> bytes | None:
+    """What a file holds, opened once; None where there is no plain file, or one that does not fit."""
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | how)
     found = os.fstat(file)
-    if not (stat.S_ISREG(found.st_mode) and _private(found)):
+    if not (stat.S_ISREG(found.st_mode) and fits(found)):
         os.close(file)
         return None
     with os.fdopen(file, "rb") as opened:
