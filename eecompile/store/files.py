@@ -74,7 +74,7 @@ def read_private(path: Path) -> bytes | None:
 
 
 def _read(path: Path, how: int, fits: Callable[[os.stat_result], bool]) -> bytes | None:
-    """What a file holds, opened once; None where there is no plain file, or one that does not fit."""
+    """What a file holds that fits; None where there is none, or something else."""
     file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | how)
     found = os.fstat(file)
     if not (stat.S_ISREG(found.st_mode) and fits(found)):
