@@ -48,6 +48,7 @@ def test_pictures_in_every_form_are_the_same(tmp_path: Path) -> None:
     for index, picture in enumerate(given):
         Image.fromarray(picture).save(tmp_path / "folder" / "class" / f"{index}.png")
     (tmp_path / "folder" / "readme.txt").write_text("not a picture")
+    (tmp_path / "folder" / "class.png").mkdir()
     forms = sorted(path for path in tmp_path.iterdir())
     assert len(forms) == 8
     for form in forms:
