@@ -9,8 +9,7 @@ from typing import Annotated, Any, TypeVar, overload
 import msgspec
 import numpy as np
 from msgspec import Meta
-
-from eecompile.arrays import AnyArray
+from numpy.typing import NDArray
 
 Form = TypeVar("Form")
 PlainName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z", max_length=200)]
@@ -47,7 +46,7 @@ def from_msgpack(data: bytes, kind: type[Form]) -> Form:
         raise MalformedError(str(error)) from error
 
 
-def from_npy(path: Path, *, mapped: bool = False) -> AnyArray:
+def from_npy(path: Path, *, mapped: bool = False) -> NDArray[Any]:
     """The array in an .npy file, or a read-only view of the file; errors are those of JSON's.
 
     Raises:
@@ -58,7 +57,7 @@ def from_npy(path: Path, *, mapped: bool = False) -> AnyArray:
     if begins != _NPY:
         raise MalformedError("it is no .npy file")
     try:
-        array: AnyArray = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+        array: NDArray[Any] = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
     except Exception as error:  # numpy raises many kinds, and wants any memory that a header names
         raise MalformedError(str(error)) from error
     return array
