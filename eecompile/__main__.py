@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import eecompile
 from eecompile.interrupt import install
 
 
@@ -16,10 +17,14 @@ def main() -> None:
 
         from eecompile.cli import main as run
     except ImportError as error:
+        if sys.argv[1:] in (["--version"], ["-V"]):
+            print(f"eecompile {eecompile.__version__}")
+            return
         message = f"found no package {error.name}; expected the command line's extra"
         sys.exit(f"error: {message}; pip install 'eecompile[cli]'.")
     except KeyboardInterrupt:
-        sys.exit("interrupted: nothing was begun.")
+        print("interrupted: nothing was begun.", file=sys.stderr)
+        sys.exit(130)
     run()
 
 

@@ -22,6 +22,7 @@ from eecompile.programs.meaning import DEEPEST, LARGEST, TAKEN, is_condition_nam
 from eecompile.programs.process import Process
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.programs.solvers import solver_named
+from eecompile.store.shipped import named_file, packaged
 from eecompile.store.target import Tolerance
 from eecompile.store.toml import read_toml
 
@@ -43,7 +44,8 @@ class NetworkRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         blocks: name of the module list that is cut, such as ``transformer_blocks``; the
             factory is then called with ``options`` only and may return any torch module.
         options: keyword arguments of the factory.
-        checkpoint: safetensors, or a file of torch.save; relative to the recipe.
+        checkpoint: safetensors, or a file of torch.save; relative to the recipe, or
+            ``package:file``, a file of a Python package.
         checkpoint_key: entry of the checkpoint that holds the weights; by default
             ``ema`` where there is one, else ``model`` or ``state_dict``.
         arguments: the network's name for an input, by ours (``x``, ``t``, or a
@@ -153,7 +155,7 @@ def load_recipe(
     """Read an export recipe.
 
     Args:
-        path: the recipe.
+        path: the recipe, or the name of one that ships.
         exits: instead of the recipe's. Schedules that name other depths are left out;
             where one of them is the default, ``full`` takes its place.
         checkpoint: instead of the recipe's.
@@ -161,9 +163,9 @@ def load_recipe(
     Raises:
         RecipeError: the file is missing, is no TOML, or is malformed.
     """
-    recipe = _overridden(
-        read_toml(path, ExportRecipe, example="export/fashion-dit.toml"), exits, checkpoint
-    )
+    path = named_file("export", path)
+    recipe = read_toml(path, ExportRecipe, example="export/fashion-dit.toml")
+    recipe = _overridden(recipe, exits, checkpoint, path.parent)
     exits = recipe.network.exits
     ascending = list(exits) == sorted(set(exits))
     if not exits or not ascending or exits[0] < 1 or exits[-1] > DEEPEST:
@@ -208,8 +210,9 @@ def load_recipe(
 
 
 def _overridden(
-    recipe: ExportRecipe, exits: Sequence[int] | None, checkpoint: Path | None
+    recipe: ExportRecipe, exits: Sequence[int] | None, checkpoint: Path | None, folder: Path
 ) -> ExportRecipe:
+    """The recipe with other exits, and the place of its checkpoint."""
     network = recipe.network
     if (exits or checkpoint) and network.files:
         raise RecipeError(
@@ -218,7 +221,9 @@ def _overridden(
             remedy="write a recipe with the files to export",
         )
     if checkpoint is not None:
-        place = str(checkpoint.absolute())
+        network = msgspec.structs.replace(network, checkpoint=str(checkpoint.absolute()))
+    elif network.checkpoint:
+        place = packaged(network.checkpoint, folder)
         network = msgspec.structs.replace(network, checkpoint=place)
     if exits is None:
         return msgspec.structs.replace(recipe, network=network)

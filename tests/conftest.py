@@ -220,7 +220,7 @@ def small_text() -> str:
         ("width = 128", "width = 16"),
         ("depth = 12", "depth = 4"),
         ("exits = [3, 6, 9, 12]", f"exits = {list(SMALL_EXITS)}"),
-        ("../eecompile/networks/weights/fashion-dit.safetensors", "small.safetensors"),
+        ("eecompile_fashion_dit:fashion-dit.safetensors", "small.safetensors"),
         ("balanced = [9, 12, 12, 12, 9, 9, 9, 6, 6, 3]", "balanced = [2, 4, 4, 2, 1]"),
         ("fast = [12, 12, 9, 9, 6, 6, 3, 3, 3, 3]", "fast = [4, 2, 1, 1]"),
         ('schedule = "half"', 'schedule = "balanced"'),
@@ -246,6 +246,41 @@ def building(bundle: Path, target: Any) -> Callable[[Path], object]:
         return engine_set_from_bundle(bundle, target, folder)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def network(shared: Shared) -> Callable[[str], Path]:
+    """The recipe, weights and bundle of a small network by its name; not to be written to."""
+
+    def made(name: str) -> Path:
+        def make(folder: Path) -> None:
+            from eecompile.compiler.export import bundle_from_recipe
+            from tests.compiler.small_networks import write
+
+            folder.mkdir()
+            bundle_from_recipe(write(name, folder), folder / "bundle")
+
+        return shared(f"network-{name}".replace(" ", "-"), make)
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def network_sets(shared: Shared, network: Callable[[str], Path]) -> Callable[[str], Path]:
+    """The same with an engine set a layout, per_exit and chained; not to be written to."""
+
+    def made(name: str) -> Path:
+        folder = network(name)
+
+        def make(marker: Path) -> None:
+            for layout, target in TARGETS.items():
+                building(folder / "bundle", target)(folder / layout)
+            marker.mkdir()
+
+        shared(f"{folder.name}-sets", make)
+        return folder
+
+    return made
 
 
 @pytest.fixture(params=["per_exit", "chained"])

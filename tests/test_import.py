@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import eecompile
 from tests.conftest import RECIPE, ROOT
 
 COMPILE_TIME = ("torch", "onnx", "onnx_ir", "onnxscript", "polygraphy", "safetensors", "filelock")
@@ -102,6 +103,12 @@ def test_a_command_without_its_packages_names_the_extra(
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert f"pip install 'eecompile[{extra}]'" in done.stderr
+
+
+def test_the_version_needs_no_command_line() -> None:
+    code = without(*COMMAND_LINE) + "from eecompile.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"eecompile {eecompile.__version__}\n")
 
 
 def test_the_command_line_says_how_to_install_itself() -> None:

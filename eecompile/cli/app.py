@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import sys
+import traceback
 from typing import Annotated, NoReturn
 
 import typer
@@ -12,9 +13,10 @@ import typer
 import eecompile
 from eecompile.cli.comparing import compare
 from eecompile.cli.compiling import build, export
-from eecompile.cli.console import err, out
+from eecompile.cli.console import err, mode, modes, out
 from eecompile.cli.evaluating import evaluate
 from eecompile.cli.inspecting import doctor, inspect
+from eecompile.cli.listing import recipe, recipes, target, targets
 from eecompile.cli.sampling import program, sample
 from eecompile.cli.tuning import tune
 from eecompile.errors import EecompileError, shortened
@@ -24,11 +26,12 @@ app = typer.Typer(
     help="Compile multi-exit diffusion networks to engines, and sample with an exit schedule.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (export, build, sample, compare, tune, program, inspect, evaluate, doctor):
-    app.command()(_command)
-_INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt
+_COMMANDS = (export, build, sample, compare, tune, program, inspect, evaluate)
+for _command in (*_COMMANDS, doctor, recipes, recipe, targets, target):
+    app.command()(modes(_command))
+_INTERRUPTED = 130  # what shells say of a command that SIGINT ended, and typer too
 
 
 def _version(wanted: bool) -> None:
@@ -40,7 +43,8 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool,
+        typer.Option("-V", "--version", callback=_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
     pass
@@ -71,11 +75,12 @@ def main() -> NoReturn:
             "engines and measurements that were finished are kept for the next time.",
             soft_wrap=True,
         )
-        sys.exit(1)
     sys.exit(status or 0)
 
 
 def _fail(error: EecompileError) -> NoReturn:
+    if mode.verbose:
+        traceback.print_exception(error)
     err.print("[bold red]error:[/]", as_it_is(str(error)), highlight=False, soft_wrap=True)
     sys.exit(1)
 

@@ -9,7 +9,7 @@ import typer
 
 from eecompile.backends import PEERS
 from eecompile.cli import options
-from eecompile.cli.console import err, extra, phases, say, show
+from eecompile.cli.console import err, extra, phases, result, say, show
 from eecompile.cli.values import numbers_of, request_of
 from eecompile.errors import UsageError
 from eecompile.show.terminal import as_it_is
@@ -113,6 +113,7 @@ def compare(
             schedules=schedule,
             report=report,
         )
+    result(made.report)
     show(*comparison_parts(made.report))
     for path in comparing.write(made, output):
         say(f"report: {path}")

@@ -8,13 +8,16 @@ from typing import Annotated
 import typer
 
 from eecompile.cli import options
-from eecompile.cli.console import extra, phases, say, show
+from eecompile.cli.console import extra, phases, result, say, show
 from eecompile.cli.values import numbers_of
 from eecompile.store.bundle import open_bundle
 
 
 def export(
-    recipe: Annotated[Path, typer.Argument(help="Export recipe, such as export/fashion-dit.toml.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(help="Export recipe: a file, or a name that 'eecompile recipes' lists."),
+    ],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Bundle; default out/NETWORK/bundle.")
     ] = None,
@@ -43,6 +46,7 @@ def export(
             force=force,
             report=report,
         )
+    result(manifest)
     show(exits_table(manifest))
     left_out = set(load_recipe(recipe).exit_schedules()) - set(manifest.interface.schedules)
     if left_out:
@@ -55,7 +59,9 @@ def build(
     target: Annotated[
         Path | None,
         typer.Option(
-            "--target", help="Target, such as engines/cpu.toml; default ONNX Runtime on the CPU."
+            "--target",
+            help="A file, or a name that 'eecompile targets' lists; default ONNX Runtime on the "
+            "CPU.",
         ),
     ] = None,
     output: Annotated[
@@ -80,8 +86,10 @@ def build(
         else:
             built = engine_set_from_bundle(bundle, chosen, folder, force=force, report=report)
     if dry_run:
+        result({"reasons": planned.reasons, "segments": planned.segments})
         show(*planned_parts(planned.reasons, planned.segments))
         return
+    result(built.manifest)
     if not built.up_to_date:
         show(*engine_parts(built.manifest))
     say(f"engine set{', up to date' if built.up_to_date else ''}: {folder}")

@@ -1,12 +1,21 @@
-"""The terminal: what is printed, and how far a command has got."""
+"""The terminal: what is printed, and how far a command has got.
+
+Every command takes ``--json``, ``--quiet`` and ``--verbose``: :func:`modes` adds them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -30,14 +39,78 @@ out = Console()
 err = Console(stderr=True)
 
 
+@dataclass
+class Mode:
+    """How a command tells what it does; each command sets it anew."""
+
+    json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+
+
+mode = Mode()
+_PANEL = "Output"
+_OPTIONS: dict[str, Any] = {
+    "json": Annotated[
+        bool,
+        typer.Option("--json", help="Print the result as JSON, alone.", rich_help_panel=_PANEL),
+    ],
+    "quiet": Annotated[
+        bool,
+        typer.Option("-q", "--quiet", help="Print errors alone.", rich_help_panel=_PANEL),
+    ],
+    "verbose": Annotated[
+        bool,
+        typer.Option(
+            "-v", "--verbose", help="With an error, where it arose.", rich_help_panel=_PANEL
+        ),
+    ],
+}
+
+
+def modes(command: Callable[..., None]) -> Callable[..., None]:
+    """A command with the options that every command has."""
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        for name in _OPTIONS:
+            setattr(mode, name, given.pop(name))
+        command(**given)
+
+    known = inspect.signature(command, eval_str=True)
+    kind = inspect.Parameter.KEYWORD_ONLY
+    more = [
+        inspect.Parameter(name, kind, default=False, annotation=option)
+        for name, option in _OPTIONS.items()
+    ]
+    own = [each.replace(kind=kind) for each in known.parameters.values()]
+    signature = known.replace(parameters=own + more)
+    vars(run)["__signature__"] = signature
+    run.__annotations__ = {each.name: each.annotation for each in own + more}
+    return run
+
+
 def say(text: str) -> None:
     """Print a line as it is."""
-    out.print(as_it_is(text), highlight=False, soft_wrap=True)
+    if not (mode.quiet or mode.json):
+        out.print(as_it_is(text), highlight=False, soft_wrap=True)
 
 
 def show(*parts: Part) -> None:
     """Print tables, facts and lines."""
-    out.print(rendered(*parts))
+    if not (mode.quiet or mode.json):
+        out.print(rendered(*parts))
+
+
+def result(value: Any) -> None:
+    """Print what a command made as JSON, where that is asked for.
+
+    Args:
+        value: what msgspec encodes, or JSON as bytes.
+    """
+    if mode.json:
+        encoded = value if isinstance(value, bytes) else msgspec.json.encode(value)
+        sys.stdout.buffer.write(msgspec.json.format(encoded, indent=2) + b"\n")
 
 
 @contextmanager
@@ -60,13 +133,13 @@ def phases() -> Iterator[Any]:
     """A bar that names the phase and its steps; off a terminal, a line a phase."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     shown = ""
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+    with Progress(*columns, console=err, transient=True, disable=_silent()) as progress:
         task = progress.add_task("")
 
         def report(phase: str, done: int = 0, total: int = 0) -> None:
             nonlocal shown
             check()
-            if phase != shown and not err.is_terminal:
+            if phase != shown and not err.is_terminal and not mode.quiet:
                 err.print(as_it_is(phase), highlight=False, soft_wrap=True)
             shown = phase
             progress.update(task, description=_markup(phase), completed=done, total=total or None)
@@ -92,5 +165,10 @@ def _markup(text: str) -> str:
 
 def _steps() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    last, quiet = TimeRemainingColumn(), not err.is_terminal
-    return Progress(*columns, last, console=err, transient=True, disable=quiet)
+    last = TimeRemainingColumn()
+    return Progress(*columns, last, console=err, transient=True, disable=_silent())
+
+
+def _silent() -> bool:
+    """Whether bars are not shown."""
+    return mode.quiet or not err.is_terminal

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eecompile.cli import options
-from eecompile.cli.console import extra, phases, say, show
+from eecompile.cli.console import extra, phases, result, say, show
 from eecompile.cli.files import check_file
 from eecompile.cli.values import program_of, request_of, schedules_of
 from eecompile.errors import UsageError
@@ -96,6 +96,7 @@ def evaluate(
     with phases() as report, extra("evaluate"):
         named = _named(schedule, program, sets, settings)
         made = evaluation.evaluate(sets, named, settings, report)
+    result(made)
     show(*evaluation_parts(made))
     if output is not None:
         with written(output) as partial:

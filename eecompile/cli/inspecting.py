@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import msgspec
 import typer
 
-from eecompile.cli.console import phases, show
+from eecompile.cli.console import phases, result, show
 from eecompile.cli.values import program_of, schedule_of
 from eecompile.errors import BackendError, UsageError
 from eecompile.runtime.engines.fake import FakeEngine
@@ -25,7 +23,6 @@ from eecompile.store.bundle import (
 
 def inspect(
     path: Annotated[Path, typer.Argument(help="A bundle, an engine set, or a program's JSON.")],
-    json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
     program: Annotated[
         bool, typer.Option("--program", help="Show the program that sampling would run.")
     ] = False,
@@ -58,23 +55,18 @@ def inspect(
             shown = planner.program(solver, steps, schedule_of(schedule, interface))
         else:
             shown = program_of(path, None)
-        if json:
-            sys.stdout.buffer.write(shown.to_json() + b"\n")
-        else:
-            show(*program_parts(shown, interface, whole=all_))
+        result(shown.to_json())
+        show(*program_parts(shown, interface, whole=all_))
         return
     manifest = _manifest(path)
-    if json:
-        _print_json(manifest)
-    elif isinstance(manifest, BundleManifest):
+    result(manifest)
+    if isinstance(manifest, BundleManifest):
         show(*bundle_parts(manifest))
     else:
         show(*engine_parts(manifest))
 
 
-def doctor(
-    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
-) -> None:
+def doctor() -> None:
     """Show what can build and run on this machine, why the rest cannot, and what to install."""
     from eecompile.doctor.examine import examine
     from eecompile.doctor.tables import doctor_parts
@@ -82,10 +74,8 @@ def doctor(
     with phases() as progress:
         progress("asking every backend")
         report = examine()
-    if json:
-        _print_json(report)
-    else:
-        show(*doctor_parts(report))
+    result(report)
+    show(*doctor_parts(report))
     if not report.usable:
         raise BackendError(
             found="no backend that can run here",
@@ -102,7 +92,3 @@ def planner_of(path: Path) -> Sampler:
 
 def _manifest(path: Path) -> BundleManifest | EngineManifest:
     return open_bundle(path) if peek(path) == "bundle" else open_engine_set(path)
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")

@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from eecompile.programs.solvers import SOLVERS
-
 Bundle = Annotated[Path, typer.Argument(help="Bundle that 'eecompile export' wrote.")]
 Engines = Annotated[Path, typer.Argument(help="Engine set that 'eecompile build' wrote.")]
 MoreEngines = Annotated[
@@ -23,8 +21,8 @@ Force = Annotated[
 Solver = Annotated[
     str | None,
     typer.Option(
-        help=f"One of {', '.join(SOLVERS)}; with options ddim:eta=0.5,grid=karras; "
-        "default the recipe's."
+        help="Such as ddim, dpmpp-2m or unipc (docs/solvers.md has all, and a wrong name lists "
+        "them); with options ddim:eta=0.5,grid=karras; default the recipe's."
     ),
 ]
 Steps = Annotated[int | None, typer.Option(help="Number of steps, 1 to T; default the recipe's.")]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from eecompile.cli import options
-from eecompile.cli.console import extra, last_state, say, show
+from eecompile.cli.console import extra, last_state, result, say, show
 from eecompile.cli.files import check_file, write_samples
 from eecompile.cli.inspecting import planner_of
 from eecompile.cli.values import program_of, request_of, schedule_of
@@ -66,10 +67,15 @@ def sample(
             shape=request.shape,
             **conditions,
         )
+        began = time.perf_counter()
         state = last_state(results, len(chosen.steps))
+        seconds = time.perf_counter() - began
     name = program.name if program else schedule or interface.default_schedule(solver, steps)
     title = f"{interface.name}, {chosen.solver}, {len(chosen.steps)} steps, {name}, seed {seed}"
     write_samples(output, state, interface, conditions, title)
+    facts = {"output": str(output), "n": n, "shape": state.shape[1:], "seed": seed}
+    schedule_ = {"schedule": str(name), "solver": chosen.solver, "steps": len(chosen.steps)}
+    result(facts | schedule_ | {"seconds": seconds})
     say(f"{n} samples: {output}")
 
 
@@ -115,6 +121,7 @@ def program(
         made = planner.program(open_, count, schedule_of(schedule, interface))
     with written(output) as partial:
         partial.write_bytes(made.to_json())
+    result(made.to_json())
     show(program_facts(made, interface))
     say(f"program: {output}")
 
@@ -134,7 +141,7 @@ def _is_solver(text: str) -> bool:
 
 def _compiled(config: Path, steps: int | None, interface: Interface | None) -> Program:
     """The program of a scheduler that a file describes; its depths are open."""
-    with extra("schedulers"):
+    with extra("diffusers"):
         from eecompile.compiler.schedulers.config import scheduler_from_config
         from eecompile.compiler.schedulers.program import program_from_scheduler
 

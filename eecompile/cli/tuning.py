@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from eecompile.cli import options
-from eecompile.cli.console import phases, say, show
+from eecompile.cli.console import phases, result, say, show
 from eecompile.cli.values import request_of
 from eecompile.runtime.sampler import Sampler
 
@@ -89,6 +89,7 @@ def tune(
         except KeyboardInterrupt:
             say(f"what was measured is kept in {output}: the same command goes on from there")
             raise
+    result(made)
     show(*front_parts(made))
     for path in files:
         say(f"written: {path}")

@@ -20,6 +20,7 @@ from eecompile.store.bundle import (
     open_engine_set,
     sha256,
 )
+from eecompile.store.shipped import named_file
 
 Folder = str | PathLike[str]
 
@@ -94,6 +95,7 @@ def check_recipe(manifest: BundleManifest, path: Path) -> Path:
         RecipeError: the recipe is malformed.
         UsageError: its network or its checkpoint is not the bundle's.
     """
+    path = named_file("export", path)
     recipe = load_recipe(path)
     if recipe.name != manifest.interface.name or recipe.network.files:
         what = "ONNX files" if recipe.network.files else f"the network {recipe.name}"

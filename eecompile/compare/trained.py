@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
-from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from eecompile.arrays import Array, Inputs
 from eecompile.compare.checks import Folder, check_recipe, checked_bundle, require
 from eecompile.compare.peers import Evaluate, Peer
 from eecompile.recipe import load_recipe
+from eecompile.store.shipped import named_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +37,7 @@ class TrainedNetwork:
     """
 
     def __init__(self, bundle: Folder, recipe: Folder) -> None:
-        manifest, path = checked_bundle(bundle), Path(recipe)
+        manifest, path = checked_bundle(bundle), named_file("export", recipe)
         self.interface = manifest.interface
         self.checkpoint = check_recipe(manifest, path)
         require("torch", "export")

@@ -62,6 +62,7 @@ from eecompile.store.bundle import (
     write_manifest,
 )
 from eecompile.store.folders import new_folder
+from eecompile.store.shipped import named_file
 from eecompile.store.target import Tolerance
 
 _JOINED = "joined.onnx"  # all exits in one graph, while they are verified
@@ -91,7 +92,7 @@ def bundle_from_recipe(
     """Export the network that a recipe names.
 
     Args:
-        path: the recipe.
+        path: the recipe, or the name of one that ships.
         output: the bundle's folder; an older bundle of the same network is replaced.
         exits: instead of the recipe's.
         checkpoint: instead of the recipe's.
@@ -102,6 +103,7 @@ def bundle_from_recipe(
         EecompileError: the recipe, the checkpoint, the trace, the verification or the
             output folder is at fault.
     """
+    path = named_file("export", path)
     recipe = load_recipe(path, exits=exits, checkpoint=checkpoint)
     interface = interface_from_recipe(recipe)
     replaces = force or _holds(output, recipe.name)
@@ -143,6 +145,7 @@ def interface_from_recipe(recipe: ExportRecipe) -> Interface:
         schedules=recipe.exit_schedules(),
         sampling=recipe.sampling,
         costs=recipe.network.costs,
+        arguments=recipe.network.arguments,
     )
 
 

@@ -324,6 +324,8 @@ class Interface(msgspec.Struct, frozen=True, kw_only=True):
         costs: what evaluating each exit costs, in any unit; empty where the depth is it.
         cuts: block boundaries between which spans may be skipped, ascending, each the number of
             blocks before it; empty for none.
+        arguments: what the network itself calls an input, by its name here (``x``, ``t``, a
+            condition), where the two differ; ``added.size`` is entry ``size`` of ``added``.
     """
 
     name: PlainName
@@ -335,6 +337,7 @@ class Interface(msgspec.Struct, frozen=True, kw_only=True):
     sampling: Sampling = Sampling()
     costs: tuple[float, ...] = ()
     cuts: tuple[int, ...] = ()
+    arguments: dict[str, str] = {}
 
     @property
     def spans(self) -> dict[tuple[int, int], float]:

@@ -208,6 +208,12 @@ class Process(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         """What the network takes for ``time``; not for edm."""
         return time * self.time_scale + self.time_offset
 
+    def time_of(self, timestep: float) -> float:
+        """The time t of which the network takes ``timestep``: the inverse of :meth:`at`'s."""
+        if self.family == "edm":
+            return self.at_ratio(math.exp(4 * timestep)).time
+        return (timestep - self.time_offset) / self.time_scale
+
     def at(self, time: float) -> Point:
         """The moment ``time``, clamped to the process's own range.
 

@@ -11,6 +11,7 @@ from msgspec import Meta, Struct
 from eecompile.backends import BackendName
 from eecompile.decoding import PlainName
 from eecompile.errors import RecipeError
+from eecompile.store.shipped import named_file
 from eecompile.store.toml import read_toml
 
 
@@ -82,9 +83,9 @@ DEFAULT_TARGET = Target(name="cpu", backend="onnxruntime", layout="per_exit")
 
 
 def load_target(path: Path) -> Target:
-    """Read a target.
+    """Read a target: a file, or the name of one that ships.
 
     Raises:
         RecipeError: the file is missing, is no TOML, or is malformed.
     """
-    return read_toml(path, Target, example="engines/cpu.toml")
+    return read_toml(named_file("engines", path), Target, example="engines/cpu.toml")

@@ -9,34 +9,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from eecompile.cli import main
 from eecompile.compiler.build import engine_set_from_bundle
 from eecompile.compiler.export import bundle_from_recipe
 from eecompile.store.bundle import open_bundle, open_engine_set
+from tests.cli.conftest import Run
 from tests.conftest import RECIPE, TARGETS
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command line in this process: exit status, standard output, standard error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["eecompile", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        captured = capsys.readouterr()
-        return int(caught.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 def fails(result: tuple[int, str, str], *words: str) -> None:
@@ -295,7 +278,7 @@ def test_an_interrupted_build_leaves_the_previous_engines(
     if process.returncode != 0:
         assert open_engine_set(folder) == before
         if how != signal.SIGKILL:
-            assert process.returncode == 1
+            assert process.returncode == 130
             assert "interrupted" in error
             assert "Traceback" not in error
             assert [p.name for p in tmp_path.iterdir()] == ["engines"]
@@ -316,7 +299,7 @@ def test_an_interrupted_export_leaves_the_previous_bundle(
         time.sleep(0.3)
         process.send_signal(how)
         process.communicate(timeout=60)
-    assert process.returncode in (1, -signal.SIGKILL)
+    assert process.returncode in (130, -signal.SIGKILL)
     assert open_bundle(folder) == before
     bundle_from_recipe(small_recipe, folder)
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
@@ -343,7 +326,7 @@ def test_an_interrupted_sampling_leaves_the_previous_picture(
         time.sleep(4)
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert "interrupted" in error
     assert output.read_bytes() == b"previous"
     assert [p.name for p in tmp_path.iterdir()] == ["out.npy"]

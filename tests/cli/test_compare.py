@@ -12,12 +12,12 @@ from msgspec.structs import replace
 
 from eecompile.compare.report import Comparison, EvaluationLatency, read_report
 from eecompile.store.files import form_bytes
-from tests.cli.test_cli import Run, fails, run
+from tests.cli.conftest import Run
+from tests.cli.test_cli import fails
 from tests.compare.test_comparison import Copied
 from tests.conftest import RECIPE, ROOT
 from tests.test_import import without
 
-__all__ = ["run"]
 FAST = ("--batch", "1,2", "--rounds", 2, "--steps", 2, "--schedule", "fast")
 
 

@@ -9,10 +9,9 @@ import pytest
 
 from eecompile.compare.report import read_report
 from eecompile.recipe import load_recipe
-from tests.cli.test_cli import Run, run
+from tests.cli.conftest import Run
 from tests.conftest import TARGETS
 
-__all__ = ["run"]
 FORECASTS = "4,forecast2,4,forecast1,4,again,4,4"  # t = 0 first, one entry for each of 8 steps
 
 

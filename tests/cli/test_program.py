@@ -19,7 +19,8 @@ from eecompile.show.programs import program_parts
 from eecompile.show.terminal import rendered
 from eecompile.store.bundle import open_bundle
 from tests.cli import test_cli
-from tests.cli.test_cli import Run, fails
+from tests.cli.conftest import Run
+from tests.cli.test_cli import fails
 
 pytestmark = [  # diffusers' own
     pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning"),
@@ -146,7 +147,7 @@ def test_without_diffusers_the_extra_is_named(
     made = config(tmp_path)
     monkeypatch.setitem(sys.modules, "diffusers", None)
     result = run("program", made, "--steps", 5, "-o", tmp_path / "p.json")
-    fails(result, "no package diffusers", "pip install 'eecompile[schedulers]'")
+    fails(result, "no package diffusers", "pip install 'eecompile[diffusers]'")
 
 
 def test_inspect_shows_a_program(run: Run, tmp_path: Path) -> None:

@@ -18,9 +18,8 @@ from eecompile.compare.trajectories import trajectories
 from eecompile.evaluate.samples import SampleSource
 from eecompile.tune.report import TuningSettings
 from eecompile.tune.tuning import tune
-from tests.cli.test_cli import Run, run
+from tests.cli.conftest import Run
 
-__all__ = ["run"]
 LABEL = Condition(dtype="int64", range=(0, 5), default="cycle", null=9)
 INTERFACE = Interface(
     name="fake", exits=(1, 2), state=State(shape=(3, 4)), conditions={"label": LABEL}

@@ -122,9 +122,7 @@ def test_plans_need_polygraphy_set_up_for_their_library(engine_sets: dict[str, P
 
 
 def test_another_checkpoint_is_refused(bundle: Path, tmp_path: Path) -> None:
-    data = bytearray(
-        (RECIPE.parent / "../eecompile/networks/weights/fashion-dit.safetensors").read_bytes()
-    )
+    data = bytearray((RECIPE.parent / "eecompile_fashion_dit/fashion-dit.safetensors").read_bytes())
     data[-1] ^= 1
     (tmp_path / "other.safetensors").write_bytes(data)
     text = RECIPE.read_text()

