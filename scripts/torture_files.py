@@ -631,6 +631,9 @@ def _break(subject: Subject, box: Path, draws: Random) -> Broken:
     if whole_folder and draws.random() < 0.03:
         (place / _STRANGE).write_text("somebody's")
         return Broken("a strange file in the folder", "a strange file")
+    alike = [p for p in choices if p.suffix == path.suffix and p != path]
+    if subject.manifest and alike and draws.random() < 0.1:
+        return _exchanged(path, draws.choice(alike), subject.manifest)
     whole = path.read_bytes()
     editor = _EDITORS.get(path.suffix, edited_bytes)
     edit = (edited_bytes if draws.random() < 0.3 else editor)(whole, draws)
@@ -643,8 +646,7 @@ def _break(subject: Subject, box: Path, draws: Random) -> Broken:
         return Broken(told, f"{inner}, old digests")
     kind, named = subject.manifest, f"{inner}, new digests"
     if path.name != MANIFEST:
-        manifest = from_json((place / MANIFEST).read_bytes(), kind)
-        write_manifest(place, msgspec.structs.replace(manifest, files=records(place)))
+        _renew(place, kind)
         return Broken(told, named, meant=True, renewed=True)
     meant = False
     with suppress(ValueError, EecompileError):  # what does not fit its form needs no digest
@@ -652,6 +654,22 @@ def _break(subject: Subject, box: Path, draws: Random) -> Broken:
         write_manifest(place, manifest)
         meant = _owned(from_json(whole, kind), manifest)
     return Broken(told, named, meant=meant)
+
+
+def _exchanged(one: Path, other: Path, kind: Any) -> Broken:
+    """Exchange two files of a folder: the names in graphs and manifests tell."""
+    data = one.read_bytes(), other.read_bytes()
+    other.write_bytes(data[0])
+    one.write_bytes(data[1])
+    _renew(one.parent, kind)
+    told = f"{one.name} and {other.name} exchanged"
+    return Broken(told, f"{one.suffix} exchanged, new digests", renewed=True)
+
+
+def _renew(folder: Path, kind: Any) -> None:
+    """Write the digests of files anew."""
+    manifest = from_json((folder / MANIFEST).read_bytes(), kind)
+    write_manifest(folder, msgspec.structs.replace(manifest, files=records(folder)))
 
 
 def _owned(whole: Any, manifest: Any) -> bool:
