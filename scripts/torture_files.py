@@ -42,6 +42,7 @@ from torture_edits import (
     edited_safetensors,
     edited_toml,
     edited_zip,
+    with_command,
 )
 from torture_trial import Ended, Outcome, clocked, forked
 
@@ -72,6 +73,7 @@ _EDITORS: dict[str, Editor] = {
     ".pt": edited_zip,
     ".gz": edited_idx,
 }
+_PICKLES = (".npy", ".npz", ".pt", ".pth")
 _OWNERS = {
     "interface": ("process", "sampling", "schedules", "state", "conditions"),
     "target": ("precision", "options", "threads"),
@@ -200,12 +202,14 @@ class Broken(NamedTuple):
         kind: of that, for the table.
         meant: whether another result is right.
         renewed: whether a file that a library reads has a right digest.
+        damaged: whether a digest is wrong, so that nothing may be shown.
     """
 
     told: str
     kind: str = ""
     meant: bool = False
     renewed: bool = False
+    damaged: bool = False
 
 
 def cli(*arguments: str) -> None:
@@ -637,13 +641,15 @@ def _break(subject: Subject, box: Path, draws: Random) -> Broken:
     whole = path.read_bytes()
     editor = _EDITORS.get(path.suffix, edited_bytes)
     edit = (edited_bytes if draws.random() < 0.3 else editor)(whole, draws)
+    if path.suffix in _PICKLES and draws.random() < 0.1:
+        edit = with_command(whole, path.suffix)
     path.write_bytes(edit.data)
     told = f"{path.name}: {edit.told}"
     if not subject.manifest:
         return Broken(told, meant=subject.owned)
     inner = path.name if path.name == MANIFEST else path.suffix
     if draws.random() < 0.15:
-        return Broken(told, f"{inner}, old digests")
+        return Broken(told, f"{inner}, old digests", damaged=_differs(whole, edit.data, inner))
     kind, named = subject.manifest, f"{inner}, new digests"
     if path.name != MANIFEST:
         _renew(place, kind)
@@ -654,6 +660,16 @@ def _break(subject: Subject, box: Path, draws: Random) -> Broken:
         write_manifest(place, manifest)
         meant = _owned(from_json(whole, kind), manifest)
     return Broken(told, named, meant=meant)
+
+
+def _differs(whole: bytes, data: bytes, inner: str) -> bool:
+    """Whether bytes differ; those of a manifest by more than spaces and the spelling of numbers."""
+    if inner != MANIFEST or whole == data:
+        return whole != data
+    try:
+        return bool(json.loads(whole) != json.loads(data))
+    except ValueError:
+        return True
 
 
 def _exchanged(one: Path, other: Path, kind: Any) -> Broken:
@@ -708,7 +724,7 @@ def judged(
     if not (ended.out + ended.err).replace("\n", "").isprintable():
         return "shown", "something printed that terminals obey"
     if not action.result:
-        return "shown", ""
+        return "shown", "a digest is wrong" if broken.damaged else ""
     if not found.is_file():
         return "no result", f"no {action.result}"
     return _compared(whole, found, broken.meant)
