@@ -61,7 +61,7 @@ def forked(action: Callable[[], object], folder: Path, seconds: float) -> Ended:
     Args:
         action: may end by SystemExit; what else it raises becomes a traceback and status 70.
         folder: for what is printed; it exists.
-        seconds: of the processor that it may take, and five times as many of the clock.
+        seconds: of the processor that it may take, and ten times as many of the clock.
     """
     if not _EMPTY:
         _EMPTY.append(_forked(lambda: None, folder, seconds)[1])
@@ -111,7 +111,7 @@ def _waited(child: int, seconds: float) -> tuple[int | None, int]:
     """The exit status and the peak of resident memory of a child, stopped when time is up."""
     handle = os.pidfd_open(child)
     try:
-        ready = select.select([handle], [], [], 5 * seconds)[0]
+        ready = select.select([handle], [], [], 10 * seconds)[0]
     finally:
         os.close(handle)
     if not ready:
