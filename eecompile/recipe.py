@@ -174,7 +174,7 @@ def load_recipe(
             expected=f"at least one depth from 1 to {DEEPEST}, ascending",
             remedy="list the depths that the network was trained to predict from",
         )
-    _check_cuts(recipe.network, path)
+    _check_cuts(recipe, path)
     _check_names(recipe, path)
     _check_fit(recipe, path)
     sampling = recipe.sampling
@@ -252,14 +252,26 @@ def schedule_from_toml(table: tuple[int | str, ...] | ScheduleTable) -> ExitSche
     return ExitSchedule.from_slices(table)
 
 
-def _check_cuts(network: NetworkRecipe, path: Path) -> None:
-    """Pass when cuts ascend within the network, whose blocks are known."""
+def _check_cuts(recipe: ExportRecipe, path: Path) -> None:
+    """Pass when cuts ascend within the network, whose blocks and sizes are known."""
+    network = recipe.network
     cuts = network.cuts or ()
-    if cuts and network.files:
+    schedules = map(schedule_from_toml, recipe.schedules.values())
+    spans = any(choice.cuts for schedule in schedules for choice in schedule.choices)
+    if (cuts or spans) and recipe.state.resizable:
         raise RecipeError(
-            found=f"network.cuts beside network.files in {path}",
+            found=f"{'network.cuts' if cuts else 'a schedule with spans'} beside "
+            f"state.resizable in {path}",
+            expected="samples of one shape, for spans: what blocks hand on has no other length "
+            "that is known beforehand",
+            remedy="remove state.resizable, or cuts and spans",
+        )
+    if (cuts or spans) and network.files:
+        raise RecipeError(
+            found=f"{'network.cuts' if cuts else 'a schedule with spans'} beside "
+            f"network.files in {path}",
             expected="cuts of a network that a factory makes: the blocks of files are not known",
-            remedy="remove network.cuts, or export the network from its factory",
+            remedy="remove them, or export the network from its factory",
         )
     bounds = (-1, *cuts, network.exits[-1] + 1)
     if any(not low < high for low, high in pairwise(bounds)):

@@ -29,6 +29,10 @@ PEERS_TARGETS = {
         "tensorrt fp16": "tensorrt-fp16",
     },
 }
+# Of networks: the batches that are timed, that whose memory is measured, and most rounds.
+SPANS = {"DiT-S/2": ((1, 4), 8, 5), "PixArt-alpha 256, 6 layers": ((1,), 2, 3)}
+SPAN_STEPS = 9
+LAYOUT_BATCHES = {"fashion-dit": (1, 16), "DiT-S/2": (1,)}
 Rounds = Annotated[int, typer.Option(min=1, help="Measurements of each action.")]
 Output = Annotated[Path | None, typer.Option(help="JSON; default under docs/benchmarks.")]
 
@@ -259,6 +263,50 @@ def _peers_engines(work: Path, device: str) -> tuple[dict[str, Path], dict[str, 
     if not engines:
         raise SystemExit(f"error: no engines for {device}: {skipped}")
     return engines, skipped
+
+
+@app.command()
+def spans(rounds: Rounds = 5, tables: Tables = False, output: Output = None) -> None:
+    """Spans: time beside blocks, memory, what cuts and layouts cost; spans-cpu.json, tables."""
+    place = output or BENCHMARKS / "spans-cpu.json"
+    if not tables:
+        _measure_spans(rounds, place)
+    _write_tables("spans", place, tables)
+
+
+def _measure_spans(rounds: int, output: Path) -> None:
+    import bench_spans as bench
+
+    results = Results(output, "")
+    results.keep("target", bench.TARGET)
+    with TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        bundles = {name: bench.bundle_of(name, work / str(i)) for i, name in enumerate(SPANS)}
+        sets = {name: engine_set(b, b.parent, bench.TARGET) for name, b in bundles.items()}
+        times = (
+            row
+            for name, (batches, _, most) in SPANS.items()
+            for row in bench.time_rows(name, sets[name], batches, SPAN_STEPS, min(rounds, most))
+        )
+        memory = (
+            row
+            for name, (_, batch, _) in SPANS.items()
+            for row in bench.memory_rows(name, sets[name], batch, min(rounds, 2))
+        )
+        results.keep("time", times)
+        results.keep("memory", memory)
+        bundle_from_recipe(RECIPE, work / "fashion-dit")
+        layouts = {"fashion-dit": bench.layouts_of(work / "fashion-dit", work / "sets")}
+        layouts["DiT-S/2"] = bench.layouts_of(bundles["DiT-S/2"], bundles["DiT-S/2"].parent)
+        results.keep(
+            "layouts",
+            (
+                row
+                for name, each in layouts.items()
+                for row in bench.layout_rows(name, each, LAYOUT_BATCHES[name], 2 * rounds)
+            ),
+        )
+    results.show()
 
 
 @app.command()

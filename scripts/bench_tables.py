@@ -6,13 +6,14 @@ import json
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from caching_page import tables
 from results import ROOT, machine
 
-from eecompile.show.table import markdown
+from eecompile.show.table import Column, Table, markdown, words
 
 SAME, FULL = "over eager, same schedule", "over eager, full depth"
 SAVING = "schedule's saving"
@@ -42,6 +43,7 @@ def documents(root: Path = ROOT) -> dict[Path, str]:
         ("README.md", "peers", short_table),
         ("docs/compare.md", "peers", whole_tables),
         ("docs/compare.md", "caching", caching_tables),
+        ("docs/choices.md", "spans", span_tables),
     ):
         path = root / document
         results = (json.loads(file.read_text()) for file in results_files(name, root))
@@ -65,6 +67,34 @@ def caching_tables(result: Mapping[str, Any]) -> Iterator[str]:
     for table in tables(result):
         yield ""
         yield from markdown(table).splitlines()
+    yield ""
+
+
+def span_tables(result: Mapping[str, Any]) -> Iterator[str]:
+    """Spans beside full depth: time and memory."""
+    shares = {
+        "blocks": "share of blocks",
+        "time": "share of time",
+        "what runs in every step": "over: runs in every step",
+        "sums of tensors": "over: sums on the host",
+        "the rest": "over: the rest",
+    }
+    columns = [
+        *(words(name, itemgetter(name)) for name in ("network", "batch", "span")),
+        Column("full depth", itemgetter("full depth, ms a step"), "ms a step"),
+        *(Column(name, itemgetter(key), form="{:.3f}".format) for name, key in shares.items()),
+    ]
+    title = f"Every second step with a span, target `{result['target']}`, on {machine(result)}"
+    yield ""
+    yield from markdown(Table("time", title, columns, result["time"])).splitlines()
+    columns = [
+        *(words(name, itemgetter(name)) for name in ("network", "batch", "span")),
+        Column("measured", itemgetter("kept beyond order 0, MiB"), "MiB"),
+        Column("by the formula", itemgetter("formula, MiB"), "MiB"),
+    ]
+    title = "Resident memory of what is kept beyond order 0"
+    yield ""
+    yield from markdown(Table("memory", title, columns, result["memory"])).splitlines()
     yield ""
 
 

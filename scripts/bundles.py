@@ -39,6 +39,17 @@ NETWORKS = {
     "DiT-XL/2": ("dit-xl2-256", {}),
     "DiT-XL/2 of diffusers": ("dit-xl2-256-diffusers", {}),
     "PixArt-alpha 512": ("pixart-alpha-512", {}),
+    # Of its true width and heads, for a smaller picture.
+    "PixArt-alpha 256, 6 layers": (
+        "pixart-alpha-512",
+        {
+            "exits = .*": "exits = [6]",
+            "num_layers = .*": "num_layers = 6",
+            "sample_size = .*": "sample_size = 32",
+            r"shape = \[4, 64, 64\]": "shape = [4, 32, 32]",
+            r"descending = .*": "descending = [6]",
+        },
+    ),
 }
 
 

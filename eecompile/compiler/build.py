@@ -20,7 +20,7 @@ from eecompile.compiler.graph.merge import exit_outputs, merged_exits
 from eecompile.compiler.graph.numbering import name_by_number
 from eecompile.compiler.graph.partition import Part, check_parts, per_exit_parts
 from eecompile.compiler.graph.precision import first_non_finite, lowered
-from eecompile.compiler.graph.spans import cut_parts, span_tensors
+from eecompile.compiler.graph.spans import cut_parts, span_plans
 from eecompile.compiler.progress import Report, silent
 from eecompile.compiler.segments import (
     LOG,
@@ -287,10 +287,11 @@ class _Partitioned(NamedTuple):
 def _partitioned(job: _Job, model: ir.Model) -> _Partitioned:
     job.report("partitioning")
     name_by_number(model)
-    interface, spans = job.source.interface, {}
+    interface = job.source.interface
+    spans: tuple[SpanPlan, ...] = ()
     if job.target.layout == "chained":
         parts = cut_parts(model, interface, interface.cuts)
-        spans = span_tensors(model.graph, parts, interface.cuts)
+        spans = span_plans(model.graph, parts, interface.cuts)
     else:
         outputs = exit_outputs(model, interface)
         parts = per_exit_parts(model.graph, outputs)
@@ -298,7 +299,7 @@ def _partitioned(job: _Job, model: ir.Model) -> _Partitioned:
     return _Partitioned(
         parts,
         segments_from_parts(model, parts, job.target, job.backend),
-        tuple(SpanPlan(start=i, stop=j, tensors=each) for (i, j), each in spans.items()),
+        spans,
     )
 
 

@@ -23,7 +23,7 @@ from eecompile.compiler.graph.cuts import marks
 from eecompile.compiler.graph.merge import exit_outputs, merged_exits
 from eecompile.compiler.graph.partition import check_nested, extract, per_exit_parts
 from eecompile.compiler.graph.sharing import exit_weights, sharing
-from eecompile.compiler.graph.spans import cut_parts, span_tensors
+from eecompile.compiler.graph.spans import cut_parts, span_plans
 from eecompile.compiler.progress import Report, silent
 from eecompile.compiler.sessions import evaluate_apart, evaluate_joined, session_from_graph
 from eecompile.compiler.trace import graph_from_network
@@ -54,6 +54,7 @@ from eecompile.store.bundle import (
     CALIBRATION,
     BundleManifest,
     ExitGraph,
+    SpanPlan,
     exit_graph_name,
     older_identity,
     open_bundle,
@@ -113,7 +114,8 @@ def bundle_from_recipe(
         source = _source(recipe, path.parent, interface, report)
         report("writing graphs and weights")
         _write_graphs(folder, source.model, interface)
-        interface = msgspec.structs.replace(interface, cuts=_cuts(folder, recipe, interface))
+        cuts, spans = _spans(folder, recipe, interface)
+        interface = msgspec.structs.replace(interface, cuts=cuts)
         for schedule in interface.schedules.values():
             schedule.check(interface.exits, interface.cuts)
         errors = _verify(folder, source, interface, recipe.tolerance, report)
@@ -125,6 +127,7 @@ def bundle_from_recipe(
             exits=_exit_graphs(folder, interface, errors),
             files=records(folder),
             sharing=shared,
+            spans=spans,
             versions=_versions(),
             sources=_digests(recipe, path.parent),
             reference=source.name,
@@ -208,26 +211,29 @@ def _write_graphs(folder: Path, model: ir.Model, interface: Interface) -> None:
     store.save(folder, graphs)
 
 
-def _cuts(folder: Path, recipe: ExportRecipe, interface: Interface) -> tuple[int, ...]:
-    """The recipe's cuts, or default ones; none where it names none and spans cannot be.
+def _spans(
+    folder: Path, recipe: ExportRecipe, interface: Interface
+) -> tuple[tuple[int, ...], tuple[SpanPlan, ...]]:
+    """The recipe's cuts, or default ones, and the spans between any two of them.
+
+    None where the recipe names no cuts and spans cannot be.
 
     Raises:
         TraceError: spans cannot be where the recipe names cuts.
     """
     wanted = recipe.network.cuts_or_default
     try:
-        _check_cuts(folder, interface, wanted)
+        return wanted, _planned_spans(folder, interface, wanted)
     except TraceError:
         if recipe.network.cuts is not None:
             raise
-        return ()
-    return wanted
+        return (), ()
 
 
-def _check_cuts(folder: Path, interface: Interface, cuts: Sequence[int]) -> None:
-    """Raise TraceError unless there can be a span between any two of the cuts."""
+def _planned_spans(folder: Path, interface: Interface, cuts: Sequence[int]) -> tuple[SpanPlan, ...]:
+    """The spans between any two of the cuts; a TraceError unless there can be one."""
     if not cuts:
-        return
+        return ()
     model = merged_exits(folder, interface.exits)
     if not any(map(marks, model.graph)):
         raise TraceError(
@@ -237,7 +243,7 @@ def _check_cuts(folder: Path, interface: Interface, cuts: Sequence[int]) -> None
             remedy="add it to the network, name them in network.blocks, or remove network.cuts",
         )
     parts = cut_parts(model, interface, cuts)
-    span_tensors(model.graph, parts, cuts)
+    return span_plans(model.graph, parts, cuts)
 
 
 def _write_calibration(

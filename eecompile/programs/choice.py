@@ -286,6 +286,11 @@ def choice_from_text(text: str) -> Choice:
     )
 
 
+def is_span(text: str) -> bool:
+    """Whether a text has the form of a span's, whatever its numbers."""
+    return _SPAN.fullmatch(text.partition("@")[0].strip()) is not None
+
+
 def check_choices(
     choices: Iterable[Choice | None], exits: Iterable[int], cuts: Iterable[int] = ()
 ) -> None:

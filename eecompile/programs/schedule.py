@@ -14,7 +14,7 @@ import msgspec
 
 from eecompile.decoding import from_json
 from eecompile.errors import ScheduleError
-from eecompile.programs.choice import Choice, check_choices, choice_from_text, choice_of
+from eecompile.programs.choice import Choice, check_choices, choice_from_text, choice_of, is_span
 
 _FORMAT = 2  # of a schedule's file
 
@@ -126,6 +126,8 @@ class ExitSchedule(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkno
             choices = tuple(choice_from_text(choice) for choice, _ in entries)
             ends = tuple(float(end) for _, end in entries if end is not None)
         except (ScheduleError, ValueError) as error:
+            if isinstance(error, ScheduleError) and any(map(is_span, (c for c, _ in entries))):
+                raise  # which says more of the span
             raise _unread(text) from error
         if not ends:
             return cls.from_slices(choices)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from eecompile.programs.interface import Condition, Interface
 from eecompile.programs.schedule import ExitSchedule
@@ -22,6 +22,7 @@ from eecompile.show.table import (
     words,
 )
 from eecompile.store.bundle import WEIGHTS, BundleManifest, EngineManifest, ExitPlan
+from eecompile.store.target import Target
 
 
 def bundle_parts(manifest: BundleManifest) -> list[Part]:
@@ -42,8 +43,14 @@ def bundle_parts(manifest: BundleManifest) -> list[Part]:
         Column("weights", lambda each: each.bytes, form=size),
     ]
     sharing = Table("sharing", "sharing", columns, manifest.sharing)
-    facts |= _inputs(manifest.interface)
-    return [FactList(facts), exits_table(manifest), sharing, _schedules(manifest.interface)]
+    facts |= _inputs(manifest.interface) | {"cuts": _cuts(manifest.interface)}
+    return [
+        FactList(facts),
+        exits_table(manifest),
+        sharing,
+        *_spans(manifest),
+        _schedules(manifest.interface),
+    ]
 
 
 def _these(exits: Sequence[int], manifest: BundleManifest) -> str:
@@ -91,11 +98,12 @@ def engine_parts(manifest: EngineManifest) -> list[Part]:
         Column("mean error", lambda plan: plan.mean_error, form=rough),
     ]
     return [
-        FactList(facts | _inputs(manifest.interface)),
+        FactList(facts | _inputs(manifest.interface) | {"cuts": _cuts(manifest.interface, target)}),
         *(Line(f"warning: {text}", "warning") for text in manifest.warnings),
         Table("segments", "segments", segments, list(enumerate(manifest.segments))),
         Table("exits", "exits", exits, manifest.exits),
         _errors(manifest),
+        *_spans(manifest),
         _schedules(manifest.interface),
     ]
 
@@ -110,6 +118,36 @@ def _errors(manifest: EngineManifest) -> Table:
     times = sorted({point.timestep for plan in manifest.exits for point in plan.points})
     columns = [Column("t", lambda time: f"{time:g}"), *exits]
     return Table("errors", "relative error by timestep", columns, times)
+
+
+def _cuts(interface: Interface, target: Target | None = None) -> str:
+    """The block boundaries at which spans may begin and end, or why there are none."""
+    if not interface.cuts:
+        return "none, so no spans"
+    cuts = _names(interface.cuts)
+    if target is not None and target.layout != "chained":
+        return f"{cuts}; no spans with layout {target.layout}"
+    return cuts
+
+
+def _spans(manifest: BundleManifest | EngineManifest) -> Iterator[Table]:
+    """Which blocks can be skipped, by which exits, and what forecasting them takes."""
+    interface = manifest.interface
+    columns = [
+        words("span", lambda span: f"{span.start}-{span.stop}"),
+        words("exits", lambda span: _names([e for e in interface.exits if e >= span.stop])),
+        Column("of all blocks", lambda s: interface.spans[s.start, s.stop], form=percent),
+        Column("tensors", lambda span: len(span.tensors), form=whole),
+        Column("kept", lambda span: span.bytes, form=size),
+    ]
+    if isinstance(manifest, EngineManifest):
+        columns += [
+            Column("worst error", lambda span: span.worst_error, form=rough, detail=True),
+            Column("relative", lambda span: span.relative_error, form=rough),
+        ]
+    if manifest.spans:
+        title = "spans that exits can skip; memory for each step and sample that is kept of them"
+        yield Table("spans", title, columns, manifest.spans)
 
 
 def planned_parts(

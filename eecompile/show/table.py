@@ -96,6 +96,7 @@ class Column:
         detail: whether a terminal that is too narrow leaves it out.
         long: whether its text goes over several lines.
         whole: whether its text is kept on one line, as that of a chart.
+        behind: what its text shortens; in a page, a click on the text shows it.
     """
 
     heading: str
@@ -105,6 +106,7 @@ class Column:
     detail: bool = False
     long: bool = False
     whole: bool = False
+    behind: Callable[[Any], str] | None = None
 
 
 words = partial(Column, form=None)
@@ -149,6 +151,7 @@ class Table:
                 [_text(column, value) for column, value in zip(self.columns, values, strict=True)],
                 values,
                 [cell.tone if isinstance(cell, Toned) else "" for cell in cells],
+                [column.behind(item) if column.behind else "" for column in self.columns],
                 self.key(item),
                 self.group(item),
                 self.tone(item),
@@ -156,11 +159,15 @@ class Table:
 
 
 class Row(NamedTuple):
-    """A row: what its cells say, their values and tones, and what a table says of its item."""
+    """A row: what its cells say, their values and tones, and what a table says of its item.
+
+    ``behind`` is what the texts shorten, "" where they are whole.
+    """
 
     texts: list[str]
     values: list[str | float | None]
     tones: list[Tone]
+    behind: list[str]
     key: str
     group: str
     tone: Tone

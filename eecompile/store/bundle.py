@@ -9,6 +9,7 @@ checked before anything is loaded. Folders are written by :mod:`eecompile.store.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from mmap import ACCESS_READ, mmap
@@ -80,11 +81,57 @@ class Sharing(_Frozen, frozen=True, kw_only=True):
     bytes: int
 
 
+class SpanTensor(_Frozen, frozen=True, kw_only=True):
+    """A tensor that leaves a span of blocks.
+
+    Attributes:
+        leaves: its name; a segment of the span makes it, and one after the span reads it.
+        enters: name of the tensor of the same shape that enters the span, to which the span
+            adds; None where there is none.
+        shape: of one sample; the batch comes first.
+        dtype: of both.
+    """
+
+    leaves: str
+    enters: str | None
+    shape: tuple[int, ...]
+    dtype: Literal["float32", "float16", "bfloat16"]
+
+    @property
+    def bytes(self) -> int:
+        """Size of one sample's."""
+        return math.prod(self.shape) * (4 if self.dtype == "float32" else 2)
+
+
+class SpanPlan(_Frozen, frozen=True, kw_only=True):
+    """A span of blocks that can be skipped.
+
+    Attributes:
+        start: the cut after which blocks are skipped.
+        stop: the cut from which blocks run again; in an engine set, the segments between them
+            are those whose levels lie within the span.
+        tensors: what leaves it.
+        bytes: what a step that is kept takes, of one sample: all of ``tensors``.
+        worst_error: largest |difference| of an evaluation with the deepest exit that skips the
+            span, and reads exactly what the span made, to the same without; see
+            :class:`ExitGraph`. None where no evaluation was made, as for a bundle.
+        relative_error: likewise.
+    """
+
+    start: int
+    stop: int
+    tensors: tuple[SpanTensor, ...]
+    bytes: int
+    worst_error: float | None = None
+    relative_error: float | None = None
+
+
 class BundleManifest(_Frozen, frozen=True, kw_only=True):
     """What a bundle holds; ``digest`` covers everything else in the manifest.
 
-    ``sources`` are the SHA-256 of the checkpoint, or of the ONNX files, by file name;
-    ``reference`` says what the exits were verified against.
+    ``spans`` can be skipped in engine sets of layout ``chained``. ``sources`` are the SHA-256
+    of the checkpoint, or of the ONNX files, by file name; ``reference`` says what the exits
+    were verified against.
     """
 
     kind: Literal["bundle"] = "bundle"
@@ -93,6 +140,7 @@ class BundleManifest(_Frozen, frozen=True, kw_only=True):
     exits: tuple[ExitGraph, ...]
     files: tuple[FileRecord, ...]
     sharing: tuple[Sharing, ...]
+    spans: tuple[SpanPlan, ...] = ()
     versions: dict[str, str]
     sources: dict[str, str]
     reference: str
@@ -149,38 +197,6 @@ class ExitPlan(_Frozen, frozen=True, kw_only=True):
     mean_error: float
     relative_error: float
     points: tuple[PointError, ...] = ()
-
-
-class SpanTensor(_Frozen, frozen=True, kw_only=True):
-    """A tensor that leaves a span of blocks.
-
-    Attributes:
-        leaves: its name; a segment of the span makes it, and one after the span reads it.
-        enters: name of the tensor of the same shape that enters the span, to which the span
-            adds; None where there is none.
-        shape: of one sample; the batch comes first.
-        dtype: of both.
-    """
-
-    leaves: str
-    enters: str | None
-    shape: tuple[int, ...]
-    dtype: Literal["float32", "float16", "bfloat16"]
-
-
-class SpanPlan(_Frozen, frozen=True, kw_only=True):
-    """A span of blocks that can be skipped: the segments whose levels lie within it.
-
-    The errors are those of an evaluation with the deepest exit that skips the span and reads
-    exactly what the span made, to the same without; see :class:`ExitGraph`. None where no
-    evaluation was made.
-    """
-
-    start: int
-    stop: int
-    tensors: tuple[SpanTensor, ...]
-    worst_error: float | None = None
-    relative_error: float | None = None
 
 
 class EngineManifest(_Frozen, frozen=True, kw_only=True):

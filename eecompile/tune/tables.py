@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
 
 from eecompile.show.table import Column, Line, Part, Table, whole, words
@@ -22,6 +23,9 @@ KINDS: dict[Kind, str] = {
 _GROUPS: tuple[tuple[Kind, ...], ...] = (
     ("full", "found"), ("ase", "linear", "recipe"), ("exit",), ("published",), ("steps",)
 )  # fmt: skip
+
+_ROOM = 40  # characters of a schedule's short text
+_UNIT = 4  # choices that are told once where they repeat
 
 
 def front_parts(front: Front) -> list[Part]:
@@ -70,7 +74,9 @@ def points_table(front: Front) -> Table:
         Column("to", lambda point: point.interval[1] if point.distance else None, "95 %"),
         Column("PSNR", lambda point: point.psnr, "dB", detail=True),
         Column("when chosen", lambda point: point.chosen_by, "distance", detail=True),
-        words("choices", _choices, "per step", detail=True, long=True),
+        words(
+            "choices", _short, "per step; ~ is a forecast", detail=True, long=True, behind=_choices
+        ),
     ]
     points = [
         point
@@ -98,6 +104,32 @@ def _choices(point: FrontPoint) -> str:
     """Runs of equal steps: ``12, 9 x 3, again, 6@cpu-bf16``."""
     runs = ((choice.text, len(list(run))) for choice, run in groupby(point.choices))
     return ", ".join(name if count == 1 else f"{name} x {count}" for name, count in runs)
+
+
+def _short(point: FrontPoint) -> str:
+    """What repeats, told once, and the rest left out: ``12 x 3, (~1 12) x 20, ...``."""
+    names = [c.text if c.evaluates else f"~{c.order}" for c in point.choices]
+    text, at = "", 0
+    while at < len(names):
+        unit, times = _repeated(names[at:])
+        name = unit[0] if len(unit) == 1 else f"({' '.join(unit)})"
+        part = name if times == 1 else f"{name} x {times}"
+        if text and len(text) + len(part) > _ROOM:
+            return f"{text}, ..."
+        text, at = f"{text}, {part}" if text else part, at + len(unit) * times
+    return text
+
+
+def _repeated(names: Sequence[str]) -> tuple[Sequence[str], int]:
+    """What names begin with, one or more, that covers the most of them by being repeated."""
+    best, most = names[:1], 1
+    for length in range(1, _UNIT + 1):
+        unit, times = names[:length], 1
+        while names[length * times : length * (times + 1)] == unit:
+            times += 1
+        if times > 1 and length * times > len(best) * most:
+            best, most = unit, times
+    return best, most
 
 
 def comparisons_table(front: Front) -> Table:

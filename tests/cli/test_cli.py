@@ -160,6 +160,12 @@ def test_inspect_shows_bundles_and_engine_sets(
         (bundle, ["unique", "verified", "exit schedules", "█", "T-shirt to ankle boot"]),
         (bundle, ["just these exits", " 6 9 12 │", "relative", "against torch"]),
         (engine_sets["chained"], ["segments", "3 6 9 12", "onnxruntime, fp32, chained"]),
+        (
+            bundle,
+            ["cuts        0 3 6 9 12", "│ 3-9  │ 9 12 ", "│           50% │       1 │ 24.5 KiB │"],
+        ),
+        (engine_sets["chained"], ["0 3 6 9 12", "│ 9-12 │ 12 ", "│           25% │"]),
+        (engine_sets["per_exit"], ["0 3 6 9 12; no spans with layout per_exit"]),
     ):
         status, out, _ = run("inspect", folder)
         assert status == 0
@@ -172,6 +178,10 @@ def test_inspect_prints_json(run: Run, bundle: Path, engine_sets: dict[str, Path
     assert json.loads(run("inspect", bundle, "--json")[1])["digest"] == open_bundle(bundle).digest
     shown = json.loads(run("inspect", engine_sets["chained"], "--json")[1])
     assert shown["fingerprint"] == open_engine_set(engine_sets["chained"]).fingerprint
+    for spans in (shown["spans"], json.loads(run("inspect", bundle, "--json")[1])["spans"]):
+        (span,) = (each for each in spans if (each["start"], each["stop"]) == (3, 9))
+        assert span["tensors"][0]["shape"] == [49, 128]
+        assert span["bytes"] == 4 * 49 * 128
 
 
 def test_build_is_up_to_date_the_second_time(run: Run, bundle: Path, tmp_path: Path) -> None:

@@ -18,14 +18,12 @@ from eecompile.runtime.sampler import Sampler
 from eecompile.show.programs import program_parts
 from eecompile.show.terminal import rendered
 from eecompile.store.bundle import open_bundle
-from tests.cli import test_cli
 from tests.cli.conftest import Run
 from tests.cli.test_cli import fails
 
 pytestmark = [  # diffusers' own
     pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning"),
 ]
-run = test_cli.run
 NETWORK: dict[str, Any] = {  # what the shipped network was trained with
     "beta_schedule": "squaredcos_cap_v2",
     "prediction_type": "v_prediction",

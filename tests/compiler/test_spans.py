@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -18,7 +22,8 @@ from eecompile.errors import EecompileError, RecipeError, TraceError, Verificati
 from eecompile.programs.choice import Exit, Span
 from eecompile.recipe import load_recipe
 from eecompile.runtime.sampler import Sampler
-from eecompile.store.bundle import SpanTensor, open_bundle, open_engine_set
+from eecompile.runtime.trajectory.plan import Plan
+from eecompile.store.bundle import SpanPlan, open_bundle, open_engine_set
 from eecompile.store.target import Target, load_target
 from tests.conftest import RECIPE, ROOT, TARGETS, Beside
 
@@ -115,6 +120,74 @@ def test_both_streams_and_what_passes_by_leave_a_span(tmp_path: Path, beside: Be
         assert 0 < np.abs(samples - full).max() < 0.01 * np.abs(full).max()
         alone = sampler.sample(1, solver=program, first=2)
         np.testing.assert_allclose(alone[0], samples[2], rtol=1e-4, atol=1e-5)
+        both, text = 4 * WIDTH * (5 + 3), 4 * WIDTH * 3
+        check_memory(sampler, Span(1, 3, 0, 4), kept=both, entering=both)
+        check_memory(sampler, Span(0, 1, 0, 4), kept=both, entering=both - text)
+
+
+def check_memory(sampler: Sampler, span: Span, kept: int, entering: int) -> None:
+    """Pass when trajectories allocate for a span what docs/choices.md says.
+
+    Args:
+        sampler: of an engine set with spans.
+        span: skipped in every second step, with each order.
+        kept: bytes of what leaves it, of one sample.
+        entering: bytes of what enters it and has a counterpart that leaves.
+    """
+    for (n, guided), order in product(((1, 0), (3, 0), (2, 2), (3, 1)), range(3)):
+        skips = msgspec.structs.replace(span, order=order)
+        choices = [Exit(span.depth)] * 3 + [skips, Exit(span.depth)] * 4
+        with_spans, without = (
+            allocated(sampler, each, n, guided)
+            for each in (choices, [Exit(span.depth)] * len(choices))
+        )
+        formula = (order + 1) * (n + guided) * kept
+        passing = (n + guided) * (kept + entering)
+        assert with_spans - without == formula + passing, (n, guided, order)
+
+
+def allocated(sampler: Sampler, choices: Sequence[Exit | Span], n: int, guided: int) -> int:
+    """Bytes of the arrays that a trajectory makes, the factors of its sums aside."""
+    taken = iter(choices)
+    program = sampler.program("ddim", len(choices), "full").with_choices(lambda time: next(taken))
+    interface = sampler.interface
+    plan = Plan(
+        program=program,
+        interface=interface,
+        shape=interface.state.shape,
+        size=n,
+        guided=guided,
+        apart=n + guided > sampler.engine.max_batch,
+    )
+    arrays = tracemalloc.DomainFilter(inclusive=True, domain=np.lib.tracemalloc_domain)
+    tracemalloc.start()
+    try:
+        with sampler.engine.trajectory(plan):
+            snapshot = tracemalloc.take_snapshot().filter_traces([arrays])
+    finally:
+        tracemalloc.stop()
+    return sum(trace.size for trace in snapshot.traces if trace.size > 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "span", "tensors"),
+    [
+        ("dit", Span(1, 4, 0, 4), [4 * 32]),
+        ("dit", Span(0, 1, 0, 2), [4 * 32]),
+        ("uvit", Span(2, 3, 0, 5), [17 * 32]),
+        # Besides the hidden state, what blocks 1 and 2 hand to 5 and 4.
+        ("uvit", Span(0, 3, 0, 5), [17 * 32] * 3),
+        ("uvit", Span(0, 2, 0, 5), [17 * 32] * 2),
+    ],
+)
+def test_kept_tensors_take_what_the_documents_say(
+    name: str, span: Span, tensors: list[int], network_sets: Callable[[str], Path]
+) -> None:
+    """A DiT and a U-ViT with long skips; the network with two streams is above."""
+    with Sampler.open(network_sets(name) / "chained") as sampler:
+        numbers = 4 * sum(tensors)
+        # One tensor enters, to which all that leave add.
+        check_memory(sampler, span, kept=numbers, entering=4 * tensors[0])
 
 
 SILENT = NETWORK.replace("self.blocks", "self.layers")
@@ -168,6 +241,43 @@ def test_cuts_through_nothing_are_refused(cuts: list[int], tmp_path: Path) -> No
     path.write_text(text)
     with pytest.raises(RecipeError, match="ascending numbers of blocks from 0 to 12"):
         load_recipe(path)
+
+
+@pytest.mark.parametrize("cuts", ["[1.5]", '["3"]', "3"])
+def test_cuts_through_a_block_are_refused(cuts: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    text = RECIPE.read_text().replace("[network.options]", f"cuts = {cuts}\n[network.options]")
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=r"Expected `.*network.cuts.*; fix that key"):
+        load_recipe(path)
+
+
+FREE = "resizable = { axes = [1], min = 2, max = 8, multiple = 2 }"
+SPANS = '\n[schedules]\nfast = ["4/1-3:0", 4]\n'
+
+
+@pytest.mark.parametrize(
+    ("cuts", "schedules", "found"),
+    [("cuts = [1, 3]", "", "network.cuts"), ("", SPANS, "a schedule with spans")],
+)
+def test_networks_without_known_blocks_or_lengths_have_no_spans(
+    cuts: str, schedules: str, found: str, tmp_path: Path
+) -> None:
+    """Ready-made files, and samples of any size: refused where spans are asked for."""
+    path = tmp_path / "recipe.toml"
+    made = f'factory = "m:F"\ncheckpoint = "w"\nexits = [2, 4]\n{cuts}\n[state]\nshape = [1, 8]\n'
+    path.write_text(f'name = "n"\n[network]\n{made}{FREE}\n{schedules}')
+    with pytest.raises(
+        RecipeError, match=f"{found} beside state.resizable .* one shape, for spans"
+    ):
+        load_recipe(path)
+    ready = f'files = ["a.onnx", "b.onnx"]\nexits = [2, 4]\n{cuts}\n[state]\nshape = [1, 8]\n'
+    path.write_text(f'name = "n"\n[network]\n{ready}{schedules}')
+    with pytest.raises(RecipeError, match=f"{found} beside network.files .* are not known; remove"):
+        load_recipe(path)
+    for silent in (made + FREE, ready):
+        path.write_text(f'name = "n"\n[network]\n{silent}'.replace(cuts, ""))
+        assert not load_recipe(path).schedules
 
 
 def test_default_cuts_are_the_exits_and_quarters_far_from_them() -> None:
@@ -227,12 +337,14 @@ def test_a_span_that_is_wrong_is_noticed(
     """As if what enters were another tensor than what leaves adds to."""
     from eecompile.compiler import build
 
-    genuine = build.span_tensors
+    genuine = build.span_plans
 
-    def wrong(*args: Any) -> dict[tuple[int, int], tuple[SpanTensor, ...]]:
-        found = genuine(*args)
-        return found | {(1, 3): found[0, 1]}
+    def wrong(*args: Any) -> tuple[SpanPlan, ...]:
+        found = {(span.start, span.stop): span for span in genuine(*args)}
+        tensors = found[0, 1].tensors
+        found[1, 3] = msgspec.structs.replace(found[1, 3], tensors=tensors)
+        return tuple(found.values())
 
-    monkeypatch.setattr(build, "span_tensors", wrong)
+    monkeypatch.setattr(build, "span_plans", wrong)
     with pytest.raises(VerificationError, match="blocks 2 to 3 are skipped and add exactly"):
         engine_set_from_bundle(small_bundle, TARGETS["chained"], tmp_path / "engines")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from eecompile.errors import EecompileError
 from eecompile.programs.choice import Choice, Exit, Span
 from eecompile.programs.program import Program, Step, Term, Update
+from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.protocol import Engine
 from eecompile.runtime.sampler import Sampler
 from tests.runtime.emulated import (
@@ -185,6 +186,19 @@ def test_rows_that_a_span_needs_are_evaluated_where_guidance_does_not_act(
         assert np.abs(narrow - wide_).max() > 1e-3
 
 
+def test_engines_of_batch_one(sampler: Sampler, small_sets: dict[str, Path]) -> None:
+    """Guided rows one after the other: on the host as in one batch, on a GPU refused."""
+    program = chosen(sampler, MIXED)
+    right = sampler.sample(1, solver=program, guidance=2.0, label=3)
+    with Sampler.open(small_sets["chained"]) as single:
+        single.engine.max_batch = 1
+        found = single.sample(1, solver=program, guidance=2.0, label=3)
+        np.testing.assert_allclose(found, right, rtol=1e-4, atol=1e-5)
+        other = emulated(single, EmulatedDevice())
+        with pytest.raises(EecompileError, match=r"spans with guidance.* a larger batch.max"):
+            other.sample(1, solver=program, guidance=2.0, label=3)
+
+
 def test_kept_tensors_share_places(sampler: Sampler) -> None:
     """However many steps: as many places as are read at one time."""
     from eecompile.programs.forecasts import forecasts
@@ -214,6 +228,18 @@ BAD: dict[str, tuple[Callable[[Sampler], object], str]] = {
     "blocks that never ran": (
         lambda s: chosen(s, [4, 2, Span(1, 3, 0, 4), Span(0, 3, 0, 4), Span(0, 3, 1, 4)]),
         "step 4 is '4/0-3:1', after 1 evaluation; expected at least 2",
+    ),
+    "an exit that does not run them": (
+        lambda s: s.sample(1, solver=chosen(s, [2, Span(2, 4, 0, 4)])),
+        "step 1 is '4/2-4:0', after 0 evaluations; expected at least 1",
+    ),
+    "a text of a span beyond its exit": (
+        lambda s: ExitSchedule.parse("2/1-3:0,4"),
+        "blocks after 1 up to 3, with exit 2; expected ascending cuts from 0 to the exit",
+    ),
+    "a text of too high an order": (
+        lambda s: ExitSchedule.parse("4/1-3:9,4"),
+        "a forecast of order 9; expected an order from 0 to 2",
     ),
     "the first slice of a schedule": (
         lambda s: s.schedule(["4", "4/1-3:0"]),

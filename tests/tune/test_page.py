@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from eecompile.programs.choice import Choice, Exit, Forecast
+from eecompile.programs.choice import Choice, Exit, Forecast, Span
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.tune.latency import StepLatency
 from eecompile.tune.page import page_of
@@ -130,6 +130,32 @@ def test_it_opens_with_its_plots_and_fetches_nothing(
     assert drawn >= 4
     bars = browser.run("return document.querySelectorAll('.bars .point').length")
     assert bars == 2 * 10
+
+
+def test_long_schedules_are_short_until_they_are_opened(browser: Browser, tmp_path: Path) -> None:
+    front = sample_front()
+    kinds = (Exit(12), Forecast(1), Span(6, 12, 2, 12, "cpu-bf16"), Exit(9), Exit(12, "cpu-bf16"))
+    mixed = (*[Exit(12)] * 3, *(kinds[step * step % 11 % 5] for step in range(47)))
+    even = (*[Exit(12)] * 4, *[Forecast(1), Exit(12)] * 23)
+    points = [
+        msgspec.structs.replace(point, steps=50, choices=(mixed, even)[index % 2])
+        for index, point in enumerate(front.points)
+    ]
+    path = tmp_path / "long.html"
+    path.write_text(page_of(msgspec.structs.replace(front, points=tuple(points))), "utf-8")
+    browser.open(path)
+    heights = "return [...document.querySelectorAll('#points tbody tr')].map(r => r.offsetHeight)"
+    assert max(browser.run(heights)) < 70
+    summaries = "return [...document.querySelectorAll('#points summary')].map(s => s.textContent)"
+    shown = browser.run(summaries)
+    assert shown.count("12 x 4, (~1 12) x 23") == 4
+    assert all(text.endswith(", ...") for text in shown if "~1 12" not in text)
+    browser.run("document.querySelectorAll('#points summary').forEach(each => each.click())")
+    whole = browser.run("return document.querySelector('#points').innerText")
+    assert whole.count("forecast1, 12, forecast1, 12") >= 4
+    assert max(browser.run(heights)) > 100
+    browser.open(path, width=400)
+    assert max(browser.run(heights)) < 70
 
 
 def test_tables_sort(browser: Browser, page: Path) -> None:

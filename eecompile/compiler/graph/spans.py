@@ -17,7 +17,7 @@ from eecompile.compiler.graph.merge import exit_outputs
 from eecompile.compiler.graph.partition import Part, chained_parts, check_parts, signatures
 from eecompile.errors import TraceError
 from eecompile.programs.interface import Interface
-from eecompile.store.bundle import SpanTensor
+from eecompile.store.bundle import SpanPlan, SpanTensor
 
 _BATCH = "batch"  # the axis, in exported graphs
 _TYPES: dict[ir.DataType, Literal["float32", "float16", "bfloat16"]] = {
@@ -40,19 +40,19 @@ def cut_parts(model: ir.Model, interface: Interface, cuts: Sequence[int]) -> lis
     return parts
 
 
-def span_tensors(
-    graph: ir.Graph, parts: Sequence[Part], cuts: Sequence[int]
-) -> dict[tuple[int, int], tuple[SpanTensor, ...]]:
-    """What leaves each span, by its start and stop, and what of it enters in the same shape.
+def span_plans(graph: ir.Graph, parts: Sequence[Part], cuts: Sequence[int]) -> tuple[SpanPlan, ...]:
+    """What leaves each span between two cuts, and what of it enters in the same shape.
 
     Raises:
         TraceError: there is nothing between two cuts, or what leaves cannot be extrapolated.
     """
     values = {value.name: value for node in graph for value in node.outputs}
-    return {
-        (start, stop): tuple(_tensors(values, parts, start, stop))
-        for start, stop in combinations(cuts, 2)
-    }
+    plans = []
+    for start, stop in combinations(cuts, 2):
+        tensors = tuple(_tensors(values, parts, start, stop))
+        taken = sum(tensor.bytes for tensor in tensors)
+        plans.append(SpanPlan(start=start, stop=stop, tensors=tensors, bytes=taken))
+    return tuple(plans)
 
 
 def _tensors(

@@ -29,6 +29,7 @@ from eecompile.runtime.trajectory.spans import Blend
 
 _Action = Callable[[], object]
 _SMALL = 8192  # elements of an output that one dot product checks
+_PIECE = 32768  # elements of a span's tensor that are summed at a time: they stay in the cache
 
 
 class HostTrajectory(Trajectory):
@@ -67,7 +68,7 @@ class HostTrajectory(Trajectory):
         noisy = [index + 1 for index, _ in lower.draws]
         self._noise = NoiseSource(n, shape, noisy)
         self._first = NoiseSource(n, shape) if noisy else self._noise
-        self._products: dict[tuple[int, ...], tuple[Array, ...]] = {}
+        self._pieces = (np.empty(_PIECE, np.float32), np.empty(_PIECE, np.float32))
         self._evaluations: dict[tuple[str, int], list[BoundEvaluation]] = {}
         self._steps, self._states = self._prepared(lower)
 
@@ -122,12 +123,10 @@ class HostTrajectory(Trajectory):
             case Sum():
                 yield from self._sum(operation, places)
             case Blend(into, terms, rows):
-                read = {name: places[name][:rows] for name, _ in terms}
-                out = places[into][:rows]
-                total, product = self._rooms_for(out)
-                yield from _products(terms, read, total, product)
-                if total is not out:
-                    yield partial(np.copyto, out, total, "same_kind")
+                read = [places[name][:rows].reshape(-1) for name, _ in terms]
+                factors = [np.array(factor, np.float32) for _, factor in terms]
+                out = places[into][:rows].reshape(-1)
+                yield partial(_blend, read, factors, out, self._pieces)
             case Evaluate():
                 yield partial(self._t[: operation.rows].fill, operation.timestep)
                 yield partial(self._evaluate, self._bound(operation), operation)
@@ -157,13 +156,6 @@ class HostTrajectory(Trajectory):
             yield partial(np.copyto, copies, self._x[: operation.repeated])
         if out is self._spare:  # the sum becomes the buffer, and the buffer room for the next
             places[into], self._spare = out, places[into]
-
-    def _rooms_for(self, out: Array) -> tuple[Array, Array]:
-        """Where a sum in float32 is made for an array, itself if possible; room for a product."""
-        if out.shape not in self._products:
-            self._products[out.shape] = tuple(np.empty(out.shape, np.float32) for _ in range(2))
-        room, product = self._products[out.shape]
-        return out if out.dtype == np.float32 else room, product
 
     def _bound(self, operation: Evaluate) -> list[BoundEvaluation]:
         """Evaluations of the first rows at a depth: one, or one for each row."""
@@ -238,3 +230,27 @@ def _products(
         yield partial(np.multiply, array, factor, product if index else out)
         if index:
             yield partial(np.add, out, product, out)
+
+
+def _blend(
+    read: Sequence[Array], factors: Sequence[Array], out: Array, pieces: tuple[Array, Array]
+) -> None:
+    """Put a sum of products into ``out``, which is none of those that are read.
+
+    All are flat. The sum is in float32, piece by piece, so that memory is passed over once.
+    """
+    wide = out.dtype == np.float32
+    for start in range(0, out.size, _PIECE):
+        into = out[start : start + _PIECE]
+        product = pieces[0][: into.size]
+        total = into if wide else pieces[1][: into.size]
+        for index, (array, factor) in enumerate(zip(read, factors, strict=True)):
+            piece = array[start : start + _PIECE]
+            if factor == 1:  # adding is exact: it spares a product
+                np.add(total, piece, total) if index else np.positive(piece, total)
+                continue
+            np.multiply(piece, factor, product if index else total)
+            if index:
+                np.add(total, product, total)
+        if not wide:
+            np.copyto(into, total, "same_kind")

@@ -166,10 +166,11 @@ def _shapes(made: Choice, skips: Choice, engine: Member) -> list[tuple[int, ...]
     if _cuts(skips) not in spans:
         named = f"the engine set {made.engine!r}" if made.engine else "the engine set"
         raise ScheduleError(
-            found=f"{skips.text!r} in an exit schedule, and {named}, which was built without spans",
-            expected="one in which blocks can be skipped"
-            if not spans
-            else f"one of its spans {[f'{start}-{stop}' for start, stop in spans]}",
+            found=f"{skips.text!r} in an exit schedule, and {named}, which was built "
+            f"{'without that span' if spans else 'without spans'}",
+            expected=f"one of its spans {[f'{start}-{stop}' for start, stop in spans]}"
+            if spans
+            else "one in which blocks can be skipped",
             remedy="build with layout = 'chained' in the target, or choose a schedule of exits "
             "and forecasts",
         )
