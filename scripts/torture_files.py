@@ -631,7 +631,8 @@ def _break(subject: Subject, box: Path, draws: Random) -> Broken:
     path = draws.choice(choices)
     if draws.random() < 0.05:
         done = edited_place(path, box.parent / "outside", draws, pipes=whole_folder)
-        return Broken(f"{path.name}: {done}", "something else in its place")
+        meant = subject.owned and not subject.manifest  # a folder of pictures may have fewer
+        return Broken(f"{path.name}: {done}", "something else in its place", meant)
     if whole_folder and draws.random() < 0.03:
         (place / _STRANGE).write_text("somebody's")
         return Broken("a strange file in the folder", "a strange file")

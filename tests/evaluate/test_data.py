@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import struct
 import tracemalloc
 import zlib
@@ -48,7 +49,6 @@ def test_pictures_in_every_form_are_the_same(tmp_path: Path) -> None:
     for index, picture in enumerate(given):
         Image.fromarray(picture).save(tmp_path / "folder" / "class" / f"{index}.png")
     (tmp_path / "folder" / "readme.txt").write_text("not a picture")
-    (tmp_path / "folder" / "class.png").mkdir()
     forms = sorted(path for path in tmp_path.iterdir())
     assert len(forms) == 8
     for form in forms:
@@ -158,6 +158,9 @@ def test_folders_without_fitting_pictures_say_so(tmp_path: Path) -> None:
     refused(tmp_path, GREY, "wide.png of 6x5 pixels", "4x5", "resize")
     (tmp_path / "wide.png").write_text("no picture at all")
     refused(tmp_path, GREY, "wide.png, which is no picture")
+    (tmp_path / "wide.png").unlink()
+    os.mkfifo(tmp_path / "wide.png")
+    refused(tmp_path, GREY, "wide.png, which is no picture", "no plain file")
     refused(tmp_path, Space((4, 5, 4), None), "samples of shape [4, 5, 4]", "--decoder")
 
 
