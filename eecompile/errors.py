@@ -13,7 +13,8 @@ sentence. The tree::
     |-- VerificationError     a graph's outputs differ from the network's
     |-- BundleError           a bundle or an engine set cannot be read
     |   |-- DigestError       a file is missing, truncated or altered
-    |   `-- FormatError       the folder's format is not that of this eecompile
+    |   |-- FormatError       the folder's format is not that of this eecompile
+    |   `-- SignatureError    a folder is not signed by the key that was asked for
     |-- OutputExistsError     an output folder exists and holds something else
     |-- BusyError             another process is writing the same output
     |-- BackendError          a backend is missing, or refuses an engine
@@ -104,6 +105,10 @@ class DigestError(BundleError):
 
 class FormatError(BundleError):
     """A folder's format is newer or older than this eecompile understands."""
+
+
+class SignatureError(BundleError):
+    """A folder is not signed by the key that was asked for."""
 
 
 class OutputExistsError(EecompileError):

@@ -12,7 +12,7 @@ import typer
 
 import eecompile
 from eecompile.cli.comparing import compare
-from eecompile.cli.compiling import build, export
+from eecompile.cli.compiling import build, export, sign
 from eecompile.cli.console import err, mode, modes, out
 from eecompile.cli.evaluating import evaluate
 from eecompile.cli.inspecting import doctor, inspect
@@ -28,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_COMMANDS = (export, build, sample, compare, tune, program, inspect, evaluate)
+_COMMANDS = (export, build, sign, sample, compare, tune, program, inspect, evaluate)
 for _command in (*_COMMANDS, doctor, recipes, recipe, targets, target):
     app.command()(modes(_command))
 _INTERRUPTED = 130  # what shells say of a command that SIGINT ended, and typer too

@@ -1,4 +1,4 @@
-"""The commands that compile: ``export`` and ``build``."""
+"""The commands that compile, ``export`` and ``build``, and ``sign``."""
 
 from __future__ import annotations
 
@@ -68,6 +68,10 @@ def build(
         Path | None, typer.Option("-o", "--output", help="Engine set; default out/NETWORK/TARGET.")
     ] = None,
     force: options.Force = False,
+    sign: Annotated[
+        Path | None,
+        typer.Option("--sign", metavar="KEY", help="Sign the engine set; see eecompile sign."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be built and why; write nothing.")
     ] = False,
@@ -84,7 +88,9 @@ def build(
         if dry_run:
             planned = planned_build(bundle, chosen, folder, force=force, report=report)
         else:
-            built = engine_set_from_bundle(bundle, chosen, folder, force=force, report=report)
+            built = engine_set_from_bundle(
+                bundle, chosen, folder, force=force, sign=sign, report=report
+            )
     if dry_run:
         result({"reasons": planned.reasons, "segments": planned.segments})
         show(*planned_parts(planned.reasons, planned.segments))
@@ -93,3 +99,20 @@ def build(
     if not built.up_to_date:
         show(*engine_parts(built.manifest))
     say(f"engine set{', up to date' if built.up_to_date else ''}: {folder}")
+
+
+def sign(
+    folder: Annotated[Path, typer.Argument(help="A bundle or an engine set.")],
+    key: Annotated[
+        Path,
+        typer.Option(
+            metavar="KEY", help="Ed25519 private key: PEM, or OpenSSH's without a passphrase."
+        ),
+    ],
+) -> None:
+    """Sign a bundle or an engine set, so that its users can tell who made it."""
+    from eecompile.store.signing import sign_folder
+
+    written = sign_folder(folder, key)
+    result({"path": str(folder), "written": written})
+    say(f"signed{'' if written else ', as before'}: {folder}")

@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 import msgspec
 
 from eecompile.backends import BACKENDS
+from eecompile.children import command, environment
 from eecompile.compare.candidates import Opened, Spec, described, opened
 from eecompile.compare.measure import latencies, latency, points, quiet, sentence
 from eecompile.compare.report import EvaluationLatency
@@ -78,15 +79,14 @@ def in_child(job: Job, folder: Path) -> JobResult:
     """
     (folder / "job.json").write_bytes(msgspec.json.encode(job))
     switch = "1" if job.spec.source == "tensorrt-rtx" else "0"
-    path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
     try:
         with (folder / "log.txt").open("wb") as log:
             done = subprocess.run(
-                [sys.executable, "-P", "-m", __name__, str(folder)],
+                command(__name__, str(folder)),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=os.environ | {"PYTHONPATH": path, SWITCH: switch},
+                env=environment() | {SWITCH: switch},
                 timeout=_TIMEOUT,
                 check=False,
             )

@@ -69,6 +69,8 @@ from eecompile.store.bundle import (
     write_manifest,
 )
 from eecompile.store.folders import check_folder, new_folder
+from eecompile.store.signature import private_key
+from eecompile.store.signing import sign_folder, write_signature
 from eecompile.store.target import Target, load_target
 
 
@@ -85,12 +87,13 @@ def engine_set_from_bundle(
     output: Path,
     *,
     force: bool = False,
+    sign: Path | None = None,
     report: Report = silent,
 ) -> Built:
     """Build the engines of a bundle for a target.
 
     Nothing is built when ``output`` already holds an intact engine set of the same
-    fingerprint.
+    fingerprint; its signature stays, unless ``sign`` asks for another.
 
     Args:
         bundle: folder that ``eecompile export`` wrote.
@@ -98,18 +101,24 @@ def engine_set_from_bundle(
         output: the engine set's folder; an older one of the same network and target is
             replaced.
         force: build anew, replacing any bundle or engine set at ``output``.
+        sign: file of the private key to sign it with; see :mod:`eecompile.store.signature`.
         report: told of each phase and its steps.
 
     Raises:
-        EecompileError: the bundle, the target, the backend, the verification or the
+        EecompileError: the bundle, the target, the backend, the verification, the key or the
             output folder is at fault.
     """
+    key = None if sign is None else private_key(sign)
     job = _job(bundle, target, output, report)
     if job.existing and job.existing.fingerprint == job.fingerprint and not force:
+        if sign is not None:
+            sign_folder(output, sign)
         return Built(job.existing, up_to_date=True)
     with new_folder(output, replaces=force or job.replaces(output)) as folder:
         try:
             manifest = _build(job, folder)
+            if key is not None:
+                write_signature(folder, key)
         except BaseException:
             job.store.tidy()
             raise

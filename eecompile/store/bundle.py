@@ -24,6 +24,7 @@ from eecompile.programs.interface import Interface
 from eecompile.programs.meaning import interface_problems
 from eecompile.store.files import file_bytes, outline
 from eecompile.store.meaning import plan_problems, segment_problems, span_problems
+from eecompile.store.signature import SIGNATURE, check_signature
 from eecompile.store.target import Target
 
 FORMAT = 7
@@ -266,12 +267,13 @@ def file_names(folder: Path) -> tuple[str, ...]:
     """
     found = _outline(folder)
     ours = found.kind in ("bundle", "engine-set")
-    return (MANIFEST, *(record.name for record in found.files)) if ours else ()
+    return (MANIFEST, SIGNATURE, *(record.name for record in found.files)) if ours else ()
 
 
 def records(folder: Path) -> tuple[FileRecord, ...]:
-    """A record of every file in ``folder`` but the manifest, by name."""
-    paths = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+    """A record of every file in ``folder`` but the manifest and its signature, by name."""
+    apart = (MANIFEST, SIGNATURE)
+    paths = sorted(path for path in folder.iterdir() if path.name not in apart)
     return tuple(
         FileRecord(name=path.name, bytes=path.stat().st_size, sha256=sha256(path)) for path in paths
     )
@@ -291,23 +293,30 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     return signed
 
 
-def open_bundle(folder: Path) -> BundleManifest:
+def open_bundle(folder: Path, signed_by: Path | None = None) -> BundleManifest:
     """The manifest of a bundle, once every file in it has its digest.
 
+    Args:
+        folder: of the bundle.
+        signed_by: file of the public key that must have signed it, which is verified before
+            anything else is read; see :mod:`eecompile.store.signature`.
+
     Raises:
+        SignatureError: it is not signed by that key.
         BundleError: there is no bundle at ``folder``.
         FormatError: it was written by a newer or an older eecompile.
         DigestError: a file is missing, truncated or altered.
     """
-    manifest = _open(folder, BundleManifest, "bundle", "eecompile export")
+    manifest = _open(folder, BundleManifest, "bundle", "eecompile export", signed_by)
     _check_meaning(folder, _bundle_problems(manifest))
-    check_listed(folder, manifest, [graph.graph for graph in manifest.exits])
+    graphs = [exit_graph_name(depth) for depth in manifest.interface.exits]
+    check_listed(folder, manifest, graphs + [graph.graph for graph in manifest.exits])
     return manifest
 
 
-def open_engine_set(folder: Path) -> EngineManifest:
-    """The manifest of an engine set; errors are those of :func:`open_bundle`."""
-    manifest = _open(folder, EngineManifest, "engine-set", "eecompile build")
+def open_engine_set(folder: Path, signed_by: Path | None = None) -> EngineManifest:
+    """The manifest of an engine set; arguments and errors are those of :func:`open_bundle`."""
+    manifest = _open(folder, EngineManifest, "engine-set", "eecompile build", signed_by)
     _check_meaning(folder, _engine_problems(manifest))
     check_listed(folder, manifest, [segment.file for segment in manifest.segments])
     return manifest
@@ -318,14 +327,16 @@ def listed(manifest: BundleManifest | EngineManifest, name: str) -> bool:
     return any(record.name == name for record in manifest.files)
 
 
-def peek(folder: Path) -> str:
+def peek(folder: Path, signed_by: Path | None = None) -> str:
     """What ``folder`` holds, by its manifest: ``bundle`` or ``engine-set``.
 
     Raises:
+        SignatureError: it is not signed by that key, if one is given.
         BundleError: there is no manifest, or it names something else.
         FormatError: it was written by a newer or an older eecompile.
     """
-    header = _header(folder, _read(folder, "a bundle or an engine set", "eecompile export"))
+    data = _read(folder, "a bundle or an engine set", "eecompile export", signed_by)
+    header = _header(folder, data)
     if header.kind not in ("bundle", "engine-set"):
         raise BundleError(
             found=f"kind {header.kind!r} in {folder / MANIFEST}",
@@ -351,8 +362,10 @@ def _outline(folder: Path) -> _Outline:
     return outline(folder / MANIFEST, _Outline) or _Outline(kind="", format=FORMAT)
 
 
-def _open(folder: Path, kind: type[Manifest], name: str, command: str) -> Manifest:
-    data = _read(folder, f"a folder that {command!r} wrote", command)
+def _open(
+    folder: Path, kind: type[Manifest], name: str, command: str, signed_by: Path | None
+) -> Manifest:
+    data = _read(folder, f"a folder that {command!r} wrote", command, signed_by)
     header = _header(folder, data)
     if header.kind != name:
         raise BundleError(
@@ -406,15 +419,19 @@ def _article(kind: str) -> str:
     return {"bundle": "a bundle", "engine-set": "an engine-set"}.get(kind, f"kind {kind!r}")
 
 
-def _read(folder: Path, expected: str, command: str) -> bytes:
+def _read(folder: Path, expected: str, command: str, signed_by: Path | None) -> bytes:
+    """The manifest's bytes, once their signature has been verified, if a key is given."""
     try:
-        return file_bytes(folder / MANIFEST)
+        data = file_bytes(folder / MANIFEST)
     except OSError as error:
         raise BundleError(
             found=f"no {MANIFEST} in {folder}",
             expected=expected,
             remedy=f"check the path, or run {command!r} first",
         ) from error
+    if signed_by is not None:
+        check_signature(folder, data, signed_by)
+    return data
 
 
 def _header(folder: Path, data: bytes) -> _Outline:

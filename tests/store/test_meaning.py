@@ -63,6 +63,7 @@ def engine_set() -> dict[str, Any]:
                 start=start,
                 stop=stop,
                 tensors=(SpanTensor(leaves=leaves, enters=enters, shape=(4,), dtype="float32"),),
+                bytes=16,
             )
             for start, stop, leaves, enters in SPANS
         ),

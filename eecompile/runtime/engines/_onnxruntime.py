@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from eecompile.backends import BACKENDS
 from eecompile.errors import BackendError, one_line
+from eecompile.runtime.engines._files import opening
 from eecompile.runtime.engines.tensors import check_tensors
 from eecompile.store.bundle import EngineManifest, Segment
 from eecompile.store.target import Target
@@ -116,7 +117,7 @@ def open_session(
     first = providers[0] if isinstance(providers[0], str) else providers[0][0]
     on_gpu = first != PROVIDERS["cpu"]
     try:
-        path = str(folder / segment.file)
+        path = str(opening(folder / segment.file))
         session: onnxruntime.InferenceSession = runtime.InferenceSession(
             path, options, providers=list(providers)
         )
