@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -44,12 +44,14 @@ class NetworkRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         blocks: name of the module list that is cut, such as ``transformer_blocks``; the
             factory is then called with ``options`` only and may return any torch module.
         options: keyword arguments of the factory.
-        checkpoint: safetensors, or a file of torch.save; relative to the recipe, or
-            ``package:file``, a file of a Python package.
+        checkpoint: safetensors, the ``.index.json`` of its shards, or a file of torch.save;
+            relative to the recipe, or ``package:file``, a file of a Python package.
         checkpoint_key: entry of the checkpoint that holds the weights; by default
-            ``ema`` where there is one, else ``model`` or ``state_dict``.
+            ``ema`` where there is one, else ``model`` or ``state_dict``. Or, with a dot at
+            its end, the prefix of their names, which is otherwise found.
         arguments: the network's name for an input, by ours (``x``, ``t``, or a
             condition); ``added.size`` is entry ``size`` of the dictionary ``added``.
+        timestep_dtype: as which the network takes t; ``int64`` rounds it.
         files: one ONNX file an exit instead of a factory, relative to the recipe.
         costs: what evaluating each exit costs, in any unit; by default its depth.
         cuts: block boundaries between which spans of blocks may be skipped, ascending, each
@@ -64,6 +66,7 @@ class NetworkRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     checkpoint: str | None = None
     checkpoint_key: str | None = None
     arguments: dict[str, str] = {}
+    timestep_dtype: Literal["float32", "int64"] = "float32"
     files: tuple[str, ...] = ()
     costs: tuple[float, ...] = ()
     cuts: tuple[int, ...] | None = None
@@ -162,10 +165,11 @@ def load_recipe(
 
     Raises:
         RecipeError: the file is missing, is no TOML, or is malformed.
+        CheckpointError: its checkpoint is a file of a package that is not here.
     """
     path = named_file("export", path)
     recipe = read_toml(path, ExportRecipe, example="export/fashion-dit.toml")
-    recipe = _overridden(recipe, exits, checkpoint, path.parent)
+    recipe = _overridden(recipe, exits, checkpoint)
     exits = recipe.network.exits
     ascending = list(exits) == sorted(set(exits))
     if not exits or not ascending or exits[0] < 1 or exits[-1] > DEEPEST:
@@ -206,13 +210,17 @@ def load_recipe(
             expected=f"one of {sorted(recipe.exit_schedules())}",
             remedy="name a schedule of the recipe's [schedules]",
         )
-    return recipe
+    if recipe.network.checkpoint is None:
+        return recipe
+    place = packaged(recipe.network.checkpoint, path.parent)
+    network = msgspec.structs.replace(recipe.network, checkpoint=place)
+    return msgspec.structs.replace(recipe, network=network)
 
 
 def _overridden(
-    recipe: ExportRecipe, exits: Sequence[int] | None, checkpoint: Path | None, folder: Path
+    recipe: ExportRecipe, exits: Sequence[int] | None, checkpoint: Path | None
 ) -> ExportRecipe:
-    """The recipe with other exits, and the place of its checkpoint."""
+    """The recipe with other exits, or another checkpoint."""
     network = recipe.network
     if (exits or checkpoint) and network.files:
         raise RecipeError(
@@ -222,9 +230,6 @@ def _overridden(
         )
     if checkpoint is not None:
         network = msgspec.structs.replace(network, checkpoint=str(checkpoint.absolute()))
-    elif network.checkpoint:
-        place = packaged(network.checkpoint, folder)
-        network = msgspec.structs.replace(network, checkpoint=place)
     if exits is None:
         return msgspec.structs.replace(recipe, network=network)
     costs = dict(zip(network.exits, network.costs, strict=True)) if network.costs else {}

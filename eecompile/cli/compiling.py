@@ -10,13 +10,19 @@ import typer
 from eecompile.cli import options
 from eecompile.cli.console import extra, phases, result, say, show
 from eecompile.cli.values import numbers_of
+from eecompile.errors import UsageError
 from eecompile.store.bundle import open_bundle
+from eecompile.store.shipped import shipped
 
 
 def export(
     recipe: Annotated[
         Path,
-        typer.Argument(help="Export recipe: a file, or a name that 'eecompile recipes' lists."),
+        typer.Argument(
+            help="Export recipe: a file, or a name that 'eecompile recipes' lists; or the folder "
+            "of a diffusers pipeline, or hub:ORG/NAME for one in the Hugging Face cache: its "
+            "recipe is written."
+        ),
     ],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Bundle; default out/NETWORK/bundle.")
@@ -27,12 +33,34 @@ def export(
     checkpoint: Annotated[
         Path | None, typer.Option(help="Checkpoint to load instead of the recipe's.")
     ] = None,
+    write: Annotated[
+        Path | None,
+        typer.Option(
+            "--recipe", help="For a pipeline: where its recipe is written; default NAME.toml."
+        ),
+    ] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="For a pipeline: variant of its weights, such as fp16.")
+    ] = None,
     force: options.Force = False,
 ) -> None:
     """Export a trained network: one ONNX graph per exit, every weight stored once."""
     from eecompile.recipe import load_recipe
     from eecompile.show.bundles import exits_table
 
+    is_folder = recipe.is_dir() and str(recipe) not in shipped("export")
+    if is_folder or str(recipe).startswith("hub:"):
+        with extra("schedulers"), extra("export"):
+            from eecompile.compiler.snapshots.recipe import write_recipe
+
+            recipe = write_recipe(str(recipe), write, variant, force=force)
+        say(f"recipe: {recipe}")
+    elif write or variant:
+        raise UsageError(
+            found="--recipe or --variant for a recipe",
+            expected="the folder of a pipeline, or hub:ORG/NAME",
+            remedy="leave the option out",
+        )
     folder = output or Path("out") / load_recipe(recipe).name / "bundle"
     with phases() as report:
         report("importing torch")
