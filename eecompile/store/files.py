@@ -6,13 +6,14 @@ written them.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
 import secrets
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -25,8 +26,8 @@ from eecompile.system import needing_room
 
 Form = TypeVar("Form")
 _LONGEST = 255  # bytes of a file's name, on all usual file systems
-# No link is followed, and no pipe waited for; a system without these has neither.
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+_AT_ONCE = getattr(os, "O_NONBLOCK", 0)  # no pipe is waited for; Windows has none
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | _AT_ONCE
 _TOKEN = 4  # bytes that tell partial files of one path apart
 
 
@@ -101,6 +102,18 @@ def _remove_leftovers(path: Path) -> None:
                     os.close(number)
 
 
+def file_bytes(path: Path) -> bytes:
+    """What a file holds.
+
+    Raises:
+        OSError: it is missing, or none: a folder, or a pipe, from which nothing might come.
+    """
+    data = _read(path, _AT_ONCE, lambda found: True)
+    if data is None:
+        raise OSError(errno.EINVAL, "no plain file", str(path))
+    return data
+
+
 def is_private(path: Path) -> bool:
     """Whether nobody but this user, or the system's, can write what is there.
 
@@ -119,11 +132,16 @@ def read_private(path: Path) -> bytes | None:
     See :func:`is_private`; what is checked is what is read, whoever renames files meanwhile.
     """
     try:
-        file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | _NO_LINK)
+        return _read(path, _NO_LINK, _private)
     except OSError:
         return None
+
+
+def _read(path: Path, how: int, fits: Callable[[os.stat_result], bool]) -> bytes | None:
+    """What a file holds that fits; None where there is none, or something else."""
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | how)
     found = os.fstat(file)
-    if not (stat.S_ISREG(found.st_mode) and _private(found)):
+    if not (stat.S_ISREG(found.st_mode) and fits(found)):
         os.close(file)
         return None
     with os.fdopen(file, "rb") as opened:
@@ -151,7 +169,7 @@ def form_bytes(form: object) -> bytes:
 def outline(path: Path, kind: type[Form]) -> Form | None:
     """What a file of JSON says of itself, even if text in it is damaged; None if it does not."""
     try:
-        return from_json(path.read_bytes().decode(errors="replace"), kind)
+        return from_json(file_bytes(path).decode(errors="replace"), kind)
     except (OSError, MalformedError):
         return None
 
@@ -166,7 +184,7 @@ def read_form(path: Path, kind: type[Form], known: int, *, what: str, command: s
         FormatError: it is of another format.
     """
     try:
-        data = path.read_bytes()
+        data = file_bytes(path)
         found = from_json(data, _Header).format
         if found != known:
             raise FormatError(

@@ -9,8 +9,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from eecompile.errors import FormatError, UsageError
-from eecompile.store.files import beside, is_private, read_form, read_private, written
+from eecompile.errors import BundleError, FormatError, UsageError
+from eecompile.store.bundle import MANIFEST, file_names, open_bundle
+from eecompile.store.files import (
+    beside,
+    file_bytes,
+    is_private,
+    read_form,
+    read_private,
+    written,
+)
 from eecompile.store.folders import new_folder
 
 
@@ -119,6 +127,19 @@ def test_a_link_a_pipe_a_folder_and_another_user_s_file_are_not_read(
     else:
         os.chown(path, 12345, -1)
         assert (is_private(path), read_private(path)) == (False, None)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "form.json")
+    with pytest.raises(UsageError, match="no plain file"):
+        read(tmp_path / "form.json")
+    os.mkfifo(tmp_path / MANIFEST)
+    with pytest.raises(BundleError, match=f"no {MANIFEST}"):
+        open_bundle(tmp_path)
+    assert file_names(tmp_path) == ()
+    with pytest.raises(OSError, match="no plain file"):
+        file_bytes(tmp_path)
 
 
 def test_a_form_is_read_back(tmp_path: Path) -> None:
