@@ -17,6 +17,7 @@ sentence. The tree::
     |   `-- SignatureError    a folder is not signed by the key that was asked for
     |-- OutputExistsError     an output folder exists and holds something else
     |-- BusyError             another process is writing the same output
+    |-- DiskFullError         there is no room for what is written
     |-- BackendError          a backend is missing, or refuses an engine
     `-- NonFiniteError        an engine returned NaN or infinity
 """
@@ -123,6 +124,10 @@ class OutputExistsError(EecompileError):
 
 class BusyError(EecompileError):
     """Another process is writing the same output."""
+
+
+class DiskFullError(EecompileError):
+    """A disk is full, or a quota or a limit of file sizes is reached."""
 
 
 class BackendError(EecompileError):

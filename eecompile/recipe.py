@@ -188,10 +188,11 @@ def load_recipe(
 
     Raises:
         RecipeError: the file is missing, is no TOML, or is malformed.
+        CheckpointError: its checkpoint is a file of a package that is not here.
     """
     path = named_file("export", path)
     recipe = read_toml(path, ExportRecipe, example="export/fashion-dit.toml")
-    recipe = _overridden(recipe, exits, checkpoint, path.parent)
+    recipe = _overridden(recipe, exits, checkpoint)
     exits = recipe.network.exits
     ascending = list(exits) == sorted(set(exits))
     if not exits or not ascending or exits[0] < 1 or exits[-1] > DEEPEST:
@@ -235,13 +236,17 @@ def load_recipe(
             expected=f"one of {sorted(recipe.exit_schedules())}",
             remedy="name a schedule of the recipe's [schedules]",
         )
-    return recipe
+    if recipe.network.checkpoint is None:
+        return recipe
+    place = packaged(recipe.network.checkpoint, path.parent)
+    network = msgspec.structs.replace(recipe.network, checkpoint=place)
+    return msgspec.structs.replace(recipe, network=network)
 
 
 def _overridden(
-    recipe: ExportRecipe, exits: Sequence[int] | None, checkpoint: Path | None, folder: Path
+    recipe: ExportRecipe, exits: Sequence[int] | None, checkpoint: Path | None
 ) -> ExportRecipe:
-    """The recipe with other exits, and the place of its checkpoint."""
+    """The recipe with other exits, or another checkpoint."""
     network = recipe.network
     if (exits or checkpoint) and network.files:
         raise RecipeError(
@@ -251,9 +256,6 @@ def _overridden(
         )
     if checkpoint is not None:
         network = msgspec.structs.replace(network, checkpoint=str(checkpoint.absolute()))
-    elif network.checkpoint:
-        place = packaged(network.checkpoint, folder)
-        network = msgspec.structs.replace(network, checkpoint=place)
     if exits is None:
         return msgspec.structs.replace(recipe, network=network)
     costs = dict(zip(network.exits, network.costs, strict=True)) if network.costs else {}

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import msgspec
@@ -46,6 +45,7 @@ from eecompile.compiler.verify import (
 from eecompile.errors import (
     BackendError,
     BundleError,
+    BusyError,
     NonFiniteError,
     OutputExistsError,
     VerificationError,
@@ -68,10 +68,11 @@ from eecompile.store.bundle import (
     records,
     write_manifest,
 )
-from eecompile.store.folders import check_folder, new_folder
+from eecompile.store.folders import alone, check_folder, left_over, new_folder
 from eecompile.store.signature import private_key
 from eecompile.store.signing import sign_folder, write_signature
 from eecompile.store.target import Target, load_target
+from eecompile.system import work_folder
 
 
 class Built(NamedTuple):
@@ -111,6 +112,7 @@ def engine_set_from_bundle(
     key = None if sign is None else private_key(sign)
     job = _job(bundle, target, output, report)
     if job.existing and job.existing.fingerprint == job.fingerprint and not force:
+        _tidy(output, job.store)
         if sign is not None:
             sign_folder(output, sign)
         return Built(job.existing, up_to_date=True)
@@ -124,6 +126,13 @@ def engine_set_from_bundle(
             raise
     job.store.clear()
     return Built(manifest, up_to_date=False)
+
+
+def _tidy(output: Path, store: SegmentStore) -> None:
+    """Remove what a build left that was killed once the engine set was in its place."""
+    if left_over(output) or store.folder.exists():
+        with suppress(BusyError, OSError), alone(output):
+            store.clear()
 
 
 def _wanted(target: Path | Target) -> Target:
@@ -180,8 +189,8 @@ def planned_build(
         reasons = ("--force", *reasons)
     if not reasons:
         return PlannedBuild((), ())
-    with TemporaryDirectory() as temporary:
-        model, _ = _prepared(job, Path(temporary), verify=False)
+    with work_folder() as work:
+        model, _ = _prepared(job, work, verify=False)
         segments = _partitioned(job, model).segments
     alone = isinstance(job.backend, SegmentBuilder)
     planned = [
@@ -240,8 +249,7 @@ def _job(bundle: Path, target: Path | Target, output: Path, report: Report) -> _
 def _build(job: _Job, folder: Path) -> EngineManifest:
     interface, target = job.source.interface, job.target
     # Inside the folder, so that what a killed build leaves is removed by the next one.
-    with TemporaryDirectory(dir=folder) as temporary:
-        work = Path(temporary)
+    with work_folder(folder) as work:
         model, errors = _prepared(job, work)
         parts, segments, spans = _partitioned(job, model)
         if spans and not job.backend.runs(target):

@@ -20,7 +20,7 @@ from eecompile.compiler.graph.partition import Part, extract
 from eecompile.compiler.progress import Report
 from eecompile.errors import BackendError
 from eecompile.store.bundle import EngineManifest, Segment, listed, segment_name, sha256
-from eecompile.store.files import is_private
+from eecompile.store.files import beside, is_private
 from eecompile.store.folders import MARK, make_marked, remove_marked
 from eecompile.store.target import Target
 
@@ -175,7 +175,7 @@ class SegmentStore:
 
     def __init__(self, output: Path, existing: EngineManifest | None) -> None:
         output = output.absolute()
-        self.folder = output.with_name(f".{output.name}.segments")
+        self.folder = beside(output, "segments")
         segments = existing.segments if existing else ()
         self._known = {segment.key: output / segment.file for segment in segments}
         self.cache = self.folder / CACHE

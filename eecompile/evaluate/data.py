@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from eecompile.arrays import AnyArray, Array
 from eecompile.decoding import from_npy
 from eecompile.errors import UsageError, one_line
+from eecompile.store.files import file_bytes
 
 _ENDINGS = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _IDX_BYTES = 8  # the code of uint8 in an IDX file's header
@@ -175,7 +177,7 @@ class _FolderSource:
 
         channels, height, width = self.space.shape
         try:
-            with Image.open(path) as image:
+            with Image.open(io.BytesIO(file_bytes(path))) as image:
                 if image.size != (width, height):  # before it is unpacked
                     raise _other_size(path, image.size, (width, height))
                 pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))

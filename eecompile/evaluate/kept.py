@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from eecompile.arrays import Array
-from eecompile.store.files import written
+from eecompile.store.files import file_bytes, written
 
 
 def keep(folder: Path, name: str, array: Array) -> None:
@@ -24,7 +24,10 @@ def keep(folder: Path, name: str, array: Array) -> None:
 def kept(folder: Path, name: str) -> Array | None:
     """The array that was kept under a name; None without one, or where it is damaged."""
     for path in folder.glob(f"{name}.*.npy"):
-        data = path.read_bytes()
+        try:
+            data = file_bytes(path)
+        except OSError:
+            continue
         if path.name == _file(name, data):
             array: Array = np.load(io.BytesIO(data), allow_pickle=False)
             return array

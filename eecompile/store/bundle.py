@@ -22,7 +22,7 @@ from eecompile.decoding import MalformedError, PlainName, from_json
 from eecompile.errors import BundleError, DigestError, FormatError, RecipeError, UsageError
 from eecompile.programs.interface import Interface
 from eecompile.programs.meaning import interface_problems
-from eecompile.store.files import outline
+from eecompile.store.files import file_bytes, outline
 from eecompile.store.meaning import plan_problems, segment_problems, span_problems
 from eecompile.store.signature import SIGNATURE, check_signature
 from eecompile.store.target import Target
@@ -422,7 +422,7 @@ def _article(kind: str) -> str:
 def _read(folder: Path, expected: str, command: str, signed_by: Path | None) -> bytes:
     """The manifest's bytes, once their signature has been verified, if a key is given."""
     try:
-        data = (folder / MANIFEST).read_bytes()
+        data = file_bytes(folder / MANIFEST)
     except OSError as error:
         raise BundleError(
             found=f"no {MANIFEST} in {folder}",

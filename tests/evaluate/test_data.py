@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import struct
 import tracemalloc
 import zlib
@@ -157,6 +158,9 @@ def test_folders_without_fitting_pictures_say_so(tmp_path: Path) -> None:
     refused(tmp_path, GREY, "wide.png of 6x5 pixels", "4x5", "resize")
     (tmp_path / "wide.png").write_text("no picture at all")
     refused(tmp_path, GREY, "wide.png, which is no picture")
+    (tmp_path / "wide.png").unlink()
+    os.mkfifo(tmp_path / "wide.png")
+    refused(tmp_path, GREY, "wide.png, which is no picture", "no plain file")
     refused(tmp_path, Space((4, 5, 4), None), "samples of shape [4, 5, 4]", "--decoder")
 
 

@@ -91,7 +91,8 @@ class Worker(Handle):
                 command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env=os.environ | {SWITCH: switch},
+                # Polygraphy needs docstrings.
+                env=os.environ | {SWITCH: switch, "PYTHONOPTIMIZE": ""},
             )
         return self._process
 
