@@ -188,7 +188,6 @@ def load_recipe(
 
     Raises:
         RecipeError: the file is missing, is no TOML, or is malformed.
-        CheckpointError: its checkpoint is a file of a package that is not here.
     """
     path = named_file("export", path)
     recipe = read_toml(path, ExportRecipe, example="export/fashion-dit.toml")
