@@ -17,6 +17,9 @@ sentence. The tree::
     |-- OutputExistsError     an output folder exists and holds something else
     |-- BusyError             another process is writing the same output
     |-- BackendError          a backend is missing, or refuses an engine
+    |-- QueueFullError        a scheduler has too many samples waiting
+    |-- DeadlineError         a request was not done in time
+    |-- StoppedError          a scheduler is closing
     `-- NonFiniteError        an engine returned NaN or infinity
 """
 
@@ -116,6 +119,18 @@ class BusyError(EecompileError):
 
 class BackendError(EecompileError):
     """A backend is missing, or refuses an engine."""
+
+
+class QueueFullError(EecompileError):
+    """A scheduler has too many samples waiting."""
+
+
+class DeadlineError(EecompileError):
+    """A request was not done in time."""
+
+
+class StoppedError(EecompileError):
+    """A scheduler is closing."""
 
 
 class NonFiniteError(EecompileError):
