@@ -173,7 +173,7 @@ class Scheduler(Handle):
         )
         return await asyncio.wrap_future(future)
 
-    async def stream(
+    def stream(
         self,
         request: SampleRequest,
         *,
@@ -185,14 +185,11 @@ class Scheduler(Handle):
     ) -> AsyncIterator[Progress | Array]:
         """Steps as they are taken, and the samples at the end; errors are as in :meth:`submit`.
 
-        Whoever reads slowly misses steps, never the samples; a reader that leaves ends the
-        request.
+        Called within a running event loop. Whoever reads slowly misses steps, never the
+        samples; a reader that leaves ends the request.
         """
-        loop, latest, changed = (
-            asyncio.get_running_loop(),
-            deque[Progress](maxlen=1),
-            asyncio.Event(),
-        )
+        latest, changed = deque[Progress](maxlen=1), asyncio.Event()
+        loop = asyncio.get_running_loop()
 
         def watch(progress: Progress) -> None:
             latest.append(progress)
@@ -207,17 +204,7 @@ class Scheduler(Handle):
             deadline=deadline,
             watch=watch,
         )
-        answer = asyncio.wrap_future(future)
-        answer.add_done_callback(lambda _: changed.set())
-        try:
-            while not answer.done():
-                await changed.wait()
-                changed.clear()
-                if latest and not answer.done():
-                    yield latest.popleft()
-            yield answer.result()
-        finally:
-            answer.cancel()
+        return _events(asyncio.wrap_future(future), latest, changed)
 
     def close(self, timeout: float | None = None) -> None:
         """Take no more requests, finish those taken, and end.
@@ -297,3 +284,18 @@ class Scheduler(Handle):
             self._on_batch(metrics)
         except Exception:  # whatever a caller's hook may raise
             _log.exception("the hook on_batch failed")
+
+
+async def _events(
+    answer: asyncio.Future[Array], latest: deque[Progress], changed: asyncio.Event
+) -> AsyncIterator[Progress | Array]:
+    answer.add_done_callback(lambda _: changed.set())
+    try:
+        while not answer.done():
+            await changed.wait()
+            changed.clear()
+            if latest and not answer.done():
+                yield latest.popleft()
+        yield answer.result()
+    finally:
+        answer.cancel()
