@@ -104,13 +104,13 @@ def app_from_sampler(
         title=f"eecompile: {sampler.name}",
         version=eecompile.__version__,
         lifespan=lifespan,
-        max_body_size=limits.body,
     )
     app.state.limits, app.state.ready = limits, False
     app.include_router(_router)
     app.add_middleware(_Observed, app=app, limits=limits)
     app.add_exception_handler(EecompileError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _sentenced)
     app.add_exception_handler(Exception, _broken)
     return app
 
@@ -267,6 +267,17 @@ async def _invalid(_: Request, error: Exception) -> Response:
     return JSONResponse({"detail": sentence(error.errors())}, 422)
 
 
+async def _sentenced(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    found, expected = {
+        400: ("a body that cannot be read", "JSON, not nested deeply"),
+        404: (f"no path {request.url.path[:200]!r}", "one that /docs lists"),
+        405: (f"{request.method} {request.url.path[:200]}", "a method that /docs lists"),
+    }.get(error.status_code, ("", ""))
+    detail = f"found {found}; expected {expected}; change the request." if found else error.detail
+    return JSONResponse({"detail": detail}, error.status_code, error.headers)
+
+
 async def _broken(_: Request, error: Exception) -> Response:
     return JSONResponse({"detail": _sentence(error)}, 500)
 
@@ -279,7 +290,7 @@ def _sentence(error: Exception) -> str:
 
 
 class _Observed:
-    """Counts and logs requests, and ends those that send their body too slowly."""
+    """Counts and logs requests, and ends those whose body is too large or too slow."""
 
     def __init__(self, inner: ASGIApp, app: FastAPI, limits: Limits) -> None:
         self._inner, self._app, self._limits = inner, app, limits
@@ -288,10 +299,10 @@ class _Observed:
         if scope["type"] != "http":
             await self._inner(scope, receive, send)
             return
-        started, status, more = time.perf_counter(), _GONE, True
+        started, status, size, more = time.perf_counter(), _GONE, 0, True
 
         async def timely() -> Message:
-            nonlocal more
+            nonlocal more, size
             left = started + self._limits.upload - time.perf_counter()
             try:
                 message = await asyncio.wait_for(receive(), max(0.0, left) if more else None)
@@ -302,6 +313,13 @@ class _Observed:
                     "all of it; send it faster.",
                 ) from error
             more = message.get("more_body", False)
+            size += len(message.get("body", b""))
+            if size > self._limits.body:
+                raise HTTPException(
+                    413,
+                    f"found a body of more than {self._limits.body} bytes; expected at most "
+                    "that; ask for less, or in several requests.",
+                )
             return message
 
         async def counted(message: Message) -> None:

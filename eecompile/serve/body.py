@@ -131,8 +131,9 @@ class SampleBody(BaseModel):
 def sentence(errors: Sequence[Mapping[str, Any]]) -> str:
     """What pydantic found wrong first: found, expected, remedy."""
     error = errors[0]
-    where = [str(part) for part in error["loc"] if part != "body"]
-    name, kind = ".".join(where[:3]), error["type"]
+    where = [str(part) for part in error["loc"][1:]]
+    named = 2 if where[:1] in (["conditions"], ["nulls"]) else 1
+    name, kind = ".".join(where[:named]), error["type"]
     if kind == "extra_forbidden":
         fields = ", ".join(SampleBody.model_fields)
         remedy = "remove or rename it"
@@ -147,6 +148,7 @@ def sentence(errors: Sequence[Mapping[str, Any]]) -> str:
             "found a body that is no JSON object; expected one, which may be empty; send {} with "
             "Content-Type: application/json."
         )
-    expected = one_line(error["msg"]).removeprefix("Input should be ")
-    given = one_line(repr(error.get("input")))[:100]
+    same = [each["msg"] for each in errors if each["loc"][:2] == error["loc"][:2]]
+    forms = dict.fromkeys(one_line(each).removeprefix("Input should be ") for each in same)
+    expected, given = " or ".join(forms), one_line(repr(error.get("input")))[:100]
     return f"found {name[:100]} = {given}; expected {expected}; fix it."

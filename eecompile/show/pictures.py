@@ -89,4 +89,5 @@ def save_sheet(states: Array, bounds: tuple[float, float], output: Path | Binary
 
 def _bytes(states: Array, bounds: tuple[float, float]) -> NDArray[np.uint8]:
     low, high = bounds
-    return np.clip((states - low) / (high - low) * 255 + 0.5, 0, 255).astype(np.uint8)
+    scaled: Array = (states - low) / (high - low) * 255 + 0.5
+    return np.clip(scaled, 0, 255).astype(np.uint8)
