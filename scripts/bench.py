@@ -313,7 +313,7 @@ def _measure_spans(rounds: int, output: Path) -> None:
 
 @app.command()
 def serving(rounds: Rounds = 15, seconds: Seconds = 25.0, output: Output = None) -> None:
-    """Joining beside gather-and-run under load, the scheduler's and HTTP's cost; serving-cpu.json."""
+    """Joining beside gather-and-run under load, and what it costs; serving-cpu.json."""
     import bench_serving as bench
 
     results = Results(output, "serving-cpu")

@@ -56,7 +56,7 @@ class BatchMetrics(msgspec.Struct, frozen=True):
 Watch = Callable[[Progress], object]
 
 
-class Job:
+class PendingRequest:
     """A request on its way; ``future`` gets its samples, float32 [n, *shape].
 
     Args:
@@ -128,7 +128,7 @@ class Queue:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._changed = Condition()
-        self._jobs: list[tuple[float, int, Job]] = []
+        self._jobs: list[tuple[float, int, PendingRequest]] = []
         self._order = count()
         self._waiting = 0
         self._closed = False
@@ -138,7 +138,7 @@ class Queue:
         """Samples that wait."""
         return self._waiting
 
-    def put(self, job: Job) -> None:
+    def put(self, job: PendingRequest) -> None:
         """Add a job.
 
         Raises:
@@ -169,7 +169,7 @@ class Queue:
             self._changed.wait_for(lambda: self._jobs or self._closed)
             return bool(self._jobs)
 
-    def begin(self, room: int) -> list[tuple[float, Job, int]]:
+    def begin(self, room: int) -> list[tuple[float, PendingRequest, int]]:
         """The batches that begin now, of about ``room`` samples: when they came, and which.
 
         The next batch of a job waits behind whatever has come until its last one began.
@@ -193,7 +193,7 @@ class Queue:
         for job in jobs:
             job.over()
 
-    def gather(self, room: int) -> list[Job]:
+    def gather(self, room: int) -> list[PendingRequest]:
         """The oldest job, and others of its program, of about ``room`` samples together."""
         with self._changed:
             if not self._jobs:
@@ -213,12 +213,12 @@ class Queue:
             self._jobs = others  # sorted, which is a heap
         return alike
 
-    def _push(self, job: Job, key: float) -> None:
+    def _push(self, job: PendingRequest, key: float) -> None:
         heapq.heappush(self._jobs, (key, next(self._order), job))
         self._waiting += job.waiting
         self._changed.notify_all()
 
-    def _forget(self, job: Job) -> None:
+    def _forget(self, job: PendingRequest) -> None:
         """Make room at once where a job that waits has ended."""
         if job.begun == len(job.run.batches):
             return
@@ -230,7 +230,7 @@ class Queue:
                 heapq.heapify(left)
 
 
-def _goes_with(first: Job, job: Job) -> bool:
+def _goes_with(first: PendingRequest, job: PendingRequest) -> bool:
     """Whether two jobs can be sampled together."""
     one, other = first.request.guidance_interval, job.request.guidance_interval
     return first.run.program is job.run.program and one == other

@@ -13,7 +13,7 @@ import numpy as np
 from eecompile.runtime.pool import TrajectoryPool
 from eecompile.runtime.trajectory.host import HostEvaluation, HostTrajectory
 from eecompile.runtime.trajectory.plan import BoundEvaluation
-from eecompile.serve.jobs import BatchMetrics, Job, Progress
+from eecompile.serve.jobs import BatchMetrics, PendingRequest, Progress
 
 _KEPT = 32  # sizes of batches whose arrays an engine keeps bound
 
@@ -115,7 +115,7 @@ class Passage:
     evaluation: HostEvaluation
 
     def __init__(
-        self, job: Job, batch: int, came: float, pool: TrajectoryPool[HostTrajectory]
+        self, job: PendingRequest, batch: int, came: float, pool: TrajectoryPool[HostTrajectory]
     ) -> None:
         self.job, self.came = job, came
         self._batch, self._seconds = batch, 0.0
@@ -195,7 +195,7 @@ class Joining:
         """Samples that may begin now."""
         return self._room - self.active
 
-    def begin(self, came: float, job: Job, batch: int) -> None:
+    def begin(self, came: float, job: PendingRequest, batch: int) -> None:
         """Let a batch join, unless nobody waits for it any more."""
         if job.over():
             return

@@ -20,7 +20,7 @@ from eecompile.programs.solvers import Solver
 from eecompile.runtime.program_cache import Schedule
 from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
-from eecompile.serve.jobs import BatchMetrics, Job, Progress, Queue, Watch, stopped
+from eecompile.serve.jobs import BatchMetrics, PendingRequest, Progress, Queue, Watch, stopped
 from eecompile.serve.joining import Joining
 
 _KEEPS = 0.999  # of the mean seconds a sample, from one turn to the next
@@ -145,7 +145,7 @@ class Scheduler(Handle):
         run = self.sampler.planned([request], solver, steps, schedule)
         now = time.monotonic()
         end = None if deadline is None else now + deadline
-        job = Job(request, run, now - priority, end, watch)
+        job = PendingRequest(request, run, now - priority, end, watch)
         self._queue.put(job)
         return job.future
 
@@ -245,7 +245,7 @@ class Scheduler(Handle):
             self._sweep()
         self._end()
 
-    def _sample(self, jobs: list[Job]) -> None:
+    def _sample(self, jobs: list[PendingRequest]) -> None:
         try:
             requests = [job.request for job in jobs]
             arrays = self.sampler.sample_requests(requests, solver=jobs[0].run.program)

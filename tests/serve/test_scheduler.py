@@ -32,6 +32,7 @@ from eecompile.serve import BatchMetrics, Progress, Scheduler
 from tests.runtime.test_requests import REQUEST, calls, fake, predict
 
 QUICK: dict[str, Any] = {"steps": 4, "schedule": [12, 3]}
+ALONE = fake()  # samples for one caller at a time
 WAYS: tuple[dict[str, Any], ...] = (
     {"solver": "ddpm", "steps": 4, "schedule": [12, 3]},
     {"solver": "ddim", "steps": 7, "schedule": ExitSchedule.parse("forecast1,12,again,12")},
@@ -66,7 +67,7 @@ def held(**options: Any) -> Iterator[tuple[Held, Scheduler]]:
             held.go.set()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(
     requests=st.lists(st.tuples(REQUEST, st.sampled_from(WAYS)), min_size=1, max_size=6),
     largest=st.integers(1, 9),
@@ -81,7 +82,7 @@ def test_whoever_joins_gets_what_it_gets_alone(
         found = [future.result(30) for future in futures]
     assert max(rows for _, rows in calls(together)) <= largest
     for (request, way), samples in zip(requests, found, strict=True):
-        (alone,) = fake().sample_requests([request], **way)
+        (alone,) = ALONE.sample_requests([request], **way)
         np.testing.assert_allclose(samples, alone, rtol=1e-5, atol=1e-5)
 
 
@@ -170,7 +171,7 @@ def failing(depth: int, x: Any, t: Any, given: Any) -> Any:
 @pytest.mark.parametrize("joining", [True, False])
 def test_one_that_fails_does_not_spoil_the_others(joining: bool) -> None:
     sampler = fake()
-    expected = sampler.sample(2, label=3, **QUICK)
+    expected = ALONE.sample(2, label=3, **QUICK)
     sampler.engine = FakeEngine((3, 12), failing)
     with Scheduler(sampler, joining=joining) as scheduler:
         labels = (3, 7, 3, 8, 3)
@@ -259,7 +260,7 @@ def test_clients_that_come_and_go_get_their_own_samples() -> None:
                 assert seed % 5 == 0
                 continue
             request = SampleRequest(n=1 + seed % 3, seed=seed)
-            (alone,) = fake(16).sample_requests([request], **WAYS[seed % 3])
+            (alone,) = ALONE.sample_requests([request], **WAYS[seed % 3])
             np.testing.assert_allclose(made, alone, rtol=1e-5, atol=1e-5)
 
 
