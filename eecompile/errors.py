@@ -13,9 +13,11 @@ sentence. The tree::
     |-- VerificationError     a graph's outputs differ from the network's
     |-- BundleError           a bundle or an engine set cannot be read
     |   |-- DigestError       a file is missing, truncated or altered
-    |   `-- FormatError       the folder's format is not that of this eecompile
+    |   |-- FormatError       the folder's format is not that of this eecompile
+    |   `-- SignatureError    a folder is not signed by the key that was asked for
     |-- OutputExistsError     an output folder exists and holds something else
     |-- BusyError             another process is writing the same output
+    |-- DiskFullError         there is no room for what is written
     |-- BackendError          a backend is missing, or refuses an engine
     |-- QueueFullError        a scheduler has too many samples waiting
     |-- DeadlineError         a request was not done in time
@@ -41,7 +43,7 @@ def summary(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _shortened(text: str) -> str:
+def shortened(text: str) -> str:
     """A text without its middle, if it repeats very much of what was given."""
     return text if len(text) <= _LONG else f"{text[: _LONG // 2]} ... {text[-_LONG // 4 :]}"
 
@@ -57,9 +59,9 @@ class EecompileError(Exception):
 
     def __init__(self, *, found: str, expected: str, remedy: str) -> None:
         super().__init__(found, expected, remedy)
-        self.found = _shortened(found)
-        self.expected = _shortened(expected)
-        self.remedy = _shortened(remedy)
+        self.found = shortened(found)
+        self.expected = shortened(expected)
+        self.remedy = shortened(remedy)
 
     def __reduce__(self) -> tuple[object, ...]:
         told = {"found": self.found, "expected": self.expected, "remedy": self.remedy}
@@ -109,12 +111,20 @@ class FormatError(BundleError):
     """A folder's format is newer or older than this eecompile understands."""
 
 
+class SignatureError(BundleError):
+    """A folder is not signed by the key that was asked for."""
+
+
 class OutputExistsError(EecompileError):
     """An output folder exists and holds something else."""
 
 
 class BusyError(EecompileError):
     """Another process is writing the same output."""
+
+
+class DiskFullError(EecompileError):
+    """A disk is full, or a quota or a limit of file sizes is reached."""
 
 
 class BackendError(EecompileError):

@@ -5,13 +5,11 @@ Unknown keys are errors; nothing is inherited, registered or executed here.
 
 from __future__ import annotations
 
-import keyword
 import math
-import re
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -20,6 +18,7 @@ from eecompile.decoding import PlainName
 from eecompile.errors import RecipeError, UsageError
 from eecompile.programs.choice import Exit, choice_of
 from eecompile.programs.interface import Condition, Sampling, State
+from eecompile.programs.meaning import DEEPEST, LARGEST, TAKEN, is_condition_name
 from eecompile.programs.process import Process
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.programs.solvers import solver_named
@@ -29,15 +28,7 @@ from eecompile.store.toml import read_toml
 
 Word = Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9._-]*\Z", max_length=100)]
 
-# Names that no condition can have: the graphs' inputs and outputs, Sampler.steps' arguments.
-_TAKEN = frozenset(
-    ("x", "t", "self", "n", "solver", "steps", "schedule", "seed", "guidance", "nulls", "shape")
-    + ("guidance_interval", "first")
-)
-_OUTPUT = re.compile(r"(prediction|variance)_\d+\Z")
-_DEEPEST = 10_000
 _SPANS = 4  # of equal length, by default
-_LARGEST = 2**31 - 1  # numbers in one sample: what ONNX runtimes can index
 
 
 class NetworkRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -53,12 +44,14 @@ class NetworkRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         blocks: name of the module list that is cut, such as ``transformer_blocks``; the
             factory is then called with ``options`` only and may return any torch module.
         options: keyword arguments of the factory.
-        checkpoint: safetensors, or a file of torch.save; relative to the recipe, or
-            ``package:file``, a file of a Python package.
+        checkpoint: safetensors, the ``.index.json`` of its shards, or a file of torch.save;
+            relative to the recipe, or ``package:file``, a file of a Python package.
         checkpoint_key: entry of the checkpoint that holds the weights; by default
-            ``ema`` where there is one, else ``model`` or ``state_dict``.
+            ``ema`` where there is one, else ``model`` or ``state_dict``. Or, with a dot at
+            its end, the prefix of their names, which is otherwise found.
         arguments: the network's name for an input, by ours (``x``, ``t``, or a
             condition); ``added.size`` is entry ``size`` of the dictionary ``added``.
+        timestep_dtype: as which the network takes t; ``int64`` rounds it.
         files: one ONNX file an exit instead of a factory, relative to the recipe.
         costs: what evaluating each exit costs, in any unit; by default its depth.
         cuts: block boundaries between which spans of blocks may be skipped, ascending, each
@@ -73,6 +66,7 @@ class NetworkRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     checkpoint: str | None = None
     checkpoint_key: str | None = None
     arguments: dict[str, str] = {}
+    timestep_dtype: Literal["float32", "int64"] = "float32"
     files: tuple[str, ...] = ()
     costs: tuple[float, ...] = ()
     cuts: tuple[int, ...] | None = None
@@ -171,16 +165,17 @@ def load_recipe(
 
     Raises:
         RecipeError: the file is missing, is no TOML, or is malformed.
+        CheckpointError: its checkpoint is a file of a package that is not here.
     """
     path = named_file("export", path)
     recipe = read_toml(path, ExportRecipe, example="export/fashion-dit.toml")
-    recipe = _overridden(recipe, exits, checkpoint, path.parent)
+    recipe = _overridden(recipe, exits, checkpoint)
     exits = recipe.network.exits
     ascending = list(exits) == sorted(set(exits))
-    if not exits or not ascending or exits[0] < 1 or exits[-1] > _DEEPEST:
+    if not exits or not ascending or exits[0] < 1 or exits[-1] > DEEPEST:
         raise RecipeError(
             found=f"exits {list(exits)} for {path}",
-            expected=f"at least one depth from 1 to {_DEEPEST}, ascending",
+            expected=f"at least one depth from 1 to {DEEPEST}, ascending",
             remedy="list the depths that the network was trained to predict from",
         )
     _check_cuts(recipe, path)
@@ -215,13 +210,17 @@ def load_recipe(
             expected=f"one of {sorted(recipe.exit_schedules())}",
             remedy="name a schedule of the recipe's [schedules]",
         )
-    return recipe
+    if recipe.network.checkpoint is None:
+        return recipe
+    place = packaged(recipe.network.checkpoint, path.parent)
+    network = msgspec.structs.replace(recipe.network, checkpoint=place)
+    return msgspec.structs.replace(recipe, network=network)
 
 
 def _overridden(
-    recipe: ExportRecipe, exits: Sequence[int] | None, checkpoint: Path | None, folder: Path
+    recipe: ExportRecipe, exits: Sequence[int] | None, checkpoint: Path | None
 ) -> ExportRecipe:
-    """The recipe with other exits, and the place of its checkpoint."""
+    """The recipe with other exits, or another checkpoint."""
     network = recipe.network
     if (exits or checkpoint) and network.files:
         raise RecipeError(
@@ -231,9 +230,6 @@ def _overridden(
         )
     if checkpoint is not None:
         network = msgspec.structs.replace(network, checkpoint=str(checkpoint.absolute()))
-    elif network.checkpoint:
-        place = packaged(network.checkpoint, folder)
-        network = msgspec.structs.replace(network, checkpoint=place)
     if exits is None:
         return msgspec.structs.replace(recipe, network=network)
     costs = dict(zip(network.exits, network.costs, strict=True)) if network.costs else {}
@@ -294,11 +290,10 @@ def _check_cuts(recipe: ExportRecipe, path: Path) -> None:
 def _check_names(recipe: ExportRecipe, path: Path) -> None:
     # A condition's name is an input of the graph and a keyword of Sampler.sample.
     for name in recipe.conditions:
-        wrong = not name.isidentifier() or keyword.iskeyword(name) or name in _TAKEN
-        if wrong or _OUTPUT.match(name):
+        if not is_condition_name(name):
             raise RecipeError(
                 found=f"a condition named {name!r} in {path}",
-                expected=f"a Python name other than {sorted(_TAKEN)} and the outputs' names",
+                expected=f"a Python name other than {sorted(TAKEN)} and the outputs' names",
                 remedy="rename it, in the network's forward too",
             )
 
@@ -322,10 +317,10 @@ def _check_fit(recipe: ExportRecipe, path: Path) -> None:
         ("state.shape", shape),
         *((f"conditions.{name}.shape", spec.shape) for name, spec in recipe.conditions.items()),
     ]:
-        if math.prod(lengths) > _LARGEST:
+        if math.prod(lengths) > LARGEST:
             raise RecipeError(
                 found=f"{what} = {list(lengths)} in {path}",
-                expected=f"at most {_LARGEST} numbers in a sample",
+                expected=f"at most {LARGEST} numbers in a sample",
                 remedy="fix the shape",
             )
     if "full" in recipe.schedules:

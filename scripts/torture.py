@@ -69,6 +69,7 @@ def _run(
     done = {} if again else {each.number: each for each in _read(kept)}
     left = [number for number in numbers if number not in done]
     step = max(1, len(numbers) // 20)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many processes as processors
     with kept.open("ab") as log, get_context("spawn").Pool(min(jobs, len(left)) or 1) as pool:
         one = partial(_trial, part, folder, seed)
         for count, outcome in enumerate(pool.imap_unordered(one, left), 1):

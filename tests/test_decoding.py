@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from eecompile.compare.report import read_report
-from eecompile.decoding import MalformedError, from_json, from_msgpack, from_toml
+from eecompile.decoding import MalformedError, from_json, from_msgpack, from_npy, from_toml
 from eecompile.errors import EecompileError, RecipeError
 from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
@@ -67,6 +67,23 @@ def test_one_error_for_all_that_is_wrong_with_messagepack(data: bytes) -> None:
 def test_one_error_for_all_that_is_wrong_with_toml(data: bytes) -> None:
     with pytest.raises(MalformedError):
         from_toml(data)
+
+
+HUGE = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1099511627776,), }".ljust(117) + b"\n"
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"text", b"PK\3\4 no archive", b"\x80\4}.", b"\x93NUMPY", b"\x93NUMPY\1\0\4\0{}{}"]
+    + [b"\x93NUMPY\1\0\x76\0" + HUGE],
+)
+def test_one_error_for_all_that_is_wrong_with_an_array(
+    data: bytes, mapped: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "a.npy").write_bytes(data)
+    with pytest.raises(MalformedError):
+        from_npy(tmp_path / "a.npy", mapped=mapped)
 
 
 def opened(path: Path) -> object:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import sys
 import traceback
@@ -12,7 +11,7 @@ import typer
 
 import eecompile
 from eecompile.cli.comparing import compare
-from eecompile.cli.compiling import build, export
+from eecompile.cli.compiling import build, export, sign
 from eecompile.cli.console import err, mode, modes, out
 from eecompile.cli.evaluating import evaluate
 from eecompile.cli.inspecting import doctor, inspect
@@ -20,8 +19,9 @@ from eecompile.cli.listing import recipe, recipes, target, targets
 from eecompile.cli.sampling import program, sample
 from eecompile.cli.serving import serve
 from eecompile.cli.tuning import tune
-from eecompile.errors import EecompileError
+from eecompile.errors import EecompileError, shortened
 from eecompile.show.terminal import as_it_is
+from eecompile.system import refused
 
 app = typer.Typer(
     help="Compile multi-exit diffusion networks to engines, and sample with an exit schedule.",
@@ -29,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_COMMANDS = (export, build, sample, compare, tune, program, inspect, evaluate, serve)
+_COMMANDS = (export, build, sign, sample, compare, tune, program, inspect, evaluate, serve)
 for _command in (*_COMMANDS, doctor, recipes, recipe, targets, target):
     app.command()(modes(_command))
 _INTERRUPTED = 130  # what shells say of a command that SIGINT ended, and typer too
@@ -58,15 +58,16 @@ def main() -> NoReturn:
             stream.reconfigure(errors="replace")
     try:
         status = app(standalone_mode=False)
-    except EecompileError as error:
-        _fail(error)
     except (KeyboardInterrupt, typer.Abort):
         status = _INTERRUPTED
-    except (OSError, MemoryError) as error:
-        _fail(_of_the_system(error))
     except Exception as error:
+        if (told := refused(error)) is not None:
+            _fail(told)
+        if isinstance(error, EecompileError):
+            _fail(error)
         if not hasattr(error, "show"):  # not one of the option parser's own
             raise
+        error.message = shortened(str(getattr(error, "message", "")))  # type: ignore[attr-defined]
         error.show()
         sys.exit(getattr(error, "exit_code", 2))
     if status == _INTERRUPTED:
@@ -83,22 +84,3 @@ def _fail(error: EecompileError) -> NoReturn:
         traceback.print_exception(error)
     err.print("[bold red]error:[/]", as_it_is(str(error)), highlight=False, soft_wrap=True)
     sys.exit(1)
-
-
-def _of_the_system(error: OSError | MemoryError) -> EecompileError:
-    """What the operating system refused, as a sentence."""
-    if isinstance(error, MemoryError):
-        return EecompileError(
-            found="too little memory" + (f" ({error})" if str(error) else ""),
-            expected="room for the network and its batch",
-            remedy="ask for fewer samples at a time, or use a larger machine",
-        )
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    where = f" at {error.filename}" if error.filename else ""
-    return EecompileError(
-        found=f"{(error.strerror or str(error)).lower()}{where}",
-        expected="room for what is written" if full else "a place that can be read and written",
-        remedy="free some space, or choose another place"
-        if full
-        else "check the path and its permissions",
-    )

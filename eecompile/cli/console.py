@@ -29,7 +29,7 @@ from rich.progress import (
 )
 
 from eecompile.backends import backend_from_library, install
-from eecompile.errors import BackendError
+from eecompile.errors import BackendError, one_line
 from eecompile.interrupt import check
 from eecompile.runtime.sampling import StepResult
 from eecompile.show.table import Part, printable
@@ -115,7 +115,7 @@ def result(value: Any) -> None:
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Turns a missing package into a sentence that names the extra to install."""
+    """Turns a missing or broken package into a sentence that says what to install."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -125,6 +125,12 @@ def extra(name: str) -> Iterator[None]:
             found=f"no package {error.name}",
             expected=f"the packages of eecompile's extra {wanted!r}",
             remedy=install(wanted),
+        ) from error
+    except ImportError as error:
+        raise BackendError(
+            found=f"a package that cannot be imported ({one_line(error)})",
+            expected=f"the packages of eecompile's extra {name!r}, whole",
+            remedy="install it again",
         ) from error
 
 

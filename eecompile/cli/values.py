@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from eecompile.decoding import from_json
+from eecompile.decoding import MalformedError, from_json, from_npy
 from eecompile.errors import UsageError
 from eecompile.programs.interface import Interface
 from eecompile.programs.program import Program
@@ -100,10 +98,10 @@ def _conditions(option: str, settings: Sequence[str] | None) -> dict[str, Any]:
             )
         try:
             if text.startswith("@"):
-                conditions[name] = np.load(text[1:], allow_pickle=False)
+                conditions[name] = from_npy(Path(text[1:]))
             else:
                 conditions[name] = from_json(text, float | int | list[Any])
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, MalformedError) as error:
             raise UsageError(
                 found=f"{option} {setting}",
                 expected="NAME=VALUE, where VALUE is a number, a JSON list of numbers, or "

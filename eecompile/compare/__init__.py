@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from eecompile.lazy import lazy_names
+from eecompile.system import check_docstrings
 
 if TYPE_CHECKING:
     from eecompile.compare.checks import checked_bundle as checked_bundle
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from eecompile.compare.runners import TorchRunner as TorchRunner
     from eecompile.compare.trained import TrainedNetwork as TrainedNetwork
 
+check_docstrings("polygraphy")
 __getattr__, __dir__ = lazy_names(
     __name__,
     {

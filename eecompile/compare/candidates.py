@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from importlib import metadata
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import msgspec
@@ -32,6 +31,7 @@ from eecompile.runtime.opening import open_engine
 from eecompile.runtime.protocol import Engine
 from eecompile.store.bundle import WEIGHTS, exit_graph_name
 from eecompile.store.target import Target, Tolerance
+from eecompile.system import work_folder
 
 Source = str  # "engines", "torch", or one of PEERS
 DEFAULT = Tolerance()
@@ -151,10 +151,10 @@ def plans(spec: Spec) -> Iterator[str]:
     """An engine set in FP32 with a plan an exit, for as long as the block lasts."""
     from eecompile.compiler.build import engine_set_from_bundle
 
-    with TemporaryDirectory() as folder:
+    with work_folder() as folder:
         target = Target(name=spec.source, backend=spec.source)
-        engine_set_from_bundle(Path(spec.bundle), target, Path(folder) / "plans")
-        yield str(Path(folder) / "plans")
+        engine_set_from_bundle(Path(spec.bundle), target, folder / "plans")
+        yield str(folder / "plans")
 
 
 def described(spec: Spec) -> Candidate:

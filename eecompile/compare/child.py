@@ -13,11 +13,11 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import msgspec
 
 from eecompile.backends import BACKENDS
+from eecompile.children import command, die_with_parent, environment
 from eecompile.compare.candidates import Opened, Spec, described, opened
 from eecompile.compare.measure import latencies, latency, points, quiet, sentence
 from eecompile.compare.report import EvaluationLatency
@@ -26,6 +26,7 @@ from eecompile.compiler.verify import random_inputs
 from eecompile.decoding import MalformedError, from_json
 from eecompile.measure.machine import short
 from eecompile.measure.memory import on_gpus, resident
+from eecompile.system import work_folder
 
 _TIMEOUT = 1800  # seconds that it may take
 
@@ -66,9 +67,8 @@ class JobResult(msgspec.Struct, kw_only=True):
 
 def memory(spec: Spec, batches: Sequence[int]) -> JobResult:
     """What opening a candidate and running every exit adds; nothing where that fails."""
-    with TemporaryDirectory() as folder:
-        job = Job(spec=spec, batches=tuple(batches), memory=True)
-        return in_child(job, Path(folder))
+    with work_folder() as folder:
+        return in_child(Job(spec=spec, batches=tuple(batches), memory=True), folder)
 
 
 def in_child(job: Job, folder: Path) -> JobResult:
@@ -78,15 +78,14 @@ def in_child(job: Job, folder: Path) -> JobResult:
     """
     (folder / "job.json").write_bytes(msgspec.json.encode(job))
     switch = "1" if job.spec.source == "tensorrt-rtx" else "0"
-    path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
     try:
         with (folder / "log.txt").open("wb") as log:
             done = subprocess.run(
-                [sys.executable, "-P", "-m", __name__, str(folder)],
+                command(__name__, str(folder)),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=os.environ | {"PYTHONPATH": path, SWITCH: switch},
+                env=environment() | {SWITCH: switch},
                 timeout=_TIMEOUT,
                 check=False,
             )
@@ -161,6 +160,7 @@ def _outputs(job: Job, folder: Path, answer: JobResult) -> None:
 
 
 def _main(folder: Path) -> None:
+    die_with_parent()
     job = from_json((folder / "job.json").read_bytes(), Job)
     answer = JobResult()
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import msgspec
@@ -53,6 +52,7 @@ from eecompile.runtime.request import SampleRequest
 from eecompile.store.files import form_bytes, outline
 from eecompile.store.folders import FolderKind, check_folder
 from eecompile.store.results import PAGE, page_file, write_results
+from eecompile.system import work_folder
 
 REPORT = "report.json"
 _CELL = 1.5  # seconds for one exit at one batch size, where the rounds are not given
@@ -311,17 +311,17 @@ class _Comparing:
         self, entry: _Entry, right: Mapping[int, RunResults], inputs: Sequence[Point]
     ) -> None:
         """A candidate in a process of its own, its outputs joined through saved results."""
-        with TemporaryDirectory() as folder:
+        with work_folder() as folder:
             job = Job(
                 spec=entry.spec,
                 batches=self.settings.batches,
                 largest=max(len(point["x"]) for point in inputs),
                 rounds=self.settings.rounds or None,
             )
-            entry.memory = answer = in_child(job, Path(folder))
+            entry.memory = answer = in_child(job, folder)
             try:
                 for depth, expected in right.items():
-                    path = Path(folder) / f"outputs-{depth}.json"
+                    path = folder / f"outputs-{depth}.json"
                     if not path.is_file():
                         break
                     found, bound = RunResults.load(str(path)), tolerance(entry.spec)

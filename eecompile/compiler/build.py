@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import msgspec
@@ -34,10 +33,19 @@ from eecompile.compiler.segments import (
 )
 from eecompile.compiler.sessions import evaluate_apart, evaluate_joined, session_from_graph
 from eecompile.compiler.spans import GraphEngine, verified_spans
-from eecompile.compiler.verify import Error, Evaluate, Outputs, compare, verification_points
+from eecompile.compiler.verify import (
+    Error,
+    Evaluate,
+    Outputs,
+    compare,
+    compare_extremes,
+    extreme_inputs,
+    verification_points,
+)
 from eecompile.errors import (
     BackendError,
     BundleError,
+    BusyError,
     NonFiniteError,
     OutputExistsError,
     VerificationError,
@@ -60,8 +68,11 @@ from eecompile.store.bundle import (
     records,
     write_manifest,
 )
-from eecompile.store.folders import check_folder, new_folder
+from eecompile.store.folders import alone, check_folder, left_over, new_folder
+from eecompile.store.signature import private_key
+from eecompile.store.signing import sign_folder, write_signature
 from eecompile.store.target import Target, load_target
+from eecompile.system import work_folder
 
 
 class Built(NamedTuple):
@@ -77,12 +88,13 @@ def engine_set_from_bundle(
     output: Path,
     *,
     force: bool = False,
+    sign: Path | None = None,
     report: Report = silent,
 ) -> Built:
     """Build the engines of a bundle for a target.
 
     Nothing is built when ``output`` already holds an intact engine set of the same
-    fingerprint.
+    fingerprint; its signature stays, unless ``sign`` asks for another.
 
     Args:
         bundle: folder that ``eecompile export`` wrote.
@@ -90,23 +102,37 @@ def engine_set_from_bundle(
         output: the engine set's folder; an older one of the same network and target is
             replaced.
         force: build anew, replacing any bundle or engine set at ``output``.
+        sign: file of the private key to sign it with; see :mod:`eecompile.store.signature`.
         report: told of each phase and its steps.
 
     Raises:
-        EecompileError: the bundle, the target, the backend, the verification or the
+        EecompileError: the bundle, the target, the backend, the verification, the key or the
             output folder is at fault.
     """
+    key = None if sign is None else private_key(sign)
     job = _job(bundle, target, output, report)
     if job.existing and job.existing.fingerprint == job.fingerprint and not force:
+        _tidy(output, job.store)
+        if sign is not None:
+            sign_folder(output, sign)
         return Built(job.existing, up_to_date=True)
     with new_folder(output, replaces=force or job.replaces(output)) as folder:
         try:
             manifest = _build(job, folder)
+            if key is not None:
+                write_signature(folder, key)
         except BaseException:
             job.store.tidy()
             raise
     job.store.clear()
     return Built(manifest, up_to_date=False)
+
+
+def _tidy(output: Path, store: SegmentStore) -> None:
+    """Remove what a build left that was killed once the engine set was in its place."""
+    if left_over(output) or store.folder.exists():
+        with suppress(BusyError, OSError), alone(output):
+            store.clear()
 
 
 def _wanted(target: Path | Target) -> Target:
@@ -163,8 +189,8 @@ def planned_build(
         reasons = ("--force", *reasons)
     if not reasons:
         return PlannedBuild((), ())
-    with TemporaryDirectory() as temporary:
-        model, _ = _prepared(job, Path(temporary), verify=False)
+    with work_folder() as work:
+        model, _ = _prepared(job, work, verify=False)
         segments = _partitioned(job, model).segments
     alone = isinstance(job.backend, SegmentBuilder)
     planned = [
@@ -175,7 +201,10 @@ def planned_build(
 
 
 class _Job(NamedTuple):
-    """One build: from what, for what, by what, and what is there already."""
+    """One build: from what, for what, by what, and what is there already.
+
+    ``told`` are the warnings of its verification.
+    """
 
     bundle: Path
     source: BundleManifest
@@ -184,6 +213,7 @@ class _Job(NamedTuple):
     existing: EngineManifest | None
     store: SegmentStore
     report: Report
+    told: list[str]
 
     @property
     def versions(self) -> dict[str, str]:
@@ -213,14 +243,13 @@ def _job(bundle: Path, target: Path | Target, output: Path, report: Report) -> _
     with suppress(BundleError):
         existing = open_engine_set(output)
     store = SegmentStore(output, existing)
-    return _Job(bundle, source, wanted, backend, existing, store, report)
+    return _Job(bundle, source, wanted, backend, existing, store, report, told=[])
 
 
 def _build(job: _Job, folder: Path) -> EngineManifest:
     interface, target = job.source.interface, job.target
     # Inside the folder, so that what a killed build leaves is removed by the next one.
-    with TemporaryDirectory(dir=folder) as temporary:
-        work = Path(temporary)
+    with work_folder(folder) as work:
         model, errors = _prepared(job, work)
         parts, segments, spans = _partitioned(job, model)
         if spans and not job.backend.runs(target):
@@ -243,7 +272,8 @@ def _build(job: _Job, folder: Path) -> EngineManifest:
     )
     if job.backend.runs(target):
         manifest = _run(job, folder, manifest, parts)
-    return write_manifest(folder, manifest)
+    warnings = (*manifest.warnings, *dict.fromkeys(job.told))
+    return write_manifest(folder, msgspec.structs.replace(manifest, warnings=warnings))
 
 
 def _run(job: _Job, folder: Path, manifest: EngineManifest, parts: list[Part]) -> EngineManifest:
@@ -366,11 +396,22 @@ def _evaluate_engine(engine: Engine, interface: Interface) -> Evaluate:
 
 
 def _verify(job: _Job, candidate: Evaluate, what: str) -> dict[int, Error]:
+    """How far each exit is from the bundle.
+
+    Zero, tiny, large and null inputs are compared, too: in FP32 they must be as near, in a lower
+    precision, whose range and digits are smaller, a warning says where they are not.
+    """
     interface = job.source.interface
     reference = evaluate_apart(job.bundle, interface)
     points, tolerance = verification_points(interface), job.target.tolerance
     named = f"{what} against the bundle"
-    return compare(points, reference, candidate, tolerance, named, job.report)
+    errors = compare(points, reference, candidate, tolerance, named, job.report)
+    extremes = extreme_inputs(interface)
+    for error in compare_extremes(extremes, reference, candidate, tolerance, named):
+        if job.target.precision == "fp32":
+            raise error
+        job.told.append(f"{error.found}; at usual inputs it is as near as the target asks")
+    return errors
 
 
 def _fingerprint(source: BundleManifest, target: Target, versions: dict[str, str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -24,6 +25,7 @@ from eecompile.compiler.graph.merge import exit_outputs, merged_exits
 from eecompile.compiler.graph.partition import check_nested, extract, per_exit_parts
 from eecompile.compiler.graph.sharing import exit_weights, sharing
 from eecompile.compiler.graph.spans import cut_parts, span_plans
+from eecompile.compiler.hints import too_large_times
 from eecompile.compiler.progress import Report, silent
 from eecompile.compiler.sessions import evaluate_apart, evaluate_joined, session_from_graph
 from eecompile.compiler.trace import graph_from_network
@@ -43,8 +45,11 @@ from eecompile.compiler.verify import (
     worst_of,
 )
 from eecompile.compiler.weights import WeightStore, load_graph
-from eecompile.errors import BundleError, RecipeError, TraceError
+from eecompile.decoding import MalformedError, from_npy
+from eecompile.errors import BundleError, RecipeError, TraceError, VerificationError
 from eecompile.networks.base import MultiExitNetwork
+from eecompile.networks.calls import without_autocast
+from eecompile.networks.checkpoint import checkpoint_files
 from eecompile.networks.load import importable, load_network
 from eecompile.networks.truncated import Truncated
 from eecompile.programs.interface import Interface
@@ -65,6 +70,7 @@ from eecompile.store.folders import new_folder
 from eecompile.store.shipped import named_file
 from eecompile.store.target import Tolerance
 
+LOG = logging.getLogger("eecompile.compiler")
 _JOINED = "joined.onnx"  # all exits in one graph, while they are verified
 
 
@@ -108,7 +114,11 @@ def bundle_from_recipe(
     interface = interface_from_recipe(recipe)
     replaces = force or _holds(output, recipe.name)
     # A network's forward may import, too.
-    with new_folder(output, replaces=replaces) as folder, importable(path.parent):
+    with (
+        new_folder(output, replaces=replaces) as folder,
+        importable(path.parent),
+        without_autocast(),
+    ):
         _write_calibration(folder, recipe, path.parent, interface)
         source = _source(recipe, path.parent, interface, report)
         report("writing graphs and weights")
@@ -117,7 +127,17 @@ def bundle_from_recipe(
         interface = msgspec.structs.replace(interface, cuts=cuts)
         for schedule in interface.schedules.values():
             schedule.check(interface.exits, interface.cuts)
-        errors = _verify(folder, source, interface, recipe.tolerance, report)
+        advice = too_large_times(source.reference, interface)
+        try:
+            errors = _verify(folder, source, interface, recipe.tolerance, report)
+        except VerificationError as error:
+            if not advice:
+                raise
+            raise VerificationError(
+                found=error.found, expected=error.expected, remedy=advice
+            ) from error
+        if advice:
+            LOG.warning("the timesteps look too large: %s", advice)
         shared = sharing(source.model.graph, exit_outputs(source.model, interface))
         timesteps, batches = check_points(interface.process.timesteps)
         report("checking digests")
@@ -253,9 +273,9 @@ def _write_calibration(
         return
     place = base / recipe.calibration
     try:
-        data = np.load(place, allow_pickle=False)
+        data = from_npy(place)
         found = f"{data.dtype} {list(data.shape)}"
-    except (OSError, ValueError, EOFError, AttributeError) as error:
+    except (OSError, MalformedError) as error:
         data, found = np.empty(0), f"no array ({type(error).__name__})"
     fits = data.shape[1:] == interface.state.shape and len(data) and data.dtype.kind == "f"
     if not fits or not np.isfinite(data).all():
@@ -286,7 +306,9 @@ def _verify(
     check_independent(points, reference, tolerance)
     together, apart = _joined(folder, interface), evaluate_apart(folder, interface)
     errors = check(points, reference, candidate=together, what=f"{what}, all exits at once")
-    compare_extremes(extreme_inputs(interface), source.reference, together, tolerance, what)
+    extremes = extreme_inputs(interface)
+    for error in compare_extremes(extremes, source.reference, together, tolerance, what):
+        raise error
     del together
     single = check(middle, source.each, candidate=apart, what=f"{what}, each exit alone")
     return {depth: worst_of([errors[depth], single[depth]]) for depth in interface.exits}
@@ -328,8 +350,8 @@ def _exit_graphs(
 def _digests(recipe: ExportRecipe, folder: Path) -> dict[str, str]:
     network = recipe.network
     if not network.files:
-        checkpoint = folder / (network.checkpoint or "")
-        return {checkpoint.name: sha256(checkpoint)}
+        files = checkpoint_files(folder / (network.checkpoint or ""))
+        return {path.name: sha256(path) for path in files}
     paths = {folder / name for name in network.files}
     paths |= {data for path in paths for data in external_files(path)}
     return {os.path.relpath(path, folder): sha256(path) for path in sorted(paths)}

@@ -20,6 +20,7 @@ from eecompile.compiler.graph.partition import Part, extract
 from eecompile.compiler.progress import Report
 from eecompile.errors import BackendError
 from eecompile.store.bundle import EngineManifest, Segment, listed, segment_name, sha256
+from eecompile.store.files import beside, is_private
 from eecompile.store.folders import MARK, make_marked, remove_marked
 from eecompile.store.target import Target
 
@@ -174,21 +175,27 @@ class SegmentStore:
 
     def __init__(self, output: Path, existing: EngineManifest | None) -> None:
         output = output.absolute()
-        self.folder = output.with_name(f".{output.name}.segments")
+        self.folder = beside(output, "segments")
         segments = existing.segments if existing else ()
         self._known = {segment.key: output / segment.file for segment in segments}
         self.cache = self.folder / CACHE
         self._former = output / CACHE if existing and listed(existing, CACHE) else None
 
     def start(self) -> None:
-        """Make the folder, with what the engine set's backend has kept for the next build."""
+        """Make the folder, with what the engine set's backend has kept for the next build.
+
+        What others may have written there is removed: engines are code.
+        """
+        if not is_private(self.folder):
+            remove_marked(self.folder)
         make_marked(self.folder)
         if self._former and not self.cache.exists():
             shutil.copyfile(self._former, self.cache)
 
     def find(self, key: str) -> Path | None:
         """An engine with this key, if there is one."""
-        finished = (p for p in self.folder.glob(f"{key}.*") if p.name == f"{key}.{sha256(p)}")
+        paths = self.folder.glob(f"{key}.*") if is_private(self.folder) else ()
+        finished = (p for p in paths if p.name == f"{key}.{sha256(p)}")
         return self._known.get(key) or next(finished, None)
 
     def add(self, key: str, path: Path) -> Path:

@@ -29,6 +29,7 @@ from eecompile.compiler.graph.masks import ExpandMasks
 from eecompile.compiler.graph.numbering import NumberValues
 from eecompile.compiler.graph.operators import check_operators, place_of
 from eecompile.compiler.graph.optimise import optimise
+from eecompile.compiler.hints import remedy_of_call
 from eecompile.compiler.verify import random_inputs
 from eecompile.errors import EecompileError, TraceError, summary
 from eecompile.interrupt import check
@@ -270,7 +271,9 @@ def _check_outputs(
         raise TraceError(
             found=f"a network that fails on {_shapes(inputs)} ({summary(error)}){_place(error)}",
             expected="a prediction per exit from these inputs",
-            remedy="check state, conditions and network.arguments against its forward",
+            remedy=remedy_of_call(
+                error, "check state, conditions and network.arguments against its forward"
+            ),
         ) from error
     shapes = (
         [tuple(p.shape) for p in predictions]

@@ -195,19 +195,23 @@ def compare_extremes(
     candidate: Evaluate,
     tolerance: Tolerance,
     what: str,
-) -> None:
+) -> list[VerificationError | NonFiniteError]:
     """As :func:`compare`, for points by name, where the reference itself is finite.
 
-    Raises:
-        VerificationError: an output differs by more.
-        NonFiniteError: an output is not finite where the reference is.
+    Returns:
+        For each point with an output that is not finite, or that differs by more, the first.
     """
+    errors: list[VerificationError | NonFiniteError] = []
     for name, point in points.items():
         right = _evaluate(point, reference, f"the reference ({what})")
-        for depth, outputs in _evaluate(point, candidate, what).items():
-            for output, expected in zip(outputs, right[depth], strict=True):
-                if np.isfinite(expected).all():
-                    _check(depth, point, expected, output, tolerance, f"{what}, {name} inputs")
+        try:
+            for depth, outputs in _evaluate(point, candidate, what).items():
+                for output, expected in zip(outputs, right[depth], strict=True):
+                    if np.isfinite(expected).all():
+                        _check(depth, point, expected, output, tolerance, f"{what}, {name} inputs")
+        except (VerificationError, NonFiniteError) as error:
+            errors.append(error)
+    return errors
 
 
 def once(evaluate: Evaluate, points: Sequence[Inputs]) -> Evaluate:

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from eecompile.compiler.aligned import as_bytes, write_safetensors
-from eecompile.errors import BundleError
+from eecompile.errors import BundleError, one_line
 from eecompile.store.bundle import WEIGHTS
 
 INLINE_BYTES = 256  # smaller tensors, such as shapes, stay in the graph
@@ -86,15 +86,35 @@ def load_graph(folder: Path, name: str) -> ir.Model:
             expected="a graph that eecompile export wrote",
             remedy="export the bundle again",
         ) from error
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor) and str(tensor.location) != WEIGHTS:
+    size = (folder / WEIGHTS).stat().st_size
+    for key, value in model.graph.initializers.items():
+        if problem := _problem(value.const_value, size):
             raise BundleError(
-                found=f"weights of {name} at {tensor.location!r}",
-                expected=WEIGHTS,
+                found=f"{problem}, which {name} calls {key!r}, in {folder}",
+                expected=f"weights with a type and a shape, as large as they say, in {WEIGHTS}",
                 remedy="export the bundle again",
             )
     return model
+
+
+def _problem(tensor: ir.TensorProtocol | None, size: int) -> str:
+    """What is wrong with a weight, if the weights file has ``size`` bytes; "" for nothing."""
+    if tensor is None:
+        return "a weight without values"
+    try:
+        lengths, needed = tensor.shape.numpy(), tensor.nbytes
+        if not isinstance(tensor, ir.ExternalTensor):
+            tensor.numpy()
+            return ""
+    except Exception as error:  # onnx-ir and numpy raise several kinds
+        return f"a weight that cannot be read ({one_line(error)})"
+    if str(tensor.location) != WEIGHTS:
+        return f"weights at {str(tensor.location)!r}"
+    start, length = tensor.offset or 0, tensor.length
+    inside = start >= 0 and start + needed <= size and length in (None, needed)
+    if not inside or any(axis < 0 for axis in lengths):
+        return f"{length} bytes at {start} of {size} for a weight of shape {list(lengths)}"
+    return ""
 
 
 def _weights(model: ir.Model) -> list[tuple[ir.Value, ir.TensorProtocol]]:

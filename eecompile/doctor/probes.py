@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 
 from eecompile.backends import BACKENDS, Backend
+from eecompile.children import die_with_parent
 from eecompile.measure.machine import Gpu, cpu, gpus, search_gpus, short
 from eecompile.runtime.engines.openvino import import_openvino
 
@@ -228,6 +229,7 @@ PROBES: Mapping[str, Callable[[], Finding]] = {
 
 
 def _main(name: str) -> None:
+    die_with_parent()
     answers = os.dup(1)
     os.dup2(2, 1)  # libraries print to standard output, even from C
     try:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import io
 import math
-import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -14,10 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eecompile.arrays import AnyArray, Array
-from eecompile.errors import UsageError
+from eecompile.decoding import from_npy
+from eecompile.errors import UsageError, one_line
+from eecompile.store.files import file_bytes
 
 _ENDINGS = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _IDX_BYTES = 8  # the code of uint8 in an IDX file's header
+_PART = 1 << 20  # bytes that are unpacked at a time
+_MOST = 4 << 30  # bytes that a compressed file may unpack to: it is held in memory
 
 
 class Space(NamedTuple):
@@ -91,14 +94,13 @@ def open_array(path: Path) -> AnyArray:
     """
     try:
         if path.suffix == ".npy":
-            array: AnyArray = np.load(path, mmap_mode="r", allow_pickle=False)
-            return array
+            return from_npy(path, mapped=True)
         return _from_npz(path) if path.suffix == ".npz" else _from_idx(path)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # numpy, zipfile and gzip raise many kinds
         raise UsageError(
             found=f"{path}, which cannot be read ({error})",
             expected="a folder of pictures, .npy, .npz, or an IDX file of pictures (.gz or not)",
-            remedy="check the path, or convert the data",
+            remedy="check the path, or convert the data: an .npy may be of any size",
         ) from error
 
 
@@ -171,25 +173,31 @@ class _FolderSource:
         )
 
     def _one(self, path: Path) -> NDArray[np.uint8]:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
 
         channels, height, width = self.space.shape
         try:
-            with Image.open(path) as image:
+            with Image.open(io.BytesIO(file_bytes(path))) as image:
+                if image.size != (width, height):  # before it is unpacked
+                    raise _other_size(path, image.size, (width, height))
                 pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
-        except (OSError, UnidentifiedImageError) as error:
+        except UsageError:
+            raise
+        except Exception as error:  # Pillow's plugins raise many kinds
             raise UsageError(
-                found=f"{path}, which is no picture ({error})",
+                found=f"{path}, which is no picture ({one_line(error)})",
                 expected="pictures only",
                 remedy="remove or fix it",
             ) from error
-        if pixels.shape[:2] != (height, width):
-            raise UsageError(
-                found=f"{path} of {pixels.shape[1]}x{pixels.shape[0]} pixels",
-                expected=f"{width}x{height}, as the samples",
-                remedy="resize the pictures as those that the network was trained on",
-            )
         return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def _other_size(path: Path, found: tuple[int, int], wanted: tuple[int, int]) -> UsageError:
+    return UsageError(
+        found=f"{path} of {found[0]}x{found[1]} pixels",
+        expected=f"{wanted[0]}x{wanted[1]}, as the samples",
+        remedy="resize the pictures as those that the network was trained on",
+    )
 
 
 def _arranged(array: AnyArray, shape: tuple[int, ...]) -> AnyArray | None:
@@ -227,20 +235,31 @@ def _from_npz(path: Path) -> AnyArray:
         names = archive.files
         if len(names) != 1 and "arr_0" not in names:
             raise ValueError(f"it holds the arrays {names}, not one")
-        array: AnyArray = archive["arr_0" if "arr_0" in names else names[0]]
+        name = "arr_0" if "arr_0" in names else names[0]
+        _check_size(max(record.file_size for record in archive.zip.infolist()))
+        array: AnyArray = archive[name]
         return array
 
 
 def _from_idx(path: Path) -> NDArray[np.uint8]:
     """The array in an IDX file of bytes, as MNIST's pictures are stored."""
-    content = path.read_bytes()
-    if content[:2] == b"\x1f\x8b":
-        content = gzip.decompress(content)
-    if len(content) < 4 or content[:3] != bytes((0, 0, _IDX_BYTES)):
-        raise ValueError("it does not begin as an IDX file of bytes does")
-    axes = content[3]
-    shape = tuple(np.frombuffer(content, ">u4", axes, offset=4).tolist())
-    data = np.frombuffer(content, np.uint8, offset=4 + 4 * axes)
-    if data.size != math.prod(shape):
-        raise ValueError(f"it holds {data.size} bytes where {list(shape)} were to be")
-    return data.reshape(shape)
+    with path.open("rb") as plain:
+        packed = plain.read(2) == b"\x1f\x8b"
+    with gzip.open(path) if packed else path.open("rb") as file:
+        head = file.read(4)
+        if len(head) < 4 or head[:3] != bytes((0, 0, _IDX_BYTES)):
+            raise ValueError("it does not begin as an IDX file of bytes does")
+        shape = tuple(np.frombuffer(file.read(4 * head[3]), ">u4", head[3]).tolist())
+        _check_size(size := math.prod(shape))
+        data = bytearray()  # of no more than the header says, and no more than there is
+        while part := file.read(min(size + 1 - len(data), _PART)):
+            data += part
+    if len(data) != size:
+        found = f"{len(data)} bytes" if len(data) < size else "more bytes"
+        raise ValueError(f"it holds {found} where {list(shape)} were to be")
+    return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+def _check_size(found: int) -> None:
+    if found > _MOST:
+        raise ValueError(f"it unpacks to {found / 2**30:.1f} GiB, more than {_MOST >> 30} GiB")

@@ -16,8 +16,8 @@ from eecompile.arrays import Array
 from eecompile.compiler.progress import Report
 from eecompile.errors import BackendError, UsageError
 from eecompile.evaluate.data import Source, Space, chunks
+from eecompile.evaluate.kept import keep, kept
 from eecompile.store.bundle import sha256
-from eecompile.store.files import written
 
 _SIDE = 112  # pixels that EfficientNet-Lite0 sees of each side
 _BATCH = 20  # at a time: larger activations cost more in memory management than they save
@@ -173,21 +173,14 @@ class FeatureStore:
 
     def _portion(self, part: Array) -> Array:
         content = hashlib.sha256(np.ascontiguousarray(part).tobytes()).hexdigest()
-        path = self.folder / f"{_digest(self.network.digest, content)[:32]}.npy"
-        if path.exists():
-            return cast(Array, np.load(path, allow_pickle=False))
+        name = _digest(self.network.digest, content)[:32]
+        if (known := kept(self.folder, name)) is not None:
+            return known
         made = np.concatenate(
             [self.network.compute(part[low : low + _BATCH]) for low in range(0, len(part), _BATCH)]
         )
-        save_whole(path, made)
+        keep(self.folder, name, made)
         return made
-
-
-def save_whole(path: Path, array: Array) -> None:
-    """Write an array whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written(path) as partial, partial.open("wb") as file:
-        np.save(file, array)
 
 
 def _check_picture(space: Space) -> None:

@@ -10,10 +10,12 @@ import numpy as np
 
 from eecompile.arrays import Array
 from eecompile.compiler.progress import Report
-from eecompile.evaluate.features import save_whole
+from eecompile.errors import UsageError
+from eecompile.evaluate.kept import keep, kept
 from eecompile.programs.program import Program
 from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
+from eecompile.store.files import written
 
 
 class SampleSource:
@@ -41,36 +43,48 @@ class SampleSource:
         self._folder = work / "samples" / told.hexdigest()[:32]
 
     def make(self, report: Report) -> None:
-        """Make those samples that the folder does not hold yet.
+        """Make those samples that the folder does not hold yet, or that are damaged there.
 
         Raises:
             UsageError: a condition is unknown or wrong.
             NonFiniteError: the network returned NaN or infinity.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        (self._folder / "program.json").write_bytes(self.program.to_json())
+        with written(self._folder / "program.json") as partial:
+            partial.write_bytes(self.program.to_json())
         interface, count = self._sampler.interface, len(self)
         for first in range(0, count, self._batch):
             report(f"sampling at {self.name}", first, count)
-            path, n = self._portion(first), min(self._batch, count - first)
-            if path.exists():
+            name, n = self._portion(first), min(self._batch, count - first)
+            if kept(self._folder, name) is not None:
                 continue
             part = self._samples.part(interface, self._samples.first + first, n)
             (made,) = self._sampler.sample_requests([part], solver=self.program)
             # Half precision tells more shades than eight bits; unbounded samples may not fit.
-            save_whole(path, made.astype(np.float16) if interface.state.range else made)
+            array = made.astype(np.float16) if interface.state.range else made
+            keep(self._folder, name, cast(Array, array))
         report(f"sampling at {self.name}", count, count)
 
     def __len__(self) -> int:
         return self._samples.n
 
     def read(self, low: int, high: int) -> Array:
-        """Samples ``low`` to ``high``, float32 [high - low, *shape]."""
+        """Samples ``low`` to ``high``, float32 [high - low, *shape].
+
+        Raises:
+            UsageError: they were removed or damaged since they were made.
+        """
         rows = []
         for first in range(low // self._batch * self._batch, high, self._batch):
-            part = np.load(self._portion(first), allow_pickle=False)
+            part = kept(self._folder, self._portion(first))
+            if part is None:
+                raise UsageError(
+                    found=f"samples in {self._folder} that have changed since they were made",
+                    expected="nobody else to write there",
+                    remedy="evaluate again: they are made anew",
+                )
             rows.append(part[max(low - first, 0) : high - first])
         return cast(Array, np.concatenate(rows).astype(np.float32, copy=False))
 
-    def _portion(self, first: int) -> Path:
-        return self._folder / f"{first:07d}-{min(first + self._batch, len(self)):07d}.npy"
+    def _portion(self, first: int) -> str:
+        return f"{first:07d}-{min(first + self._batch, len(self)):07d}"

@@ -9,10 +9,10 @@ from pathlib import Path
 from eecompile.measure.machine import smi
 
 
-def resident() -> float | None:
-    """MiB that this process has in memory; None where the system does not say."""
+def resident(process: int | None = None) -> float | None:
+    """MiB that a process has in memory, this one by default; None where the system does not say."""
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        pages = int(Path(f"/proc/{process or 'self'}/statm").read_text().split()[1])
     except OSError:
         return None
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20

@@ -6,21 +6,32 @@ import argparse
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from eecompile.decoding import MalformedError, PlainName, from_json
 from eecompile.errors import CheckpointError
 
 _NEEDS_CODE = re.compile(r"GLOBAL (\S+)|Unsupported (?:global|class)|Can only")
 _DENSE = torch.strided
+_ARCHIVE = b"PK\3\4"  # how an archive begins, for torch too
 # Averaged weights first: they are what published samples are made with.
-_KEYS = ("ema", "model_ema", "model", "state_dict")
+_AVERAGED = ("ema", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema")
+_KEYS = (*_AVERAGED, "model", "state_dict", "model_state_dict", "module")
+_INDEX = re.compile(r"\.index(\.[A-Za-z0-9_-]+)?\.json\Z")  # with a variant's name, perhaps
+
+
+class _Index(msgspec.Struct):
+    weight_map: dict[str, PlainName]
 
 
 def state_from_file(path: Path, key: str | None = None) -> dict[str, Tensor]:
@@ -28,16 +39,22 @@ def state_from_file(path: Path, key: str | None = None) -> dict[str, Tensor]:
 
     Args:
         path: safetensors, or a file of torch.save: a state_dict, or a dictionary that
-            holds one beside other things, as training scripts write.
+            holds one beside other things, as training scripts write. Or the
+            ``.index.json`` of a checkpoint in shards.
         key: entry that holds the state_dict; None looks for the usual ones.
 
     Raises:
-        CheckpointError: the file is missing or unreadable, would run code when read,
-            or holds no state_dict.
+        CheckpointError: the file or a shard is missing or unreadable, would run code when
+            read, or holds no state_dict.
     """
+    if _INDEX.search(path.name):
+        return _from_shards(path, key)
     check_file(path)
     try:
+        _check_stored(path)
         content = load_file(path) if path.suffix == ".safetensors" else _load(path)
+    except CheckpointError:
+        raise
     except Exception as error:  # torch and safetensors raise many kinds
         if isinstance(error, pickle.UnpicklingError) and _NEEDS_CODE.search(str(error)):
             raise _refused(path, error) from error
@@ -52,6 +69,74 @@ def check_file(path: Path) -> None:
             found=f"no checkpoint at {path}",
             expected="the file that network.checkpoint names, relative to the recipe",
             remedy="fix the path, pass --checkpoint, or train the network first",
+        )
+
+
+def checkpoint_files(path: Path) -> list[Path]:
+    """The files that a checkpoint consists of: itself, or the shards that its index names.
+
+    Raises:
+        CheckpointError: the index is missing or none, or shards are missing.
+    """
+    if not _INDEX.search(path.name):
+        return [path]
+    return [path, *(path.parent / name for name in sorted({*_shards(path).values()}))]
+
+
+def _shards(path: Path) -> dict[str, str]:
+    """The shard of each weight, by the index at ``path``; all of them are there."""
+    check_file(path)
+    try:
+        names = from_json(path.read_bytes(), _Index).weight_map
+    except MalformedError as error:
+        raise CheckpointError(
+            found=f"{path}, which is no index of shards ({error})",
+            expected="JSON with a weight_map, as save_pretrained writes it",
+            remedy="copy it again, or name the checkpoint's own file",
+        ) from error
+    shards = sorted({*names.values()})
+    missing = [name for name in shards if not (path.parent / name).is_file()]
+    if missing or not shards:
+        raise CheckpointError(
+            found=f"{len(missing)} of {len(shards)} shards missing beside {path} "
+            f"({', '.join(missing[:3])})",
+            expected="every file that the index names",
+            remedy="download or copy the missing files into that folder",
+        )
+    return names
+
+
+def _from_shards(path: Path, key: str | None) -> dict[str, Tensor]:
+    names, whole = _shards(path), {}
+    for shard in sorted({*names.values()}):
+        whole.update(state_from_file(path.parent / shard, key))
+    missing, unknown = names.keys() - whole.keys(), whole.keys() - names.keys()
+    if missing or unknown:
+        few = ", ".join([*missing, *unknown][:3])
+        raise CheckpointError(
+            found=f"shards of another checkpoint than {path}: {len(missing)} weights that it "
+            f"names are missing, {len(unknown)} are unknown ({few})",
+            expected="the index and the shards of one checkpoint",
+            remedy="copy the whole folder again",
+        )
+    return whole
+
+
+def _check_stored(path: Path) -> None:
+    """Pass unless a file would unpack to more than its own size.
+
+    safetensors and torch.save compress nothing: tensors are mapped, as they lie in the file.
+    """
+    with path.open("rb") as file:
+        if file.read(len(_ARCHIVE)) != _ARCHIVE:
+            return
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(record.file_size for record in archive.infolist())
+    if unpacked > path.stat().st_size:
+        raise CheckpointError(
+            found=f"{path}, a compressed archive that unpacks to {unpacked:,} bytes",
+            expected="safetensors, or torch.save of tensors only, which do not compress",
+            remedy="unpack it first, or copy the file again as it was saved",
         )
 
 
@@ -82,7 +167,15 @@ def _state(content: Any, key: str | None, path: Path) -> Mapping[str, Tensor]:
             remedy="remove network.checkpoint_key",
         )
     if not isinstance(content, Mapping) or not content or not _is_state(content):
-        names = list(map(str, content))[:6] if isinstance(content, Mapping) else []
+        if isinstance(content, Mapping) and isinstance(content.get("shadow_params"), list):
+            raise CheckpointError(
+                found=f"{path}, an average that is a list without names (shadow_params)",
+                expected="a state_dict",
+                remedy="load it in Python, copy it into the network with ema.copy_to, and save "
+                "network.state_dict()",
+            )
+        keys = islice(content, 6) if isinstance(content, Mapping) else ()
+        names = [str(key) if isinstance(key, str | int) else type(key).__name__ for key in keys]
         raise CheckpointError(
             found=f"{path}, which holds no state_dict"
             + (f" but entries {names}" if names else f" but a {type(content).__name__}"),
@@ -113,12 +206,26 @@ def _refused(path: Path, error: Exception) -> CheckpointError:
     )
 
 
+def _begins_with(path: Path, words: bytes) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(words)) == words
+    except OSError:
+        return False
+
+
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
     if "torch.jit" in str(error) or "TorchScript" in str(error):
         return CheckpointError(
             found=f"{path}, a TorchScript archive",
             expected="safetensors, or torch.save of tensors only",
             remedy="load it with torch.jit.load, and save its state_dict",
+        )
+    if _begins_with(path, b"version https://git-lfs."):
+        return CheckpointError(
+            found=f"{path}, which only points to the file (Git LFS)",
+            expected="safetensors, or torch.save of tensors only",
+            remedy="fetch it with git lfs pull",
         )
     lines = str(error).strip().splitlines() or [type(error).__name__]
     if "weights_only" in lines[0]:  # torch's advice to run what is in the file

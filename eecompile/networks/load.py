@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from eecompile.errors import CheckpointError, EecompileError, RecipeError, summary
 from eecompile.interrupt import check
 from eecompile.networks.base import MultiExitNetwork
+from eecompile.networks.calls import give_a_tuple, take_whole_timesteps
 from eecompile.networks.checkpoint import check_file, state_from_file
+from eecompile.networks.naming import named_as
+from eecompile.networks.quantised import dequantised
 from eecompile.networks.truncated import Renamed, Truncated
 from eecompile.recipe import NetworkRecipe
 
@@ -38,10 +41,17 @@ def load_network(recipe: NetworkRecipe, folder: Path) -> MultiExitNetwork:
     check_file(path)  # before a large network is made for nothing
     factory = _factory(recipe.factory, folder)
     network = _make(factory, recipe)
-    _fill(network, state_from_file(path, recipe.checkpoint_key), path)
+    key = recipe.checkpoint_key
+    prefix = key if key and key.endswith(".") else None
+    state = dequantised(state_from_file(path, None if prefix else key))
+    _fill(network, named_as(_wanted(network), state, prefix), path)
     network.float().eval()
     for parameter in network.parameters():
         parameter.requires_grad_(False)
+    if recipe.timestep_dtype == "int64":
+        take_whole_timesteps(network, recipe.arguments.get("t", "t"))
+    if recipe.blocks is None:
+        give_a_tuple(network, recipe.exits)
     if recipe.blocks is None and recipe.arguments:
         return Renamed(cast("MultiExitNetwork", network), recipe.arguments).eval()
     if recipe.blocks is None:
@@ -137,8 +147,7 @@ def _fill(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     fit: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None
     if fit := getattr(network, "fit_checkpoint", None):
         state = fit(state)
-    wanted = {k: v for k, v in network.state_dict().items() if isinstance(v, Tensor)}
-    state = _bare(wanted, state)
+    wanted = _wanted(network)
     state = {**state, **_tied(wanted, state)}
     problems = {
         "of another shape": [
@@ -161,7 +170,9 @@ def _fill(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
         raise CheckpointError(
             found=f"a checkpoint whose keys do not fit at {path}: {'; '.join(parts)}",
             expected=f"the network's {len(wanted)} keys",
-            remedy="check the recipe's factory, options and exits against the checkpoint",
+            remedy="check the recipe's factory, options and exits against the checkpoint"
+            + "; dequantise weights with the library that wrote them"
+            * bool(problems["of another kind"]),
         )
     broken = [name for name, value in state.items() if not torch.isfinite(value.float()).all()]
     if broken:
@@ -173,14 +184,8 @@ def _fill(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     network.load_state_dict(dict(state), strict=False, assign=True)
 
 
-def _bare(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Without the prefix that torch.nn.DataParallel adds to every name."""
-    prefix = "module."
-    if not all(name.startswith(prefix) for name in state):
-        return state
-    if any(name.startswith(prefix) for name in wanted):
-        return state
-    return {name.removeprefix(prefix): value for name, value in state.items()}
+def _wanted(network: nn.Module) -> dict[str, Tensor]:
+    return {k: v for k, v in network.state_dict().items() if isinstance(v, Tensor)}
 
 
 def _fits(found: Tensor, wanted: Tensor) -> bool:

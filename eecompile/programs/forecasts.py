@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from eecompile.arrays import Floats
-from eecompile.programs.process import Process
+from eecompile.programs.process import NOISIEST, Process
 from eecompile.programs.program import Program, Step
 
 Value = TypeVar("Value", float, Floats)
@@ -49,7 +49,9 @@ def variable(process: Process | None, step: Step) -> float:
     if process is None:
         return step.moment
     point = process.at(step.moment)
-    return point.half_log_snr if process.family == "diffusion" else point.sigma
+    if process.family != "diffusion":
+        return point.sigma
+    return point.half_log_snr if point.alpha else -math.log(NOISIEST)
 
 
 def extrapolation(places: Sequence[float], made: Iterable[int], order: int, at: float) -> Weights:

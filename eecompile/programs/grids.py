@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from eecompile.errors import UsageError
-from eecompile.programs.process import Point, Process
+from eecompile.programs.process import NOISIEST, Point, Process
 
 GridName = Literal["trailing", "leading", "linspace", "uniform", "karras", "logsnr", "quadratic"]
 Grid = GridName | Sequence[float]
@@ -104,6 +104,8 @@ def _by_ratio(process: Process, steps: int, grid: str) -> list[Point]:
     if process.family == "flow":  # where there is no noise, or no data, the ratio is no use
         first = process.at(_LEAST * process.timesteps)
         last = process.at((1 - _LEAST) * process.timesteps)
+    if not last.alpha:
+        last = process.at_ratio(NOISIEST)
     if steps == 1:
         return [last]
     if grid == "karras":

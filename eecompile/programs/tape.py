@@ -124,15 +124,16 @@ class Tape:
             data, noise = (state - sigma * output) / alpha, output
         elif process.prediction == "sample":
             data, noise = output, (state - alpha * output) / sigma
-        elif process.prediction == "v_prediction":
+        elif process.prediction == "v_prediction" and process.family == "diffusion":
             data, noise = alpha * state - sigma * output, sigma * state + alpha * output
-        elif process.prediction == "flow":
+        elif process.prediction in ("flow", "flow_to_data"):
             total = alpha + sigma
+            output = output if process.prediction == "flow" else -output
             data, noise = (state - sigma * output) / total, (state + alpha * output) / total
         else:  # edm; arXiv 2206.00364, table 1
             root = math.hypot(sigma, process.sigma_data)
             skip, out = (process.sigma_data / root) ** 2, sigma * process.sigma_data / root
-            data = skip * state + out * output
+            data = skip * state + (out if process.prediction == "edm" else -out) * output
             noise = (state - data) / sigma
         if self._clip is None:
             return Prediction(data, noise)

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from eecompile.backends import BACKENDS, TARGET_BACKENDS
-from eecompile.errors import BackendError, UsageError
+from eecompile.errors import BackendError, EecompileError, UsageError, one_line, summary
+from eecompile.interrupt import check
 from eecompile.runtime.engines._onnxruntime import share_pool
 from eecompile.runtime.engines.group import grouped
 from eecompile.runtime.protocol import Engine
@@ -26,19 +27,33 @@ def open_engine(
     return engine_from_manifest(folder, manifest, threads, shared_pool=shared_pool), manifest
 
 
-def open_engines(
-    folders: Sequence[Path], threads: int | None = None, *, shared_pool: bool = False
-) -> tuple[Engine, dict[str, EngineManifest]]:
-    """The engine or :class:`.engines.group.EngineGroup` of engine sets, and their manifests.
+def manifests_by_target(
+    folders: Sequence[Path], signed_by: Path | None = None
+) -> dict[str, EngineManifest]:
+    """The manifests of engine sets of one network, in their order, once all files are checked.
 
-    Arguments and errors are those of :meth:`eecompile.runtime.sampler.Sampler.open`; the
-    manifests are by target, that of the default one first.
+    Arguments and errors are those of :meth:`eecompile.runtime.sampler.Sampler.open`.
     """
     manifests: dict[str, EngineManifest] = {}
     for folder in folders:
-        manifest = open_engine_set(folder)
+        manifest = open_engine_set(folder, signed_by)
         _check_belongs(folder, manifest, manifests)
         manifests[manifest.target.name] = manifest
+    return manifests
+
+
+def engine_from_manifests(
+    folders: Sequence[Path],
+    manifests: Mapping[str, EngineManifest],
+    threads: int | None = None,
+    *,
+    shared_pool: bool = False,
+) -> Engine:
+    """The engine, or the :class:`.engines.group.EngineGroup`, of engine sets.
+
+    Arguments and errors are those of :meth:`eecompile.runtime.sampler.Sampler.open`; the
+    manifests are those of :func:`manifests_by_target`.
+    """
     engines: dict[str, Engine] = {}
     try:
         for folder, (name, manifest) in zip(folders, manifests.items(), strict=True):
@@ -49,9 +64,7 @@ def open_engines(
                 shared_pool=shared_pool,
                 share_device_with=next(iter(engines.values()), None),
             )
-        if len(engines) == 1:
-            return next(iter(engines.values())), manifests
-        return grouped(engines), manifests
+        return next(iter(engines.values())) if len(engines) == 1 else grouped(engines)
     except BaseException:
         for engine in reversed(engines.values()):
             engine.close()
@@ -118,5 +131,15 @@ def engine_from_manifest(
     chosen = min(chosen, os.cpu_count() or 1)  # more only wait for one another
     if shared_pool and name == "onnxruntime":
         share_pool(chosen)
-    engine: Engine = module.open_backend(folder, manifest, chosen, share_device_with)
+    try:
+        engine: Engine = module.open_backend(folder, manifest, chosen, share_device_with)
+    except (EecompileError, MemoryError):
+        raise
+    except Exception as error:  # libraries' errors share no base class
+        check()
+        raise BackendError(
+            found=f"{folder}, which {name} does not open ({one_line(summary(error))})",
+            expected="an engine set that it can open on this machine",
+            remedy="build the engine set again here",
+        ) from error
     return engine

@@ -71,6 +71,13 @@ class Engine(Handle, ABC):
         """The member of that name; an engine stands for every name that it has no member for."""
         return self.members.get(name, self)
 
+    def open_all(self) -> None:
+        """Open what is otherwise opened when an evaluation first needs it.
+
+        Raises:
+            BackendError: the engine's library refuses it.
+        """
+
     def bind(
         self,
         x: Array,

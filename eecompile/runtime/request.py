@@ -57,6 +57,9 @@ class SampleRequest(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         nulls: by condition, what stands for "no condition"; those left out take the recipe's.
         shape: of a sample, where the network allows a choice; None takes the recipe's.
         first: index of the first sample, so that samples can be made in portions.
+
+    Raises:
+        ConditionError: conditions or nulls are not by name.
     """
 
     n: int = 1
@@ -67,6 +70,15 @@ class SampleRequest(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     nulls: Mapping[str, ArrayLike] = {}
     shape: Sequence[int] | None = None
     first: int = 0
+
+    def __post_init__(self) -> None:
+        for name, values in (("conditions", self.conditions), ("nulls", self.nulls)):
+            if not isinstance(values, Mapping):
+                raise ConditionError(
+                    found=f"{name} {values!r}",
+                    expected="values by the conditions' names",
+                    remedy="pass a dictionary, which may be empty",
+                )
 
     def part(self, interface: Interface, first: int, n: int) -> SampleRequest:
         """``n`` of these samples, from index ``first`` on, as a sampler takes them.
@@ -188,13 +200,6 @@ def checked(interface: Interface, request: SampleRequest) -> Checked:
             expected="a SampleRequest",
             remedy="make one: SampleRequest(n=4, conditions={...})",
         )
-    for name, values in (("conditions", request.conditions), ("nulls", request.nulls)):
-        if not isinstance(values, Mapping):
-            raise ConditionError(
-                found=f"{name} {values!r}",
-                expected="values by the conditions' names",
-                remedy="pass a dictionary, which may be empty",
-            )
     n, seed, first = _counts(request.n, request.seed, request.first)
     samples = range(first, first + n)
     scales = _scales(interface, request.guidance, n)

@@ -7,17 +7,19 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from numpy.typing import ArrayLike
 
 from eecompile.arrays import Array
+from eecompile.errors import UsageError
 from eecompile.handle import Handle
 from eecompile.programs.interface import Interface
 from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.programs.solvers import Solver
-from eecompile.runtime.opening import open_engines
+from eecompile.runtime.isolated import SECONDS, check_isolated
+from eecompile.runtime.opening import engine_from_manifests, manifests_by_target
 from eecompile.runtime.pool import TrajectoryPool
 from eecompile.runtime.program_cache import ProgramCache, Schedule
 from eecompile.runtime.protocol import Engine
@@ -76,6 +78,9 @@ class Sampler(Handle):
         threads: int | None = None,
         shared_pool: bool = False,
         on_step: Hook | None = None,
+        check: Literal["isolated"] | None = None,
+        check_seconds: float = SECONDS,
+        signed_by: str | PathLike[str] | None = None,
     ) -> Self:
         """Open an engine set, or several of one network.
 
@@ -89,17 +94,35 @@ class Sampler(Handle):
                 one thread pool. For a process that has no sessions of its own: ONNX
                 Runtime then refuses those that want their own threads.
             on_step: see :class:`Sampler`.
+            check: ``isolated``: let a process of its own open the engine sets first, and
+                evaluate every exit. A damaged engine of which the backend's library dies
+                is then a BackendError, and does not end this process.
+            check_seconds: that this may take.
+            signed_by: file of the public key that must have signed each folder; see
+                ``eecompile sign``.
 
         Raises:
             BundleError: a folder is no intact engine set.
+            SignatureError: a folder is not signed by that key.
             UsageError: the engine sets are not of the same bundle, or two are for the
-                same target.
+                same target; or ``signed_by`` is no public key.
             BackendError: a backend is missing, or refuses an engine, or does not fit
-                this machine.
+                this machine; or the check failed.
         """
         started = time.perf_counter()
+        if check not in (None, "isolated"):
+            raise UsageError(
+                found=f"check={check!r}",
+                expected="'isolated', or None",
+                remedy="choose one of them",
+            )
         folders = [Path(folder) for folder in (path, *more)]
-        engine, manifests = open_engines(folders, threads, shared_pool=shared_pool)
+        manifests = manifests_by_target(folders, None if signed_by is None else Path(signed_by))
+        if check is not None:
+            check_isolated(
+                folders, manifests, threads, shared_pool=shared_pool, seconds=check_seconds
+            )
+        engine = engine_from_manifests(folders, manifests, threads, shared_pool=shared_pool)
         manifest = next(iter(manifests.values()))
         name = f"{manifest.interface.name} for {' and '.join(manifests)}"
         where = ", ".join(map(str, folders))
@@ -187,7 +210,7 @@ class Sampler(Handle):
             guidance=guidance,
             guidance_interval=guidance_interval,
             conditions=conditions,
-            nulls=nulls or {},
+            nulls={} if nulls is None else nulls,
             shape=shape,
             first=first,
         )
@@ -280,7 +303,7 @@ class Sampler(Handle):
             guidance=guidance,
             guidance_interval=guidance_interval,
             conditions=conditions,
-            nulls=nulls or {},
+            nulls={} if nulls is None else nulls,
             shape=shape,
             first=first,
         )

@@ -106,7 +106,10 @@ def _choices(program: Program, interface: Interface | None) -> str:
 def process_words(process: Process) -> str:
     """A process, and what the network predicts of it."""
     if process.family == "diffusion":
-        words = f"diffusion, T = {process.timesteps}, {process.betas} betas"
+        betas = process.betas if isinstance(process.betas, str) else "listed"
+        words = f"diffusion, T = {process.timesteps}, {betas} betas"
+        words += f", SNR / {process.snr_shift:g}" if process.snr_shift != 1 else ""
+        words += ", zero terminal SNR" if process.zero_terminal_snr else ""
     elif process.family == "flow":
         words = f"flow, T = {process.timesteps}, shift {process.shift:g}"
     else:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -19,9 +19,12 @@ from typing import Literal, TypeVar
 import msgspec
 
 from eecompile.decoding import MalformedError, PlainName, from_json
-from eecompile.errors import BundleError, DigestError, FormatError
+from eecompile.errors import BundleError, DigestError, FormatError, RecipeError, UsageError
 from eecompile.programs.interface import Interface
-from eecompile.store.files import outline
+from eecompile.programs.meaning import interface_problems
+from eecompile.store.files import file_bytes, outline
+from eecompile.store.meaning import plan_problems, segment_problems, span_problems
+from eecompile.store.signature import SIGNATURE, check_signature
 from eecompile.store.target import Target
 
 FORMAT = 7
@@ -264,12 +267,13 @@ def file_names(folder: Path) -> tuple[str, ...]:
     """
     found = _outline(folder)
     ours = found.kind in ("bundle", "engine-set")
-    return (MANIFEST, *(record.name for record in found.files)) if ours else ()
+    return (MANIFEST, SIGNATURE, *(record.name for record in found.files)) if ours else ()
 
 
 def records(folder: Path) -> tuple[FileRecord, ...]:
-    """A record of every file in ``folder`` but the manifest, by name."""
-    paths = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+    """A record of every file in ``folder`` but the manifest and its signature, by name."""
+    apart = (MANIFEST, SIGNATURE)
+    paths = sorted(path for path in folder.iterdir() if path.name not in apart)
     return tuple(
         FileRecord(name=path.name, bytes=path.stat().st_size, sha256=sha256(path)) for path in paths
     )
@@ -289,23 +293,31 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     return signed
 
 
-def open_bundle(folder: Path) -> BundleManifest:
+def open_bundle(folder: Path, signed_by: Path | None = None) -> BundleManifest:
     """The manifest of a bundle, once every file in it has its digest.
 
+    Args:
+        folder: of the bundle.
+        signed_by: file of the public key that must have signed it, which is verified before
+            anything else is read; see :mod:`eecompile.store.signature`.
+
     Raises:
+        SignatureError: it is not signed by that key.
         BundleError: there is no bundle at ``folder``.
         FormatError: it was written by a newer or an older eecompile.
         DigestError: a file is missing, truncated or altered.
     """
-    manifest = _open(folder, BundleManifest, "bundle", "eecompile export")
+    manifest = _open(folder, BundleManifest, "bundle", "eecompile export", signed_by)
+    _check_meaning(folder, _bundle_problems(manifest))
     graphs = [exit_graph_name(depth) for depth in manifest.interface.exits]
     check_listed(folder, manifest, graphs + [graph.graph for graph in manifest.exits])
     return manifest
 
 
-def open_engine_set(folder: Path) -> EngineManifest:
-    """The manifest of an engine set; errors are those of :func:`open_bundle`."""
-    manifest = _open(folder, EngineManifest, "engine-set", "eecompile build")
+def open_engine_set(folder: Path, signed_by: Path | None = None) -> EngineManifest:
+    """The manifest of an engine set; arguments and errors are those of :func:`open_bundle`."""
+    manifest = _open(folder, EngineManifest, "engine-set", "eecompile build", signed_by)
+    _check_meaning(folder, _engine_problems(manifest))
     check_listed(folder, manifest, [segment.file for segment in manifest.segments])
     return manifest
 
@@ -315,14 +327,16 @@ def listed(manifest: BundleManifest | EngineManifest, name: str) -> bool:
     return any(record.name == name for record in manifest.files)
 
 
-def peek(folder: Path) -> str:
+def peek(folder: Path, signed_by: Path | None = None) -> str:
     """What ``folder`` holds, by its manifest: ``bundle`` or ``engine-set``.
 
     Raises:
+        SignatureError: it is not signed by that key, if one is given.
         BundleError: there is no manifest, or it names something else.
         FormatError: it was written by a newer or an older eecompile.
     """
-    header = _header(folder, _read(folder, "a bundle or an engine set", "eecompile export"))
+    data = _read(folder, "a bundle or an engine set", "eecompile export", signed_by)
+    header = _header(folder, data)
     if header.kind not in ("bundle", "engine-set"):
         raise BundleError(
             found=f"kind {header.kind!r} in {folder / MANIFEST}",
@@ -348,8 +362,10 @@ def _outline(folder: Path) -> _Outline:
     return outline(folder / MANIFEST, _Outline) or _Outline(kind="", format=FORMAT)
 
 
-def _open(folder: Path, kind: type[Manifest], name: str, command: str) -> Manifest:
-    data = _read(folder, f"a folder that {command!r} wrote", command)
+def _open(
+    folder: Path, kind: type[Manifest], name: str, command: str, signed_by: Path | None
+) -> Manifest:
+    data = _read(folder, f"a folder that {command!r} wrote", command, signed_by)
     header = _header(folder, data)
     if header.kind != name:
         raise BundleError(
@@ -362,6 +378,8 @@ def _open(folder: Path, kind: type[Manifest], name: str, command: str) -> Manife
     except MalformedError as error:
         problem = f"a manifest that does not fit its format ({error})"
         raise _damaged(folder / MANIFEST, problem) from error
+    except (RecipeError, UsageError) as error:  # of values that cannot be together
+        raise _damaged(folder / MANIFEST, error.found, error.expected) from error
     if manifest.digest != _digest(manifest):
         raise _damaged(folder / MANIFEST, "a manifest with another digest than it states")
     for record in manifest.files:
@@ -369,19 +387,51 @@ def _open(folder: Path, kind: type[Manifest], name: str, command: str) -> Manife
     return manifest
 
 
+def _bundle_problems(manifest: BundleManifest) -> Iterator[str]:
+    exits = manifest.interface.exits
+    yield from interface_problems(manifest.interface)
+    found = [(graph.depth, graph.graph) for graph in manifest.exits]
+    if found != [(depth, exit_graph_name(depth)) for depth in exits]:
+        yield f"graphs {found} for exits {list(exits)}"
+
+
+def _engine_problems(manifest: EngineManifest) -> Iterator[str]:
+    interface, segments = manifest.interface, manifest.segments
+    yield from interface_problems(interface)
+    yield from segment_problems(interface, manifest.target, segments)
+    if (found := [plan.depth for plan in manifest.exits]) != list(interface.exits):
+        yield f"plans of {found} for exits {list(interface.exits)}"
+    for plan in manifest.exits:
+        outputs = output_names(interface, plan.depth)
+        yield from plan_problems(interface, segments, plan, outputs)
+    if manifest.spans and manifest.target.layout != "chained":
+        yield "spans of exits that are one engine each"
+    for span in manifest.spans:
+        yield from span_problems(interface, segments, span)
+
+
+def _check_meaning(folder: Path, problems: Iterable[str]) -> None:
+    for problem in problems:
+        raise _damaged(folder / MANIFEST, problem, "what eecompile writes")
+
+
 def _article(kind: str) -> str:
     return {"bundle": "a bundle", "engine-set": "an engine-set"}.get(kind, f"kind {kind!r}")
 
 
-def _read(folder: Path, expected: str, command: str) -> bytes:
+def _read(folder: Path, expected: str, command: str, signed_by: Path | None) -> bytes:
+    """The manifest's bytes, once their signature has been verified, if a key is given."""
     try:
-        return (folder / MANIFEST).read_bytes()
+        data = file_bytes(folder / MANIFEST)
     except OSError as error:
         raise BundleError(
             found=f"no {MANIFEST} in {folder}",
             expected=expected,
             remedy=f"check the path, or run {command!r} first",
         ) from error
+    if signed_by is not None:
+        check_signature(folder, data, signed_by)
+    return data
 
 
 def _header(folder: Path, data: bytes) -> _Outline:

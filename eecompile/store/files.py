@@ -1,11 +1,20 @@
-"""Single files: written whole or not at all, and read back with their format checked."""
+"""Single files: written whole or not at all, and read back with their format checked.
+
+Files that are used again by their names, such as caches, are used only if nobody else can have
+written them.
+"""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
+import re
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,20 +22,139 @@ import msgspec
 
 from eecompile.decoding import MalformedError, from_json
 from eecompile.errors import FormatError, UsageError
+from eecompile.system import needing_room
 
 Form = TypeVar("Form")
+_LONGEST = 255  # bytes of a file's name, on all usual file systems
+_AT_ONCE = getattr(os, "O_NONBLOCK", 0)  # no pipe is waited for; Windows has none
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | _AT_ONCE
+_TOKEN = 4  # bytes that tell partial files of one path apart
+
+
+def beside(path: Path, ending: str) -> Path:
+    """A hidden path beside another, for what is to become it: ``.NAME.ENDING``.
+
+    A name that is too long for that is cut, and a digest of it takes the place of the rest.
+    """
+    name = os.fsencode(path.name)
+    room = _LONGEST - len(os.fsencode(f"..{ending}"))
+    if len(name) > room:
+        digest = hashlib.sha256(name).hexdigest()[:16]
+        name = name[: room - len(digest)].decode(errors="ignore").encode() + digest.encode()
+    return path.with_name(f".{os.fsdecode(name)}.{ending}")
+
+
+def lock(file: int) -> bool:
+    """Whether this process has the lock of an open file from now on, until it is closed.
+
+    The system drops it when the process ends. Where files have no locks, all have it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """An empty file beside ``path``, to be written; it takes the path's place if all goes well."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    os.close(os.open(partial, os.O_CREAT | os.O_EXCL, 0o666))  # nobody's, and no link to another
+    """An empty file beside ``path``, to be written; it takes the path's place if all goes well.
+
+    What a writer of the same path left that was killed is removed.
+
+    Raises:
+        DiskFullError: there is no room for it.
+    """
+    _remove_leftovers(path)
+    partial = beside(path, f"{secrets.token_hex(_TOKEN)}.partial")
+    # Nobody's, and no link to another.
+    number = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
     try:
-        yield partial
-        partial.replace(path)
+        lock(number)
+        with needing_room(partial, path):
+            yield partial
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+        os.close(number)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove the partial files of ``path`` that no living process writes."""
+    if sys.platform == "win32":  # without locks, nobody knows which these are
+        return
+    start, _, end = beside(path, f"{'?' * 2 * _TOKEN}.partial").name.partition("?" * 2 * _TOKEN)
+    wanted = re.compile(f"{re.escape(start)}[0-9a-f]{{{2 * _TOKEN}}}{re.escape(end)}")
+    with suppress(OSError):
+        for entry in os.scandir(path.parent):
+            if not wanted.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
+                continue
+            with suppress(OSError):
+                number = os.open(entry.path, os.O_RDONLY | _NO_LINK)
+                try:
+                    if lock(number):
+                        Path(entry.path).unlink()
+                finally:
+                    os.close(number)
+
+
+def file_bytes(path: Path) -> bytes:
+    """What a file holds.
+
+    Raises:
+        OSError: it is missing, or none: a folder, or a pipe, from which nothing might come.
+    """
+    data = _read(path, _AT_ONCE, lambda found: True)
+    if data is None:
+        raise OSError(errno.EINVAL, "no plain file", str(path))
+    return data
+
+
+def is_private(path: Path) -> bool:
+    """Whether nobody but this user, or the system's, can write what is there.
+
+    False for a link, where nothing is, and for what a group may write. Windows keeps users' files
+    apart by other means, and all are taken for private there.
+    """
+    try:
+        return _private(path.lstat())
+    except OSError:
+        return False
+
+
+def read_private(path: Path) -> bytes | None:
+    """What a file holds; None where there is none, or one that is not private.
+
+    See :func:`is_private`; what is checked is what is read, whoever renames files meanwhile.
+    """
+    try:
+        return _read(path, _NO_LINK, _private)
+    except OSError:
+        return None
+
+
+def _read(path: Path, how: int, fits: Callable[[os.stat_result], bool]) -> bytes | None:
+    """What a file holds that fits; None where there is none, or something else."""
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | how)
+    found = os.fstat(file)
+    if not (stat.S_ISREG(found.st_mode) and fits(found)):
+        os.close(file)
+        return None
+    with os.fdopen(file, "rb") as opened:
+        return opened.read()
+
+
+def _private(found: os.stat_result) -> bool:
+    if stat.S_ISLNK(found.st_mode):
+        return False
+    if sys.platform == "win32":
+        return True
+    others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return not others and found.st_uid in (0, os.getuid())
 
 
 class _Header(msgspec.Struct):
@@ -41,7 +169,7 @@ def form_bytes(form: object) -> bytes:
 def outline(path: Path, kind: type[Form]) -> Form | None:
     """What a file of JSON says of itself, even if text in it is damaged; None if it does not."""
     try:
-        return from_json(path.read_bytes().decode(errors="replace"), kind)
+        return from_json(file_bytes(path).decode(errors="replace"), kind)
     except (OSError, MalformedError):
         return None
 
@@ -56,7 +184,7 @@ def read_form(path: Path, kind: type[Form], known: int, *, what: str, command: s
         FormatError: it is of another format.
     """
     try:
-        data = path.read_bytes()
+        data = file_bytes(path)
         found = from_json(data, _Header).format
         if found != known:
             raise FormatError(

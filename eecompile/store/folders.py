@@ -21,6 +21,8 @@ from typing import NamedTuple
 from eecompile.errors import BackendError, BusyError, OutputExistsError, UsageError
 from eecompile.interrupt import deferred
 from eecompile.store.bundle import file_names
+from eecompile.store.files import beside
+from eecompile.system import needing_room
 
 MARK = ".eecompile"  # a file in a folder that eecompile may remove
 _MARK = b"eecompile may remove this folder.\n"
@@ -49,7 +51,38 @@ def new_folder(path: Path, *, replaces: bool, kind: FolderKind = SETS) -> Iterat
 
     Raises:
         BusyError: another process is writing ``path``.
+        DiskFullError: there is no room for it.
         OutputExistsError: ``path`` exists and may not be replaced.
+    """
+    path = Path(os.path.abspath(path))  # noqa: PTH100 - a link at its end stays one
+    partial = _partial(path)
+    _check_place(path)
+    made = _make_parents(path.parent)
+    try:
+        with alone(path):
+            check_folder(path, replaces=replaces, kind=kind)
+            remove_marked(partial)  # what a killed writer left
+            with needing_room(partial, path):
+                make_marked(partial)
+                (partial / _NEW).mkdir()
+                yield partial / _NEW
+                _sync(partial / _NEW)
+            with deferred():
+                check_folder(path, replaces=replaces, kind=kind)
+                _put(partial, path)
+    finally:
+        with deferred():
+            for parent in made:  # only those still empty
+                with suppress(OSError):
+                    parent.rmdir()
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """No other process writes ``path`` meanwhile; what one left that was killed is removed.
+
+    Raises:
+        BusyError: another process is writing it.
     """
     try:
         from filelock import FileLock, Timeout
@@ -60,9 +93,7 @@ def new_folder(path: Path, *, replaces: bool, kind: FolderKind = SETS) -> Iterat
             remedy="pip install filelock",
         ) from error
     path = Path(os.path.abspath(path))  # noqa: PTH100 - a link at its end stays one
-    partial, lock_file = _partial(path), _lock_file(path)
-    _check_place(path)
-    made = _make_parents(path.parent)
+    lock_file = _lock_file(path)
     lock = FileLock(lock_file)
     try:
         lock.acquire(timeout=0)
@@ -74,24 +105,19 @@ def new_folder(path: Path, *, replaces: bool, kind: FolderKind = SETS) -> Iterat
         ) from error
     try:
         _restore(path)
-        check_folder(path, replaces=replaces, kind=kind)
-        remove_marked(partial)  # what a killed writer left
-        make_marked(partial)
-        (partial / _NEW).mkdir()
-        yield partial / _NEW
-        _sync(partial / _NEW)
-        with deferred():
-            check_folder(path, replaces=replaces, kind=kind)
-            _put(partial, path)
+        yield
     finally:
         with deferred():
-            remove_marked(partial)
+            remove_marked(_partial(path))
             with suppress(OSError):  # filelock refuses a lock on an unlinked file: this is safe
                 lock_file.unlink()
             lock.release()
-            for parent in made:  # only those still empty
-                with suppress(OSError):
-                    parent.rmdir()
+
+
+def left_over(path: Path) -> bool:
+    """Whether there is what :func:`alone` removes, of a writer that was killed or is at work."""
+    path = Path(os.path.abspath(path))  # noqa: PTH100 - a link at its end stays one
+    return _is_marked(_partial(path)) or _lock_file(path).is_file()
 
 
 def check_folder(path: Path, *, replaces: bool, kind: FolderKind = SETS) -> None:
@@ -131,13 +157,13 @@ def check_folder(path: Path, *, replaces: bool, kind: FolderKind = SETS) -> None
 
 
 def make_marked(folder: Path) -> None:
-    """Make a folder that eecompile may remove; one that it made before stays.
+    """Make a folder that eecompile may remove, of this user's alone; one that is there stays.
 
     Raises:
         OutputExistsError: something else is there.
     """
     _check_marked(folder)
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
     (folder / MARK).write_bytes(_MARK)
 
 
@@ -237,12 +263,12 @@ def _restore(path: Path) -> None:
 
 
 def _lock_file(path: Path) -> Path:
-    return path.with_name(f".{path.name}.lock")
+    return beside(path, "lock")
 
 
 def _partial(path: Path) -> Path:
     """Where a folder is written, and what it replaces lies for a moment."""
-    return path.with_name(f".{path.name}.partial")
+    return beside(path, "partial")
 
 
 def _sync(folder: Path) -> None:

@@ -70,8 +70,10 @@ def _expected(message: str, kind: msgspec.inspect.Type) -> str:
             break
         fields = {field.encode_name: field.type for field in found.fields}
         found = fields.get(key)
-    if isinstance(found, msgspec.inspect.LiteralType):
-        return f"one of {list(found.values)}"
+    kinds = found.types if isinstance(found, msgspec.inspect.UnionType) else (found,)
+    for each in kinds:
+        if isinstance(each, msgspec.inspect.LiteralType):
+            return f"one of {list(each.values)}"
     return "the type that the message names"
 
 

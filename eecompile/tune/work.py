@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import struct
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,17 +16,20 @@ from numpy.typing import NDArray
 from eecompile.decoding import MalformedError, from_msgpack
 from eecompile.errors import BusyError, OutputExistsError
 from eecompile.handle import Handle
+from eecompile.store.files import lock
 
 _LENGTH = struct.Struct("<Q")
 _NAME = "eecompile tune"
-_FORMAT = f"{_NAME} 1"
+_FORMAT = f"{_NAME} 2"
+_DIGEST = 16  # bytes, before each record
 
 
 class Work(Handle):
     """Results by key, each written as soon as it is there.
 
     The file is a list of records, so that adding one costs no more than its size; what an
-    interruption left of the last one is dropped. A file of other settings is begun anew.
+    interruption left of the last one is dropped, as is all from the first damaged one on. A file
+    of other settings is begun anew.
 
     Args:
         path: the file; None keeps everything in memory.
@@ -93,7 +96,7 @@ class Work(Handle):
     def _write(self, key: str, value: Any) -> None:
         if self._file is not None:
             record = msgspec.msgpack.encode((key, value))
-            self._file.write(_LENGTH.pack(len(record)) + record)
+            self._file.write(_LENGTH.pack(len(record)) + _digest(record) + record)
             self._file.flush()
 
     def _read(self, header: str) -> int:
@@ -104,7 +107,9 @@ class Work(Handle):
             (length,) = _LENGTH.unpack(head)
             if length > size - self._file.tell():
                 break
-            record = self._file.read(length)
+            digest, record = self._file.read(_DIGEST), self._file.read(length)
+            if digest != _digest(record):
+                break
             try:
                 key, value = from_msgpack(record, tuple[str, Any])
             except MalformedError:
@@ -122,8 +127,12 @@ def is_work(path: Path) -> bool:
     if path.is_symlink() or not path.is_file():
         return False
     with path.open("rb") as file:
-        head = file.read(_LENGTH.size + 32)  # the name, in the key of the first record
+        head = file.read(_LENGTH.size + _DIGEST + 32)  # the name is in the first record's key
     return not head or _NAME.encode() in head
+
+
+def _digest(record: bytes) -> bytes:
+    return hashlib.sha256(record).digest()[:_DIGEST]
 
 
 def _packed(array: NDArray[Any]) -> dict[str, Any]:
@@ -133,15 +142,10 @@ def _packed(array: NDArray[Any]) -> dict[str, Any]:
 
 def _lock(file: BinaryIO, path: Path) -> None:
     """Keep a second writer out, until the file is closed or the process ends."""
-    with suppress(ImportError):  # not on Windows
-        import fcntl
-
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.close()
-            raise BusyError(
-                found=f"another process that is tuning into {path.parent}",
-                expected="one at a time",
-                remedy="wait for it, or choose another output folder",
-            ) from error
+    if not lock(file.fileno()):
+        file.close()
+        raise BusyError(
+            found=f"another process that is tuning into {path.parent}",
+            expected="one at a time",
+            remedy="wait for it, or choose another output folder",
+        )

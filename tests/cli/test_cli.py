@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from PIL import Image
 from eecompile.compiler.build import engine_set_from_bundle
 from eecompile.compiler.export import bundle_from_recipe
 from eecompile.store.bundle import open_bundle, open_engine_set
+from eecompile.store.folders import make_marked
 from tests.cli.conftest import Run
 from tests.conftest import RECIPE, TARGETS
 
@@ -133,6 +135,18 @@ def test_wrong_usage_exits_with_2(run: Run, arguments: tuple[str, ...]) -> None:
     assert "Traceback" not in error
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [("LONG",), ("inspect", "--LONG"), ("inspect", "LONG"), ("inspect", ".", "LONG")]
+    + [("program", "ddim:eta=LONG", "-o", "p.json")],
+)
+def test_what_was_given_is_not_repeated_at_length(run: Run, arguments: tuple[str, ...]) -> None:
+    status, out, error = run(*(word.replace("LONG", "a" * 100_000) for word in arguments))
+    assert status
+    assert "aaaaaaaaa" in error
+    assert len(out + error) < 3000
+
+
 def test_help_and_version(run: Run) -> None:
     for command in ("export", "build", "sample", "inspect"):
         status, out, _ = run(command, "--help")
@@ -180,6 +194,23 @@ def test_build_is_up_to_date_the_second_time(run: Run, bundle: Path, tmp_path: P
     status, out, _ = run(*command)
     assert status == 0
     assert "up to date" in out
+
+
+def test_what_a_build_left_that_was_killed_at_its_end_goes_with_the_next(
+    run: Run,
+    small_bundle: Path,
+    small_sets: dict[str, Path],
+    copied: Callable[[Path], Path],
+    tmp_path: Path,
+) -> None:
+    folder = copied(small_sets["chained"])
+    (tmp_path / f".{folder.name}.lock").touch()
+    for name in ("partial", "segments"):
+        make_marked(tmp_path / f".{folder.name}.{name}")
+    status, out, _ = run("build", small_bundle, "--target", TARGETS["chained"], "-o", folder)
+    assert status == 0
+    assert "up to date" in out
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_conditions_may_come_from_a_file(
@@ -366,8 +397,46 @@ def test_a_full_disk_is_one_sentence(
         "main()\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    fails((result.returncode, result.stdout, result.stderr))
+    fails((result.returncode, result.stdout, result.stderr), "no room to write", str(tmp_path))
+    assert "operator" not in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", ">&-", "2>&-"])
+def test_closed_streams_lead_nowhere(
+    small_sets: dict[str, Path], tmp_path: Path, closed: str
+) -> None:
+    """Else the file that is written takes a stream's number, and what is printed goes into it."""
+    output = tmp_path / "a.npy"
+    command = f"sample {small_sets['chained']} -n 2 --steps 2 --schedule 1 -o {output}"
+    for line in (f"inspect {small_sets['chained']} --json", command):
+        result = subprocess.run(
+            f"{sys.executable} -m eecompile {line} {closed}",
+            shell=True,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "Traceback" not in result.stderr
+    assert np.load(output).shape == (2, 1, 28, 28)
+
+
+def test_compare_without_docstrings_is_refused(small_bundle: Path, tmp_path: Path) -> None:
+    arguments = ["compare", str(small_bundle), "--peers", "-o", str(tmp_path / "out")]
+    result = subprocess.run(
+        [sys.executable, "-OO", "-m", "eecompile", *arguments], capture_output=True, text=True
+    )
+    fails((result.returncode, result.stdout, result.stderr), "-OO", "polygraphy")
+
+
+def test_export_in_little_address_space_is_refused(small_recipe: Path, tmp_path: Path) -> None:
+    arguments = ["export", str(small_recipe), "-o", str(tmp_path / "out")]
+    result = subprocess.run(
+        ["prlimit", f"--as={500 * 2**20}", sys.executable, "-m", "eecompile", *arguments],
+        capture_output=True,
+        text=True,
+    )
+    fails((result.returncode, result.stdout, result.stderr), "500 MiB", "ulimit -v")
 
 
 def test_a_terminal_without_the_charts_characters_still_shows_the_rest(bundle: Path) -> None:

@@ -182,9 +182,14 @@ def test_an_interrupted_evaluation_goes_on(
     assert rows(tmp_path) == expected
     assert evaluated("--schedule", "fast")[0] == 0
     assert len(calls) == 4
+    damaged, *_ = (tmp_path / "work" / "samples").rglob("*.npy")
+    np.save(damaged, np.zeros((10, 1, 28, 28), np.float16))
+    assert evaluated("--schedule", "fast")[0] == 0
+    assert len(calls) == 5, "what is damaged is made anew"
+    assert rows(tmp_path) == expected
     assert not list((tmp_path / "work").rglob("*.partial"))
     assert evaluated("--schedule", "fast", "--seed", 1)[0] == 0  # other samples
-    assert len(calls) == 7
+    assert len(calls) == 8
 
 
 def test_samples_alone_need_no_engine_set(run: Run, tmp_path: Path) -> None:

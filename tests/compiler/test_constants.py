@@ -18,7 +18,8 @@ from eecompile.compiler.export import bundle_from_recipe
 from eecompile.compiler.progress import silent
 from eecompile.compiler.sessions import evaluate_joined, session_from_graph
 from eecompile.compiler.trace import graph_from_network
-from eecompile.errors import EecompileError
+from eecompile.compiler.verify import compare_extremes, extreme_inputs
+from eecompile.errors import EecompileError, NonFiniteError, VerificationError
 from eecompile.programs.interface import Interface, State
 from eecompile.runtime.sampler import Sampler
 from eecompile.store.target import Tolerance
@@ -130,15 +131,36 @@ steps = 2
 
 @pytest.mark.parametrize("layout", TARGETS)
 def test_a_null_embedding_of_zeros_samples(tmp_path: Path, beside: Beside, layout: str) -> None:
-    (tmp_path / "recipe.toml").write_text(RECIPE.replace("{module}", beside(MODULE)))
-    torch.manual_seed(0)
-    names: dict[str, Any] = {"__name__": "not imported"}
-    exec(MODULE, names)
-    torch.save(names["Own"]().state_dict(), tmp_path / "own.pt")
-    bundle_from_recipe(tmp_path / "recipe.toml", tmp_path / "bundle")
+    exported(tmp_path, beside, MODULE)
     engine_set_from_bundle(tmp_path / "bundle", TARGETS[layout], tmp_path / "engines")
     with Sampler.open(tmp_path / "engines") as sampler:
         text = np.ones(8, np.float32)
         guided = sampler.sample(2, text=text, nulls={"text": 0 * text}, guidance=2.0)
         weak = sampler.sample(2, text=text, nulls={"text": 1e-30 * text}, guidance=2.0)
     np.testing.assert_allclose(guided, weak, atol=1e-6)
+
+
+def exported(tmp_path: Path, beside: Beside, module: str) -> Path:
+    """A bundle of the module's network, with random weights."""
+    (tmp_path / "recipe.toml").write_text(RECIPE.replace("{module}", beside(module)))
+    torch.manual_seed(0)
+    names: dict[str, Any] = {"__name__": "not imported"}
+    exec(module, names)
+    torch.save(names["Own"]().state_dict(), tmp_path / "own.pt")
+    bundle_from_recipe(tmp_path / "recipe.toml", tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def test_extremes_are_compared_where_the_reference_is_finite() -> None:
+    points = extreme_inputs(INTERFACE)
+
+    def outputs(*values: float) -> Any:
+        made = iter(values)
+        return lambda point: {4: [np.full_like(point["x"], next(made))]}
+
+    tolerance = Tolerance(absolute=0.1, relative=0.0)
+    right, nan = (1.0, 1.0, np.inf), float("nan")
+    found = compare_extremes(points, outputs(*right), outputs(nan, 1.3, nan), tolerance, "it")
+    assert [type(error) for error in found] == [NonFiniteError, VerificationError]
+    assert ["zero inputs" in found[0].found, "tiny inputs" in found[1].found] == [True, True]
+    assert not compare_extremes(points, outputs(*right), outputs(*right), tolerance, "it")

@@ -52,6 +52,8 @@ TO_MIN: dict[str, Any] = {"final_sigmas_type": "sigma_min"}
 CONFIGURATIONS: list[tuple[str, dict[str, Any]]] = [
     ("CMStochasticIterativeScheduler", {"clip_denoised": False}),
     ("CogVideoXDDIMScheduler", {"clip_sample": False}),
+    ("CogVideoXDPMScheduler", {"rescale_betas_zero_snr": True, "clip_sample": False, **VP}),
+    ("CogVideoXDPMScheduler", {"timestep_spacing": "trailing", "clip_sample": False}),
     ("DDIMParallelScheduler", {"clip_sample": False}),
     ("DDIMScheduler", {"clip_sample": False}),
     ("DDIMScheduler", {"clip_sample": False, "timestep_spacing": "trailing", **VP}),
@@ -106,7 +108,6 @@ CONFIGURATIONS: list[tuple[str, dict[str, Any]]] = [
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "AmusedScheduler": ({"mask_token_id": 0}, "not normal noise"),
     "BlockRefinementScheduler": ({}, "fails in step"),
-    "CogVideoXDPMScheduler": ({}, "more than state and output (old_pred_original_sample"),
     "CosineDPMSolverMultistepScheduler": ({}, "Brownian tree"),
     "DDIMInverseScheduler": ({}, "from data to noise"),
     "DDPMWuerstchenScheduler": ({}, "fails in step"),
@@ -183,13 +184,20 @@ def own_loop(
     start = draws(0)() * float(getattr(scheduler, "init_noise_sigma", 1.0))
     state = torch.from_numpy(start)
     states, noises = [], []
+    former: list[Any] = [None, None]  # as CogVideoXPipeline hands them on
+    looks_back = "timestep_back" in inspect.signature(scheduler.step).parameters
     for t in scheduler.timesteps:
         x = state
         if hasattr(scheduler, "scale_model_input"):
             x = scheduler.scale_model_input(state, t)
         output = torch.from_numpy(network(x.double().numpy(), float(t)))
         drawn.clear()
-        state = scheduler.step(output, t, state, **options).prev_sample.double()
+        if looks_back:
+            state, data = scheduler.step(output, former[0], int(t), former[1], state)
+            former = [data, int(t)]
+            del drawn[:-1]  # it draws twice, and uses the last
+        else:
+            state = scheduler.step(output, t, state, **options).prev_sample.double()
         states.append(state.numpy().copy())
         noises.append([*drawn])
     patch.undo()
@@ -498,8 +506,17 @@ PROCESSES: list[tuple[str, dict[str, Any], Process | None]] = [
         Process(family="edm", prediction="edm", sigma_max=100.0),
     ),
     ("DDIMScheduler", {"clip_sample": False, "rescale_betas_zero_snr": True}, None),
-    ("DDIMScheduler", {"clip_sample": False, "trained_betas": [0.01] * 1000}, None),
-    ("EDMEulerScheduler", VP, None),
+    (
+        "DDIMScheduler",
+        {"clip_sample": False, "rescale_betas_zero_snr": True, **VP},
+        Process(zero_terminal_snr=True, prediction="v_prediction"),
+    ),
+    (
+        "DDIMScheduler",
+        {"clip_sample": False, "trained_betas": [0.01] * 1000},
+        Process(betas=(0.01,) * 1000),
+    ),
+    ("EDMEulerScheduler", VP, Process(family="edm", prediction="v_prediction")),
     ("IPNDMScheduler", {}, None),
 ]
 
@@ -545,7 +562,15 @@ def test_a_config_that_its_tables_contradict_is_not_believed() -> None:
             "DDIMScheduler",
             {"clip_sample": False, "rescale_betas_zero_snr": True},
             Process(betas="cosine"),
-            ["zero terminal SNR", "(the network's: cosine)"],
+            ["zero_terminal_snr", "(the network's: cosine)"],
+        ),
+        (
+            "CogVideoXDDIMScheduler",
+            {"clip_sample": False, **VP},
+            Process(
+                betas="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction="v_prediction"
+            ),
+            ["betas scaled_linear, snr_shift 3, 0.00085", "fix [process] in the network's recipe"],
         ),
         ("FlowMatchEulerDiscreteScheduler", {}, Process(), ["family flow", "diffusion"]),
         ("IPNDMScheduler", {}, Process(), ["does not know", "diffusion"]),

@@ -204,13 +204,20 @@ class Fixed(Sound):
         return super().forward(x.reshape(2, 2, 64), t)
 
 
+class Indexed(Sound):
+    def forward(self, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+        return super().forward(x + torch.linspace(0, 1, 1001)[t][:, None, None], t)
+
+
 class Together(Sound):
     def forward(self, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         return super().forward(x - x.mean(0), t)
 
 
 # In the order of the table.
-REFUSED: list[type[Sound]] = [Branching, Random, Apart, Fixed, Together]
+REFUSED: list[type[Sound]] = [
+    Branching, Random, Apart, Fixed, Indexed, Together,
+]  # fmt: skip
 
 
 def refusals() -> list[str]:

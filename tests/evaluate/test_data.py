@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import os
+import struct
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -106,12 +110,57 @@ def test_what_cannot_be_read_says_so(tmp_path: Path) -> None:
     refused(tmp_path / "objects.npy", GREY, "cannot be read")
 
 
+ZEROS = 1 << 26  # bytes of a file that packs to a thousandth of it
+
+
+def unpacking(path: Path, *words: str) -> None:
+    """Refused, without having been unpacked."""
+    tracemalloc.start()
+    try:
+        refused(path, GREY, *words)
+        assert tracemalloc.get_traced_memory()[1] < ZEROS // 8
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_gzip_file_is_unpacked_no_further_than_its_header_says(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.gz"
+    path.write_bytes(gzip.compress(idx(pixels(3, 5, 4)) + bytes(ZEROS), 1))
+    unpacking(path, "more bytes where [3, 5, 4]")
+    path.write_bytes(gzip.compress(bytes((0, 0, 8, 2, 1, 0, 0, 0, 0, 0, 1, 1)) + bytes(ZEROS), 1))
+    unpacking(path, "unpacks to 4.0 GiB, more than 4 GiB", ".npy may be of any size")
+
+
+def test_an_archive_of_arrays_is_unpacked_up_to_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "bomb.npz"
+    np.savez_compressed(path, np.zeros((ZEROS // 20, 1, 5, 4), np.uint8))
+    monkeypatch.setattr("eecompile.evaluate.data._MOST", ZEROS // 2)
+    unpacking(path, "unpacks to 0.1 GiB")
+
+
+@pytest.mark.parametrize(("side", "words"), [(5_000, "5000x5000"), (20_000, "exceeds limit")])
+def test_a_picture_of_another_size_is_not_unpacked(tmp_path: Path, side: int, words: str) -> None:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        whole = name + data
+        return struct.pack(">I", len(data)) + whole + struct.pack(">I", zlib.crc32(whole))
+
+    head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    parts = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(ZEROS), 1))
+    (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + parts + chunk(b"IEND", b""))
+    unpacking(tmp_path, "huge.png", words)
+
+
 def test_folders_without_fitting_pictures_say_so(tmp_path: Path) -> None:
     refused(tmp_path, GREY, "no pictures", "check the path")
     Image.fromarray(pixels(5, 6)).save(tmp_path / "wide.png")
     refused(tmp_path, GREY, "wide.png of 6x5 pixels", "4x5", "resize")
     (tmp_path / "wide.png").write_text("no picture at all")
     refused(tmp_path, GREY, "wide.png, which is no picture")
+    (tmp_path / "wide.png").unlink()
+    os.mkfifo(tmp_path / "wide.png")
+    refused(tmp_path, GREY, "wide.png, which is no picture", "no plain file")
     refused(tmp_path, Space((4, 5, 4), None), "samples of shape [4, 5, 4]", "--decoder")
 
 

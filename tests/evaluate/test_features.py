@@ -105,6 +105,11 @@ def test_nothing_is_computed_twice(tmp_path: Path) -> None:
     assert sum(calls) == 1600
     store("b").features(ArraySource("another network's", given, GREY))
     assert sum(calls) == 2700
+    for path in (tmp_path / "kept").iterdir():
+        np.save(path, np.zeros((500, 1), np.float32))
+    anew = store("b").features(ArraySource("the same", given, GREY))
+    assert sum(calls) == 3800, "what was kept is damaged"
+    np.testing.assert_array_equal(anew, given.mean((2, 3)))
 
 
 def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:

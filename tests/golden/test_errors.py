@@ -14,6 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 
 import eecompile
 from eecompile import (
@@ -137,6 +144,15 @@ COMMANDS = """
     inspect bundle --steps 4
     inspect program.json --program
     inspect stranger
+    inspect bundle --check
+    inspect engines --check --limit 0
+    inspect engines --limit 5
+    inspect program.json --check
+    inspect engines --signed-by key.pub
+    inspect engines --signed-by words.json
+    sign nowhere --key key.pem
+    sign engines --key words.json
+    build bundle --sign words.json
     evaluate --reference real.npy
     evaluate --reference real.npy --schedule full
     evaluate --reference real.npy engines -n 1
@@ -177,6 +193,15 @@ def damaged(folder: Path) -> None:
         (folder / name / "manifest.json").write_text(other)
 
 
+def write_keys(folder: Path) -> None:
+    """``key.pem``, and ``key.pub``, which goes with it."""
+    key, encoding = Ed25519PrivateKey.from_private_bytes(bytes(32)), Encoding.PEM
+    private = key.private_bytes(encoding, PrivateFormat.PKCS8, NoEncryption())
+    (folder / "key.pem").write_bytes(private)
+    public = key.public_key().public_bytes(encoding, PublicFormat.SubjectPublicKeyInfo)
+    (folder / "key.pub").write_bytes(public)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the commands find: folders, good and damaged, recipes, and files of all kinds."""
@@ -184,6 +209,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_folder(REPORTS / "bundle.json", folder / "bundle")
     write_folder(REPORTS / "engine-set.json", folder / "engines")
     damaged(folder)
+    write_keys(folder)
     for name, old, new in (
         ("unknown-key", "checkpoint =", "chekpoint ="),
         ("unknown-table", "[sampling]", "[samplin]"),

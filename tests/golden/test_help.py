@@ -13,7 +13,7 @@ import pytest
 from tests.golden.stored import FOLDER, check
 
 COMMANDS = (
-    "eecompile", "export", "build", "sample", "compare", "tune", "program", "inspect",
+    "eecompile", "export", "build", "sign", "sample", "compare", "tune", "program", "inspect",
     "evaluate", "serve", "doctor", "recipes", "recipe", "targets", "target",
 )  # fmt: skip
 CODE = """

@@ -6,8 +6,10 @@ import argparse
 import hashlib
 import os
 import pickle
+import resource
 import types
 import warnings
+import zipfile
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -246,6 +248,26 @@ def test_a_file_that_is_cut_short_is_refused(tmp_path: Path, kind: str, share: f
     assert "check its size" in caught.value.remedy
 
 
+@pytest.mark.parametrize("record", ["data.pkl", "byteorder", "version", "data/0"])
+def test_an_archive_that_unpacks_to_far_more_is_refused_before_it_is_unpacked(
+    tmp_path: Path, record: str
+) -> None:
+    zipped({"weight": torch.randn(200)}, tmp_path / "a.pt")
+    path, more = tmp_path / "bomb.pt", 1 << 27
+    with (
+        zipfile.ZipFile(tmp_path / "a.pt") as whole,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as bomb,
+    ):
+        for name in whole.namelist():
+            data = whole.read(name)
+            bomb.writestr(name, data + bytes(more) if name.endswith(record) else data)
+    assert path.stat().st_size < more // 100
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match=r"unpacks to [\d,]{11} bytes; .*unpack it first"):
+        state_from_file(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < more // 4 >> 10
+
+
 @pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
 @pytest.mark.parametrize(
     "content",
@@ -339,10 +361,16 @@ def test_an_empty_average_gives_way_to_the_weights(tmp_path: Path) -> None:
     assert_same(state_from_file(tmp_path / "a.pt"), state())
 
 
-@pytest.mark.parametrize("text", ["<!doctype html>", "version https://git-lfs.github.com/spec/v1"])
-def test_a_file_that_is_no_pickle_needs_no_code(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("<!doctype html>", "no whole checkpoint file"),
+        ("version https://git-lfs.github.com/spec/v1", "only points to the file .*git lfs pull"),
+    ],
+)
+def test_a_file_that_is_no_pickle_needs_no_code(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "a.pt").write_text(text)
-    with pytest.raises(CheckpointError, match="no whole checkpoint file"):
+    with pytest.raises(CheckpointError, match=words):
         state_from_file(tmp_path / "a.pt")
 
 

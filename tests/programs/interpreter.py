@@ -66,7 +66,8 @@ def place_of(program: Program, step: Step) -> float:
     if process is None:
         return step.moment
     _, _, alpha, sigma = process.at(step.moment)
-    return math.log((alpha / sigma) ** 2) / 2 if process.family == "diffusion" else sigma
+    signal = alpha or 2.0**-12  # what stands for none, as in diffusers
+    return math.log((signal / sigma) ** 2) / 2 if process.family == "diffusion" else sigma
 
 
 def extrapolated(made: Sequence[tuple[float, Array]], at: float, order: int) -> Array:

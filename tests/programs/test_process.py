@@ -128,7 +128,7 @@ def test_betas_out_of_range_are_refused() -> None:
     [
         ({"timesteps": 0}, "timesteps = 0"),
         ({"shift": 0.0}, "shift 0"),
-        ({"time_scale": -1.0}, "time_scale -1"),
+        ({"time_scale": 0.0}, "time_scale 0"),
         ({"time_offset": math.nan}, "time_offset nan"),
         ({"sigma_data": math.inf}, "sigma_data inf"),
         ({"sigma_min": 80.0}, "sigmas from 80 to 80"),

@@ -535,6 +535,9 @@ def test_edm_programs_are_for_one_sigma_data() -> None:
         ({"shape": (1.5, 4)}, "shape \\(1.5, 4\\)"),
         ({"shape": 5}, "shape 5"),
         ({"nulls": 5}, "nulls 5"),
+        ({"nulls": 0}, "nulls 0"),
+        ({"nulls": np.zeros(2)}, r"nulls array\(\[0., 0.\]\)"),
+        ({"nulls": [["label", 3]]}, "nulls \\[\\["),
         ({"nulls": {"label": -5}, "guidance": 2.0}, "label = -5"),
         ({"label": 2**63}, "label = 9223372036854775808"),
         ({"n": 2**32}, "1 to 1000000"),
@@ -573,4 +576,4 @@ def test_requests_come_in_any_iterable_and_are_requests() -> None:
         with pytest.raises(UsageError, match="a request of type"):
             sampler.sample_requests([wrong], **QUICK)  # type: ignore[list-item]
     with pytest.raises(UsageError, match="conditions None"):
-        sampler.check(SampleRequest(conditions=None))  # type: ignore[arg-type]
+        SampleRequest(conditions=None)  # type: ignore[arg-type]

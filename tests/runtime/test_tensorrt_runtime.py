@@ -560,11 +560,23 @@ def test_a_cache_that_cannot_be_written_is_no_error(
     assert [path.name for path in folder.parent.iterdir()] == ["set"]
 
 
-def test_a_cache_of_another_user_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder.with_name("set.rtx-cache").write_bytes(b"kernels of another")
-    monkeypatch.setattr("eecompile.runtime.cuda.kernel_cache._ours", lambda _: False)
-    KernelCache(config(cache := FakeCache()), folder, manifest())
+@pytest.mark.parametrize("how", ["writable", "link"])
+def test_a_cache_that_another_user_may_have_written_is_neither_read_nor_replaced(
+    folder: Path, how: str
+) -> None:
+    path, planted = folder.with_name("set.rtx-cache"), folder / "planted"
+    planted.write_bytes(b"kernels of another")
+    if how == "link":
+        path.symlink_to(planted)
+    else:
+        planted.rename(path)
+        path.chmod(0o666)
+    known = KernelCache(config(cache := FakeCache()), folder, manifest())
     assert cache.kernels == b""
+    cache.kernels = b"kernels"
+    known.save()
+    assert path.read_bytes() == b"kernels of another"
+    assert path.is_symlink() == (how == "link")
 
 
 # The contract with the real libraries

@@ -14,6 +14,7 @@ from hypothesis import given
 
 from eecompile.errors import BundleError, DigestError, FormatError
 from eecompile.programs.interface import Condition, Interface, State
+from eecompile.programs.meaning import is_condition_name
 from eecompile.programs.process import Process
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.store.bundle import (
@@ -36,6 +37,7 @@ from tests.conftest import ROOT
 
 Copy = Callable[[Path], Path]
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
+inputs = st.from_regex(r"[a-z][a-z_]{0,20}", fullmatch=True).filter(is_condition_name)
 sizes = st.integers(0, 2**60)
 floats = st.floats(allow_nan=False, allow_infinity=False)
 
@@ -50,26 +52,28 @@ def manifests(draw: st.DrawFn) -> BundleManifest:
         name=draw(names),
         exits=tuple(exits),
         state=State(shape=tuple(draw(st.lists(st.integers(1, 512), max_size=3)))),
-        conditions=draw(st.dictionaries(names, st.just(condition), max_size=2)),
+        conditions=draw(st.dictionaries(inputs, st.just(condition), max_size=2)),
         process=Process(timesteps=draw(st.integers(1, 4000))),
         schedules={"full": ExitSchedule.constant(exits[-1])},
     )
-    graph = st.builds(
-        ExitGraph,
-        depth=st.sampled_from(exits),
-        graph=names,
-        nodes=sizes,
-        parameters=sizes,
-        bytes=sizes,
-        unique_bytes=sizes,
-        worst_error=floats,
-        mean_error=floats,
-        relative_error=floats,
-    )
+    graphs = [
+        ExitGraph(
+            depth=depth,
+            graph=exit_graph_name(depth),
+            nodes=draw(sizes),
+            parameters=draw(sizes),
+            bytes=draw(sizes),
+            unique_bytes=draw(sizes),
+            worst_error=draw(floats),
+            mean_error=draw(floats),
+            relative_error=draw(floats),
+        )
+        for depth in exits
+    ]
     shared = st.builds(Sharing, exits=st.just(tuple(exits)), nodes=sizes, bytes=sizes)
     return BundleManifest(
         interface=interface,
-        exits=tuple(draw(st.lists(graph, max_size=4))),
+        exits=tuple(graphs),
         files=(),
         versions=draw(st.dictionaries(names, names, max_size=3)),
         sharing=tuple(draw(st.lists(shared, max_size=3))),

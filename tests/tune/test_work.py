@@ -50,6 +50,19 @@ def test_every_torn_end_is_dropped_and_what_came_before_is_kept(tmp_path: Path) 
             assert work.kept == {"first": 1, "third": 3}
 
 
+def test_what_is_damaged_is_not_taken_for_a_result(tmp_path: Path) -> None:
+    path = tmp_path / "work"
+    filled(path)
+    data = path.read_bytes()
+    with Work(path, "a") as work:
+        whole = dict(work.kept)
+    for place in range(data.index(b"list"), len(data)):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        with Work(path, "a") as work:
+            assert work.kept == dict(list(whole.items())[: len(work.kept)])
+            assert work.kept != whole
+
+
 def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "work"
     for data in (b"x", b"\xff" * 100, b"\x03\0\0\0\0\0\0\0abc"):

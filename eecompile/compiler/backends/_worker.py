@@ -6,7 +6,6 @@ goes to LOG. Polygraphy's switch in the environment says which library it is.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -17,6 +16,7 @@ from typing import IO, cast
 import msgspec
 import onnx_ir as ir
 
+from eecompile.children import die_with_parent
 from eecompile.compiler.backends._tensorrt import SWITCH, Flavour, PlanJob
 from eecompile.compiler.progress import Report
 from eecompile.decoding import from_json
@@ -91,7 +91,8 @@ class Worker(Handle):
                 command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env=os.environ | {SWITCH: switch},
+                # Polygraphy needs docstrings.
+                env=os.environ | {SWITCH: switch, "PYTHONOPTIMIZE": ""},
             )
         return self._process
 
@@ -115,7 +116,7 @@ class Worker(Handle):
 
 def _serve(log: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
-    _die_with_parent()
+    die_with_parent()
     with os.fdopen(os.dup(1), "wb", buffering=0) as answers, log.open("ab") as file:
         os.dup2(file.fileno(), 1)  # libraries print where they like
         os.dup2(file.fileno(), 2)
@@ -135,11 +136,6 @@ def _build(job: PlanJob, answers: IO[bytes]) -> None:
         say(_Answer(error=(error.found, error.expected, error.remedy)))
     else:
         say(_Answer(finished=True))
-
-
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 if __name__ == "__main__":

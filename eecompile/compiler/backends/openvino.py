@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 from xml.etree import ElementTree
 
@@ -26,6 +25,7 @@ from eecompile.runtime.engines.openvino import (
     model_options,
 )
 from eecompile.store.target import Target
+from eecompile.system import work_folder
 
 SUFFIX = "xml"
 _ALIGNMENT = 64
@@ -95,8 +95,8 @@ def compile_segments(
         weights = _Weights(file)
         for index, (name, model) in enumerate(models.items()):
             report(f"converting {name}", index, len(models))
-            with TemporaryDirectory(dir=work) as place:
-                path = Path(place) / name
+            with work_folder(work) as place:
+                path = place / name
                 _write_graph(runtime, core, model, target, path)
                 weights.move(path, folder / name)
     options = model_options(target.precision, 0) | blob_options(folder)
@@ -141,7 +141,8 @@ def _write_graph(runtime: Any, core: Any, model: ir.Model, target: Target, path:
         graph = core.read_model(plain)
     if target.precision == "bf16":
         _keep_angles(graph)
-    runtime.save_model(graph, path, compress_to_fp16=False)
+    with _blaming(path.name, runtime):
+        runtime.save_model(graph, path, compress_to_fp16=False)
 
 
 @contextmanager

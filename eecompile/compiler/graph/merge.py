@@ -9,14 +9,25 @@ import onnx_ir as ir
 
 from eecompile.compiler.graph.numbering import NumberValues
 from eecompile.compiler.weights import content_key, load_graph
-from eecompile.errors import BundleError
+from eecompile.errors import BundleError, EecompileError, one_line, summary
 from eecompile.programs.interface import Interface
 from eecompile.store.bundle import exit_graph_name, output_names
 
 
 def exit_outputs(model: ir.Model, interface: Interface) -> dict[int, list[ir.Value]]:
-    """What each exit gives, by depth, in a graph with all exits as outputs."""
+    """What each exit gives, by depth, in a graph with all exits as outputs.
+
+    Raises:
+        BundleError: an output is missing.
+    """
     values = {value.name: value for value in model.graph.outputs}
+    wanted = [name for depth in interface.exits for name in output_names(interface, depth)]
+    if missing := sorted(set(wanted) - set(values)):
+        raise BundleError(
+            found=f"graphs with the outputs {list(values)}",
+            expected=f"{missing[0]!r} among them",
+            remedy="export the bundle again",
+        )
     return {
         depth: [values[name] for name in output_names(interface, depth)]
         for depth in interface.exits
@@ -24,10 +35,24 @@ def exit_outputs(model: ir.Model, interface: Interface) -> dict[int, list[ir.Val
 
 
 def merged_exits(folder: Path, exits: Sequence[int]) -> ir.Model:
-    """The graph of all exits of a bundle, whose outputs keep their names."""
+    """The graph of all exits of a bundle, whose outputs keep their names.
+
+    Raises:
+        BundleError: the graphs are malformed, or do not fit together.
+    """
     names = [exit_graph_name(depth) for depth in exits]
-    model = joined([(name, load_graph(folder, name)) for name in names])
-    NumberValues(_place_key)(model)
+    try:
+        model = joined([(name, load_graph(folder, name)) for name in names])
+        NumberValues(_place_key)(model)
+        ir.to_proto(model)  # attributes of no type can be read, but not written
+    except EecompileError:
+        raise
+    except Exception as error:  # onnx-ir's, of graphs that export does not write
+        raise BundleError(
+            found=f"graphs in {folder} that cannot be joined ({one_line(summary(error))})",
+            expected="the graphs that eecompile export wrote",
+            remedy="export the bundle again",
+        ) from error
     return model
 
 

@@ -27,6 +27,7 @@ from eecompile.compiler.verify import calibration_inputs
 from eecompile.errors import BackendError
 from eecompile.programs.interface import Interface
 from eecompile.store.target import Target
+from eecompile.system import check_docstrings
 
 
 def lowered(
@@ -44,6 +45,7 @@ def lowered(
     Raises:
         BackendError: nvidia-modelopt is missing, or a pattern matches nothing.
     """
+    check_docstrings("nvidia-modelopt")
     try:
         with _quiet():
             from modelopt.onnx.autocast import convert_to_mixed_precision

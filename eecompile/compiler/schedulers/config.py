@@ -18,13 +18,14 @@ import numpy as np
 
 from eecompile.arrays import Floats
 from eecompile.errors import RecipeError, UsageError, summary
-from eecompile.programs.process import Betas, Process
+from eecompile.programs.process import Betas, Prediction, Process
 
 NETWORK_OPTIONS = frozenset(
     {
         *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),
         *("prediction_type", "variance_type", "sigma_min", "sigma_max", "sigma_data"),
         *("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift"),
+        *("rescale_betas_zero_snr", "snr_shift_scale"),
     }
 )
 """Options of schedulers that describe the network's training, not the solver."""
@@ -141,11 +142,11 @@ def _configured(scheduler: Any) -> Process | None:
     total = config.get("num_train_timesteps", 1000)
     word = config.get("prediction_type", "epsilon")
     if _is_edm(scheduler):
-        if word != "epsilon":
-            return None
+        predictions: dict[str, Prediction] = {"epsilon": "edm", "v_prediction": "v_prediction"}
         return Process(
             family="edm",
-            prediction="edm",
+            prediction=predictions[word],
+            c_noise="atan" if float(scheduler.precondition_noise(1.0)) == 0.5 else "log",
             timesteps=total,
             sigma_min=float(config["sigma_min"]),
             sigma_max=float(config["sigma_max"]),
@@ -154,7 +155,8 @@ def _configured(scheduler: Any) -> Process | None:
     if _is_flow(scheduler):
         shift = float(config.get("flow_shift", config.get("shift", 1.0)) or 1.0)
         return Process(family="flow", prediction="flow", timesteps=total, shift=shift)
-    betas = _BETAS.get(config.get("beta_schedule", ""))
+    listed = config.get("trained_betas")
+    betas = _BETAS.get(config.get("beta_schedule", "")) if listed is None else _listed(listed)
     if betas is None:
         return None
     process = Process(
@@ -162,11 +164,17 @@ def _configured(scheduler: Any) -> Process | None:
         betas=betas,
         prediction=word,
         variance="fixed_large" if config.get("variance_type") == "fixed_large" else "fixed_small",
+        snr_shift=float(config.get("snr_shift_scale", 1.0)),
+        zero_terminal_snr=bool(config.get("rescale_betas_zero_snr")),
     )
-    if betas == "cosine":
+    if betas == "cosine" or listed is not None:
         return process
     ends = float(config["beta_start"]), float(config["beta_end"])
     return msgspec.structs.replace(process, beta_start=ends[0], beta_end=ends[1])
+
+
+def _listed(betas: Any) -> tuple[float, ...]:
+    return tuple(float(beta) for beta in betas)
 
 
 def _is_edm(scheduler: Any) -> bool:
@@ -197,7 +205,8 @@ def _agrees(scheduler: Any, process: Process) -> bool:
     if process.family == "flow":  # each timestep is T times a sigma
         wanted = process.timesteps * sigmas
         return all(np.abs(wanted - stamp).min() <= 1 for stamp in stamps)
-    return bool(np.allclose(0.25 * np.log(sigmas[: len(stamps)]), stamps, atol=1e-4))
+    found = [process.sigma_at(stamp) for stamp in stamps]
+    return bool(np.allclose(found, sigmas[: len(stamps)], rtol=1e-3))
 
 
 def _alpha_bar(scheduler: Any) -> Floats | None:
@@ -221,7 +230,8 @@ def check_process(scheduler: Any, process: Process) -> None:
             found=f"{type(scheduler).__name__} for another process than the network's: "
             f"{'; '.join(differences)}",
             expected="the process that the network was trained with",
-            remedy="take the scheduler_config.json that belongs to the network",
+            remedy="take the scheduler_config.json that belongs to the network; if this is it, "
+            "fix [process] in the network's recipe and export again",
         )
 
 
@@ -240,9 +250,10 @@ def _differences(scheduler: Any, process: Process) -> list[str]:
             table = mine.alpha_bar()
     if family is None:
         return [f"one that eecompile does not know (the network's is {process.family})"]
+    wanted = "flow" if process.prediction == "flow_to_data" else process.prediction
     pairs: list[tuple[str, Any, Any]] = [
         ("family", family, process.family),
-        ("prediction", prediction, process.prediction),
+        ("prediction", prediction, wanted),
         ("T", total, process.timesteps),
     ]
     if mine is not None and mine.family == process.family == "edm":
@@ -256,19 +267,24 @@ def _differences(scheduler: Any, process: Process) -> list[str]:
 
 def _betas(config: Any) -> str:
     words = [str(config.get("beta_schedule", "unknown"))]
+    if config.get("snr_shift_scale", 1.0) != 1:
+        words.append(f"snr_shift {config['snr_shift_scale']:g}")
     if "beta_start" in config and "beta_end" in config:
         words.append(f"{config['beta_start']:g} to {config['beta_end']:g}")
     if config.get("rescale_betas_zero_snr"):
-        words.append("rescaled to zero terminal SNR")
+        words.append("zero_terminal_snr")
     if config.get("trained_betas") is not None:
         words.append("trained_betas")
     return ", ".join(words)
 
 
 def _of(process: Process) -> str:
-    if process.betas == "cosine":
-        return "cosine"
-    return f"{process.betas}, {process.beta_start:g} to {process.beta_end:g}"
+    words: list[str] = [process.betas if isinstance(process.betas, str) else "listed"]
+    if words[0] not in ("cosine", "listed"):
+        words.append(f"{process.beta_start:g} to {process.beta_end:g}")
+    if process.snr_shift != 1:
+        words.append(f"snr_shift {process.snr_shift:g}")
+    return ", ".join([*words, *(["zero_terminal_snr"] if process.zero_terminal_snr else [])])
 
 
 def times_of(scheduler: Any) -> list[float]:

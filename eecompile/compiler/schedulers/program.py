@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import math
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -30,6 +29,7 @@ from eecompile.compiler.schedulers.config import (
     refuse,
     times_of,
 )
+from eecompile.compiler.schedulers.former import remembering
 from eecompile.compiler.schedulers.trace import (
     CHANNELS,
     Row,
@@ -74,6 +74,7 @@ def program_from_scheduler(
             than state and output, refuses ``steps``, or belongs to another process.
     """
     arguments = dict(options or {})
+    scheduler = remembering(scheduler)
     _check_calls(scheduler, arguments)
     ready = _ready(scheduler, steps)
     if process is not None:
@@ -83,13 +84,14 @@ def program_from_scheduler(
     points = _points(ready, process)
     tape = Tape(known or Process(), choice_at or (lambda _: None), DATA)
     try:
-        _write(tape, trace, points)
+        sign = _sign(process)
+        _write(tape, trace, points, sign)
         program = tape.finish(_name(ready, arguments))
         scale = float(getattr(ready, "init_noise_sigma", 1.0))
         program = msgspec.structs.replace(program, initial=scale, process=known)
     except EecompileError as error:
         refuse(ready, f"gives a program that cannot run ({error.found})", OTHER)
-    _check_linear(ready, arguments, program, [step.weights for step in trace])
+    _check_linear(ready, arguments, program, [step.weights for step in trace], sign)
     return program
 
 
@@ -110,8 +112,8 @@ def _check_calls(scheduler: Any, options: Mapping[str, float]) -> None:
         refuse(
             scheduler,
             "draws noise from a Brownian tree, dependent from step to step",
-            "use DPMSolverMultistepScheduler with algorithm_type 'sde-dpmsolver++', or a native "
-            "solver",
+            "use DPMSolverMultistepScheduler with algorithm_type 'sde-dpmsolver++', or the native "
+            "solver dpmpp-2m-sde:grid=logsnr, whose steps are CosineDPMSolverMultistepScheduler's",
         )
     variance = str(scheduler.config.get("variance_type", ""))
     if variance.startswith("learned") and hasattr(scheduler, "_get_variance"):
@@ -162,13 +164,18 @@ def _points(scheduler: Any, process: Process | None) -> list[Point]:
     stamps = [float(t) for t in scheduler.timesteps]
     times = times_of(scheduler)
     if process is not None and process.family == "edm":
-        times = [process.at_ratio(math.exp(4 * stamp)).time for stamp in stamps]
+        times = [process.at_ratio(process.sigma_at(stamp)).time for stamp in stamps]
     elif process is not None:
         stamps = [time * process.time_scale + process.time_offset for time in times]
     return [Point(time, stamp, 1.0, 0.0) for time, stamp in zip(times, stamps, strict=True)]
 
 
-def _write(tape: Tape, steps: list[TracedStep], points: list[Point]) -> None:
+def _sign(process: Process | None) -> float:
+    """What the scheduler takes is of the network's output."""
+    return -1.0 if process is not None and process.prediction == "flow_to_data" else 1.0
+
+
+def _write(tape: Tape, steps: list[TracedStep], points: list[Point], sign: float) -> None:
     """Write the steps to ``tape``, which assigns the buffers."""
     values: dict[int, Value] = {}
 
@@ -180,7 +187,7 @@ def _write(tape: Tape, steps: list[TracedStep], points: list[Point]) -> None:
 
     for step, point in zip(steps, points, strict=True):
         values[step.start] = tape.state
-        values[step.output] = tape.raw(combined(step.input), point)
+        values[step.output] = sign * tape.raw(combined(step.input), point)
         rows = (step.state, *(row for _, _, row in step.kept))
         for node in step.noises:
             if any(node in row for row in rows):
@@ -204,10 +211,11 @@ def _check_linear(
     options: Mapping[str, float],
     program: Program,
     weights: list[Floats],
+    sign: float,
 ) -> None:
     """Pass when program and scheduler agree on random tensors, small and large."""
     for seed, scale in enumerate(_SCALES * 2):
-        worst = _difference(scheduler, options, program, weights, scale, seed)
+        worst = _difference(scheduler, options, program, weights, sign, scale, seed)
         if not worst <= _TOLERANCE:
             config = scheduler.config
             clips = ", ".join(f"{name}=True" for name in _CLIPS if config.get(name))
@@ -227,6 +235,7 @@ def _difference(
     options: Mapping[str, float],
     program: Program,
     weights: list[Floats],
+    sign: float,
     scale: float,
     seed: int,
 ) -> float:
@@ -246,7 +255,7 @@ def _difference(
     for step, t, shares in zip(program.steps, runner.timesteps, weights, strict=True):
         drawn.clear()
         output = torch.from_numpy(generator.standard_normal(shape)) * scale
-        buffers["output"] = output.numpy().copy()
+        buffers["output"] = sign * output.numpy()
         with Substituted(runner, shape, draw, keep=False):
             x = input_of(runner, state, t).numpy().copy()
             found = sum(term.coefficient * buffers[term.buffer] for term in step.input)

@@ -31,15 +31,16 @@ def ddpm(
     """
     visited = points(process, steps, grid)
     tape = Tape(process, choice_at, visited[0], clip)
+    variance = process.variance if process.family == "diffusion" else "fixed_small"
     for now, after in intervals(visited):
         data = tape.evaluate(tape.state, now).data
         lower, upper = posterior(now, after)
         kept = (now.alpha / after.alpha) * (after.sigma / now.sigma) ** 2
         state = (after.alpha * upper / now.sigma**2) * data + kept * tape.state
         if after.sigma:
-            learned = process.variance == "learned_range"
+            learned = variance == "learned_range"
             noise = tape.noise((math.log(lower), math.log(upper)) if learned else None)
             scale = {"fixed_small": math.sqrt(lower), "fixed_large": math.sqrt(upper)}
-            state += scale.get(process.variance, 1.0) * noise
+            state += scale.get(variance, 1.0) * noise
         tape.advance(state)
-    return tape.finish(title("ddpm", grid, {"variance": process.variance}))
+    return tape.finish(title("ddpm", grid, {"variance": variance}))

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from eecompile.errors import UsageError
 from eecompile.programs.grids import Grid, points
 from eecompile.programs.process import Process
 from eecompile.programs.program import Program
@@ -37,6 +38,12 @@ def euler_maruyama(
         steps: number of steps, 1 to T. The last one, which ends at the data, adds no noise.
     """
     require(process, "euler-maruyama", ("diffusion",))
+    if not process.last.alpha:
+        raise UsageError(
+            found="solver 'euler-maruyama' for a process with zero_terminal_snr",
+            expected="a process whose rate is finite at its last timestep",
+            remedy="choose another solver, such as ddpm",
+        )
     visited = points(process, steps, grid)
     tape = Tape(process, choice_at, visited[0], clip)
     rate, end = (process.rate, 0.0) if process.betas == "continuous" else (_tabled(process), -1.0)

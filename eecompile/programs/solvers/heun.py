@@ -61,7 +61,7 @@ def heun(
 
 def _step(tape: Tape, now: Point, after: Point) -> Value:
     prediction = tape.evaluate(tape.state, now)
-    if not after.sigma:
+    if not after.sigma or not now.alpha:  # the slope is of sigma / alpha
         return first_step(prediction, after)
     slope = tape.keep(prediction.noise, "slope")
     guess = noise_step(tape.state, now, after, slope)

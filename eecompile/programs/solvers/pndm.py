@@ -83,7 +83,7 @@ def predicted(tape: Tape, state: Value, now: Point) -> Value:
     data, noise = tape.evaluate(state, now)
     if tape.process.prediction == "sample":
         return data
-    if tape.process.prediction == "v_prediction":
+    if _is_velocity(tape.process):
         return now.alpha * noise - now.sigma * data
     return noise
 
@@ -92,10 +92,15 @@ def transfer(tape: Tape, state: Value, now: Point, after: Point, mean: Value) ->
     """The state at ``after``, if the network predicted ``mean`` at ``now``."""
     if tape.process.prediction == "sample":
         return data_step(state, now, after, mean)
-    if tape.process.prediction == "v_prediction":
+    if _is_velocity(tape.process):
         data, noise = now.alpha * state - now.sigma * mean, now.sigma * state + now.alpha * mean
         return first_step(Prediction(data, noise), after)
     return noise_step(state, now, after, mean)
+
+
+def _is_velocity(process: Process) -> bool:
+    """Whether the network predicts v, of which alpha and sigma are sine and cosine."""
+    return process.prediction == "v_prediction" and process.family == "diffusion"
 
 
 def _averaged(past: list[Value]) -> Value:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from eecompile.store.bundle import EngineManifest
+from eecompile.store.files import is_private, read_private
 from eecompile.store.folders import MARK
 
 LOG = logging.getLogger("eecompile.runtime")
@@ -35,8 +35,8 @@ class KernelCache:
     """One ``IRuntimeCache`` for all plans of an engine set, and the file that it is kept in.
 
     The library checks that a cache is of its own version and for this GPU, and ignores any
-    other. What cannot be read or written costs time, and is no error. An ``IRuntimeConfig`` of
-    any of the plans makes the cache.
+    other. What cannot be read or written, or is not this user's alone, costs time, and is no
+    error. An ``IRuntimeConfig`` of any of the plans makes the cache.
     """
 
     def __init__(self, config: Any, folder: Path, manifest: EngineManifest) -> None:
@@ -45,9 +45,7 @@ class KernelCache:
         self._known = b""
         if self._path is None:
             return
-        with suppress(OSError):
-            if _ours(self._path):
-                self._known = self._path.read_bytes()
+        self._known = read_private(self._path) or b""  # kernels are code
         if self._known and not self._cache.deserialize(self._known):
             LOG.info("%s is of another version or GPU, and will be replaced", self._path)
             self._known = b""
@@ -63,6 +61,9 @@ class KernelCache:
         data = bytes(memoryview(self._cache.serialize() or b""))
         if not data or data == self._known:
             return
+        if os.path.lexists(self._path) and not is_private(self._path):
+            LOG.info("compiled kernels are not kept: %s may be somebody else's", self._path)
+            return
         partial = None
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,8 +78,3 @@ class KernelCache:
             LOG.info("compiled kernels are not kept (%s)", error)
             if partial is not None:
                 partial.unlink(missing_ok=True)
-
-
-def _ours(path: Path) -> bool:
-    """Whether a file is this user's own, or the system's: kernels are code."""
-    return os.name == "nt" or path.stat().st_uid in (0, os.getuid())

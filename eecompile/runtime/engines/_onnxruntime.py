@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from eecompile.backends import BACKENDS
 from eecompile.errors import BackendError, one_line
+from eecompile.runtime.engines._files import opening
+from eecompile.runtime.engines.tensors import check_tensors
 from eecompile.store.bundle import EngineManifest, Segment
 from eecompile.store.target import Target
 
@@ -22,13 +24,25 @@ PROVIDERS = {
 }
 """ONNX Runtime's execution providers, by the target's ``options.provider``."""
 
+_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 _lock = Lock()
 _shared: list[int] = []  # threads of the process's one pool, once there is one
 
 
 def provider(target: Target) -> str:
-    """The target's execution provider, by our name; ``cpu`` unless it says otherwise."""
-    return str(target.options.get("provider", "cpu"))
+    """The target's execution provider, by our name; ``cpu`` unless it says otherwise.
+
+    Raises:
+        BackendError: an option is none of this backend's.
+    """
+    name = target.options.get("provider", "cpu")
+    if set(target.options) - {"provider"} or name not in PROVIDERS:
+        raise BackendError(
+            found=f"options {target.options} for onnxruntime",
+            expected=f"options.provider of {sorted(PROVIDERS)}",
+            remedy="choose among these, or another backend in the target",
+        )
+    return str(name)
 
 
 def import_onnxruntime() -> Any:
@@ -99,16 +113,17 @@ def open_session(
     Raises:
         BackendError: onnxruntime refuses the segment, or does not start that provider.
     """
+    built = manifest.versions.get("onnxruntime", "of an unknown version")
     first = providers[0] if isinstance(providers[0], str) else providers[0][0]
     on_gpu = first != PROVIDERS["cpu"]
     try:
-        path = str(folder / segment.file)
+        path = str(opening(folder / segment.file))
         session: onnxruntime.InferenceSession = runtime.InferenceSession(
             path, options, providers=list(providers)
         )
     except Exception as error:  # onnxruntime's errors share no base class
         raise BackendError(
-            found=f"{segment.file}, built with onnxruntime {manifest.versions['onnxruntime']}, "
+            found=f"{segment.file}, built with onnxruntime {built}, "
             f"refused by onnxruntime {runtime.__version__} ({one_line(error)})",
             expected=f"a segment that {first if on_gpu else 'it'} can load",
             remedy=("free GPU memory if that is what it lacks, or " if on_gpu else "")
@@ -120,4 +135,10 @@ def open_session(
             expected="an NVIDIA GPU with a driver for that onnxruntime's CUDA",
             remedy="run 'eecompile doctor', which says what is missing",
         )
+    for nodes, names in (
+        (session.get_inputs(), segment.inputs),
+        (session.get_outputs(), segment.outputs),
+    ):
+        found = {node.name: (node.type, node.shape) for node in nodes}
+        check_tensors(segment, manifest, names, found, _TYPES)
     return session

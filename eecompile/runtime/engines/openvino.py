@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ import numpy as np
 from eecompile.arrays import AnyArray, Array, Inputs
 from eecompile.backends import BACKENDS
 from eecompile.errors import BackendError, one_line
+from eecompile.runtime.engines._files import opening
+from eecompile.runtime.engines.tensors import check_tensors
 from eecompile.runtime.protocol import Engine
 from eecompile.runtime.trajectory.plan import NONE, WHOLE, BoundEvaluation, Stretch
 from eecompile.store.bundle import EngineManifest, ExitPlan, Segment, check_listed
 
 WEIGHTS = "weights.bin"  # the weights of all segments, every tensor once
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
+_TYPES = {"float32": "f32", "int64": "i64"}
 _TELEMETRY = "openvino_telemetry"
 
 
@@ -59,11 +63,15 @@ class OpenvinoEngine(Engine):
         self._options = model_options(self.precision, threads)
         check_listed(folder, manifest, [WEIGHTS])
         self._files = {record.name for record in manifest.files}
-        built = manifest.versions["openvino"]
+        built = manifest.versions.get("openvino", "of an unknown version")
         self._models = [
             self._from_blob(segment) or self._from_graph(segment, built)
             for segment in self._segments
         ]
+        for segment, model in zip(self._segments, self._models, strict=True):
+            check_tensors(segment, manifest, segment.inputs, _tensors(model.inputs), _TYPES)
+            check_tensors(segment, manifest, segment.outputs, _tensors(model.outputs), _TYPES)
+        self._sizes = {manifest.target.batch.min, manifest.target.batch.opt}
         self._fixed: dict[tuple[int, int], Any] = {}
         self._lock = threading.Lock()
 
@@ -74,22 +82,29 @@ class OpenvinoEngine(Engine):
                 self._fixed[index, batch] = self._from_blob(self._segments[index], batch)
             return self._fixed[index, batch] or self._models[index]
 
+    def open_all(self) -> None:
+        """Open the further blobs, too."""
+        for index, batch in product(range(len(self._segments)), sorted(self._sizes)):
+            self.model(index, batch)
+
     def _from_blob(self, segment: Segment, batch: int = 0) -> Any | None:
         """The model in a segment's blob; None where none fits this OpenVINO and processor."""
         blob = blob_name(self._runtime, self._core, segment.file, batch)
         if blob not in self._files:
             return None
-        data, options = (self._folder / blob).read_bytes(), blob_options(self._folder)
-        with suppress(RuntimeError):
+        data = opening(self._folder / blob).read_bytes()
+        options = blob_options(self._folder)
+        with suppress(Exception):  # its errors share no base class
             return self._core.import_model(data, "CPU", self._options | options)
         return None
 
     def _from_graph(self, segment: Segment, built: str) -> Any:
         """The model of a segment's graph, which OpenVINO ``built`` wrote."""
         try:
-            graph = self._core.read_model(self._folder / segment.file, self._folder / WEIGHTS)
+            path = opening(self._folder / segment.file)
+            graph = self._core.read_model(path, self._folder / WEIGHTS)
             return self._core.compile_model(graph, "CPU", self._options)
-        except RuntimeError as error:
+        except Exception as error:  # as above
             raise BackendError(
                 found=f"{segment.file}, built with openvino {built}, refused by openvino "
                 f"{self._runtime.get_version()} ({one_line(error)})",
@@ -120,6 +135,18 @@ class OpenvinoEngine(Engine):
         """Release the models."""
         self._models.clear()
         self._fixed.clear()
+
+
+def _tensors(ports: Sequence[Any]) -> dict[str, tuple[str, list[int | None]]]:
+    """Type and lengths of a model's inputs or outputs, by every name that they have."""
+    return {
+        name: (
+            port.element_type.get_type_name(),
+            [axis.get_length() if axis.is_static else None for axis in port.partial_shape],
+        )
+        for port in ports
+        for name in port.get_names()
+    }
 
 
 class _Bound:

@@ -21,6 +21,7 @@ from eecompile.errors import BackendError, one_line
 from eecompile.measure.machine import gpus
 from eecompile.runtime.cuda.device import CudaDevice
 from eecompile.runtime.cuda.kernel_cache import KernelCache
+from eecompile.runtime.engines._files import opening
 from eecompile.runtime.engines.device import DeviceEngine, shared_device
 from eecompile.runtime.protocol import Engine
 from eecompile.runtime.trajectory.device import DeviceEvaluation
@@ -254,7 +255,7 @@ class TensorrtEngine(DeviceEngine):
         super().close()
 
     def _opened(self, path: Path) -> trt.ICudaEngine:
-        data = path.read_bytes()
+        data = opening(path).read_bytes()
         if hasattr(self._runtime, "get_engine_validity"):
             check_validity(self._library, self._runtime, data, path.name)
         self._logger.errors.clear()

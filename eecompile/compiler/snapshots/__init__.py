@@ -1,0 +1,1 @@
+"""Recipes from snapshot folders, as the pipelines of diffusers are published."""

@@ -1,0 +1,206 @@
+"""A recipe, written for a snapshot folder."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from eecompile.compiler.schedulers.config import process_from_scheduler, scheduler_from_config
+from eecompile.compiler.snapshots.families import FAMILIES, Family
+from eecompile.compiler.snapshots.folder import Snapshot, folder_of, read_snapshot
+from eecompile.errors import UsageError
+from eecompile.programs.process import Process
+from eecompile.store.files import written
+
+_SOLVERS = {
+    "DDIMScheduler": "ddim",
+    "DDPMScheduler": "ddpm",
+    "DEISMultistepScheduler": "deis",
+    "DPMSolverMultistepScheduler": "dpmpp-2m",
+    "EulerDiscreteScheduler": "euler",
+    "EulerAncestralDiscreteScheduler": "euler-ancestral",
+    "HeunDiscreteScheduler": "heun",
+    "LCMScheduler": "lcm",
+    "PNDMScheduler": "pndm",
+    "UniPCMultistepScheduler": "unipc",
+    "CogVideoXDDIMScheduler": "ddim",
+    "CosineDPMSolverMultistepScheduler": "dpmpp-2m-sde:grid=logsnr",
+}
+"""The native solver that is nearest to a scheduler; flows take flow-euler, others ddim."""
+_STEPS = 50
+
+
+def write_recipe(
+    text: str, path: Path | None, variant: str | None = None, *, force: bool = False
+) -> Path:
+    """Write a recipe for a snapshot; where it lies.
+
+    Args:
+        text: a folder, or ``hub:ORG/NAME``.
+        path: of the recipe; None takes the name of the snapshot, in the working directory.
+        variant: of the weights, such as ``fp16``.
+        force: replace another file at ``path``.
+
+    Raises:
+        EecompileError: the snapshot has no recipe that can be written, or there is another
+            file at ``path``.
+    """
+    snapshot = read_snapshot(folder_of(text), variant)
+    place = path or Path(f"{_name(snapshot.folder)}.toml")
+    made = recipe_from_snapshot(snapshot, place)
+    if place.exists() and not force and place.read_bytes() != made.encode():
+        raise UsageError(
+            found=f"another file at {place}",
+            expected="a place for the recipe, or the recipe as it would be written",
+            remedy=f"export the one that is there (eecompile export {place}), choose another "
+            "place with --recipe, or replace it with --force",
+        )
+    with written(place) as partial:
+        partial.write_text(made)
+    return place
+
+
+def recipe_from_snapshot(snapshot: Snapshot, path: Path) -> str:
+    """The text of a recipe for a snapshot's network, to be written to ``path``.
+
+    The options are the network's config, the process its scheduler's; the inputs are those of
+    the class of network. Companions are named in a comment.
+
+    Raises:
+        UsageError: the class of network or of scheduler has no recipe that can be written.
+    """
+    kind = str(snapshot.config.get("_class_name"))
+    if kind not in FAMILIES:
+        raise UsageError(
+            found=f"a network of class {kind} in {snapshot.network}",
+            expected=f"one of {', '.join(sorted(FAMILIES))}",
+            remedy="write a recipe with network.factory = 'diffusers:"
+            f"{kind}'; docs/how-to/own-network.md shows how",
+        )
+    options = _options(kind, snapshot.config)
+    family = FAMILIES[kind](_defaults(kind) | snapshot.config)
+    name = _name(snapshot.folder)
+    checkpoint = Path(os.path.relpath(snapshot.checkpoint.absolute(), path.absolute().parent))
+    tables: dict[str, Mapping[str, Any]] = {
+        "": {"name": name},
+        "network": {
+            "factory": f"diffusers:{kind}",
+            "blocks": family.blocks,
+            "checkpoint": checkpoint.as_posix(),
+            "exits": [family.depth],
+        },
+        "network.arguments": family.arguments,
+        "network.options": options,
+        "process": _process(snapshot, family, _defaults(kind) | snapshot.config),
+        "state": {"shape": family.shape},
+        **{f"conditions.{key}": table for key, table in family.conditions.items()},
+        "sampling": {"solver": _solver(snapshot), "steps": _STEPS},
+    }
+    return "\n".join([*_remarks(snapshot, family), *map(_table, tables, tables.values())])
+
+
+def _defaults(kind: str) -> dict[str, Any]:
+    parameters = inspect.signature(_class(kind).__init__).parameters.values()
+    return {each.name: each.default for each in parameters if each.default is not each.empty}
+
+
+def _class(kind: str) -> Any:
+    return getattr(importlib.import_module("diffusers"), kind)
+
+
+def _options(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that made the network, without those that are None by themselves."""
+    defaults = _defaults(kind)
+    found = {key: value for key, value in config.items() if key in defaults}
+    lost = [key for key, value in found.items() if value is None and defaults[key] is not None]
+    if lost:
+        raise UsageError(
+            found=f"{', '.join(lost)} = null in the config.json of a {kind}",
+            expected="options that TOML can state, which has no null",
+            remedy="write a factory of your own that sets them, beside the recipe",
+        )
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _name(folder: Path) -> str:
+    """A plain name for a folder; in the Hugging Face cache the repository's."""
+    cached = next((p.name for p in folder.absolute().parents if p.name.startswith("models--")), "")
+    whole = cached.rpartition("--")[2] or folder.absolute().name
+    return re.sub(r"[^a-z0-9.-]+", "-", whole.lower()).strip("-.") or "network"
+
+
+def _process(snapshot: Snapshot, family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recipe must say of the process, beside the defaults."""
+    if snapshot.scheduler is None:
+        raise UsageError(
+            found=f"no scheduler/scheduler_config.json in {snapshot.folder}",
+            expected="the scheduler of the network's pipeline, which says the process",
+            remedy="copy it there, or write a recipe with [process]",
+        )
+    scheduler = scheduler_from_config(snapshot.scheduler)
+    process = process_from_scheduler(scheduler)
+    if process is None:
+        with suppress(Exception):  # tables of some schedulers are set only then
+            scheduler.set_timesteps(_STEPS)
+        process = process_from_scheduler(scheduler)
+    if process is None:
+        raise UsageError(
+            found=f"{type(scheduler).__name__} in {snapshot.scheduler}, whose process is not known",
+            expected="a scheduler whose betas, sigmas and prediction a recipe can state",
+            remedy="write a recipe with the network's [process]",
+        )
+    inner, outer = config.get("in_channels"), config.get("out_channels")
+    learned = inner and outer == 2 * inner
+    if learned and process.family in ("diffusion", "flow"):
+        process = msgspec.structs.replace(process, variance="learned_range")
+    said = msgspec.to_builtins(msgspec.structs.replace(process, **family.process))
+    usual = msgspec.to_builtins(Process())
+    kept = ("family", "timesteps", "prediction", *(["betas"] * (process.family == "diffusion")))
+    return {key: value for key, value in said.items() if key in kept or value != usual[key]}
+
+
+def _solver(snapshot: Snapshot) -> str:
+    assert snapshot.scheduler
+    scheduler = scheduler_from_config(snapshot.scheduler)
+    if type(scheduler).__name__.startswith("FlowMatch"):
+        return "flow-euler"
+    return _SOLVERS.get(type(scheduler).__name__, "ddim")
+
+
+def _remarks(snapshot: Snapshot, family: Family) -> list[str]:
+    lines = [
+        f"Written by eecompile export from {snapshot.folder.name}: look at it, and export it.",
+        "Sampled with a native solver; a program of the folder's own scheduler:",
+        "eecompile program scheduler/scheduler_config.json --for BUNDLE -o program.json",
+        *family.notes,
+    ]
+    if snapshot.companions:
+        named = ", ".join(f"{name} ({kind})" for name, kind in snapshot.companions.items())
+        lines.append(f"Beside it, and not exported: {named}")
+    return [f"# {line}" for line in lines]
+
+
+def _table(name: str, content: Mapping[str, Any]) -> str:
+    lines = [f"{key} = {_value(value)}" for key, value in content.items()]
+    return "\n".join([*([f"\n[{name}]"] if name else []), *lines])
+
+
+def _value(value: Any) -> str:
+    """A value of JSON as TOML."""
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{json.dumps(k)} = {_value(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else ("-inf" if value < 0 else "inf")
+    return json.dumps(value)
