@@ -78,9 +78,11 @@ def _listening(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
+        known = error.errno is not None and error.errno > 0
+        reason = os.strerror(error.errno) if known else error.strerror  # that of a wrong host
         raise UsageError(
             found=f"--host {host} --port {port}, which cannot be listened at "
-            f"({(error.strerror or str(error)).lower()})",
+            f"({str(reason).lower()})",
             expected="an address of this machine, and a port that is free",
             remedy="choose another port, 0 for any that is free, or end what uses it",
         ) from error
