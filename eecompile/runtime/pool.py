@@ -13,7 +13,6 @@ from eecompile.runtime.protocol import Engine
 from eecompile.runtime.trajectory.plan import Plan, Trajectory
 
 Kind = TypeVar("Kind", bound=Trajectory)
-_IDLE = 8  # trajectories that wait for the next request of their kind
 
 
 class TrajectoryPool(Generic[Kind]):
@@ -21,10 +20,11 @@ class TrajectoryPool(Generic[Kind]):
 
     Args:
         make: makes a trajectory of an engine for a plan.
+        idle: how many may wait for the next request of their kind.
     """
 
-    def __init__(self, make: Callable[[Engine, Plan], Kind]) -> None:
-        self._make = make
+    def __init__(self, make: Callable[[Engine, Plan], Kind], idle: int = 8) -> None:
+        self._make, self._most = make, idle
         self._lock = Lock()
         self._idle: OrderedDict[object, list[Kind]] = OrderedDict()
         self._closed = False
@@ -85,7 +85,7 @@ class TrajectoryPool(Generic[Kind]):
             else:
                 self._idle.setdefault(key, []).append(trajectory)
                 self._idle.move_to_end(key)
-            while sum(map(len, self._idle.values())) > _IDLE:
+            while sum(map(len, self._idle.values())) > self._most:
                 oldest = next(iter(self._idle))
                 surplus.append(self._idle[oldest].pop())
                 if not self._idle[oldest]:

@@ -193,8 +193,9 @@ def _check_pictures(body: SampleBody, interface: Interface) -> None:
 async def _unless_gone(request: Request, task: asyncio.Future[Array]) -> Array | None:
     """The samples, or None where the caller has gone: then nothing is sampled for it."""
     gone = asyncio.ensure_future(_disconnected(request))
+    either: set[asyncio.Future[Any]] = {task, gone}
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         return task.result() if task.done() else None
     finally:
         gone.cancel()

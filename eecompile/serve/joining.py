@@ -15,6 +15,7 @@ from eecompile.runtime.trajectory.host import HostEvaluation, HostTrajectory
 from eecompile.runtime.trajectory.plan import BoundEvaluation
 from eecompile.serve.jobs import BatchMetrics, PendingRequest, Progress
 
+_IDLE = 32  # trajectories that wait for the next request of their kind: making one takes long
 _KEPT = 32  # sizes of batches whose arrays an engine keeps bound
 
 
@@ -136,11 +137,14 @@ class Passage:
         self._seconds += seconds
         following = next(self._evaluations, None)
         if following is None:
-            self.job.finish(self._batch, self._trajectory.state())
-            self._stack.close()
             return False
         self.evaluation = following
         return True
+
+    def finish(self) -> None:
+        """Hand the samples over, and give the memory back."""
+        self.job.finish(self._batch, self._trajectory.state())
+        self._stack.close()
 
     def drop(self, error: Exception | None = None) -> None:
         """Give the memory back; what was being made is lost."""
@@ -181,7 +185,7 @@ class Joining:
     def __init__(self, limit: int, room: int, told: Callable[[BatchMetrics], object]) -> None:
         self._room, self._told = room, told
         self._joint = JointEvaluations(limit)
-        self._pool = TrajectoryPool(HostTrajectory)
+        self._pool = TrajectoryPool(HostTrajectory, _IDLE)
         self._active: list[Passage] = []
         self.done = 0
 
@@ -204,8 +208,8 @@ class Joining:
         except Exception as error:  # such as too little memory
             job.fail(error)
             return
-        if self._advanced(passage):
-            insort(self._active, passage, key=lambda each: each.came)
+        insort(self._active, passage, key=lambda each: each.came)
+        self._take_on(passage)
 
     def turn(self) -> None:
         """Make one evaluation, for the oldest and whoever else has come to the same choice."""
@@ -225,9 +229,7 @@ class Joining:
             if passage.job.over():
                 continue  # and leaves with the next turn
             share = seconds * passage.evaluation.operation.rows / rows
-            if not self._advanced(passage, share):
-                self._active.remove(passage)
-                self.done += passage.samples
+            self._take_on(passage, share)
 
     def close(self, error: Exception) -> None:
         """Fail whatever is on its way, and release all memory."""
@@ -247,11 +249,22 @@ class Joining:
             for passage in group:  # one must not spoil the others'
                 self._evaluate([passage])
 
-    def _advanced(self, passage: Passage, seconds: float = 0.0) -> bool:
-        """Whether a passage has come to its next evaluation; if it fails, so does its job."""
+    def _take_on(self, passage: Passage, seconds: float = 0.0) -> None:
+        """Take a passage on to its next evaluation or its end; if it fails, so does its job.
+
+        It has left before its future ends: whoever waited for that finds its room free.
+        """
         try:
-            return passage.advance(seconds)
+            if passage.advance(seconds):
+                return
+            self._leave(passage)
+            passage.finish()
         except Exception as error:  # NaN, or what a caller's function raises
+            self._leave(passage)
             passage.job.fail(error)
             passage.drop(error)
-            return False
+
+    def _leave(self, passage: Passage) -> None:
+        if passage in self._active:
+            self._active.remove(passage)
+            self.done += passage.samples

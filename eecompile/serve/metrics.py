@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from eecompile.runtime.sampling import StepMetrics
@@ -44,7 +46,7 @@ class Metrics:
         """Show a scheduler's queue."""
         for name, what in (("waiting", "not begun"), ("active", "on their way")):
             gauge = Gauge(f"eecompile_{name}_samples", f"Samples {what}.", registry=self._registry)
-            gauge.set_function(lambda name=name: float(getattr(scheduler.load(), name)))
+            gauge.set_function(partial(_samples, scheduler, name))
 
     def step(self, told: StepMetrics) -> None:
         """Count a step; a sampler's ``on_step``."""
@@ -64,3 +66,8 @@ class Metrics:
     def text(self) -> bytes:
         """The page that Prometheus reads."""
         return generate_latest(self._registry)
+
+
+def _samples(scheduler: Scheduler, which: str) -> float:
+    load = scheduler.load()
+    return float(load.waiting if which == "waiting" else load.active)
