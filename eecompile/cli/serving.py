@@ -78,8 +78,8 @@ def _listening(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        known = error.errno is not None and error.errno > 0
-        reason = os.strerror(error.errno) if known else error.strerror  # that of a wrong host
+        number = error.errno or 0  # that of a wrong host is no system's
+        reason = os.strerror(number) if number > 0 else error.strerror
         raise UsageError(
             found=f"--host {host} --port {port}, which cannot be listened at "
             f"({str(reason).lower()})",
