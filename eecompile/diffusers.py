@@ -95,7 +95,7 @@ class EngineNetwork(nn.Module):
         times = np.broadcast_to(_array(t), (len(rows),)).copy()
         arrays = {
             # As nulls, since a batch holds the rows of guidance, too.
-            name: spec.nulls(name, range(len(rows)), conditions[name].detach().cpu().numpy())
+            name: spec.nulls(name, range(len(rows)), _given(conditions[name], spec.dtype))
             for name, spec in self.sampler.interface.conditions.items()
         }
         outputs = self._step(rows, times, arrays)
@@ -267,6 +267,13 @@ def _forecast(history: Sequence[_Made], order: int, place: float) -> Sequence[Ar
 
 def _array(tensor: Tensor) -> Array:
     return np.asarray(tensor.detach().cpu().float().numpy(), np.float32)
+
+
+def _given(tensor: Tensor, dtype: str) -> Any:
+    """A condition on the host; masks of 0 and 1 come as floats, too."""
+    given = tensor.detach().cpu()
+    whole = given.to(torch.int64) if dtype == "int64" else given.float()
+    return (whole if torch.equal(whole.to(given.dtype), given) else given.float()).numpy()
 
 
 def _is_given(value: Any) -> bool:

@@ -30,6 +30,8 @@ from __future__ import annotations
 from functools import partial
 
 _LONG = 2000  # characters
+_SAID = 400  # characters, of another library's sentence
+_SAYS_LITTLE = 3  # words, such as "Attention():"
 
 
 def one_line(message: object) -> str:
@@ -38,9 +40,13 @@ def one_line(message: object) -> str:
 
 
 def summary(error: BaseException) -> str:
-    """What another library raised: the error's type, and the first line of what it says."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    """What another library raised: the error's type, and the first lines that say anything."""
+    said, kind = "", type(error).__name__
+    for line in str(error).strip().splitlines():
+        said = f"{said} {line.strip()}".strip()
+        if len(said.split()) > _SAYS_LITTLE and not said.endswith(":"):
+            break
+    return f"{kind}: {said if len(said) <= _SAID else said[:_SAID] + ' ...'}" if said else kind
 
 
 def shortened(text: str) -> str:

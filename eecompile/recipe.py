@@ -6,10 +6,11 @@ Unknown keys are errors; nothing is inherited, registered or executed here.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta, Struct
@@ -28,7 +29,17 @@ from eecompile.store.toml import read_toml
 
 Word = Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9._-]*\Z", max_length=100)]
 
+_ARGUMENT = re.compile(r"[^\W\d]\w*(\.\w+)*")
 _SPANS = 4  # of equal length, by default
+
+Dtype = Literal["bool", "int32", "int64", "float32", "float64"]
+NULL, TENSOR, CALL = "null", "tensor", "call"
+"""Keys of tables that stand for None, a tensor, and what a function returns."""
+_FORMS: dict[str, tuple[str, ...]] = {
+    NULL: (),
+    TENSOR: ("dtype",),
+    CALL: ("arguments", "options"),
+}
 
 
 class NetworkRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -41,8 +52,9 @@ class NetworkRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             ``exits`` and ``options``, and returns a
             :class:`eecompile.networks.base.MultiExitNetwork`. Modules beside the recipe
             are found.
-        blocks: name of the module list that is cut, such as ``transformer_blocks``; the
-            factory is then called with ``options`` only and may return any torch module.
+        blocks: name of the module list that is cut, such as ``transformer_blocks``, or several,
+            of lists or single modules, in the order in which they run; the factory is then
+            called with ``options`` only and may return any torch module.
         options: keyword arguments of the factory.
         checkpoint: safetensors, the ``.index.json`` of its shards, or a file of torch.save;
             relative to the recipe, or ``package:file``, a file of a Python package.
@@ -50,7 +62,14 @@ class NetworkRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             ``ema`` where there is one, else ``model`` or ``state_dict``. Or, with a dot at
             its end, the prefix of their names, which is otherwise found.
         arguments: the network's name for an input, by ours (``x``, ``t``, or a
-            condition); ``added.size`` is entry ``size`` of the dictionary ``added``.
+            condition); ``added.size`` is entry ``size`` of the dictionary ``added``, and
+            ``table.0`` the first of the tuple ``table``.
+        constants: further arguments, the same at every call, by the network's name: numbers,
+            strings, booleans, lists and tables; ``{ null = true }`` is None, ``{ tensor = [..],
+            dtype = ".." }`` a tensor, and ``{ call = "package.module:function", arguments = [..],
+            options = {..} }`` what a function returns.
+        dtypes: of ``x`` and conditions, where the network takes another than the recipe states,
+            such as ``bool`` for a mask.
         timestep_dtype: as which the network takes t; ``int64`` rounds it.
         files: one ONNX file an exit instead of a factory, relative to the recipe.
         costs: what evaluating each exit costs, in any unit; by default its depth.
@@ -61,11 +80,13 @@ class NetworkRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     exits: tuple[int, ...]
     factory: str | None = None
-    blocks: str | None = None
+    blocks: str | tuple[str, ...] | None = None
     options: dict[str, Any] = {}
     checkpoint: str | None = None
     checkpoint_key: str | None = None
     arguments: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    dtypes: dict[str, Dtype] = {}
     timestep_dtype: Literal["float32", "int64"] = "float32"
     files: tuple[str, ...] = ()
     costs: tuple[float, ...] = ()
@@ -73,7 +94,8 @@ class NetworkRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     def __post_init__(self) -> None:
         made = (self.factory, self.blocks, self.checkpoint, self.checkpoint_key)
-        ready = bool(self.files) and not any(made) and not self.options
+        called = self.options or self.constants or self.dtypes
+        ready = bool(self.files) and not any(made) and not called
         if not ready and (self.files or not (self.factory and self.checkpoint)):
             raise RecipeError(
                 found="network with " + (", ".join(self._given()) or "no source"),
@@ -106,7 +128,8 @@ class NetworkRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         return tuple(sorted({0, *apart, *self.exits}))
 
     def _given(self) -> list[str]:
-        names = ("factory", "blocks", "checkpoint", "checkpoint_key", "options", "files")
+        made = ("factory", "blocks", "checkpoint", "checkpoint_key")
+        names = (*made, "options", "constants", "dtypes", "files")
         return [name for name in names if getattr(self, name)]
 
 
@@ -165,7 +188,6 @@ def load_recipe(
 
     Raises:
         RecipeError: the file is missing, is no TOML, or is malformed.
-        CheckpointError: its checkpoint is a file of a package that is not here.
     """
     path = named_file("export", path)
     recipe = read_toml(path, ExportRecipe, example="export/fashion-dit.toml")
@@ -180,6 +202,9 @@ def load_recipe(
         )
     _check_cuts(recipe, path)
     _check_names(recipe, path)
+    _check_arguments(recipe, path)
+    for name, value in recipe.network.constants.items():
+        _check_constant(name, value, path)
     _check_fit(recipe, path)
     sampling = recipe.sampling
     try:
@@ -329,17 +354,84 @@ def _check_fit(recipe: ExportRecipe, path: Path) -> None:
             expected="another name: 'full' is the deepest exit at every timestep",
             remedy="rename it",
         )
-    if set(recipe.network.arguments) - {"x", "t", *recipe.conditions}:
-        raise RecipeError(
-            found=f"network.arguments for {sorted(recipe.network.arguments)} in {path}",
-            expected=f"some of {sorted({'x', 't', *recipe.conditions})}",
-            remedy="its keys are our names of the inputs, its values the network's",
-        )
-    theirs = list(recipe.network.arguments.values())
-    odd = [name for name in theirs if not all(part.isidentifier() for part in name.split(".", 1))]
-    if len(set(theirs)) < len(theirs) or (odd and not recipe.network.files):
+
+
+def _check_arguments(recipe: ExportRecipe, path: Path) -> None:
+    """Pass when inputs and constants have distinct places among the network's arguments."""
+    network, inputs = recipe.network, {"x", "t", *recipe.conditions}
+    tables: dict[str, tuple[Mapping[str, str], set[str]]] = {
+        "arguments": (network.arguments, inputs),
+        "dtypes": (network.dtypes, inputs - {"t"}),
+    }
+    for key, (table, allowed) in tables.items():
+        if set(table) - allowed:
+            raise RecipeError(
+                found=f"network.{key} for {sorted(table)} in {path}",
+                expected=f"some of {sorted(allowed)}",
+                remedy="its keys are our names of the inputs; what is no input is stated in "
+                "[network.constants]",
+            )
+    theirs = list(network.arguments.values())
+    odd = [name for name in theirs if not _ARGUMENT.fullmatch(name)]
+    if len(set(theirs)) < len(theirs) or (odd and not network.files):
         raise RecipeError(
             found=f"network.arguments with values {theirs} in {path}",
-            expected="distinct names of arguments, or entries such as added.size",
+            expected="distinct names of arguments, or entries such as added.size and table.0",
             remedy="name the arguments of the network's forward",
         )
+    taken = {network.arguments.get(name, name) for name in inputs}
+    twice = sorted(taken & set(network.constants))
+    if twice:
+        raise RecipeError(
+            found=f"network.constants for {twice}, which are inputs, in {path}",
+            expected="each argument of the network once",
+            remedy="remove the constant, or the condition",
+        )
+
+
+def _check_constant(place: str, value: Any, path: Path) -> None:
+    """Pass when a constant, stated under ``[network.constants]``, has one of the known forms."""
+    if isinstance(value, list):
+        for index, entry in enumerate(value):
+            _check_constant(f"{place}[{index}]", entry, path)
+        return
+    if not isinstance(value, dict):
+        if isinstance(value, str | int | float):
+            return
+        raise _no_constant(place, f"a {type(value).__name__}", path)
+    forms = [form for form in _FORMS if form in value]
+    for form in forms:
+        if set(value) - {form, *_FORMS[form]} or len(forms) > 1:
+            raise _no_constant(place, f"a table with the keys {sorted(value)}", path)
+    if NULL in value and value[NULL] is not True:
+        raise _no_constant(place, f"null = {value[NULL]!r}", path)
+    if TENSOR in value:
+        if value.get("dtype") not in get_args(Dtype):
+            raise _no_constant(place, f"a tensor of dtype {value.get('dtype')!r}", path)
+        if not _numbers(value[TENSOR]):
+            raise _no_constant(place, "a tensor of something else than numbers", path)
+    given, options = value.get("arguments", []), value.get("options", {})
+    if CALL in value and not (
+        isinstance(value[CALL], str) and isinstance(given, list) and isinstance(options, dict)
+    ):
+        raise _no_constant(place, f"call = {value[CALL]!r}", path)
+    if not forms or CALL in value:
+        for key, entry in {"arguments": given, **options}.items() if forms else value.items():
+            _check_constant(f"{place}.{key}", entry, path)
+
+
+def _numbers(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_numbers, value))
+    return isinstance(value, int | float)
+
+
+def _no_constant(place: str, found: str, path: Path) -> RecipeError:
+    dtypes = ", ".join(get_args(Dtype))
+    return RecipeError(
+        found=f"network.constants.{place} with {found} in {path}",
+        expected="a number, a string, a boolean, a list, a table, { null = true }, { tensor = "
+        f"[numbers], dtype = one of {dtypes} }}, or {{ call = 'package.module:function', "
+        "arguments = [..], options = {..} }",
+        remedy="state it in one of these forms",
+    )

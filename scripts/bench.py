@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Literal
@@ -106,6 +107,25 @@ def export(
     results = Results(output, "export-cpu")
     results.keep("exports", export_rows(networks, rounds))
     results.show()
+
+
+@app.command()
+def networks(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Default all; the others' rows stay.")
+    ] = None,
+    output: Output = None,
+) -> None:
+    """The networks of diffusers at a tiny size; networks-cpu.json and docs/networks.md."""
+    from networks import network_rows
+
+    torch.set_num_threads(1)
+    results = Results(output, "networks-cpu")
+    known = json.loads(results.output.read_text()) if results.output.exists() else {}
+    others = (row for row in known.get("networks", []) if names and row["network"] not in names)
+    results.keep("networks", chain(list(others), network_rows(names)))
+    results.show()
+    _write_tables("networks", results.output, False)
 
 
 @app.command()

@@ -43,6 +43,7 @@ def documents(root: Path = ROOT) -> dict[Path, str]:
         ("README.md", "peers", short_table),
         ("docs/compare.md", "peers", whole_tables),
         ("docs/compare.md", "caching", caching_tables),
+        ("docs/networks.md", "networks", networks_table),
         ("docs/choices.md", "spans", span_tables),
     ):
         path = root / document
@@ -67,6 +68,31 @@ def caching_tables(result: Mapping[str, Any]) -> Iterator[str]:
     for table in tables(result):
         yield ""
         yield from markdown(table).splitlines()
+    yield ""
+
+
+def networks_table(result: Mapping[str, Any]) -> Iterator[str]:
+    """A row a network: what was exported, the worst errors, and the seconds that it took."""
+    yield ""
+    version = result["machine"]["versions"]["diffusers"]
+    yield f"diffusers {version}; one thread of {machine(result)}."
+    yield ""
+    columns = ("network", "class", "exits", "cuts", "graph", "spans", "samples", "CPU s")
+    yield f"| {' | '.join(columns)} |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for row in sorted(result["networks"], key=itemgetter("network")):
+        span = row["span_error"]
+        cells = (
+            row["network"],
+            f"`{row['class']}`",
+            ", ".join(map(str, row["exits"])),
+            ", ".join(map(str, row["cuts"])) or "none",
+            f"{row['export_error']:.0e}",
+            "" if span is None else f"{span:.0e}",
+            f"{row['sample_error']:.0e}",
+            f"{row['seconds']:.0f}",
+        )
+        yield f"| {' | '.join(cells)} |"
     yield ""
 
 

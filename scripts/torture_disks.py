@@ -46,10 +46,11 @@ def trial(work: Path, number: int, seed: int) -> Outcome:
     disk = made.folder / "disk"
     disk.mkdir()
     try:
-        return made.end(*KINDS[kind](made, disk, draws))
+        found = KINDS[kind](made, disk, draws)
     finally:
         if needs_disk:
             _libc().umount2(os.fsencode(disk), _DETACH)
+    return made.end(*found)
 
 
 def _full(made: Trial, disk: Path, draws: random.Random) -> tuple[str, str]:

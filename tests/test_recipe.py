@@ -28,7 +28,7 @@ def changed(tmp_path: Path, old: str, new: str) -> Path:
     text = RECIPE.read_text()
     assert old in text
     path = tmp_path / "recipe.toml"
-    path.write_text(text.replace(old, new).replace("eecompile_fashion_dit:", ""))
+    path.write_text(text.replace(old, new))
     return path
 
 
@@ -114,8 +114,7 @@ def test_a_schedule_may_have_thresholds(tmp_path: Path) -> None:
 
 def test_a_default_schedule_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
-    text = RECIPE.read_text().replace("eecompile_fashion_dit:", "")
-    head = text.partition("[sampling]")[0]
+    head = RECIPE.read_text().partition("[sampling]")[0]
     path.write_text(head + '[sampling]\nschedule = "none"\n')
     with pytest.raises(RecipeError, match="'none'"):
         load_recipe(path)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from eecompile.cli import options
-from eecompile.cli.console import extra, phases, result, say, show
+from eecompile.cli.console import extra, phases, result, say, show, warned
 from eecompile.cli.values import numbers_of
 from eecompile.errors import UsageError
 from eecompile.store.bundle import open_bundle
@@ -63,7 +63,7 @@ def export(
             remedy="leave the option out",
         )
     folder = output or Path("out") / load_recipe(recipe).name / "bundle"
-    with phases() as report:
+    with phases() as report, warned():
         check_addresses()
         report("importing torch")
         with extra("export"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -132,6 +133,20 @@ def extra(name: str) -> Iterator[None]:
             expected=f"the packages of eecompile's extra {name!r}, whole",
             remedy="install it again",
         ) from error
+
+
+@contextmanager
+def warned() -> Iterator[None]:
+    """Warnings as a line each, without the place in the code that they come from."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        if not mode.quiet:
+            text = as_it_is(str(message))
+            err.print("[yellow]warning:[/]", text, highlight=False, soft_wrap=True)
+
+    with warnings.catch_warnings():
+        setattr(warnings, "showwarning", show)  # noqa: B010  # it takes more, and needs less
+        yield
 
 
 @contextmanager

@@ -12,10 +12,9 @@ import typer
 
 from eecompile.backends import backend_from_target
 from eecompile.cli.console import mode, phases, result, say, show
-from eecompile.errors import CheckpointError
 from eecompile.recipe import ExportRecipe
 from eecompile.show.table import Table, Toned, words
-from eecompile.store.shipped import named_file, packaged, shipped
+from eecompile.store.shipped import missing_package, named_file, packaged, shipped
 from eecompile.store.target import Target, load_target
 from eecompile.store.toml import read_toml
 
@@ -114,8 +113,9 @@ def _recipe(name: str, path: Path) -> ListedRecipe:
 def _needs(recipe: ExportRecipe, folder: Path) -> str:
     package = (recipe.network.factory or "").partition(".")[0].partition(":")[0]
     wanted = [] if not package or find_spec(package) else [f"the package {package}"]
-    try:
-        place = folder / packaged(recipe.network.checkpoint or "", folder)
-    except CheckpointError as error:
-        return ", ".join([*wanted, error.remedy.partition(", or")[0]])
-    return ", ".join([*wanted, *([] if place.is_file() else ["a checkpoint of yours"])])
+    place = packaged(recipe.network.checkpoint or "", folder)
+    if missing := missing_package(place):
+        wanted.append(missing.remedy.partition(", or")[0])
+    elif not (folder / place).is_file():
+        wanted.append("a checkpoint of yours")
+    return ", ".join(wanted)

@@ -83,7 +83,7 @@ class TorchPeer(Peer):
 
 def predict_at(network: MultiExitNetwork, depth: int) -> Callable[..., Tensor]:
     """A function that predicts from one exit, as cheaply as the network allows."""
-    from eecompile.networks.truncated import Renamed, Truncated, named
+    from eecompile.networks.truncated import Renamed, Truncated
 
     if hasattr(network, "predict_at"):
         direct = network.predict_at
@@ -92,7 +92,7 @@ def predict_at(network: MultiExitNetwork, depth: int) -> Callable[..., Tensor]:
         return lambda **inputs: _cut(network, depth, inputs)
     if isinstance(network, Renamed):
         inner = predict_at(network.network, depth)
-        return lambda **inputs: inner(**named(network.arguments, inputs))
+        return lambda **inputs: inner(**network.call(**inputs))
     index = network.exits.index(depth)
     return lambda **inputs: network(**inputs)[index]
 

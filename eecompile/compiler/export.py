@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -19,6 +20,7 @@ import torch
 
 import eecompile
 from eecompile.arrays import Inputs
+from eecompile.compiler.differences import located
 from eecompile.compiler.files import evaluate_files, external_files, graph_from_files
 from eecompile.compiler.graph.cuts import marks
 from eecompile.compiler.graph.merge import exit_outputs, merged_exits
@@ -26,6 +28,7 @@ from eecompile.compiler.graph.partition import check_nested, extract, per_exit_p
 from eecompile.compiler.graph.sharing import exit_weights, sharing
 from eecompile.compiler.graph.spans import cut_parts, span_plans
 from eecompile.compiler.hints import too_large_times
+from eecompile.compiler.notices import told_once
 from eecompile.compiler.progress import Report, silent
 from eecompile.compiler.sessions import evaluate_apart, evaluate_joined, session_from_graph
 from eecompile.compiler.trace import graph_from_network
@@ -46,8 +49,15 @@ from eecompile.compiler.verify import (
 )
 from eecompile.compiler.weights import WeightStore, load_graph
 from eecompile.decoding import MalformedError, from_npy
-from eecompile.errors import BundleError, RecipeError, TraceError, VerificationError
-from eecompile.networks.base import MultiExitNetwork
+from eecompile.errors import (
+    BundleError,
+    NonFiniteError,
+    RecipeError,
+    TraceError,
+    VerificationError,
+)
+from eecompile.networks.base import ADAPTERS, MultiExitNetwork
+from eecompile.networks.call import left_out
 from eecompile.networks.calls import without_autocast
 from eecompile.networks.checkpoint import checkpoint_files
 from eecompile.networks.load import importable, load_network
@@ -78,12 +88,14 @@ class _Source(NamedTuple):
     """What a recipe names: all exits as one graph, and what they must agree with.
 
     ``each`` evaluates every exit from the start, where ``reference`` may share blocks.
+    ``network`` is None for ready-made files.
     """
 
     model: ir.Model
     reference: Evaluate
     each: Evaluate
     name: str
+    network: MultiExitNetwork | None = None
 
 
 def bundle_from_recipe(
@@ -118,6 +130,7 @@ def bundle_from_recipe(
         new_folder(output, replaces=replaces) as folder,
         importable(path.parent),
         without_autocast(),
+        told_once(),
     ):
         _write_calibration(folder, recipe, path.parent, interface)
         source = _source(recipe, path.parent, interface, report)
@@ -130,11 +143,11 @@ def bundle_from_recipe(
         advice = too_large_times(source.reference, interface)
         try:
             errors = _verify(folder, source, interface, recipe.tolerance, report)
-        except VerificationError as error:
-            if not advice:
-                raise
-            raise VerificationError(
-                found=error.found, expected=error.expected, remedy=advice
+        except (VerificationError, NonFiniteError) as error:
+            report("comparing the operators of torch and of the graph")
+            told = located(error, source.network, interface, recipe.tolerance)
+            raise type(told)(
+                found=told.found, expected=told.expected, remedy=advice or told.remedy
             ) from error
         if advice:
             LOG.warning("the timesteps look too large: %s", advice)
@@ -179,18 +192,48 @@ def _source(recipe: ExportRecipe, folder: Path, interface: Interface, report: Re
         return _Source(model, evaluate, evaluate, "the ONNX files")
     report("loading the network")
     network = load_network(recipe.network, folder)
+    _warn_of_left_out(network, interface)
     report("tracing all exits at once")
-    model = graph_from_network(network, interface)
+    model = _traced(network, interface)
     check_nested(model.graph, exit_outputs(model, interface))
     each = _evaluate_network(network, interface)
     if not isinstance(network, Truncated):
-        return _Source(model, each, each, "torch")
+        return _Source(model, each, each, "torch", network)
 
     def shared(point: Inputs) -> Outputs:
         with network.each_block_once():
             return each(point)
 
-    return _Source(model, shared, each, "torch")
+    return _Source(model, shared, each, "torch", network)
+
+
+def _warn_of_left_out(network: MultiExitNetwork, interface: Interface) -> None:
+    """Name what a module's forward could take, such as a rotary table, and is not given."""
+    if not isinstance(network, Truncated):
+        return
+    inputs = {name: torch.empty(0) for name in ("x", "t", *interface.conditions)}
+    names = left_out(network.network, network.call(**inputs))
+    if names:
+        warnings.warn(
+            f"{type(network.network).__name__} is exported without its optional "
+            f"{', '.join(names)}: where it was trained with one, state it in [conditions] or "
+            "[network.constants]; NAME = { null = true } there says that it was not",
+            stacklevel=2,
+        )
+
+
+def _traced(network: MultiExitNetwork, interface: Interface) -> ir.Model:
+    try:
+        return graph_from_network(network, interface)
+    except TraceError as error:
+        kind = type(network.network if isinstance(network, Truncated) else network).__name__
+        if kind not in ADAPTERS:
+            raise
+        raise TraceError(
+            found=error.found,
+            expected=error.expected,
+            remedy=f"take network.factory = {ADAPTERS[kind]!r}, which loads the same weights",
+        ) from error
 
 
 def _evaluate_network(network: MultiExitNetwork, interface: Interface) -> Evaluate:

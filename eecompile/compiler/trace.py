@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import io
 import logging
-import re
 import sys
-import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import onnx_ir
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
 from onnxscript import opset23
 from torch import Tensor, nn
+from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from eecompile.compiler.constants import fold_constants
 from eecompile.compiler.graph.clean import clean
 from eecompile.compiler.graph.cuts import mark
 from eecompile.compiler.graph.masks import ExpandMasks
@@ -30,19 +28,16 @@ from eecompile.compiler.graph.numbering import NumberValues
 from eecompile.compiler.graph.operators import check_operators, place_of
 from eecompile.compiler.graph.optimise import optimise
 from eecompile.compiler.hints import remedy_of_call
+from eecompile.compiler.refusals import explained, one_size, place_in_network
 from eecompile.compiler.verify import random_inputs
 from eecompile.errors import EecompileError, TraceError, summary
 from eecompile.interrupt import check
-from eecompile.networks import truncated
 from eecompile.networks.base import MultiExitNetwork
 from eecompile.programs.interface import Interface
 from eecompile.store.bundle import output_names
 
 OPSET = 23  # the first with an Attention operator
 _LARGEST_BATCH = 2**16
-# What lies between a network's own code and the exporter.
-_LIBRARIES = [Path(torch.__file__).parent, Path(onnx_ir.__file__).parent, Path(__file__).parent]
-_CUT = Path(truncated.__file__)
 
 
 class Exits(nn.Module):
@@ -150,7 +145,19 @@ class _FourAxes(TorchFunctionMode):
         return function(**given).squeeze(1)
 
 
+class Traced(NamedTuple):
+    """A graph, and the program in torch's operators that it was converted from."""
+
+    model: ir.Model
+    program: torch.export.ExportedProgram
+
+
 def graph_from_network(network: MultiExitNetwork, interface: Interface) -> ir.Model:
+    """The graph alone; see :func:`traced_network`."""
+    return traced_network(network, interface).model
+
+
+def traced_network(network: MultiExitNetwork, interface: Interface) -> Traced:
     """One graph whose inputs are ``x``, ``t`` and the conditions, with the exits' outputs.
 
     The batch axis is symbolic, as are the axes of a sample that the state leaves free.
@@ -168,11 +175,13 @@ def graph_from_network(network: MultiExitNetwork, interface: Interface) -> ir.Mo
     with torch.no_grad():
         exits(*inputs.values())
     returned = {f"block_{block}_{index}": (block, index) for block, index in exits.blocks.found}
+    program = None
     try:
         with _quiet():
-            traced = torch.onnx.export(
-                exits,
-                args=tuple(inputs.values()),
+            program = _program(exits, inputs, interface)
+            fold_constants(program)
+            converted = torch.onnx.export(
+                program,
                 dynamo=True,
                 opset_version=OPSET,
                 dynamic_shapes=(tuple(_dynamic_shapes(inputs, interface).values()),),
@@ -182,12 +191,13 @@ def graph_from_network(network: MultiExitNetwork, interface: Interface) -> ir.Mo
                 optimize=False,
                 verbose=False,
             )
-            assert traced is not None
-            model: ir.Model = traced.model
+            assert converted is not None
+            assert converted.exported_program is not None
+            model: ir.Model = converted.model
             optimise(model)
     except (Exception, SystemExit) as error:  # torch.export raises many kinds
         check()
-        raise _explained(error, interface) from error
+        raise explained(error, interface, program) from error
     check_operators(model, "the network")
     _check_free_axes(model, interface)
     clean(model)
@@ -196,7 +206,35 @@ def graph_from_network(network: MultiExitNetwork, interface: Interface) -> ir.Mo
     NumberValues()(model)
     _mark_blocks(model, outputs, tuple(returned.values()))
     _check_graph(model, list(inputs), outputs)
-    return model
+    return Traced(model, converted.exported_program)
+
+
+def _program(
+    exits: Exits, inputs: Mapping[str, Tensor], interface: Interface
+) -> torch.export.ExportedProgram:
+    shapes: Any = (tuple(_dynamic_shapes(inputs, interface).values()),)
+
+    def exported(dynamic_shapes: Any) -> torch.export.ExportedProgram:
+        return torch.export.export(
+            exits,
+            tuple(inputs.values()),
+            dynamic_shapes=dynamic_shapes,
+            strict=False,
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )
+
+    # As torch.onnx does, so that a batch of one is no case of its own.
+    config: Any = torch.fx.experimental._config
+    with config.patch(backed_size_oblivious=True):
+        try:
+            return exported(shapes)
+        except torch._dynamo.exc.UserError as error:
+            # Diffusers' U-Nets lay batches from 64 out anew: torch asks for a batch below it.
+            try:
+                narrower = refine_dynamic_shapes_from_suggested_fixes(error.msg, shapes)
+            except Exception:  # it finds no fix to suggest, or none that it can read
+                raise error from None
+            return exported(narrower)
 
 
 def _mark_blocks(
@@ -248,7 +286,8 @@ def _traced_shape(interface: Interface) -> tuple[int, ...]:
 
 
 def _dynamic_shapes(inputs: Mapping[str, Tensor], interface: Interface) -> dict[str, Any]:
-    batch = torch.export.Dim("batch", min=1, max=_LARGEST_BATCH)
+    # From 2, or networks that ask whether the batch is 1 are refused; both are verified.
+    batch = torch.export.Dim("batch", min=2, max=_LARGEST_BATCH)
     shapes: dict[str, dict[int, Any]] = {name: {0: batch} for name in inputs}
     free = interface.state.resizable
     for axis in free.axes if free else ():
@@ -269,7 +308,8 @@ def _check_outputs(
     except (Exception, SystemExit) as error:  # the network's own
         check()
         raise TraceError(
-            found=f"a network that fails on {_shapes(inputs)} ({summary(error)}){_place(error)}",
+            found=f"a network that fails on {_shapes(inputs)} ({summary(error)})"
+            f"{place_in_network(error)}",
             expected="a prediction per exit from these inputs",
             remedy=remedy_of_call(
                 error, "check state, conditions and network.arguments against its forward"
@@ -325,72 +365,8 @@ def _check_free_axes(model: ir.Model, interface: Interface) -> None:
         for node in model.graph:
             reads = any(name in str(value.shape) for value in node.inputs if value is not None)
             if reads and not any(name in str(value.shape) for value in node.outputs):
-                raise _one_size(f" ({node.op_type}{place_of(node)})", interface)
-        raise _one_size("", interface)
-
-
-def _one_size(why: str, interface: Interface) -> TraceError:
-    axes = list(interface.state.resizable.axes) if interface.state.resizable else []
-    return TraceError(
-        found=f"a network that takes samples of one size only{why}",
-        expected=f"axes {axes} of any allowed length",
-        remedy="remove state.resizable; positions that are stored for one size allow no other",
-    )
-
-
-def _explained(error: BaseException, interface: Interface) -> TraceError:
-    """What went wrong in a trace, in one sentence: the operator, and where it comes from."""
-    causes = list(_causes(error))
-    text = " ".join(str(cause) for cause in causes)
-    place = next((found for cause in reversed(causes) if (found := _place(cause))), "")
-    if "data-dependent" in text or "DataDependent" in " ".join(type(c).__name__ for c in causes):
-        operator = re.search(r"aten\.[a-z_]*(?:item|nonzero)[a-z_.]*", text)
-        return TraceError(
-            found=f"a graph that depends on data: {operator[0] if operator else 'aten.item'} "
-            f"reads a tensor's value{place}",
-            expected="a network that does the same steps whatever its inputs hold",
-            remedy="replace branches, loops and sizes that depend on values, for example by "
-            "torch.where",
-        )
-    missing = re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", text)
-    if missing:
-        return TraceError(
-            found=f"operator {missing[1]}, which ONNX does not have{place}",
-            expected="operators that torch.onnx can convert",
-            remedy="write it with others in the network's forward",
-        )
-    if interface.state.resizable and ("onstraint" in text or "pecializ" in text):
-        return _one_size(f" ({_constraint(text)}){place}", interface)
-    return TraceError(
-        found=f"a network that torch.export cannot trace ({summary(causes[-1])}){place}",
-        expected="a module without control flow over data, for any batch size",
-        remedy="make its forward traceable by torch.export",
-    )
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and what caused it, the origin last."""
-    current: BaseException | None = error
-    while current is not None:
-        yield current
-        current = current.__cause__ or current.__context__
-
-
-def _place(error: BaseException) -> str:
-    """Where in the network's own code an error arose: ``, from FILE, line N (CODE)``."""
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        path = Path(frame.filename)
-        if not path.is_file() or path == _CUT or any(path.is_relative_to(p) for p in _LIBRARIES):
-            continue
-        return f", from {frame.filename}, line {frame.lineno} ({frame.line})"
-    return ""
-
-
-def _constraint(text: str) -> str:
-    """The line in which torch.export says which size is fixed."""
-    lines = [line.strip(" -") for line in text.splitlines()]
-    telling = [line for line in lines if "pecializ" in line or "constant" in line]
-    return (telling or lines)[0][:200]
+                raise one_size(f" ({node.op_type}{place_of(node)})", interface)
+        raise one_size("", interface)
 
 
 def _shapes(inputs: Mapping[str, Tensor]) -> str:

@@ -255,8 +255,8 @@ def check_independent(points: Sequence[Inputs], network: Evaluate, tolerance: To
                     f"their {', '.join(names)}, by {difference:.3g}",
                     expected="outputs of each sample from that sample alone",
                     remedy="look in the network's forward for index 0 of the first axis, and for "
-                    "means over it; what all samples share belongs into the network, not into a "
-                    "condition",
+                    "means over it; what all samples share belongs into [network.constants], not "
+                    "into a condition",
                 )
 
 

@@ -10,6 +10,13 @@ from torch import Tensor
 
 from eecompile.errors import RecipeError
 
+ADAPTERS = {
+    "Lumina2Transformer2DModel": "eecompile.networks.lumina:Lumina2",
+    "LuminaNextDiT2DModel": "eecompile.networks.lumina:LuminaNext",
+    "MochiTransformer3DModel": "eecompile.networks.mochi:Mochi",
+}
+"""By the class of a network that cannot be traced: the factory of one that can."""
+
 
 @runtime_checkable
 class MultiExitNetwork(Protocol):

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from eecompile.decoding import MalformedError, PlainName, from_json
 from eecompile.errors import CheckpointError
+from eecompile.store.shipped import missing_package
 
 _NEEDS_CODE = re.compile(r"GLOBAL (\S+)|Unsupported (?:global|class)|Can only")
 _DENSE = torch.strided
@@ -65,7 +66,7 @@ def state_from_file(path: Path, key: str | None = None) -> dict[str, Tensor]:
 def check_file(path: Path) -> None:
     """Pass when there is a file."""
     if not path.is_file():
-        raise CheckpointError(
+        raise missing_package(path.name) or CheckpointError(
             found=f"no checkpoint at {path}",
             expected="the file that network.checkpoint names, relative to the recipe",
             remedy="fix the path, pass --checkpoint, or train the network first",

@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from eecompile.errors import CheckpointError, EecompileError, RecipeError, summary
 from eecompile.interrupt import check
 from eecompile.networks.base import MultiExitNetwork
+from eecompile.networks.call import Call, constants_from_recipe
 from eecompile.networks.calls import give_a_tuple, take_whole_timesteps
 from eecompile.networks.checkpoint import check_file, state_from_file
 from eecompile.networks.naming import named_as
@@ -50,15 +52,13 @@ def load_network(recipe: NetworkRecipe, folder: Path) -> MultiExitNetwork:
         parameter.requires_grad_(False)
     if recipe.timestep_dtype == "int64":
         take_whole_timesteps(network, recipe.arguments.get("t", "t"))
-    if recipe.blocks is None:
-        give_a_tuple(network, recipe.exits)
-    if recipe.blocks is None and recipe.arguments:
-        return Renamed(cast("MultiExitNetwork", network), recipe.arguments).eval()
-    if recipe.blocks is None:
-        return cast("MultiExitNetwork", network)
-    return Truncated(
-        network, exits=recipe.exits, blocks=recipe.blocks, arguments=recipe.arguments
-    ).eval()
+    constants = constants_from_recipe(recipe.constants, partial(_factory, folder=folder))
+    call = Call(recipe.arguments, constants, recipe.dtypes)
+    if recipe.blocks is not None:
+        return Truncated(network, exits=recipe.exits, blocks=recipe.blocks, call=call).eval()
+    give_a_tuple(network, recipe.exits)
+    multi_exit = cast("MultiExitNetwork", network)
+    return multi_exit if call.plain else Renamed(multi_exit, call).eval()
 
 
 def _factory(name: str, folder: Path) -> Callable[..., Any]:

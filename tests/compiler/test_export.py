@@ -102,7 +102,7 @@ def test_a_bundle_replaces_only_an_older_version_of_itself(
 def test_a_failed_export_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(RECIPE.read_text())  # its checkpoint is relative to the recipe
-    with pytest.raises(CheckpointError, match="no checkpoint"):
+    with pytest.raises(CheckpointError, match="no package eecompile_fashion_dit"):
         bundle_from_recipe(path, tmp_path / "out" / "bundle")
     assert [p.name for p in tmp_path.iterdir()] == ["recipe.toml"]
 

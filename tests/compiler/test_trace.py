@@ -74,7 +74,7 @@ class Odd(nn.Module):
         ("loop", rf"depends on data: aten\.\S+ reads .*{HERE}, line \d+ \(for _ in range"),
         ("batch", "batch"),
         ("nonzero", rf"operator NonZero in the network, from .*{HERE}, line \d+"),
-        ("slice", rf"operator Slice in the network, from .*{HERE}, line \d+.* depends on data"),
+        ("slice", rf"depends on data: aten\.item reads .*{HERE}, line \d+ \(second = "),
         ("cond", rf"operator If in the network, from .*{HERE}, line \d+: control flow"),
         ("noise", r"operator RandomNormalLike in the network.*: it draws random numbers"),
         ("operator", r"operator aten\.linalg_eig, which ONNX does not have"),

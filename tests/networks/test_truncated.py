@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from eecompile.errors import RecipeError
 from eecompile.networks.base import MultiExitNetwork
+from eecompile.networks.call import Call
 from eecompile.networks.truncated import Truncated
 
 EXITS = (1, 3, 4)
@@ -97,7 +98,7 @@ def really_cut(network: nn.Module, inputs: dict[str, Tensor], depth: int) -> Ten
 
 
 def truncated(network: nn.Module, exits: tuple[int, ...] = EXITS) -> Truncated:
-    return Truncated(network, exits=exits, blocks="transformer_blocks", arguments=ARGUMENTS).eval()
+    return Truncated(network, exits=exits, blocks="transformer_blocks", call=Call(ARGUMENTS)).eval()
 
 
 @pytest.mark.parametrize("make", NETWORKS)
@@ -224,7 +225,7 @@ def chain_at(network: Chain, depth: int, x: Tensor, t: Tensor) -> Tensor:
 
 
 def cut(network: nn.Module, blocks: str = "blocks", **arguments: str) -> Truncated:
-    return Truncated(network, exits=(1, 2, 4), blocks=blocks, arguments=arguments)
+    return Truncated(network, exits=(1, 2, 4), blocks=blocks, call=Call(arguments))
 
 
 def given() -> dict[str, Tensor]:
@@ -382,7 +383,7 @@ def test_a_list_with_a_repeated_block_is_refused() -> None:
 @pytest.mark.parametrize("exits", [(), (0, 4), (1, 2), (1, 5), (2, 1, 4)])
 def test_exits_must_fit_the_list(exits: tuple[int, ...]) -> None:
     with pytest.raises(RecipeError, match="from 1 to 4"):
-        Truncated(Chain(), exits=exits, blocks="blocks", arguments={})
+        Truncated(Chain(), exits=exits, blocks="blocks", call=Call({}))
 
 
 @pytest.mark.parametrize("place", ["block", "head"])
@@ -430,7 +431,7 @@ def test_the_module_itself_stays_usable() -> None:
     network = Plain()
     x, t = torch.randn(2, 4, 2), torch.zeros(4)
     before = [network(each, t) for each in x]
-    cut = Truncated(network, exits=(1, 3), blocks="blocks", arguments={})
+    cut = Truncated(network, exits=(1, 3), blocks="blocks", call=Call({}))
     cut(x=x[0], t=t)
     for each, expected in zip(x, before, strict=True):
         torch.testing.assert_close(network(each, t), expected)
@@ -448,6 +449,6 @@ def test_blocks_out_of_order_are_refused(order: tuple[int, ...]) -> None:
                 x = self.blocks[index](x)
             return x
 
-    cut = Truncated(Odd(), exits=(1, 3), blocks="blocks", arguments={})
+    cut = Truncated(Odd(), exits=(1, 3), blocks="blocks", call=Call({}))
     with pytest.raises(RecipeError, match="in the order of their list"):
         cut(x=torch.zeros(1, 2), t=torch.zeros(1))

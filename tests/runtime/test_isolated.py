@@ -93,11 +93,13 @@ def endless() -> list[onnx.NodeProto]:
 
 
 def failing() -> list[onnx.NodeProto]:
-    """A shape that no batch has."""
-    seven = helper.make_tensor("", TensorProto.INT64, [1], [7])
+    """A channel that no state has."""
+    one = helper.make_tensor("", TensorProto.INT64, [1], [1])
     return [
-        helper.make_node("Constant", [], ["seven"], value=seven),
-        helper.make_node("Reshape", ["x", "seven"], ["y"]),
+        helper.make_node("Constant", [], ["one"], value=one),
+        helper.make_node("Size", ["x"], ["size"]),
+        helper.make_node("Reshape", ["size", "one"], ["beyond"]),
+        helper.make_node("Gather", ["x", "beyond"], ["y"], axis=1),
     ]
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from eecompile.compiler.export import bundle_from_recipe
 from eecompile.errors import CheckpointError, RecipeError
 from eecompile.recipe import load_recipe
-from eecompile.store.shipped import named_file, packaged, shipped
+from eecompile.store.shipped import missing_package, named_file, packaged, shipped
 from eecompile.store.target import load_target
 from tests.conftest import RECIPE, ROOT, TARGETS
 
@@ -54,16 +55,18 @@ def test_a_checkpoint_of_a_package_is_found_beside_the_recipe_and_installed(
     given = f"{WEIGHTS}:fashion-dit.safetensors"
     beside = Path(packaged(given, ROOT / "export"))
     assert beside.is_file()
-    with pytest.raises(CheckpointError, match=r"pip install 'eecompile\[demo\]'"):
-        packaged(given, tmp_path)
+    assert packaged(given, tmp_path) == given
+    assert "pip install 'eecompile[demo]'" in str(missing_package(given))
+    copied = tmp_path / "copied.toml"
+    shutil.copy(RECIPE, copied)
+    with pytest.raises(CheckpointError, match="no package eecompile_fashion_dit"):
+        bundle_from_recipe(copied, tmp_path / "bundle")
     monkeypatch.syspath_prepend(ROOT / "export")
     assert Path(packaged(given, tmp_path)).samefile(beside)
     assert packaged("weights/a.pt", tmp_path) == "weights/a.pt"
     assert packaged(r"C:\weights.pt", tmp_path) == r"C:\weights.pt"
-    # A checkpoint that the caller names is enough.
-    copied = tmp_path / "copied.toml"
-    shutil.copy(RECIPE, copied)
     monkeypatch.undo()
+    # A checkpoint that the caller names is enough.
     assert load_recipe(copied, checkpoint=beside).network.checkpoint == str(beside)
 
 

@@ -64,9 +64,12 @@ def check_operators(model: ir.Model, source: str) -> None:
 
 def place_of(node: ir.Node) -> str:
     """Where the operator comes from: the line of the network's code, or the node's name."""
-    trace = node.metadata_props.get("pkg.torch.onnx.stack_trace", "")
+    line = network_line(node.metadata_props.get("pkg.torch.onnx.stack_trace", ""))
+    return line or (f", node {node.name!r}" if node.name else "")
+
+
+def network_line(trace: str) -> str:
+    """The innermost line of the network's code in a stack trace: ``, from FILE, line N``."""
     lines = re.findall(r'File "([^<"][^"]*)", line (\d+)', trace)
     lines = [line for line in lines if line[0] not in _OURS] or lines
-    if lines:
-        return f", from {lines[-1][0]}, line {lines[-1][1]}"
-    return f", node {node.name!r}" if node.name else ""
+    return f", from {lines[-1][0]}, line {lines[-1][1]}" if lines else ""
