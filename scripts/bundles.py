@@ -60,8 +60,6 @@ NETWORKS = {
             "sample_size = .*": "sample_size = 32",
             r"shape = \[4, 64, 64\]": "shape = [4, 32, 32]",
             r"descending = .*": "descending = [6]",
-            # Attention of random weights is at its limits where inputs are large.
-            r"\A": "tolerance = { relative = 0.05 }\n",
         },
     ),
 }

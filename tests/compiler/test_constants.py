@@ -158,9 +158,12 @@ def test_extremes_are_compared_where_the_reference_is_finite() -> None:
         made = iter(values)
         return lambda point: {4: [np.full_like(point["x"], next(made))]}
 
-    tolerance = Tolerance(absolute=0.1, relative=0.0)
+    tolerance = Tolerance(absolute=0.1, relative=1e-3)
     right, nan = (1.0, 1.0, np.inf), float("nan")
     found = compare_extremes(points, outputs(*right), outputs(nan, 1.3, nan), tolerance, "it")
     assert [type(error) for error in found] == [NonFiniteError, VerificationError]
     assert ["zero inputs" in found[0].found, "tiny inputs" in found[1].found] == [True, True]
     assert not compare_extremes(points, outputs(*right), outputs(*right), tolerance, "it")
+    large = compare_extremes(points, outputs(1, 1, 1), outputs(1, 1, 1.15), tolerance, "it")
+    assert not large  # a hundred times the relative tolerance
+    assert compare_extremes(points, outputs(1, 1, 1), outputs(1, 1, 1.3), tolerance, "it")
