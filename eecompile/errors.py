@@ -19,6 +19,9 @@ sentence. The tree::
     |-- BusyError             another process is writing the same output
     |-- DiskFullError         there is no room for what is written
     |-- BackendError          a backend is missing, or refuses an engine
+    |-- QueueFullError        a scheduler has too many samples waiting
+    |-- DeadlineError         a request was not done in time
+    |-- StoppedError          a scheduler is closing
     `-- NonFiniteError        an engine returned NaN or infinity
 """
 
@@ -132,6 +135,18 @@ class DiskFullError(EecompileError):
 
 class BackendError(EecompileError):
     """A backend is missing, or refuses an engine."""
+
+
+class QueueFullError(EecompileError):
+    """A scheduler has too many samples waiting."""
+
+
+class DeadlineError(EecompileError):
+    """A request was not done in time."""
+
+
+class StoppedError(EecompileError):
+    """A scheduler is closing."""
 
 
 class NonFiniteError(EecompileError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,6 +36,7 @@ SPANS = {"DiT-S/2": ((1, 4), 8, 5), "PixArt-alpha 256, 6 layers": ((1,), 2, 3)}
 SPAN_STEPS = 9
 LAYOUT_BATCHES = {"fashion-dit": (1, 16), "DiT-S/2": (1,)}
 Rounds = Annotated[int, typer.Option(min=1, help="Measurements of each action.")]
+Seconds = Annotated[float, typer.Option(min=1, help="Of load, for each mode.")]
 Output = Annotated[Path | None, typer.Option(help="JSON; default under docs/benchmarks.")]
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
@@ -326,6 +328,34 @@ def _measure_spans(rounds: int, output: Path) -> None:
                 for row in bench.layout_rows(name, each, LAYOUT_BATCHES[name], 2 * rounds)
             ),
         )
+    results.show()
+
+
+@app.command()
+def serving(rounds: Rounds = 15, seconds: Seconds = 25.0, output: Output = None) -> None:
+    """Joining beside gather-and-run under load, and what it costs; serving-cpu.json."""
+    import bench_serving as bench
+
+    results = Results(output, "serving-cpu")
+    engines = shipped("per_exit")["per_exit"]
+    with TemporaryDirectory() as temporary, ExitStack() as stack:
+        work = Path(temporary)
+        bundle_from_recipe(random_recipe("DiT-S/2", work)[0], work / "bundle")
+        folders = {
+            "fashion-dit": engines,
+            "DiT-S/2": engine_set(work / "bundle", work, TARGETS["per_exit"]),
+        }
+        samplers = {n: stack.enter_context(Sampler.open(f)) for n, f in folders.items()}
+        way = {"solver": "ddim", "steps": 10}
+        small = {"fashion-dit": samplers["fashion-dit"]}
+        large = {"DiT-S/2": samplers["DiT-S/2"]}
+        results.keep("overhead", bench.overhead_rows(small["fashion-dit"].interface, rounds))
+        results.keep("equality", [bench.equality_row(small["fashion-dit"])])
+        results.keep("light", bench.light_rows(small, rounds))
+        results.keep("light, DiT-S/2", bench.light_rows(large, max(3, rounds // 3), **way))
+        results.keep("load", bench.load_rows(small, seconds))
+        results.keep("load, DiT-S/2", bench.load_rows(large, 2 * seconds, **way))
+        results.keep("http", [bench.http_row(engines, rounds)])
     results.show()
 
 

@@ -17,7 +17,7 @@ COMPILE_TIME = ("torch", "onnx", "onnx_ir", "onnxscript", "polygraphy", "safeten
 PUBLIC = [
     "eecompile",
     *(f"eecompile.{name}" for name in ("compare", "compiler", "evaluate", "networks", "programs")),
-    *(f"eecompile.{name}" for name in ("runtime", "store", "tune")),
+    *(f"eecompile.{name}" for name in ("runtime", "serve", "store", "tune")),
 ]
 COMMAND_LINE = ("typer", "rich", "PIL")
 

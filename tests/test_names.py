@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "eecompile"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 _DRAWN = {"plotly", "rich", "jinja2", "markupsafe"}
-_BESIDE = ("compare", "tune", "evaluate")
+_BESIDE = ("compare", "tune", "evaluate", "serve")
 
 
 def imported(path: Path) -> set[str]:

@@ -8,10 +8,9 @@ from typing import Any
 
 from eecompile.decoding import MalformedError, from_json, from_npy
 from eecompile.errors import UsageError
-from eecompile.programs.choice import Forecast
 from eecompile.programs.interface import Interface
 from eecompile.programs.program import Program
-from eecompile.programs.schedule import ExitSchedule
+from eecompile.programs.schedule import ExitSchedule, schedule_from_text
 from eecompile.runtime.request import SampleRequest
 
 
@@ -75,11 +74,7 @@ def program_of(path: Path, solver: str | None) -> Program:
 
 def schedule_of(text: str | None, interface: Interface) -> ExitSchedule | str | None:
     """An exit schedule of ``--schedule``: a name, depths, or a file."""
-    if text is None or text in interface.schedules:
-        return text
-    if text != Forecast().text and text.replace("_", "").replace("-", "").isalpha():
-        return text  # a name, and unknown: the sampler says which are known
-    return ExitSchedule.parse(text)
+    return None if text is None else schedule_from_text(text, interface.schedules)
 
 
 def schedules_of(

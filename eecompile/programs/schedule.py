@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from itertools import pairwise
 from os import PathLike
 from pathlib import Path
@@ -14,7 +14,14 @@ import msgspec
 
 from eecompile.decoding import from_json
 from eecompile.errors import ScheduleError
-from eecompile.programs.choice import Choice, check_choices, choice_from_text, choice_of, is_span
+from eecompile.programs.choice import (
+    Choice,
+    Forecast,
+    check_choices,
+    choice_from_text,
+    choice_of,
+    is_span,
+)
 
 _FORMAT = 2  # of a schedule's file
 
@@ -202,6 +209,17 @@ def _parted(entry: str) -> tuple[str, str | None]:
     if not colon or ("/" in entry and entry.count(":") < 2):
         return entry, None
     return choice, end
+
+
+def schedule_from_text(text: str, names: Container[str]) -> ExitSchedule | str:
+    """A schedule's name, or the schedule that a text spells out; see :meth:`ExitSchedule.parse`.
+
+    Args:
+        text: of either.
+        names: that are known; another word is taken for an unknown one, to be refused later.
+    """
+    word = text != Forecast().text and text.replace("_", "").replace("-", "").isalpha()
+    return text if word or text in names else ExitSchedule.parse(text)
 
 
 def _unread(text: str) -> ScheduleError:

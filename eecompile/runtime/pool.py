@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from threading import Lock
+from typing import Generic, TypeVar
 
 from eecompile.errors import BackendError, UsageError
 from eecompile.runtime.protocol import Engine
 from eecompile.runtime.trajectory.plan import Plan, Trajectory
 
-_IDLE = 8  # trajectories that wait for the next request of their kind
+Kind = TypeVar("Kind", bound=Trajectory)
 
 
-class TrajectoryPool:
-    """Lends an engine's trajectories. May be used from several threads."""
+class TrajectoryPool(Generic[Kind]):
+    """Lends an engine's trajectories. May be used from several threads.
 
-    def __init__(self) -> None:
+    Args:
+        make: makes a trajectory of an engine for a plan.
+        idle: how many may wait for the next request of their kind.
+    """
+
+    def __init__(self, make: Callable[[Engine, Plan], Kind], idle: int = 8) -> None:
+        self._make, self._most = make, idle
         self._lock = Lock()
-        self._idle: OrderedDict[object, list[Trajectory]] = OrderedDict()
+        self._idle: OrderedDict[object, list[Kind]] = OrderedDict()
         self._closed = False
 
     def check_open(self) -> None:
@@ -28,7 +35,7 @@ class TrajectoryPool:
             raise _closed()
 
     @contextmanager
-    def trajectory(self, engine: Engine, plan: Plan) -> Iterator[Trajectory]:
+    def trajectory(self, engine: Engine, plan: Plan) -> Iterator[Kind]:
         """A trajectory for a plan, lent to the block; kept afterwards, unless something fails.
 
         Raises:
@@ -55,7 +62,7 @@ class TrajectoryPool:
             self._closed = True  # from here on, nothing is put back
         self._clear()
 
-    def _kept(self, key: object) -> Trajectory | None:
+    def _kept(self, key: object) -> Kind | None:
         with self._lock:
             waiting = self._idle.get(key)
             trajectory = waiting.pop() if waiting else None
@@ -63,14 +70,14 @@ class TrajectoryPool:
                 del self._idle[key]
         return trajectory
 
-    def _made(self, engine: Engine, plan: Plan) -> Trajectory:
+    def _made(self, engine: Engine, plan: Plan) -> Kind:
         try:
-            return engine.trajectory(plan)
+            return self._make(engine, plan)
         except BackendError:
             self._clear()  # memory that waits for other requests may be what is missing
-            return engine.trajectory(plan)
+            return self._make(engine, plan)
 
-    def _put_back(self, key: object, trajectory: Trajectory) -> None:
+    def _put_back(self, key: object, trajectory: Kind) -> None:
         surplus = []
         with self._lock:
             if self._closed:
@@ -78,7 +85,7 @@ class TrajectoryPool:
             else:
                 self._idle.setdefault(key, []).append(trajectory)
                 self._idle.move_to_end(key)
-            while sum(map(len, self._idle.values())) > _IDLE:
+            while sum(map(len, self._idle.values())) > self._most:
                 oldest = next(iter(self._idle))
                 surplus.append(self._idle[oldest].pop())
                 if not self._idle[oldest]:

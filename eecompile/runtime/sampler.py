@@ -68,7 +68,7 @@ class Sampler(Handle):
         self.name = name or interface.name
         self.engines: tuple[str, ...] = tuple(engine.members)
         self._programs = ProgramCache(interface)
-        self._pool = TrajectoryPool()
+        self._pool = TrajectoryPool(lambda engine, plan: engine.trajectory(plan))
 
     @classmethod
     def open(
@@ -233,7 +233,7 @@ class Sampler(Handle):
         Returns:
             For each request, float32 [n, *shape].
         """
-        return self._planned(list(requests), solver, steps, schedule).samples()
+        return self.planned(list(requests), solver, steps, schedule).samples()
 
     def sample_on_device(
         self,
@@ -251,7 +251,7 @@ class Sampler(Handle):
             An object that speaks DLPack, float32 [n, *shape]: on a GPU, device memory that
             belongs to the caller; on a CPU, a numpy array.
         """
-        return self._planned([request], solver, steps, schedule).state_on_device()
+        return self.planned([request], solver, steps, schedule).state_on_device()
 
     def steps(
         self,
@@ -307,7 +307,7 @@ class Sampler(Handle):
             shape=shape,
             first=first,
         )
-        return self._planned([request], solver, steps, schedule).step_by_step()
+        return self.planned([request], solver, steps, schedule).step_by_step()
 
     def warmup(
         self,
@@ -329,16 +329,19 @@ class Sampler(Handle):
         request = SampleRequest(
             n=n, guidance=guidance, guidance_interval=guidance_interval, shape=shape
         )
-        self._planned([filled(self.interface, request)], solver, steps, schedule).warm_up()
+        self.planned([filled(self.interface, request)], solver, steps, schedule).warm_up()
 
-    def _planned(
+    def planned(
         self,
         requests: Sequence[SampleRequest],
-        solver: str | Solver | Program | None,
-        steps: int | None,
-        schedule: Schedule | None,
+        solver: str | Solver | Program | None = None,
+        steps: int | None = None,
+        schedule: Schedule | None = None,
     ) -> BatchRun:
-        """What was asked for, checked and divided into batches."""
+        """What was asked for, checked and divided into batches; nothing is evaluated yet.
+
+        Arguments and errors are those of :meth:`sample_requests`.
+        """
         self._pool.check_open()
         program = self._programs.program(solver, steps, schedule)
         program = self._programs.one_of_equals(program, self.engine, self.engines)

@@ -79,7 +79,7 @@ class BatchRun:
     """
 
     engine: Engine
-    pool: TrajectoryPool
+    pool: TrajectoryPool[Trajectory]
     program: Program
     batches: Sequence[Batch]
     shapes: Sequence[tuple[int, ...]]
@@ -177,9 +177,16 @@ class BatchRun:
         if self.on_step is None:
             trajectory.step(index)
             return
-        plan, step, started = trajectory.plan, self.program.steps[index], time.perf_counter()
+        started = time.perf_counter()
         trajectory.step(index)
         trajectory.wait()
+        self.tell(trajectory, index, time.perf_counter() - started)
+
+    def tell(self, trajectory: Trajectory, index: int, seconds: float) -> None:
+        """Tell the hook, if there is one, of a step that a trajectory of this run has taken."""
+        if self.on_step is None:
+            return
+        plan, step = trajectory.plan, self.program.steps[index]
         engine = step.chosen.engine
         metrics = StepMetrics(
             f"{plan.interface.name} for {engine}" if engine else self.name,
@@ -189,7 +196,7 @@ class BatchRun:
             step.chosen,
             plan.size,
             trajectory.rows[index],
-            time.perf_counter() - started,
+            seconds,
         )
         try:
             self.on_step(metrics)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from eecompile.arrays import Array
@@ -44,8 +45,7 @@ def save_grid(
 
     The ``bounds`` are values that become black and white; 0 columns make it about square.
     """
-    low, high = bounds
-    bytes_ = np.clip((states - low) / (high - low) * 255 + 0.5, 0, 255).astype(np.uint8)
+    bytes_ = _bytes(states, bounds)
     count, _, height, width = bytes_.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
@@ -69,3 +69,25 @@ def save_grid(
             place = (left + width * zoom / 2, top + height * zoom + 2)
             draw.text(place, labels[index], fill="black", font=small, anchor="ma")
     canvas.save(output, format="PNG")
+
+
+def save_sheet(states: Array, bounds: tuple[float, float], output: Path | BinaryIO) -> None:
+    """Write states, float32 [n, 1 or 3, H, W], as a PNG: side by side, pixel by pixel.
+
+    The ``bounds`` are values that become black and white. One state is the picture itself; more
+    stand in rows of about as many as there are rows, and black fills the last one.
+    """
+    count, channels, height, width = states.shape
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    tiles = np.zeros((rows * columns, channels, height, width), np.uint8)
+    tiles[:count] = _bytes(states, bounds)
+    grid = tiles.reshape(rows, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
+    pixels = grid.reshape(rows * height, columns * width, channels)
+    Image.fromarray(pixels.squeeze(2) if channels == 1 else pixels).save(output, format="PNG")
+
+
+def _bytes(states: Array, bounds: tuple[float, float]) -> NDArray[np.uint8]:
+    low, high = bounds
+    scaled: Array = (states - low) / (high - low) * 255 + 0.5
+    return np.clip(scaled, 0, 255).astype(np.uint8)

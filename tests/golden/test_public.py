@@ -19,7 +19,7 @@ PUBLIC = [
     f"eecompile.{name}"
     for name in (
         *("compare", "compiler", "evaluate", "networks", "programs", "programs.solvers"),
-        *("runtime", "store", "tune"),
+        *("runtime", "serve", "store", "tune"),
     )
 ]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from eecompile.arrays import Array
+from eecompile.arrays import Array, Inputs
 from eecompile.errors import BackendError, EecompileError, one_line
 from eecompile.runtime.trajectory.lowering import (
     INPUT,
@@ -30,6 +30,63 @@ from eecompile.runtime.trajectory.spans import Blend
 _Action = Callable[[], object]
 _SMALL = 8192  # elements of an output that one dot product checks
 _PIECE = 32768  # elements of a span's tensor that are summed at a time: they stay in the cache
+
+
+class HostEvaluation:
+    """An evaluation that a trajectory on the host comes to; called, it is made.
+
+    Its arrays may also be written by somebody who evaluates the same choice for several
+    trajectories at once.
+
+    Attributes:
+        engine: which evaluates.
+        operation: the exit, or the part of one, and how many rows.
+        x: noisy input, float32 [rows, *shape].
+        t: timestep, float32 [rows].
+        conditions: by name, [rows, ...].
+        outputs: to be written: the interface's, float32 [rows, *shape].
+        alone: whether it cannot share a batch: it reads or writes tensors of spans, or the
+            engine takes one row at a time.
+        kind: equal for evaluations that can share a batch.
+    """
+
+    def __init__(
+        self,
+        engine: Evaluator,
+        operation: Evaluate,
+        x: Array,
+        t: Array,
+        conditions: Inputs,
+        outputs: Sequence[Array],
+        alone: bool,
+        bound: Callable[[], Sequence[BoundEvaluation]],
+    ) -> None:
+        self.engine, self.operation = engine, operation
+        self.x, self.t, self.conditions, self.outputs = x, t, conditions, outputs
+        self.alone = alone
+        self.kind = id(engine), operation.depth, x.shape[1:]
+        self._bound = bound
+
+    def __call__(self) -> None:
+        """Evaluate.
+
+        Raises:
+            BackendError: the engine failed.
+        """
+        operation = self.operation
+        try:
+            with np.errstate(over="ignore", invalid="ignore"):  # the outputs are checked
+                for evaluate in self._bound():
+                    evaluate(operation.depth, operation.stretch)
+        except EecompileError:
+            raise
+        except Exception as error:  # backends' errors share no base class
+            raise BackendError(
+                found=f"exit {operation.depth} failing at timestep {operation.timestep:g}, batch "
+                f"{operation.rows} ({one_line(error)})",
+                expected="an engine that evaluates these inputs",
+                remedy="check the conditions' values against what the network was trained with",
+            ) from error
 
 
 class HostTrajectory(Trajectory):
@@ -86,9 +143,20 @@ class HostTrajectory(Trajectory):
 
     def step(self, index: int) -> None:
         """Take one step; see :meth:`Trajectory.step`."""
-        with np.errstate(over="ignore", invalid="ignore"):  # the network's output will tell
-            for action in self._steps[index]:
-                action()
+        for evaluation in self.evaluations(index):
+            evaluation()
+
+    def evaluations(self, index: int) -> Iterator[HostEvaluation]:
+        """Take one step, whose evaluations are the caller's to make.
+
+        Each must have been made when the next is asked for; after the last, the step is taken.
+
+        Raises:
+            NonFiniteError: an evaluation gave NaN or infinity.
+        """
+        actions = iter(self._steps[index])
+        while (evaluation := _up_to_evaluation(actions)) is not None:
+            yield evaluation
         self._last = index
 
     def state(self) -> Array:
@@ -129,7 +197,7 @@ class HostTrajectory(Trajectory):
                 yield partial(_blend, read, factors, out, self._pieces)
             case Evaluate():
                 yield partial(self._t[: operation.rows].fill, operation.timestep)
-                yield partial(self._evaluate, self._bound(operation), operation)
+                yield self._evaluation(operation)
             case Check(output, rows):
                 yield partial(self._check, index, self._outputs[output][:rows].reshape(-1))
             case Guide():
@@ -157,11 +225,23 @@ class HostTrajectory(Trajectory):
         if out is self._spare:  # the sum becomes the buffer, and the buffer room for the next
             places[into], self._spare = out, places[into]
 
-    def _bound(self, operation: Evaluate) -> list[BoundEvaluation]:
-        """Evaluations of the first rows at a depth: one, or one for each row."""
-        engine, rows = operation.engine, operation.rows
-        tensors = self._crossing.get(engine, {})
+    def _evaluation(self, operation: Evaluate) -> HostEvaluation:
+        rows = operation.rows
+        return HostEvaluation(
+            self._engine.member(operation.engine),
+            operation,
+            self._x[:rows],
+            self._t[:rows],
+            {name: array[:rows] for name, array in self._conditions.items()},
+            [output[:rows] for output in self._outputs],
+            self.plan.apart or bool(self._crossing),
+            partial(self._bound, operation.engine, rows),
+        )
+
+    def _bound(self, engine: str, rows: int) -> Sequence[BoundEvaluation]:
+        """Evaluations of the first rows: one, or one for each row."""
         if (engine, rows) not in self._evaluations:
+            tensors = self._crossing.get(engine, {})
             parts = [slice(0, rows)]
             if self.plan.apart:
                 parts = [slice(row, row + 1) for row in range(rows)]
@@ -176,21 +256,6 @@ class HostTrajectory(Trajectory):
                 for part in parts
             ]
         return self._evaluations[engine, rows]
-
-    @staticmethod
-    def _evaluate(evaluations: Sequence[BoundEvaluation], operation: Evaluate) -> None:
-        try:
-            for evaluate in evaluations:
-                evaluate(operation.depth, operation.stretch)
-        except EecompileError:
-            raise
-        except Exception as error:  # backends' errors share no base class
-            raise BackendError(
-                found=f"exit {operation.depth} failing at timestep {operation.timestep:g}, batch "
-                f"{operation.rows} ({one_line(error)})",
-                expected="an engine that evaluates these inputs",
-                remedy="check the conditions' values against what the network was trained with",
-            ) from error
 
     def _check(self, index: int, output: Array) -> None:
         # One sum tells, unless it overflows; large ones would start BLAS's threads.
@@ -216,6 +281,16 @@ class HostTrajectory(Trajectory):
     def _spread(self, noise: Array, low: np.float32, range_: float) -> None:
         share = (self._outputs[1][: self.plan.size] + 1) / 2
         noise *= np.exp(0.5 * (share * np.float32(range_) + low))
+
+
+def _up_to_evaluation(actions: Iterator[_Action]) -> HostEvaluation | None:
+    """Carry out actions until the next evaluation, or the last of them."""
+    with np.errstate(over="ignore", invalid="ignore"):  # the network's output will tell
+        for action in actions:
+            if isinstance(action, HostEvaluation):
+                return action
+            action()
+    return None
 
 
 def _products(

@@ -1,0 +1,121 @@
+"""The command ``serve``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+from contextlib import suppress
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from eecompile.cli import options
+from eecompile.cli.console import extra, mode, result, say
+from eecompile.errors import UsageError
+from eecompile.runtime.sampler import Sampler
+
+
+def serve(
+    engines: options.Engines,
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for one that is free.")] = 8000,
+    joining: Annotated[
+        bool | None,
+        typer.Option(
+            help="Whether requests join at the next step, or wait and are sampled together; "
+            "default joining, but not on a GPU."
+        ),
+    ] = None,
+    max_n: Annotated[int, typer.Option(min=1, help="Most samples of one request.")] = 64,
+    max_waiting: Annotated[
+        int, typer.Option(min=1, help="Most samples that wait; then the answer is 503.")
+    ] = 1024,
+    grace: Annotated[
+        float, typer.Option(min=0, help="Seconds to finish what was taken, when it is ended.")
+    ] = 30.0,
+    more: options.MoreEngines = None,
+    threads: options.Threads = None,
+) -> None:
+    """Answer requests for samples over HTTP, until Ctrl-C or SIGTERM."""
+    with extra("serve"):
+        import uvicorn
+
+        from eecompile.serve.app import app_from_sampler
+        from eecompile.serve.body import Limits
+    _log_as_json()
+    with (
+        _listening(host, port) as listener,
+        Sampler.open(engines, *(more or []), threads=threads) as sampler,
+    ):
+        sampler.warmup()
+        app = app_from_sampler(
+            sampler,
+            limits=Limits(n=max_n),
+            joining=joining,
+            max_waiting=max_waiting,
+            grace=grace,
+        )
+        config = uvicorn.Config(
+            app,
+            access_log=False,
+            log_config=None,
+            timeout_graceful_shutdown=int(grace) + 1,
+        )
+        url = _url(listener)
+        result({"url": url, "network": sampler.interface.name, "process": os.getpid()})
+        sys.stdout.flush()
+        say(f"{sampler.name}: {url}, with its documentation at {url}/docs")
+        with suppress(KeyboardInterrupt):  # uvicorn raises the signal again once it has ended
+            uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket that listens, before anything is opened."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        number = error.errno or 0  # that of a wrong host is no system's
+        reason = os.strerror(number) if number > 0 else error.strerror
+        raise UsageError(
+            found=f"--host {host} --port {port}, which cannot be listened at "
+            f"({str(reason).lower()})",
+            expected="an address of this machine, and a port that is free",
+            remedy="choose another port, 0 for any that is free, or end what uses it",
+        ) from error
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _log_as_json() -> None:
+    """Logs go to standard error, an object a line."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Json())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.ERROR if mode.quiet else logging.WARNING)
+    level = logging.ERROR if mode.quiet else logging.DEBUG if mode.verbose else logging.INFO
+    for name in ("eecompile", "uvicorn"):
+        logging.getLogger(name).setLevel(level)
+
+
+class _Json(logging.Formatter):
+    """A record as an object: its time, level, logger and text, and what else it has."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        told: dict[str, Any] = {
+            "time": self.formatTime(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        told |= vars(record).get("fields", {})
+        if record.exc_info:
+            told["trace"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(told).decode()

@@ -1,0 +1,154 @@
+"""The body of a request, and what is wrong with one that is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field
+
+from eecompile.errors import UsageError, one_line
+from eecompile.runtime.request import SampleRequest
+
+Number = int | float
+Values = Number | list[Any]
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What one request may ask for.
+
+    Attributes:
+        n: samples.
+        steps: of the solver.
+        numbers: of all its samples together.
+        body: bytes that it may send.
+        upload: seconds that it may take to send them.
+        seconds: until it must be done, unless it says less.
+        head_start: priority, in seconds.
+    """
+
+    n: int = 64
+    steps: int = 1000
+    numbers: int = 2**26
+    body: int = 16 * 2**20
+    upload: float = 30.0
+    seconds: float = 600.0
+    head_start: float = 60.0
+
+
+class SampleBody(BaseModel):
+    """Which samples; what is left out takes the recipe's default."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        json_schema_extra={
+            "examples": [
+                {"n": 4, "seed": 7, "schedule": "full"},
+                {"n": 1, "solver": "dpmpp-2m", "steps": 20, "conditions": {"label": 3}},
+            ]
+        },
+    )
+
+    n: Annotated[int, Field(ge=1, description="Number of samples.")] = 1
+    seed: Annotated[int, Field(ge=0, lt=2**64, description="Same seed, same samples.")] = 0
+    first: Annotated[int, Field(ge=0, description="Index of the first sample.")] = 0
+    solver: Annotated[
+        str | None, Field(max_length=500, description="Such as ddim or dpmpp-2m.")
+    ] = None
+    steps: Annotated[int | None, Field(ge=1, description="Number of steps.")] = None
+    schedule: Annotated[
+        str | int | list[int | str] | None,
+        Field(description="A name, a depth, or choices over equal slices of time."),
+    ] = None
+    conditions: Annotated[
+        dict[str, Values],
+        Field(description="By name, a value for all samples or a list with one for each."),
+    ] = {}
+    nulls: Annotated[dict[str, Values], Field(description='What stands for "no condition".')] = {}
+    guidance: Annotated[
+        Number | list[Number] | None,
+        Field(description="Scale for all samples or one for each; 1 is none."),
+    ] = None
+    guidance_interval: Annotated[
+        list[Number] | None,
+        Field(min_length=2, max_length=2, description="Times between which guidance acts."),
+    ] = None
+    shape: Annotated[
+        list[int] | None, Field(max_length=16, description="Of a sample, if it may vary.")
+    ] = None
+    priority: Annotated[
+        float, Field(description="A head start in seconds: how much older it counts.")
+    ] = 0.0
+    deadline: Annotated[float | None, Field(gt=0, description="Seconds after which it fails.")] = (
+        None
+    )
+
+    def request(self) -> SampleRequest:
+        """Which samples, as a sampler takes it."""
+        interval = self.guidance_interval
+        return SampleRequest(
+            n=self.n,
+            seed=self.seed,
+            first=self.first,
+            guidance=self.guidance,
+            guidance_interval=None if interval is None else (interval[0], interval[1]),
+            conditions=self.conditions,
+            nulls=self.nulls,
+            shape=self.shape,
+        )
+
+    def check(self, limits: Limits, usual: Sequence[int]) -> None:
+        """Pass when it asks for no more than it may.
+
+        Args:
+            limits: what it may.
+            usual: shape of a sample, unless it asks for another.
+
+        Raises:
+            UsageError: it asks for more.
+        """
+        numbers = self.n
+        for length in self.shape or usual:
+            numbers *= max(1, length)
+        for what, value, most in (
+            ("n", self.n, limits.n),
+            ("steps", self.steps or 0, limits.steps),
+            ("samples of so many numbers:", numbers, limits.numbers),
+            ("priority", abs(self.priority), limits.head_start),
+            ("deadline", self.deadline or 0, limits.seconds),
+        ):
+            if value > most:
+                raise UsageError(
+                    found=f"{what} {value:g}" if isinstance(value, float) else f"{what} {value}",
+                    expected=f"at most {most:g}" if isinstance(most, float) else f"at most {most}",
+                    remedy="ask for less, or in several requests",
+                )
+
+
+def sentence(errors: Sequence[Mapping[str, Any]]) -> str:
+    """What pydantic found wrong first: found, expected, remedy."""
+    error = errors[0]
+    where = [str(part) for part in error["loc"][1:]]
+    named = 2 if where[:1] in (["conditions"], ["nulls"]) else 1
+    name, kind = ".".join(where[:named]), error["type"]
+    if kind == "extra_forbidden":
+        fields = ", ".join(SampleBody.model_fields)
+        remedy = "remove or rename it"
+        if name == "prompt":
+            remedy = "this network reads no text: give its conditions"
+        return f"found a field {name[:100]!r}; expected only {fields}; {remedy}."
+    if kind == "json_invalid":
+        reason = one_line(error.get("ctx", {}).get("error", ""))
+        return f"found a body that is no JSON ({reason}); expected an object; fix its syntax."
+    if not where:
+        return (
+            "found a body that is no JSON object; expected one, which may be empty; send {} with "
+            "Content-Type: application/json."
+        )
+    same = [each["msg"] for each in errors if each["loc"][:2] == error["loc"][:2]]
+    forms = dict.fromkeys(one_line(each).removeprefix("Input should be ") for each in same)
+    expected, given = " or ".join(forms), one_line(repr(error.get("input")))[:100]
+    return f"found {name[:100]} = {given}; expected {expected}; fix it."

@@ -1,0 +1,245 @@
+"""What callers wait for, and the bounded queue in which it waits."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from itertools import count
+from threading import Condition
+
+import msgspec
+import numpy as np
+
+from eecompile.arrays import Array
+from eecompile.errors import DeadlineError, QueueFullError, StoppedError
+from eecompile.programs.choice import Choice
+from eecompile.runtime.request import SampleRequest
+from eecompile.runtime.sampling import BatchRun
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """A step that some samples of a request have taken.
+
+    Attributes:
+        index: of the step, from 0.
+        steps: number of steps of the program.
+        timestep: at which the network was evaluated.
+        choice: what was evaluated.
+        samples: which of the request's samples, from 0: all, unless they are more than a batch.
+        state: of these, float32 [len(samples), ...].
+    """
+
+    index: int
+    steps: int
+    timestep: float
+    choice: Choice
+    samples: tuple[int, ...]
+    state: Array
+
+
+class BatchMetrics(msgspec.Struct, frozen=True):
+    """What a hook is told of a batch.
+
+    Attributes:
+        requests: that shared it.
+        rows: of the evaluation, those of guidance included; of a whole trajectory, its samples.
+        seconds: wall time.
+    """
+
+    requests: int
+    rows: int
+    seconds: float
+
+
+Watch = Callable[[Progress], object]
+
+
+class PendingRequest:
+    """A request on its way; ``future`` gets its samples, float32 [n, *shape].
+
+    Args:
+        request: which samples.
+        run: its batches and program.
+        came: when, in seconds of :func:`time.monotonic`, less its head start.
+        deadline: until when, in the same seconds; None for no end.
+        watch: told of every step.
+    """
+
+    def __init__(
+        self,
+        request: SampleRequest,
+        run: BatchRun,
+        came: float,
+        deadline: float | None = None,
+        watch: Watch | None = None,
+    ) -> None:
+        self.request, self.run, self.came, self.deadline = request, run, came, deadline
+        self.watch = watch
+        self.future: Future[Array] = Future()
+        self.begun = 0  # batches
+        self._samples = np.empty(run.shapes[0], np.float32)
+        self._left = len(run.batches)
+
+    @property
+    def waiting(self) -> int:
+        """Samples that have not begun."""
+        return sum(len(batch.places) for batch in self.run.batches[self.begun :])
+
+    def over(self) -> bool:
+        """Whether nobody waits for it any more; past its deadline, it fails."""
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            self.fail(
+                DeadlineError(
+                    found="a request whose deadline has passed",
+                    expected="samples before that",
+                    remedy="allow more seconds, ask for fewer steps, or send fewer requests",
+                )
+            )
+        return self.future.done()
+
+    def finish(self, batch: int, state: Array) -> None:
+        """Take the samples of a batch; with those of the last, the future has its result."""
+        for (_, row), sample in zip(self.run.batches[batch].places, state, strict=True):
+            self._samples[row] = sample
+        self._left -= 1
+        if not self._left:
+            self.answer(self._samples)
+
+    def answer(self, samples: Array) -> None:
+        """Give the future its result, unless it has been cancelled."""
+        if not self.future.done() and self.future.set_running_or_notify_cancel():
+            self.future.set_result(samples)
+
+    def fail(self, error: BaseException) -> None:
+        """Give the future an error, unless it has ended."""
+        if not self.future.done() and self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
+
+
+class Queue:
+    """Jobs that wait, oldest first; a head start makes one older than it is.
+
+    Args:
+        limit: samples that may wait.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._changed = Condition()
+        self._jobs: list[tuple[float, int, PendingRequest]] = []
+        self._order = count()
+        self._waiting = 0
+        self._closed = False
+
+    @property
+    def waiting(self) -> int:
+        """Samples that wait."""
+        return self._waiting
+
+    def put(self, job: PendingRequest) -> None:
+        """Add a job.
+
+        Raises:
+            QueueFullError: too many samples wait.
+            StoppedError: the queue is closed.
+        """
+        with self._changed:
+            if self._closed:
+                raise stopped()
+            if self._waiting and self._waiting + job.waiting > self._limit:
+                raise QueueFullError(
+                    found=f"{self._waiting} samples waiting, and {job.waiting} more",
+                    expected=f"at most {self._limit}",
+                    remedy="ask again later",
+                )
+            self._push(job, job.came)
+        job.future.add_done_callback(lambda _: self._forget(job))
+
+    def close(self) -> None:
+        """Take no more jobs; those that wait can still begin."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def wait(self) -> bool:
+        """Return once a job waits: True; or none does and none will: False."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._jobs or self._closed)
+            return bool(self._jobs)
+
+    def begin(self, room: int) -> list[tuple[float, PendingRequest, int]]:
+        """The batches that begin now, of about ``room`` samples: when they came, and which.
+
+        The next batch of a job waits behind whatever has come until its last one began.
+        """
+        begun = []
+        with self._changed:
+            while self._jobs and room > 0:
+                came, _, job = heapq.heappop(self._jobs)
+                self._waiting -= job.waiting
+                begun.append((came, job, job.begun))
+                room -= len(job.run.batches[job.begun].places)
+                job.begun += 1
+                if job.waiting:
+                    self._push(job, time.monotonic())
+        return begun
+
+    def sweep(self) -> None:
+        """Fail what waits past its deadline."""
+        with self._changed:
+            jobs = [entry[2] for entry in self._jobs]
+        for job in jobs:
+            job.over()
+
+    def gather(self, room: int) -> list[PendingRequest]:
+        """The oldest job, and others of its program, of about ``room`` samples together."""
+        with self._changed:
+            if not self._jobs:
+                return []
+            first = self._jobs[0][2]
+            alike, others = [], []
+            for entry in sorted(self._jobs):
+                job = entry[2]
+                fits = job.waiting <= room and _goes_with(first, job)
+                if job is first or fits:
+                    alike.append(job)
+                    room -= job.waiting
+                    self._waiting -= job.waiting
+                    job.begun = len(job.run.batches)
+                else:
+                    others.append(entry)
+            self._jobs = others  # sorted, which is a heap
+        return alike
+
+    def _push(self, job: PendingRequest, key: float) -> None:
+        heapq.heappush(self._jobs, (key, next(self._order), job))
+        self._waiting += job.waiting
+        self._changed.notify_all()
+
+    def _forget(self, job: PendingRequest) -> None:
+        """Make room at once where a job that waits has ended."""
+        if job.begun == len(job.run.batches):
+            return
+        with self._changed:
+            left = [entry for entry in self._jobs if entry[2] is not job]
+            if len(left) < len(self._jobs):
+                self._waiting -= job.waiting
+                self._jobs = left
+                heapq.heapify(left)
+
+
+def _goes_with(first: PendingRequest, job: PendingRequest) -> bool:
+    """Whether two jobs can be sampled together."""
+    one, other = first.request.guidance_interval, job.request.guidance_interval
+    return first.run.program is job.run.program and one == other
+
+
+def stopped() -> StoppedError:
+    """The error of jobs that a scheduler takes or finishes no more."""
+    return StoppedError(
+        found="a scheduler that is closing",
+        expected="one that is open",
+        remedy="send the request to another server, or again later",
+    )
