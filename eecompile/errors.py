@@ -49,8 +49,20 @@ def summary(error: BaseException) -> str:
     return f"{kind}: {said if len(said) <= _SAID else said[:_SAID] + ' ...'}" if said else kind
 
 
+def printable(text: str) -> str:
+    """Text whose lines a terminal shows as they are: what it would obey instead is written out.
+
+    Names in files may hold escape sequences, and marks that turn the direction of writing.
+    """
+    return "".join(
+        each if each.isprintable() or each == "\n" else each.encode("unicode_escape").decode()
+        for each in text
+    )
+
+
 def shortened(text: str) -> str:
-    """A text without its middle, if it repeats very much of what was given."""
+    """A text that can be shown: without its middle, if it repeats very much of what was given."""
+    text = printable(text)
     return text if len(text) <= _LONG else f"{text[: _LONG // 2]} ... {text[-_LONG // 4 :]}"
 
 

@@ -30,10 +30,10 @@ from rich.progress import (
 )
 
 from eecompile.backends import backend_from_library, install
-from eecompile.errors import BackendError, one_line
+from eecompile.errors import BackendError, one_line, printable
 from eecompile.interrupt import check
 from eecompile.runtime.sampling import StepResult
-from eecompile.show.table import Part, printable
+from eecompile.show.table import Part
 from eecompile.show.terminal import as_it_is, rendered
 
 out = Console()

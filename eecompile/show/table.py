@@ -63,17 +63,6 @@ def listed(names: Mapping[str, object], between: str = ", ") -> str:
     return between.join(f"{name} {value}" for name, value in names.items())
 
 
-def printable(text: str) -> str:
-    """Text whose lines a terminal shows as they are: what it would obey instead is written out.
-
-    Names in files may hold escape sequences, and marks that turn the direction of writing.
-    """
-    return "".join(
-        each if each.isprintable() or each == "\n" else each.encode("unicode_escape").decode()
-        for each in text
-    )
-
-
 class Toned(NamedTuple):
     """A cell's value, and how it is coloured."""
 

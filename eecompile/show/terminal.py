@@ -10,7 +10,8 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.padding import Padding
 from rich.text import Text
 
-from eecompile.show.table import FactList, Line, Part, Table, Tone, printable
+from eecompile.errors import printable
+from eecompile.show.table import FactList, Line, Part, Table, Tone
 
 _STYLES: dict[Tone, str] = {
     "": "", "good": "green", "bad": "bold red", "warning": "yellow", "soft": "dim",

@@ -7,7 +7,7 @@ import math
 import msgspec
 import pytest
 
-from eecompile.errors import UsageError
+from eecompile.errors import EecompileError, UsageError, printable
 from eecompile.show.bundles import bundle_parts
 from eecompile.show.page import Page, Section, page_text
 from eecompile.show.plots import Mark
@@ -22,7 +22,6 @@ from eecompile.show.table import (
     markdown,
     number,
     plain,
-    printable,
     size,
     whole,
     words,
@@ -143,6 +142,8 @@ def test_a_terminal_obeys_no_text_in_any_part() -> None:
     ]
     shown = terminal(*(rendered(part) for part in parts))
     assert printable(HOSTILE) == SAFE
+    told = EecompileError(found=HOSTILE, expected="a name", remedy="choose one")
+    assert str(told).startswith(f"found {SAFE}; ")
     assert all(each.isprintable() or each == "\n" for each in shown)
     assert "".join(shown.split()).count("[31m") == 9
     assert printable("Größe – 1\n∞ 模型") == "Größe – 1\n∞ 模型"  # noqa: RUF001
