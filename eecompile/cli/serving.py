@@ -6,7 +6,8 @@ import logging
 import os
 import socket
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any
 
 import msgspec
@@ -45,8 +46,8 @@ def serve(
 
         from eecompile.serve.app import app_from_sampler
         from eecompile.serve.body import Limits
-    _log_as_json()
     with (
+        _logging_as_json(),
         _listening(host, port) as listener,
         Sampler.open(engines, *(more or []), threads=threads) as sampler,
     ):
@@ -93,16 +94,25 @@ def _url(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _log_as_json() -> None:
-    """Logs go to standard error, an object a line."""
+@contextmanager
+def _logging_as_json() -> Iterator[None]:
+    """Logs go to standard error, an object a line; those of a caller are as before afterwards."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Json())
     root = logging.getLogger()
+    before = root.handlers[:], root.level
     root.handlers[:] = [handler]
     root.setLevel(logging.ERROR if mode.quiet else logging.WARNING)
     level = logging.ERROR if mode.quiet else logging.DEBUG if mode.verbose else logging.INFO
     for name in ("eecompile", "uvicorn"):
         logging.getLogger(name).setLevel(level)
+    try:
+        yield
+    finally:
+        root.handlers[:], level = before
+        root.setLevel(level)
+        for name in ("eecompile", "uvicorn"):
+            logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 class _Json(logging.Formatter):

@@ -81,7 +81,8 @@ def _whole(total: int, steps: int, grid: str) -> list[int]:
     found = [round(t) for t in wanted]
     for index in range(1, steps):  # squares crowd near 0
         found[index] = max(found[index], found[index - 1] + 1)
-    return found[::-1]
+    # Where there are nearly as many steps as timesteps, they crowd at the end, too.
+    return [min(t, last - below) for below, t in enumerate(reversed(found))]
 
 
 def _shares(steps: int, grid: str, least: float) -> list[float]:

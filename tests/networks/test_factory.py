@@ -68,7 +68,7 @@ def test_a_factory_beside_the_recipe_is_found(tmp_path: Path, beside: Beside, na
 @pytest.mark.parametrize(
     ("name", "options", "found"),
     [
-        ("fails", {}, "fails failing (OSError: no such device)"),
+        ("fails", {}, "fails failing (OSError: no such device and more)"),
         ("make", {}, "make failing (TypeError: make() missing 1 required positional argument"),
         ("make", {"hight": 1}, "unexpected keyword argument 'hight'"),
         ("nothing", {}, "a NoneType from "),

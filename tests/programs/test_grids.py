@@ -47,6 +47,12 @@ def test_moments_descend_within_the_process(
         assert found[0].alpha > 0
 
 
+def test_every_timestep_is_visited_once_where_all_are_asked_for() -> None:
+    process = Process(timesteps=10)
+    for grid in ("uniform", "linspace", "quadratic"):
+        assert [point.time for point in points(process, 10, grid)] == list(range(10))[::-1]
+
+
 @pytest.mark.parametrize("family", ["diffusion", "flow", "edm"])
 @pytest.mark.parametrize("grid", GRIDS)
 def test_grids_end_where_they_should(family: Family, grid: Any) -> None:
