@@ -51,7 +51,7 @@ def export(
 
     is_folder = recipe.is_dir() and str(recipe) not in shipped("export")
     if is_folder or str(recipe).startswith("hub:"):
-        with extra("schedulers"), extra("export"):
+        with extra("diffusers"), extra("export"):
             from eecompile.compiler.snapshots.recipe import write_recipe
 
             recipe = write_recipe(str(recipe), write, variant, force=force)

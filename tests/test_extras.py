@@ -1,0 +1,32 @@
+"""What code and documents say to install can be installed."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+
+import pytest
+
+from tests.conftest import ROOT
+
+NAMED = re.compile(
+    r"""eecompile\[([a-z,-]+)\]|\bextra\("([a-z-]+)"\)|require\("\w+", "([a-z-]+)"\)"""
+)
+FILES = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("eecompile/**/*.py")],
+)
+
+
+@pytest.mark.parametrize("folder", ["docs", "eecompile"])
+def test_every_extra_that_is_named_exists(folder: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    known = set(project["optional-dependencies"])
+    named = {
+        extra
+        for path in FILES
+        if (folder == "eecompile") == path.is_relative_to(ROOT / "eecompile")
+        for found in NAMED.findall(path.read_text())
+        for extra in ",".join(filter(None, found)).split(",")
+    }
+    assert named
+    assert named <= known
