@@ -68,9 +68,8 @@ class NetworkRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             strings, booleans, lists and tables; ``{ null = true }`` is None, ``{ tensor = [..],
             dtype = ".." }`` a tensor, and ``{ call = "package.module:function", arguments = [..],
             options = {..} }`` what a function returns.
-        dtypes: of ``x`` and conditions, where the network takes another than the recipe states,
-            such as ``bool`` for a mask.
-        timestep_dtype: as which the network takes t; ``int64`` rounds it.
+        dtypes: of inputs that the network takes in another than the recipe states, such as
+            ``bool`` for a mask, or ``int64`` for ``t``; whole numbers are rounded to.
         files: one ONNX file an exit instead of a factory, relative to the recipe.
         costs: what evaluating each exit costs, in any unit; by default its depth.
         cuts: block boundaries between which spans of blocks may be skipped, ascending, each
@@ -87,7 +86,6 @@ class NetworkRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     arguments: dict[str, str] = {}
     constants: dict[str, Any] = {}
     dtypes: dict[str, Dtype] = {}
-    timestep_dtype: Literal["float32", "int64"] = "float32"
     files: tuple[str, ...] = ()
     costs: tuple[float, ...] = ()
     cuts: tuple[int, ...] | None = None
@@ -361,7 +359,7 @@ def _check_arguments(recipe: ExportRecipe, path: Path) -> None:
     network, inputs = recipe.network, {"x", "t", *recipe.conditions}
     tables: dict[str, tuple[Mapping[str, str], set[str]]] = {
         "arguments": (network.arguments, inputs),
-        "dtypes": (network.dtypes, inputs - {"t"}),
+        "dtypes": (network.dtypes, inputs),
     }
     for key, (table, allowed) in tables.items():
         if set(table) - allowed:

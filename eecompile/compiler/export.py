@@ -57,8 +57,7 @@ from eecompile.errors import (
     VerificationError,
 )
 from eecompile.networks.base import ADAPTERS, MultiExitNetwork
-from eecompile.networks.call import left_out
-from eecompile.networks.calls import without_autocast
+from eecompile.networks.call import left_out, without_autocast
 from eecompile.networks.checkpoint import checkpoint_files
 from eecompile.networks.load import importable, load_network
 from eecompile.networks.truncated import Truncated

@@ -20,7 +20,7 @@ def remedy_of_call(error: BaseException, usual: str) -> str:
     """What to do about a forward that fails on its inputs."""
     if _INDICES.search(str(error)):
         return (
-            "where the forward looks its timestep up in a table, set network.timestep_dtype = "
+            "where the forward looks its timestep up in a table, set network.dtypes.t = "
             "'int64'; where it is a condition, set the condition's dtype"
         )
     return usual

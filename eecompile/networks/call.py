@@ -1,9 +1,12 @@
-"""What a network is called with: inputs under its own names, and constants."""
+"""How a network is called: inputs under its own names, and constants; and what it gives back."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +17,7 @@ from eecompile.errors import RecipeError, summary
 from eecompile.interrupt import check
 from eecompile.recipe import CALL, NULL, TENSOR
 
+LOG = logging.getLogger("eecompile.networks")
 Find = Callable[[str], Callable[..., Any]]
 
 
@@ -24,7 +28,8 @@ class Call(nn.Module):
         arguments: the network's name for an input, by ours; ``added.size`` is entry ``size`` of
             the dictionary ``added``, and ``table.0`` the first of the tuple ``table``.
         constants: further arguments, the same in every call; tensors in them are kept as buffers.
-        dtypes: by our name, the dtype that the network takes an input in, such as ``bool``.
+        dtypes: by our name, the dtype that the network takes an input in, such as ``bool``;
+            integers of numbers that are not whole are the nearest.
     """
 
     def __init__(
@@ -57,7 +62,7 @@ class Call(nn.Module):
             place = call
             for part in outer:
                 place = place.setdefault(part, {})
-            place[last] = value.to(self.dtypes[name]) if name in self.dtypes else value
+            place[last] = _cast(value, self.dtypes.get(name, value.dtype))
         return {**(constants := self._constants()), **_joined(constants, call)}
 
     def _constants(self) -> dict[str, Any]:
@@ -66,6 +71,11 @@ class Call(nn.Module):
             leaves[int(name.removeprefix("constant_"))] = buffer
         made: dict[str, Any] = tree_unflatten(leaves, self._spec)
         return made
+
+
+def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
+    whole = not (dtype.is_floating_point or dtype == torch.bool)
+    return (value.round() if whole and value.is_floating_point() else value).to(dtype)
 
 
 def _joined(constants: Mapping[str, Any], call: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,3 +164,58 @@ def _made(place: str, function: Callable[..., Any], *given: Any, **options: Any)
             expected="numbers in lists of equal lengths, or arguments that the function takes",
             remedy="fix it in [network.constants]",
         ) from error
+
+
+def give_a_tuple(network: nn.Module, exits: Sequence[int]) -> None:
+    """Let ``network`` return a tuple where it returns a list, or a dictionary by depth."""
+
+    def ordered(module: nn.Module, args: Any, output: Any) -> Any:
+        if isinstance(output, Mapping):
+            return _by_depth(output, exits)
+        return tuple(output) if isinstance(output, list) else output
+
+    network.register_forward_hook(ordered)
+
+
+def _by_depth(output: Mapping[Any, Any], exits: Sequence[int]) -> tuple[Any, ...]:
+    """The predictions in the order of the exits; keys are depths, or end in them."""
+    found = {}
+    for key, value in output.items():
+        if number := re.search(r"\d+\Z", str(key)):
+            found[int(number[0])] = value
+    if not set(exits) <= set(found):
+        raise RecipeError(
+            found=f"predictions under the keys {[*output][:6]}",
+            expected=f"keys that name the exits {list(exits)}, such as {exits[0]} or "
+            f"'exit_{exits[0]}'",
+            remedy="return a dictionary by depth, or a tuple, shallowest first",
+        )
+    return tuple(found[depth] for depth in exits)
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Within it torch.autocast does nothing, in all threads; logged where it would have.
+
+    A bundle is FP32: precision belongs to the target.
+    """
+    kept = torch.autocast.__enter__, torch.autocast.__exit__
+    seen: set[str] = set()
+
+    def enter(self: torch.autocast) -> torch.autocast:
+        if getattr(self, "_enabled", True):
+            seen.add(str(self.fast_dtype).removeprefix("torch."))
+        return self
+
+    torch.autocast.__enter__ = enter  # type: ignore[method-assign]
+    torch.autocast.__exit__ = lambda self, *_: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.autocast.__enter__, torch.autocast.__exit__ = kept  # type: ignore[method-assign]
+        if seen:
+            LOG.warning(
+                "autocast to %s in the network's forward is left out: bundles are float32, and "
+                "targets choose the precision",
+                ", ".join(sorted(seen)),
+            )

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from eecompile.errors import CheckpointError, EecompileError, RecipeError, summary
 from eecompile.interrupt import check
 from eecompile.networks.base import MultiExitNetwork
-from eecompile.networks.call import Call, constants_from_recipe
-from eecompile.networks.calls import give_a_tuple, take_whole_timesteps
+from eecompile.networks.call import Call, constants_from_recipe, give_a_tuple
 from eecompile.networks.checkpoint import check_file, state_from_file
 from eecompile.networks.naming import named_as
 from eecompile.networks.quantised import dequantised
@@ -50,8 +49,6 @@ def load_network(recipe: NetworkRecipe, folder: Path) -> MultiExitNetwork:
     network.float().eval()
     for parameter in network.parameters():
         parameter.requires_grad_(False)
-    if recipe.timestep_dtype == "int64":
-        take_whole_timesteps(network, recipe.arguments.get("t", "t"))
     constants = constants_from_recipe(recipe.constants, partial(_factory, folder=folder))
     call = Call(recipe.arguments, constants, recipe.dtypes)
     if recipe.blocks is not None:
