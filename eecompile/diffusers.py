@@ -132,18 +132,15 @@ class EngineNetwork(nn.Module):
 
     def _inputs(self, given: Mapping[str, Any]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The state, the timestep, and the conditions, by the engines' names."""
-        left = dict(given)
+        left: Any = dict(given)
         found: dict[str, Tensor] = {}
         interface = self.sampler.interface
         for name in ("x", "t", *interface.conditions):
-            outer, _, inner = interface.arguments.get(name, name).partition(".")
-            value = left.pop(outer, None)
-            if inner and isinstance(value, Mapping):
-                left[outer] = {key: each for key, each in value.items() if key != inner}
-                value = value.get(inner)
+            own = interface.arguments.get(name, name)
+            value, left = _taken(left, own.split("."))
             if value is None:
                 raise UsageError(
-                    found=f"a call without {outer}{'.' if inner else ''}{inner}",
+                    found=f"a call without {own}",
                     expected=f"it, as the engines of {interface.name} take it",
                     remedy="call as the network is called that the engines were made of",
                 )
@@ -274,6 +271,19 @@ def _given(tensor: Tensor, dtype: str) -> Any:
     given = tensor.detach().cpu()
     whole = given.to(torch.int64) if dtype == "int64" else given.float()
     return (whole if torch.equal(whole.to(given.dtype), given) else given.float()).numpy()
+
+
+def _taken(held: Any, path: Sequence[str]) -> tuple[Any, Any]:
+    """What lies at a path of keys and indices, None if nothing; and the rest, without it."""
+    if not path:
+        return held, None
+    key: Any = path[0]
+    if isinstance(held, tuple | list) and key.isdecimal():
+        held, key = dict(enumerate(held)), int(key)
+    if not isinstance(held, Mapping):
+        return None, held
+    value, rest = _taken(held.get(key), path[1:])
+    return value, {**held, key: rest}
 
 
 def _is_given(value: Any) -> bool:

@@ -19,7 +19,7 @@ from diffusers import (
 from safetensors.torch import load_file
 
 from eecompile import Sampler
-from eecompile.diffusers import EngineNetwork, use_engines
+from eecompile.diffusers import EngineNetwork, _taken, use_engines
 from eecompile.errors import UsageError
 from eecompile.recipe import load_recipe
 from tests.programs.interpreter import run
@@ -215,3 +215,10 @@ def test_pixart_takes_its_text(network_sets: Sets) -> None:
         (expected,) = network(x, **given)
         (found,) = EngineNetwork(network, sampler, "full")(x, **given)
     assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_arguments_lie_at_any_depth() -> None:
+    held = {"rope": (1, {"sin": 2}), "x": 3}
+    assert _taken(held, ["rope", "1", "sin"]) == (2, {"rope": {0: 1, 1: {"sin": None}}, "x": 3})
+    assert _taken(held, ["rope", "2"])[0] is None
+    assert _taken(held, ["x", "y"]) == (None, held)
