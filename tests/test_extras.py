@@ -30,3 +30,14 @@ def test_every_extra_that_is_named_exists(folder: str) -> None:
     }
     assert named
     assert named <= known
+
+
+def test_every_extra_stands_in_the_guide() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    table = (ROOT / "docs" / "guide.md").read_text().partition("## What to install")[2]
+    named = {
+        extra
+        for row in table.partition("\n## ")[0].splitlines()
+        for extra in re.findall(r"`([a-z-]+)`", row.split("|")[1] if row.startswith("|") else "")
+    }
+    assert named == set(project["optional-dependencies"])
