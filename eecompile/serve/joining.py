@@ -17,6 +17,7 @@ from eecompile.serve.jobs import BatchMetrics, PendingRequest, Progress
 
 _IDLE = 32  # trajectories that wait for the next request of their kind: making one takes long
 _KEPT = 32  # sizes of batches whose arrays an engine keeps bound
+_SHAPES = 8  # of states, for which there are arrays
 
 
 class JointEvaluations:
@@ -31,7 +32,7 @@ class JointEvaluations:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._rooms: dict[tuple[int, tuple[int, ...]], _Room] = {}
+        self._rooms: OrderedDict[tuple[int, tuple[int, ...]], _Room] = OrderedDict()
 
     def group(self, evaluations: Sequence[HostEvaluation]) -> list[int]:
         """Which evaluations join the first one, which is always among them."""
@@ -56,6 +57,9 @@ class JointEvaluations:
         key = id(first.engine), first.x.shape[1:]
         if key not in self._rooms:
             self._rooms[key] = _Room(self._limit, first)
+        self._rooms.move_to_end(key)
+        while len(self._rooms) > _SHAPES:
+            self._rooms.popitem(last=False)
         self._rooms[key].evaluate(group)
 
 

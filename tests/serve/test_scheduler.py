@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import Iterator
@@ -25,10 +26,11 @@ from eecompile.errors import (
     StoppedError,
     UsageError,
 )
+from eecompile.programs.interface import Interface, Resizable, State
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.engines.fake import FakeEngine
 from eecompile.runtime.sampling import StepMetrics
-from eecompile.serve import BatchMetrics, Progress, Scheduler
+from eecompile.serve import BatchMetrics, Progress, Scheduler, joining
 from tests.runtime.test_requests import REQUEST, calls, fake, predict
 
 QUICK: dict[str, Any] = {"steps": 4, "schedule": [12, 3]}
@@ -291,3 +293,34 @@ def test_spans_take_part_without_sharing(small_sets: dict[str, Path]) -> None:
         for seed, future in enumerate(futures):
             expected = sampler.sample(2, seed=seed, **way)
             np.testing.assert_array_equal(future.result(60), expected)
+
+
+def test_memory_is_bounded_where_samples_have_many_shapes() -> None:
+    free = Resizable(axes=(0,), min=1, max=20)
+    interface = Interface(name="any", exits=(3,), state=State(shape=(4,), resizable=free))
+    begun, go = threading.Event(), threading.Event()
+
+    def evaluated(depth: int, x: Any, t: Any, given: Any) -> Any:
+        begun.set()
+        assert go.wait(30)
+        return 0.1 * x
+
+    sampler = Sampler(FakeEngine((3,), evaluated, 64), interface)
+    batches: list[BatchMetrics] = []
+    with Scheduler(sampler, on_batch=batches.append) as scheduler:
+        first = scheduler.submit(SampleRequest(shape=(4,)), steps=2, schedule=3)
+        assert begun.wait(30)
+        asked = [
+            SampleRequest(seed=seed, shape=(size,)) for size in range(1, 21) for seed in (1, 2)
+        ]
+        futures = [scheduler.submit(request, steps=2, schedule=3) for request in asked]
+        go.set()
+        found = [future.result(30) for future in futures]
+        first.result(30)
+        kept = [each for each in gc.get_objects() if isinstance(each, joining._Room)]
+        assert 0 < len(kept) <= 8
+    assert any(each.requests == 2 for each in batches)
+    alone = Sampler(FakeEngine((3,), evaluated, 64), interface)
+    for request, samples in zip(asked, found, strict=True):
+        (expected,) = alone.sample_requests([request], steps=2, schedule=3)
+        assert np.array_equal(samples, expected)
