@@ -40,11 +40,13 @@ def load_network(recipe: NetworkRecipe, folder: Path) -> MultiExitNetwork:
     assert recipe.checkpoint
     path = folder / recipe.checkpoint
     check_file(path)  # before a large network is made for nothing
-    factory = _factory(recipe.factory, folder)
-    network = _make(factory, recipe)
+    make = partial(_make, _factory(recipe.factory, folder), recipe)
+    numbers = _numbers(make)
     key = recipe.checkpoint_key
     prefix = key if key and key.endswith(".") else None
     state = dequantised(state_from_file(path, None if prefix else key))
+    _check_size(numbers, state, path)
+    network = make()
     _fill(network, named_as(_wanted(network), state, prefix), path)
     network.float().eval()
     for parameter in network.parameters():
@@ -120,6 +122,27 @@ def _make(factory: Callable[..., Any], recipe: NetworkRecipe) -> nn.Module:
             remedy="return such a module, or name the list of blocks to cut in network.blocks",
         )
     return network
+
+
+def _numbers(make: Callable[[], nn.Module]) -> int:
+    """How many numbers the network's weights are, without taking memory for them."""
+    try:
+        with torch.device("meta"):
+            network = make()
+    except EecompileError:  # a mistake, or a factory that reads the weights that it makes
+        network = make()
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _check_size(wanted: int, state: Mapping[str, Tensor], path: Path) -> None:
+    """Pass unless a network of ``wanted`` numbers cannot be meant: before it takes memory."""
+    stored = sum(value.numel() for value in state.values())
+    if wanted > 4 * stored:
+        raise CheckpointError(
+            found=f"{stored:,} numbers in the checkpoint {path} for a network of {wanted:,}",
+            expected="a checkpoint with every weight of the network",
+            remedy="check the recipe's factory, options and exits against the checkpoint",
+        )
 
 
 @contextmanager

@@ -219,6 +219,12 @@ def test_wrong_keys_are_named_and_counted(tmp_path: Path, weights: State) -> Non
     assert caught.value.expected == f"the network's {len(tiny().state_dict())} keys"
 
 
+def test_a_network_beyond_its_checkpoint_takes_no_memory(tmp_path: Path, weights: State) -> None:
+    torch.save(weights, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"numbers in the checkpoint .* for a network of"):
+        load_network(recipe(options={**TINY, "width": 2**24}), tmp_path)  # petabytes
+
+
 def test_the_first_shapes_that_differ_are_named(tmp_path: Path, weights: State) -> None:
     torch.save(tiny(width=32).state_dict(), tmp_path / "a.pt")
     with pytest.raises(CheckpointError) as caught:
