@@ -13,10 +13,11 @@ from functools import partial
 from math import ceil
 from typing import Any
 
+import msgspec
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -38,6 +39,7 @@ from eecompile.serve.body import Limits, SampleBody, sentence
 from eecompile.serve.formats import EVENTS, FORMS, accepted, npz, png
 from eecompile.serve.jobs import Progress
 from eecompile.serve.metrics import Metrics
+from eecompile.serve.page import HEADERS, network_facts, page
 from eecompile.serve.scheduler import Scheduler
 
 _log = logging.getLogger("eecompile.serve")
@@ -147,6 +149,19 @@ async def samples(body: SampleBody, request: Request) -> Response:
     return Response(encoded, media_type=form)
 
 
+@_router.get("/", include_in_schema=False)
+async def root() -> HTMLResponse:
+    """The page with which a person tries it."""
+    return HTMLResponse(page(), headers=HEADERS)
+
+
+@_router.get("/network")
+async def network(request: Request) -> JSONResponse:
+    """What may be asked for: conditions, solvers, schedules, defaults, limits."""
+    app = request.app
+    return JSONResponse(network_facts(app.state.scheduler.sampler, app.state.limits))
+
+
 @_router.get("/health")
 async def health(request: Request) -> JSONResponse:
     """Whether the thread that evaluates lives."""
@@ -220,6 +235,7 @@ async def _told(
                     "timestep": each.timestep,
                     "choice": each.choice.text,
                     "samples": each.samples,
+                    "spent": msgspec.to_builtins(each.spent),
                     "png": await run_in_threadpool(_picture, each.state, interface),
                 }
                 yield _event("step", fields)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from itertools import count
 from threading import Condition
@@ -19,6 +19,18 @@ from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampling import BatchRun
 
 
+class Spent(msgspec.Struct, frozen=True):
+    """What a choice has cost a request.
+
+    Attributes:
+        steps: that its batches have taken.
+        seconds: in the engines, divided among requests by rows.
+    """
+
+    steps: int = 0
+    seconds: float = 0.0
+
+
 class Progress(msgspec.Struct, frozen=True):
     """A step that some samples of a request have taken.
 
@@ -29,6 +41,7 @@ class Progress(msgspec.Struct, frozen=True):
         choice: what was evaluated.
         samples: which of the request's samples, from 0: all, unless they are more than a batch.
         state: of these, float32 [len(samples), ...].
+        spent: on the whole request so far, by the choice's text.
     """
 
     index: int
@@ -37,6 +50,7 @@ class Progress(msgspec.Struct, frozen=True):
     choice: Choice
     samples: tuple[int, ...]
     state: Array
+    spent: Mapping[str, Spent]
 
 
 class BatchMetrics(msgspec.Struct, frozen=True):
@@ -79,6 +93,7 @@ class PendingRequest:
         self.watch = watch
         self.future: Future[Array] = Future()
         self.begun = 0  # batches
+        self.spent: dict[str, Spent] = {}
         self._samples = np.empty(run.shapes[0], np.float32)
         self._left = len(run.batches)
 

@@ -13,7 +13,7 @@ import numpy as np
 from eecompile.runtime.pool import TrajectoryPool
 from eecompile.runtime.trajectory.host import HostEvaluation, HostTrajectory
 from eecompile.runtime.trajectory.plan import BoundEvaluation
-from eecompile.serve.jobs import BatchMetrics, PendingRequest, Progress
+from eecompile.serve.jobs import BatchMetrics, PendingRequest, Progress, Spent
 
 _IDLE = 32  # trajectories that wait for the next request of their kind: making one takes long
 _KEPT = 32  # sizes of batches whose arrays an engine keeps bound
@@ -161,17 +161,22 @@ class Passage:
         for index in range(len(run.program.steps)):
             yield from trajectory.evaluations(index)
             run.tell(trajectory, index, self._seconds)
-            self._seconds = 0.0
             self._report(index)
+            self._seconds = 0.0
 
     def _report(self, index: int) -> None:
         job = self.job
         if job.watch is None:
             return
         steps, places = job.run.program.steps, job.run.batches[self._batch].places
-        samples = tuple(row for _, row in places)
-        step, state = steps[index], self._trajectory.state()
-        job.watch(Progress(index, len(steps), step.timestep, step.chosen, samples, state))
+        step, samples = steps[index], tuple(row for _, row in places)
+        before = job.spent.get(step.chosen.text, Spent())
+        spent = Spent(before.steps + 1, before.seconds + self._seconds)
+        job.spent[step.chosen.text] = spent
+        state = self._trajectory.state()
+        job.watch(
+            Progress(index, len(steps), step.timestep, step.chosen, samples, state, dict(job.spent))
+        )
 
 
 class Joining:

@@ -186,7 +186,7 @@ class Scheduler(Handle):
         """Steps as they are taken, and the samples at the end; errors are as in :meth:`submit`.
 
         Called within a running event loop. Whoever reads slowly misses steps, never the
-        samples; a reader that leaves ends the request.
+        samples nor the last step; a reader that leaves ends the request.
         """
         latest, changed = deque[Progress](maxlen=1), asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -296,6 +296,8 @@ async def _events(
             changed.clear()
             if latest and not answer.done():
                 yield latest.popleft()
+        if latest:
+            yield latest.popleft()  # the last step
         yield answer.result()
     finally:
         answer.cancel()

@@ -34,23 +34,31 @@ class Browser:
         self.driver = driver
 
     def open(self, path: Path, *, width: int = 1200, height: int = 900, dark: bool = False) -> None:
-        """Load a page afresh and wait until its plots are drawn; earlier logs are dropped."""
+        """Load a report afresh and wait until its plots are drawn; earlier logs are dropped."""
         self.width(width, height)
         self.theme(dark=dark)
+        self.visit(path.as_uri())
+        drawn = self.wait("document.documentElement.dataset.plots")
+        assert drawn == "drawn", self.complaints()
+
+    def visit(self, address: str) -> None:
+        """Load a page afresh; earlier logs are dropped."""
         self.driver.get("about:blank")
         for kind in ("browser", "performance"):
             self.driver.get_log(kind)
-        self.driver.get(path.as_uri())
-        self.driver.set_script_timeout(20)
-        drawn = self.driver.execute_async_script(
-            """
+        self.driver.get(address)
+
+    def wait(self, expression: str, seconds: float = 20) -> Any:
+        """The value of an expression of JavaScript, as soon as it counts as true."""
+        self.driver.set_script_timeout(seconds)
+        return self.driver.execute_async_script(
+            f"""
             const done = arguments[0];
-            const look = () => document.documentElement.dataset.plots;
+            const look = () => {expression};
             const wait = () => look() ? done(look()) : setTimeout(wait, 20);
             wait();
             """
         )
-        assert drawn == "drawn", self.complaints()
 
     def run(self, script: str, *arguments: object) -> Any:
         """What a script returns."""
