@@ -36,19 +36,20 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "errors": "BackendError EecompileError NonFiniteError UsageError",
-        "programs.choice": "Exit Forecast Span",
-        "programs.interface": "Condition Interface Sampling State",
-        "programs.process": "Process",
-        "programs.program": "Program",
-        "programs.schedule": "ExitSchedule",
-        "programs.solvers": "ddim ddpm",
-        "runtime.engines.fake": "FakeEngine",
-        "runtime.request": "SampleRequest",
-        "runtime.sampler": "Sampler",
-        "runtime.sampling": "StepMetrics StepResult",
-    },
-)
+if not TYPE_CHECKING:  # to which any name would be one of the package's
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "errors": "BackendError EecompileError NonFiniteError UsageError",
+            "programs.choice": "Exit Forecast Span",
+            "programs.interface": "Condition Interface Sampling State",
+            "programs.process": "Process",
+            "programs.program": "Program",
+            "programs.schedule": "ExitSchedule",
+            "programs.solvers": "ddim ddpm",
+            "runtime.engines.fake": "FakeEngine",
+            "runtime.request": "SampleRequest",
+            "runtime.sampler": "Sampler",
+            "runtime.sampling": "StepMetrics StepResult",
+        },
+    )

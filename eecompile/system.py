@@ -222,7 +222,9 @@ def _addresses_spent() -> bool:
     if limit is None:
         return False
     with suppress(OSError):
-        found = re.search(r"VmPeak:\s*(\d+) kB", Path("/proc/self/status").read_text())
+        found = re.search(
+            r"VmPeak:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8")
+        )
         return found is not None and int(found[1]) * 1024 > _SPENT * limit
     return False
 

@@ -5,7 +5,6 @@ Workers of pytest-xdist share the folders: the first that asks makes one, under 
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import importlib
 import os
@@ -19,6 +18,11 @@ from typing import Any
 
 # One thread a process, as there is one worker a core; read when a library is first imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
 
 import pytest
 from filelock import FileLock
@@ -37,7 +41,14 @@ SMALL_EXITS = (1, 2, 4)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests come first, so that no worker is left with one at the end."""
+    """Slow tests come first, so that no worker is left with one at the end.
+
+    Those marked ``posix`` are skipped where signals, links and limits are others.
+    """
+    if os.name != "posix":
+        for item in items:
+            if item.get_closest_marker("posix"):
+                item.add_marker(pytest.mark.skip(reason="needs POSIX"))
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
@@ -48,7 +59,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[Any]:
     The others hold one lock together; it holds that lock alone, and another meanwhile, at
     which they queue: or it might never get its turn.
     """
-    if not hasattr(item.config, "workerinput"):
+    if fcntl is None or not hasattr(item.config, "workerinput"):
         return (yield)
     folder = _shared_folder(item.config)
     alone = item.get_closest_marker("alone") is not None
@@ -65,6 +76,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[Any]:
 @contextmanager
 def _locked(path: Path, how: int) -> Iterator[Callable[[], None]]:
     """Hold a lock, or give it back early by what this yields."""
+    assert fcntl is not None
     with path.open("w") as file:
         fcntl.flock(file, how)
         yield lambda: fcntl.flock(file, fcntl.LOCK_UN)

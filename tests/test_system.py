@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -67,6 +66,8 @@ def fill(folder: Path, size: int) -> None:
 
 def limited(function: object, *arguments: object) -> BaseException | None:
     """What a function raises where no file may be larger than 1,000 bytes."""
+    import resource
+
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
@@ -78,6 +79,7 @@ def limited(function: object, *arguments: object) -> BaseException | None:
     return None
 
 
+@pytest.mark.posix
 def test_a_library_that_fails_on_a_full_disk_need_not_say_so(tmp_path: Path) -> None:
     def write(size: int) -> None:
         with new_folder(tmp_path / "out", replaces=False) as folder, work_folder(folder) as work:
@@ -96,6 +98,7 @@ def test_a_library_that_fails_on_a_full_disk_need_not_say_so(tmp_path: Path) -> 
         fail()
 
 
+@pytest.mark.posix
 def test_a_child_does_not_outlive_its_parent() -> None:
     child = "import time; from eecompile.children import die_with_parent as d; d(); "
     child += "print('ready', flush=True); time.sleep(60)"

@@ -28,14 +28,15 @@ if TYPE_CHECKING:
     from eecompile.compare.trained import TrainedNetwork as TrainedNetwork
 
 check_docstrings("polygraphy")
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "checks": "checked_bundle",
-        "comparison": "ComparisonResult compare",
-        "measure": "points",
-        "report": "Comparison read_report",
-        "runners": "EngineRunner OnnxRuntimeRunner OpenvinoRunner TensorrtRunner TorchRunner",
-        "trained": "TrainedNetwork",
-    },
-)
+if not TYPE_CHECKING:  # to which any name would be one of the package's
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "checks": "checked_bundle",
+            "comparison": "ComparisonResult compare",
+            "measure": "points",
+            "report": "Comparison read_report",
+            "runners": "EngineRunner OnnxRuntimeRunner OpenvinoRunner TensorrtRunner TorchRunner",
+            "trained": "TrainedNetwork",
+        },
+    )

@@ -17,11 +17,12 @@ if TYPE_CHECKING:
         program_from_scheduler as program_from_scheduler,
     )
 
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "build": "engine_set_from_bundle",
-        "export": "bundle_from_recipe",
-        "schedulers.program": "program_from_scheduler",
-    },
-)
+if not TYPE_CHECKING:  # to which any name would be one of the package's
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "build": "engine_set_from_bundle",
+            "export": "bundle_from_recipe",
+            "schedulers.program": "program_from_scheduler",
+        },
+    )

@@ -275,7 +275,7 @@ def compile_all(
 
 def warnings_in(log: Path) -> tuple[str, ...]:
     """What a backend's log warns of, each once; () where there is no log."""
-    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
     warnings = [line.removeprefix("[W]").strip() for line in lines if line.startswith("[W]")]
     telling = (w for w in warnings if not any(noise in w for noise in _NOISE))
     return tuple(dict.fromkeys(telling))[:_MOST_WARNINGS]

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from eecompile.evaluate.evaluation import evaluate as evaluate
     from eecompile.evaluate.report import Evaluation as Evaluation
 
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "evaluation": "Options evaluate",
-        "report": "Evaluation",
-    },
-)
+if not TYPE_CHECKING:  # to which any name would be one of the package's
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "evaluation": "Options evaluate",
+            "report": "Evaluation",
+        },
+    )

@@ -64,7 +64,7 @@ def short(text: str, limit: int = 200) -> str:
 def cpu() -> Cpu:
     """The processor, as far as the system tells."""
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         text = ""
     rows: dict[str, str] = dict(re.findall(r"^([^\t:]+?)\s*: *(.*)$", text, re.MULTILINE))
@@ -206,7 +206,7 @@ def machine_facts() -> dict[str, str]:
 
 def _driver() -> str:
     try:
-        text = Path("/proc/driver/nvidia/version").read_text()
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
     except OSError:
         return ""
     found = re.search(r"Kernel Module(?: for \S+)?\s+([\d.]+)", text)

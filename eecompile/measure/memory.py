@@ -12,7 +12,7 @@ from eecompile.measure.machine import smi
 def resident(process: int | None = None) -> float | None:
     """MiB that a process has in memory, this one by default; None where the system does not say."""
     try:
-        pages = int(Path(f"/proc/{process or 'self'}/statm").read_text().split()[1])
+        pages = int(Path(f"/proc/{process or 'self'}/statm").read_text(encoding="utf-8").split()[1])
     except OSError:
         return None
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20

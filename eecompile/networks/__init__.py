@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from eecompile.networks.load import load_network as load_network
     from eecompile.networks.uvit import UViT as UViT
 
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "base": "MultiExitNetwork",
-        "dit": "DiT",
-        "load": "load_network",
-        "uvit": "UViT",
-    },
-)
+if not TYPE_CHECKING:  # to which any name would be one of the package's
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "base": "MultiExitNetwork",
+            "dit": "DiT",
+            "load": "load_network",
+            "uvit": "UViT",
+        },
+    )

@@ -25,13 +25,14 @@ if TYPE_CHECKING:
     from eecompile.programs.program import Update as Update
     from eecompile.programs.schedule import ExitSchedule as ExitSchedule
 
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "choice": "Choice Exit Forecast Span",
-        "interface": "Condition Interface Sampling State",
-        "process": "Process",
-        "program": "Program Step Term Update",
-        "schedule": "ExitSchedule",
-    },
-)
+if not TYPE_CHECKING:  # to which any name would be one of the package's
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "choice": "Choice Exit Forecast Span",
+            "interface": "Condition Interface Sampling State",
+            "process": "Process",
+            "program": "Program Step Term Update",
+            "schedule": "ExitSchedule",
+        },
+    )

@@ -13,4 +13,5 @@ from eecompile.lazy import lazy_names
 if TYPE_CHECKING:
     from eecompile.runtime.protocol import Engine as Engine
 
-__getattr__, __dir__ = lazy_names(__name__, {"protocol": "Engine"})
+if not TYPE_CHECKING:  # to which any name would be one of the package's
+    __getattr__, __dir__ = lazy_names(__name__, {"protocol": "Engine"})

@@ -7,11 +7,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from numpy.typing import ArrayLike
 
-from eecompile.arrays import Array
+from eecompile.arrays import Array, DeviceArray
 from eecompile.errors import UsageError
 from eecompile.handle import Handle
 from eecompile.programs.interface import Interface
@@ -242,7 +242,7 @@ class Sampler(Handle):
         solver: str | Solver | Program | None = None,
         steps: int | None = None,
         schedule: Schedule | None = None,
-    ) -> Any:
+    ) -> DeviceArray:
         """Sample, and leave the result where it was computed.
 
         Arguments and errors are those of :meth:`steps`; the samples must fit into one batch.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from eecompile.arrays import Array
+from eecompile.arrays import Array, DeviceArray
 from eecompile.errors import UsageError
 from eecompile.programs.choice import Choice
 from eecompile.programs.program import Program
@@ -105,7 +105,7 @@ class BatchRun:
         )
         return samples
 
-    def state_on_device(self) -> object:
+    def state_on_device(self) -> DeviceArray:
         """The samples of the only request, where they were computed; they speak DLPack.
 
         Raises:

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from eecompile.serve.scheduler import Load as Load
     from eecompile.serve.scheduler import Scheduler as Scheduler
 
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "app": "app_from_sampler",
-        "body": "Limits",
-        "jobs": "BatchMetrics Progress",
-        "scheduler": "Load Scheduler",
-    },
-)
+if not TYPE_CHECKING:  # to which any name would be one of the package's
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "app": "app_from_sampler",
+            "body": "Limits",
+            "jobs": "BatchMetrics Progress",
+            "scheduler": "Load Scheduler",
+        },
+    )

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from eecompile.store.target import Target as Target
     from eecompile.store.target import load_target as load_target
 
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "bundle": "BundleManifest EngineManifest open_bundle open_engine_set",
-        "target": "Target load_target",
-    },
-)
+if not TYPE_CHECKING:  # to which any name would be one of the package's
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "bundle": "BundleManifest EngineManifest open_bundle open_engine_set",
+            "target": "Target load_target",
+        },
+    )

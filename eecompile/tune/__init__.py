@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from eecompile.tune.report import read_front as read_front
     from eecompile.tune.tuning import tune as tune
 
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "report": "Front TuningSettings read_front",
-        "tuning": "tune",
-    },
-)
+if not TYPE_CHECKING:  # to which any name would be one of the package's
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "report": "Front TuningSettings read_front",
+            "tuning": "tune",
+        },
+    )

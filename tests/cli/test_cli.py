@@ -289,6 +289,7 @@ def wait_for(process: subprocess.Popen[str], phase: str) -> None:
     raise AssertionError(f"never reached {phase!r}")
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("phase", ["checking", "optimising", "verifying"])
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_build_leaves_the_previous_engines(
@@ -316,6 +317,7 @@ def test_an_interrupted_build_leaves_the_previous_engines(
     assert [p.name for p in tmp_path.iterdir()] == ["engines"]
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_export_leaves_the_previous_bundle(
     small_recipe: Path, small_bundle: Path, tmp_path: Path, how: signal.Signals
@@ -335,6 +337,7 @@ def test_an_interrupted_export_leaves_the_previous_bundle(
     open_bundle(folder)
 
 
+@pytest.mark.posix
 def test_an_interrupted_sampling_leaves_the_previous_picture(
     engine_sets: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -378,6 +381,7 @@ def test_a_bundle_is_not_built_into_itself(run: Run, bundle: Path) -> None:
     open_bundle(bundle)
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("command", ["build", "sample"])
 def test_a_full_disk_is_one_sentence(
     bundle: Path, engine_sets: dict[str, Path], tmp_path: Path, command: str

@@ -145,6 +145,7 @@ def test_engine_sets_of_other_networks_are_refused(
     fails(result, "another bundle")
 
 
+@pytest.mark.posix
 def test_an_interrupted_command_goes_on(engine_sets: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     whole = command(engine_sets["chained"], *FAST, "--budget", 0.7, "-o", out)

@@ -133,6 +133,7 @@ def test_a_report_is_written_and_read_again(comparison: ComparisonResult, tmp_pa
     assert PAGE == "report.html"
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("below", ["", "deeper/still"])
 def test_an_output_that_is_a_file_is_refused(tmp_path: Path, below: str) -> None:
     (tmp_path / "report").touch()

@@ -27,6 +27,7 @@ def test_a_finished_engine_is_used_again_only_if_it_is_intact(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("mode", [0o770, 0o777])
 def test_an_engine_that_another_user_may_have_put_there_is_not_used(
     tmp_path: Path, mode: int

@@ -16,6 +16,7 @@ __all__ = ["decoder", "dit"]
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers' own
 
 
+@pytest.mark.posix
 def test_its_code_runs(
     dit: tuple[object, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -196,6 +196,7 @@ def test_a_child_that_fails_is_a_reason(code: str, words: list[str]) -> None:
         assert word in finding.works.reason
 
 
+@pytest.mark.posix
 def test_a_child_that_hangs_is_ended_and_the_others_answer(tmp_path: Path) -> None:
     number = tmp_path / "pid"
     code = f"import os, signal, time; open({str(number)!r}, 'w').write(str(os.getpid()))"

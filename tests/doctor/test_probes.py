@@ -48,6 +48,7 @@ def no_other_source(monkeypatch: pytest.MonkeyPatch, keep: str) -> None:
     monkeypatch.setattr(machine, "_SOURCES", sources)
 
 
+@pytest.mark.posix
 def test_gpus_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     no_other_source(monkeypatch, "nvidia-smi")
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")

@@ -152,6 +152,7 @@ def test_a_picture_of_another_size_is_not_unpacked(tmp_path: Path, side: int, wo
     unpacking(tmp_path, "huge.png", words)
 
 
+@pytest.mark.posix
 def test_folders_without_fitting_pictures_say_so(tmp_path: Path) -> None:
     refused(tmp_path, GREY, "no pictures", "check the path")
     Image.fromarray(pixels(5, 6)).save(tmp_path / "wide.png")

@@ -6,7 +6,6 @@ import argparse
 import hashlib
 import os
 import pickle
-import resource
 import types
 import warnings
 import zipfile
@@ -248,6 +247,7 @@ def test_a_file_that_is_cut_short_is_refused(tmp_path: Path, kind: str, share: f
     assert "check its size" in caught.value.remedy
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("record", ["data.pkl", "byteorder", "version", "data/0"])
 def test_an_archive_that_unpacks_to_far_more_is_refused_before_it_is_unpacked(
     tmp_path: Path, record: str
@@ -262,6 +262,8 @@ def test_an_archive_that_unpacks_to_far_more_is_refused_before_it_is_unpacked(
             data = whole.read(name)
             bomb.writestr(name, data + bytes(more) if name.endswith(record) else data)
     assert path.stat().st_size < more // 100
+    import resource
+
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(CheckpointError, match=r"unpacks to [\d,]{11} bytes; .*unpack it first"):
         state_from_file(path)

@@ -560,6 +560,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(
     assert [path.name for path in folder.parent.iterdir()] == ["set"]
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("how", ["writable", "link"])
 def test_a_cache_that_another_user_may_have_written_is_neither_read_nor_replaced(
     folder: Path, how: str

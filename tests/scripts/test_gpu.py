@@ -19,6 +19,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("gpu")
 
 
+@pytest.mark.posix
 @pytest.mark.skipif(bool(gpus()), reason="a rehearsal on the CPU")
 def test_parts_run_on_the_cpu_as_far_as_they_can(
     gpu: Any, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -14,6 +14,7 @@ from tests.conftest import ROOT
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("e*/*.md")])
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("name", ["README.md", "docs/runtime.md", "docs/choices.md"])
 def test_the_examples_run(engine_sets: dict[str, Path], tmp_path: Path, name: str) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)

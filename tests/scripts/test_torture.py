@@ -39,6 +39,7 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
     return importlib.import_module
 
 
+@pytest.mark.posix
 def test_how_an_action_ended_is_seen(scripts: Callable[[str], Any], tmp_path: Path) -> None:
     trials = scripts("torture_trial")
 

@@ -243,6 +243,7 @@ def test_metrics_and_the_interface_are_described(client: Any) -> None:
     assert described["components"]["schemas"]["SampleBody"]["examples"]
 
 
+@pytest.mark.posix
 def test_the_command_serves_until_it_is_told_to_end(small_sets: dict[str, Path]) -> None:
     engines = small_sets["per_exit"]
     command = [sys.executable, "-m", "eecompile", "serve", str(engines), "--port", "0", "--json"]

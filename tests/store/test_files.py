@@ -50,6 +50,7 @@ def test_a_file_is_replaced_only_when_all_went_well(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.posix
 def test_what_somebody_has_beside_a_file_is_neither_followed_nor_overwritten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,6 +68,7 @@ def test_what_somebody_has_beside_a_file_is_neither_followed_nor_overwritten(
     assert (tmp_path / ".a.txt.cafe.partial").is_symlink()
 
 
+@pytest.mark.posix
 def test_what_a_killed_writer_left_goes_with_the_next(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     others = [tmp_path / name for name in (".a.txt.0123.partial", ".b.txt.01234567.partial")]
@@ -98,6 +100,7 @@ def test_names_may_be_as_long_as_the_file_system_allows(tmp_path: Path, name: st
     assert one != other
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("mode", [0o600, 0o644, 0o444, 0o664, 0o646, 0o666])
 def test_a_file_that_others_can_write_is_not_private(tmp_path: Path, mode: int) -> None:
     path = tmp_path / "cache"
@@ -108,6 +111,7 @@ def test_a_file_that_others_can_write_is_not_private(tmp_path: Path, mode: int) 
     assert read_private(path) == (b"code" if private else None)
 
 
+@pytest.mark.posix
 def test_a_link_a_pipe_a_folder_and_another_user_s_file_are_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

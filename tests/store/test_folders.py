@@ -105,6 +105,7 @@ def test_a_second_writer_is_refused_at_once(tmp_path: Path) -> None:
     assert (path / "content").read_text() == "one"
 
 
+@pytest.mark.posix
 def test_a_killed_writer_leaves_the_previous_folder_and_the_next_succeeds(tmp_path: Path) -> None:
     path = tmp_path / "out"
     write(path, "one")
@@ -156,6 +157,7 @@ def killed(moment: int, work: Callable[[], object]) -> bool:
     return status != 0
 
 
+@pytest.mark.posix
 def test_a_folder_is_ours_until_nothing_is_left_of_it(tmp_path: Path) -> None:
     made, moment = tmp_path / "made", 1
     while True:
@@ -173,6 +175,7 @@ def test_a_folder_is_ours_until_nothing_is_left_of_it(tmp_path: Path) -> None:
     assert not made.exists()
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("exchange", [True, False])
 def test_a_writer_killed_at_any_moment_leaves_a_whole_folder_and_the_next_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
@@ -231,6 +234,7 @@ def belongings(path: Path, kind: str) -> None:
         other.rename(path)
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("kind", ["file", "folder", "link"])
 @pytest.mark.parametrize("name", [".out.partial", ".out.lock"])
 def test_what_somebody_has_beside_the_folder_is_left_alone(
@@ -256,6 +260,7 @@ def test_what_a_writer_left_that_was_killed_as_it_began_is_removed(
     assert leftovers(tmp_path / "out") == []
 
 
+@pytest.mark.posix
 def test_links_in_a_folder_that_is_removed_are_not_followed(tmp_path: Path) -> None:
     belongings(tmp_path / "home", "folder")
     make_marked(tmp_path / "made")
@@ -319,6 +324,7 @@ def test_where_folders_cannot_be_exchanged_a_failure_puts_the_old_one_back(
     assert leftovers(path) == []
 
 
+@pytest.mark.posix
 def test_signals_wait_until_the_cleanup_is_done(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path\n"

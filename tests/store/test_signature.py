@@ -166,6 +166,7 @@ def test_whatever_changes_after_signing_is_found(engines: Path, ours: Keys) -> N
         open_engine_set(engines, ours.public)
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
 def test_what_is_no_file_is_no_signature(
     engines: Path, ours: Keys, tmp_path: Path, kind: str

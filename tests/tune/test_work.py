@@ -63,6 +63,7 @@ def test_what_is_damaged_is_not_taken_for_a_result(tmp_path: Path) -> None:
             assert work.kept != whole
 
 
+@pytest.mark.posix
 def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "work"
     for data in (b"x", b"\xff" * 100, b"\x03\0\0\0\0\0\0\0abc"):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from eecompile.arrays import AnyArray
+from eecompile.arrays import AnyArray, DeviceArray
 from eecompile.errors import BackendError, one_line
 from eecompile.handle import Handle
 
@@ -253,11 +253,11 @@ class CudaDevice(Handle):
                     return True
         return False
 
-    def export(self, address: int, shape: Sequence[int]) -> object:
+    def export(self, address: int, shape: Sequence[int]) -> DeviceArray:
         """A new float32 array of ``shape`` on the device, copied from ``address``.
 
         Returns:
-            An object with ``__dlpack__`` and ``__dlpack_device__``, all work on it done; its
+            It speaks DLPack, with all work on it done; its
             memory is freed with the last array that shares it.
         """
         size = int(np.prod(shape)) * 4
@@ -268,7 +268,7 @@ class CudaDevice(Handle):
             # Whoever drops the array last does so at any time: freed on this stream, it could
             # be in use on the consumer's, or the freeing become part of a graph.
             buffer.set_deallocation_stream(self._core.LEGACY_DEFAULT_STREAM)
-        made: object = self._utils.StridedMemoryView.from_buffer(
+        made: DeviceArray = self._utils.StridedMemoryView.from_buffer(
             buffer, tuple(shape), dtype=np.dtype(np.float32)
         )
         return made

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eecompile.arrays import AnyArray, Array, Inputs
+from eecompile.arrays import AnyArray, Array, DeviceArray, Inputs
 from eecompile.errors import UsageError
 from eecompile.runtime.cuda.device import CudaDevice, RecordedWork
 from eecompile.runtime.trajectory.lowering import (
@@ -209,7 +209,7 @@ class DeviceTrajectory(Trajectory):
             self._device.download(self._places["buffer state"], state)
         return state
 
-    def state_dlpack(self) -> object:
+    def state_dlpack(self) -> DeviceArray:
         """See :meth:`Trajectory.state_dlpack`; the copy is on the GPU."""
         with self._using():
             self._check_finite()

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from eecompile.arrays import Array, Inputs
+from eecompile.arrays import Array, DeviceArray, Inputs
 from eecompile.handle import Handle
 from eecompile.programs.interface import Interface
 from eecompile.programs.program import Program, Step
@@ -176,7 +176,7 @@ class Trajectory(Handle, ABC):
             NonFiniteError: the network returned NaN or infinity on the way.
         """
 
-    def state_dlpack(self) -> object:
+    def state_dlpack(self) -> DeviceArray:
         """The state now, as :meth:`state`, but a copy where it was computed.
 
         Returns:
