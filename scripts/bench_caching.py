@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from bench_peers import EAGER, FULL, Case, Given, torch_loop
+from bench_peers import COMPILED, EAGER, FULL, Case, Given, torch_loop
 from bench_runtime import open_samplers
 from results import Row
 
@@ -131,13 +131,19 @@ def _fewer_steps(by: str, sampler: Sampler, solver: str, case: Case) -> Iterator
 
 
 def _torch_runs(case: Case, given: Given) -> tuple[list[Run], dict[str, str]]:
-    """PyTorch at full depth, eager and compiled, and with every cache; and what is left out."""
+    """PyTorch at full depth, and with every cache, as far as the case has peers; what is left out.
+
+    Eager, or compiled.
+    """
     network = load_network(load_recipe(case.recipe).network, case.recipe.parent)
     network = network.eval().to(case.device)
-    mode = None if case.device == "cpu" else "max-autotune"
-    whole = torch.compile(network.predict_at, mode=mode)
-    runs, skipped = [_run("torch.compile", FULL, Cached(whole), given)], dict(NOT_APPLIED)
-    for compiled, name, kind in ((False, EAGER, "eager"), (True, "compiled blocks", "compiled")):
+    runs, skipped = [], dict(NOT_APPLIED)
+    if COMPILED in case.peers:
+        mode = None if case.device == "cpu" else "max-autotune"
+        whole = torch.compile(network.predict_at, mode=mode)
+        runs.append(_run(COMPILED, FULL, Cached(whole), given))
+    kinds = {EAGER: (False, EAGER, "eager"), COMPILED: (True, "compiled blocks", "compiled")}
+    for compiled, name, kind in (kinds[peer] for peer in kinds if peer in case.peers):
         copied = partial(_copy, network, compiled)
         runs.append(_run(name, FULL, Cached(copied().predict_at), given))
         for package, caches in (("diffusers", _diffusers_caches), ("cache-dit", _cache_dit_caches)):

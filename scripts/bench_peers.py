@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial, reduce
+from itertools import product
 from operator import add
 from pathlib import Path
 from statistics import median
@@ -15,24 +16,31 @@ import torch
 from bench_runtime import open_samplers
 from results import Row
 
-from eecompile import Interface, Program
+from eecompile import ExitSchedule, Interface, Program, Sampler
 from eecompile.arrays import Array
 from eecompile.measure.timing import interleaved, percentiles
 from eecompile.networks import load_network
 from eecompile.programs.program import Term
 from eecompile.recipe import load_recipe
 from eecompile.runtime.trajectory.noise import normal_noise
-from eecompile.store.bundle import exit_graph_name
+from eecompile.store.bundle import exit_graph_name, open_engine_set
 
 Predict = Callable[[int, Array, Array, Mapping[str, Array]], Array]
 Loop = Callable[[Sequence[int]], Any]
-EAGER = "PyTorch eager"
+EAGER, COMPILED = "PyTorch eager", "torch.compile"
 FULL = "full depth"
+LOOP, MODELS = "diffusers' loop", "OpenVINO, a model an exit"
+SESSIONS, HALVES = "onnxruntime, a session an exit", "onnxruntime in FP16, a session an exit"
+PEERS = (EAGER, COMPILED, LOOP, SESSIONS, HALVES, MODELS)
 BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
 
 
 class Case(NamedTuple):
-    """What is sampled, by DDIM, and where: on the device ``cpu`` or ``cuda``."""
+    """What is sampled, by DDIM, where (on ``cpu`` or ``cuda``), and by which peers.
+
+    OpenVINO is one on the CPU, ONNX Runtime in FP16 (``half``: an engine set per exit, whose
+    graphs are taken) on a GPU.
+    """
 
     recipe: Path
     bundle: Path
@@ -40,6 +48,8 @@ class Case(NamedTuple):
     batch: int
     steps: int
     device: str = "cpu"
+    peers: Sequence[str] = PEERS
+    half: Path | None = None
 
 
 class Given(NamedTuple):
@@ -70,12 +80,18 @@ class Given(NamedTuple):
         return cls(interface, program, noise, conditions, device)
 
 
-def measured(case: Case, engines: Mapping[str, Path], rounds: int) -> Row:
+def measured(
+    case: Case,
+    engines: Mapping[str, Path],
+    rounds: int,
+    own: Mapping[str, ExitSchedule] | None = None,
+) -> Row:
     """Sampling with a schedule and at full depth, by every peer and engine set.
 
     On a GPU PyTorch computes in FP16 (autocast), and torch.compile in its mode max-autotune,
     which records CUDA graphs; ONNX Runtime runs the bundle's own graphs by its CUDA provider.
-    In a round everything runs once, in turn, and each round begins with another.
+    In a round everything runs once, in turn, and each round begins with another. Schedules of
+    one's ``own`` have further rows, of the engine sets that can do what they choose.
     """
     with open_samplers(engines) as opened:
         planner = next(iter(opened.values()))
@@ -87,17 +103,26 @@ def measured(case: Case, engines: Mapping[str, Path], rounds: int) -> Row:
             depths = [step.chosen.blocks for step in program.steps]
             actions |= {(name, which): partial(loop, depths) for name, loop in loops.items()}
             for name, sampler in opened.items():
-                own = sampler.program("ddim", case.steps, which)
-                actions[f"eecompile, {name}", which] = partial(
-                    sampler.sample, case.batch, solver=own, guidance=1.0
-                )
+                actions[f"eecompile, {name}", which] = _sampling(sampler, case, which)
+        further = {}
+        for (title, chosen), (name, sampler) in product((own or {}).items(), opened.items()):
+            if sampler.engine.spans or not any(choice.cuts for choice in chosen.choices):
+                further[f"eecompile, {name}, {title}"] = f"eecompile, {name}"
+                action = _sampling(sampler, case, chosen)
+                actions[f"eecompile, {name}, {title}", case.schedule] = action
         seconds = interleaved(actions, rounds=rounds).checked().seconds
+        seconds |= {(row, "full"): seconds[name, "full"] for row, name in further.items()}
     chosen = [step.chosen for step in programs[case.schedule].steps]
     return {
         "schedule": case.schedule,
         "blocks left out": 1 - sum(map(interface.cost, chosen)) / len(chosen),
         "rows": list(rows_of(seconds, case)),
     }
+
+
+def _sampling(sampler: Sampler, case: Case, schedule: ExitSchedule | str) -> Callable[[], object]:
+    program = sampler.program("ddim", case.steps, schedule)
+    return partial(sampler.sample, case.batch, solver=program, guidance=1.0)
 
 
 def rows_of(seconds: Mapping[tuple[str, str], Sequence[float]], case: Case) -> Iterator[Row]:
@@ -125,17 +150,22 @@ def peer_loops(case: Case, given: Given) -> dict[str, Loop]:
     exits, device = given.interface.exits, case.device
     network = load_network(load_recipe(case.recipe).network, case.recipe.parent)
     network = network.eval().to(device)
-    mode = None if device == "cpu" else "max-autotune"
-    compiled = torch.compile(network.predict_at, mode=mode)
-    loops = {
-        EAGER: torch_loop(network.predict_at, given),
-        f"torch.compile, {mode}" if mode else "torch.compile": torch_loop(compiled, given),
-        "diffusers' loop": _diffusers_loop(network, given),
+    compiled = partial(torch.compile, network.predict_at)
+    if device != "cpu":
+        compiled = partial(compiled, mode="max-autotune")
+    loops: dict[str, Callable[[], Loop]] = {
+        EAGER: lambda: torch_loop(network.predict_at, given),
+        COMPILED: lambda: torch_loop(compiled(), given),
+        LOOP: lambda: _diffusers_loop(network, given),
+        SESSIONS: lambda: _numpy_loop(_onnxruntime(graphs, device), given),
     }
-    plain = {"onnxruntime, a session an exit": _onnxruntime(case.bundle, exits, device)}
+    graphs = {depth: case.bundle / exit_graph_name(depth) for depth in exits}
     if device == "cpu":
-        plain["OpenVINO, a model an exit"] = _openvino(case.bundle, exits)
-    return loops | {name: _numpy_loop(predict, given) for name, predict in plain.items()}
+        loops[MODELS] = lambda: _numpy_loop(_openvino(graphs), given)
+    if (folder := case.half) is not None:
+        halves = {s.exits[0]: folder / s.file for s in open_engine_set(folder).segments}
+        loops[HALVES] = lambda: _numpy_loop(_onnxruntime(halves, device), given)
+    return {name: make() for name, make in loops.items() if name in case.peers}
 
 
 def torch_loop(predict: Any, given: Given) -> Loop:
@@ -228,24 +258,22 @@ def _half(device: str) -> Any:
     return torch.autocast(device, torch.float16) if device != "cpu" else nullcontext()
 
 
-def _onnxruntime(bundle: Path, exits: Sequence[int], device: str) -> Predict:
+def _onnxruntime(graphs: Mapping[int, Path], device: str) -> Predict:
     import onnxruntime
 
     providers = ["CPUExecutionProvider"]
     if device != "cpu":
         onnxruntime.preload_dlls()
         providers.insert(0, "CUDAExecutionProvider")
-    graphs = {depth: str(bundle / exit_graph_name(depth)) for depth in exits}
     sessions = {
-        depth: onnxruntime.InferenceSession(graph, providers=providers)
+        depth: onnxruntime.InferenceSession(str(graph), providers=providers)
         for depth, graph in graphs.items()
     }
     return lambda depth, x, t, given: sessions[depth].run(None, {"x": x, "t": t, **given})[0]
 
 
-def _openvino(bundle: Path, exits: Sequence[int]) -> Predict:
+def _openvino(graphs: Mapping[int, Path]) -> Predict:
     import openvino
 
-    graphs = {depth: str(bundle / exit_graph_name(depth)) for depth in exits}
-    models = {depth: openvino.compile_model(graph, "CPU") for depth, graph in graphs.items()}
+    models = {depth: openvino.compile_model(str(at), "CPU") for depth, at in graphs.items()}
     return lambda depth, x, t, given: models[depth]({"x": x, "t": t, **given})[0]

@@ -22,6 +22,7 @@ from eecompile.compiler import bundle_from_recipe
 from eecompile.compiler.verify import random_inputs
 from eecompile.measure.timing import interleaved
 from eecompile.programs import Exit, Span
+from eecompile.runtime.engines.device import DeviceEngine
 from eecompile.runtime.trajectory.plan import Stretch
 from eecompile.store.bundle import open_bundle, open_engine_set, write_manifest
 
@@ -154,7 +155,7 @@ def _share_of_ends(sampler: Sampler, batch: int, rounds: int) -> float:
 
 
 def memory_rows(network: str, engines: Path, batch: int, rounds: int) -> Iterator[Row]:
-    """Resident MiB that each order of a span takes beyond order 0, and what the formula says."""
+    """MiB that each order of a span takes beyond order 0, and what the formula says."""
     calls = {str(order): (kept_memory, engines, order, batch) for order in range(3)}
     used = medians_in_turns(calls, rounds)
     with Sampler.open(engines) as sampler:
@@ -171,13 +172,13 @@ def memory_rows(network: str, engines: Path, batch: int, rounds: int) -> Iterato
 
 
 def kept_memory(engines: str, order: int, batch: int) -> Row:
-    """Resident MiB of a process that has sampled with a span of that order."""
-    from eecompile.measure.memory import resident
+    """Resident MiB of a process that has sampled with a span of that order; on a GPU, the GPU's."""
+    from eecompile.measure.memory import on_gpus, resident
 
     with Sampler.open(engines) as sampler:
         program = every_second(sampler, middle_span(sampler, order), EVALUATED + 1)
         sampler.sample(batch, solver=program, guidance=1.0, **_conditions(sampler, batch))
-        return {"MiB": resident()}
+        return {"MiB": on_gpus() if isinstance(sampler.engine, DeviceEngine) else resident()}
 
 
 def layout_rows(

@@ -75,14 +75,15 @@ def finetuned(
     recipe: Annotated[Path, typer.Argument(help="The export recipe that was fine-tuned.")],
     run: Annotated[Path, typer.Option(help="Folder of finetune.py.")] = Path("runs/finetune"),
     data: Data = DATA,
+    target: Annotated[str, typer.Option(help="A target of the project, to sample with.")] = "cpu",
     output: Annotated[
         Path | None, typer.Option(help="Default docs/benchmarks/finetune-NAME.json.")
     ] = None,
 ) -> None:
     """A network before and after fine-tuning, in the same evaluation.
 
-    Both are exported, built for the CPU, and evaluated at the schedule that was fine-tuned
-    to, at full depth, and at every exit alone.
+    Both are exported, built, and evaluated at the schedule that was fine-tuned to, at full
+    depth, and at every exit alone.
     """
     made = load_recipe(recipe)
     with safe_open(run / WEIGHTS["after"], "pt") as file:
@@ -95,7 +96,7 @@ def finetuned(
     result = {"machine": facts(), "training": training, "training_log": log}
     for name, weights in WEIGHTS.items():
         bundle_from_recipe(recipe, run / name / "bundle", checkpoint=run / weights)
-        engines = engine_set(run / name / "bundle", run / name, "cpu")
+        engines = engine_set(run / name / "bundle", run / name, target)
         result[name] = evaluated(engines, names, data, more.args)
         row = result[name]["rows"][0]
         print(

@@ -150,8 +150,13 @@ def milliseconds(
 
 
 def run_eecompile(*arguments: object) -> None:
-    """Run the command as a user does; where it fails, having said why, the script ends."""
-    done = subprocess.run([sys.executable, "-m", "eecompile", *map(str, arguments)], check=False)
+    """Run the command as a user does; where it fails, having said why, the script ends.
+
+    In a rehearsal (rehearsal.py) there is an emulated GPU.
+    """
+    rehearsed = "EECOMPILE_REHEARSAL" in os.environ
+    command = [str(ROOT / "scripts" / "rehearsal.py")] if rehearsed else ["-m", "eecompile"]
+    done = subprocess.run([sys.executable, *command, *map(str, arguments)], check=False)
     if done.returncode:
         sys.exit(done.returncode)
 

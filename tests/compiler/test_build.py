@@ -164,6 +164,14 @@ def test_engines_for_a_gpu_are_built_without_one_and_say_what_they_need(
             Sampler.open(tmp_path / "set")
 
 
+def test_engines_for_a_gpu_may_be_of_full_precision(small_bundle: Path, tmp_path: Path) -> None:
+    target = load_target(ROOT / "engines" / "cuda-fp16.toml")
+    wide = msgspec.structs.replace(target, precision="fp32")
+    manifest = engine_set_from_bundle(small_bundle, wide, tmp_path / "set").manifest
+    assert all(plan.relative_error < 1e-5 for plan in manifest.exits)
+    assert open_engine_set(tmp_path / "set") == manifest
+
+
 def test_engines_that_cannot_be_opened_here_are_built_for_elsewhere(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,8 +48,11 @@ def portable(target: Target) -> bool:
 
 
 def precision_in_graph(target: Target) -> bool:
-    """Whether the precision lies in the graph, which is lowered before building."""
-    return target.precision != "fp32"
+    """Whether the precision lies in the graph, which is lowered, and verified, before building.
+
+    Graphs for a GPU are, as they may be built where they cannot run.
+    """
+    return target.precision != "fp32" or portable(target)
 
 
 def prepare(model: ir.Model, target: Target) -> None:
