@@ -39,10 +39,9 @@ def run(
 ) -> None:
     """Run the parts, each in a process of its own; what is done is not done again."""
     end = time.perf_counter() + 60 * minutes
-    if unknown := {*(parts or ())} - set(PARTS):
-        sys.exit(
-            f"error: found part {', '.join(sorted(unknown))}; expected one of {'; '.join(PARTS)}."
-        )
+    for part in parts or ():
+        if part not in PARTS:
+            sys.exit(f"error: found no part {part!r}; expected one of {', '.join(PARTS)}.")
     name = "rehearsal" if REHEARSES else found_gpu(gpus())
     place = output or (WORK if REHEARSES else BENCHMARKS) / (
         f"gpu-{re.sub(r'[^a-z0-9]+', '-', name.lower())}.json"
