@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Literal
+from typing import Annotated
 
 import bench_peers
 import bench_runtime
@@ -20,17 +20,10 @@ from bundles import TARGETS, bundles_of, engine_set, random_recipe
 from children import a_thousand_samplings, in_child
 from results import BENCHMARKS, OUT, RECIPE, Results, console, main, medians, print_table
 
-from eecompile import BackendError, Sampler
+from eecompile import Sampler
 from eecompile.compiler import bundle_from_recipe
 
-PEERS_TARGETS = {
-    "cpu": {"onnxruntime": "cpu", "openvino bf16": "cpu-bf16"},
-    "cuda": {
-        "onnxruntime cuda fp16": "cuda-fp16",
-        "tensorrt-rtx fp16": "rtx-fp16",
-        "tensorrt fp16": "tensorrt-fp16",
-    },
-}
+PEERS_TARGETS = {"onnxruntime": "cpu", "openvino bf16": "cpu-bf16"}
 # Of networks: the batches that are timed, that whose memory is measured, and most rounds.
 SPANS = {"DiT-S/2": ((1, 4), 8, 5), "PixArt-alpha 256, 6 layers": ((1,), 2, 3)}
 SPAN_STEPS = 9
@@ -178,33 +171,29 @@ def runtime(rounds: Rounds = 9, output: Output = None) -> None:
     results.show()
 
 
-Device = Annotated[Literal["cpu", "cuda"], typer.Option(help="Where they run.")]
 Tables = Annotated[bool, typer.Option("--tables", help="Only write the documents' tables anew.")]
 
 
 @app.command()
-def peers(
-    rounds: Rounds = 9, device: Device = "cpu", tables: Tables = False, output: Output = None
-) -> None:
+def peers(rounds: Rounds = 9, tables: Tables = False, output: Output = None) -> None:
     """Against what people would use instead; peers-cpu.json, and the documents' tables."""
-    place = output or BENCHMARKS / f"peers-{device}.json"
+    place = output or BENCHMARKS / "peers-cpu.json"
     if not tables:
-        _measure_peers(rounds, device, place)
+        _measure_peers(rounds, place)
     _write_tables("peers", place, tables)
 
 
 @app.command()
 def caching(
     rounds: Rounds = 5,
-    device: Device = "cpu",
     batch: Annotated[int, typer.Option(min=1, help="Samples.")] = 16,
     tables: Tables = False,
     output: Output = None,
 ) -> None:
     """Caches around the torch network, and forecasts: caching-cpu.json, its page, and tables."""
-    place = output or BENCHMARKS / f"caching-{device}.json"
+    place = output or BENCHMARKS / "caching-cpu.json"
     if not tables:
-        _measure_caching(rounds, device, batch, place)
+        _measure_caching(rounds, batch, place)
     if place.exists():
         path = (OUT if output is None else place.parent) / f"{place.stem}.html"
         path.write_text(caching_page.page(json.loads(place.read_text())))
@@ -221,20 +210,19 @@ def _write_tables(name: str, place: Path, always: bool) -> None:
             print(f"written: {path}")
 
 
-def _measure_caching(rounds: int, device: str, batch: int, output: Path) -> None:
+def _measure_caching(rounds: int, batch: int, output: Path) -> None:
     import bench_caching
 
-    results = _results(output, device)
+    results = _results(output)
     results.keep("batch", batch)
     with TemporaryDirectory() as temporary:
         work = Path(temporary)
         bundle_from_recipe(RECIPE, work / "bundle")
-        engines, skipped = _peers_engines(work, device)
+        engines = _peers_engines(work)
         results.keep("network", "fashion-dit")
-        results.keep("engines left out", skipped)
         cases = {}
         for solver, steps in SOLVERS:
-            case = bench_peers.Case(RECIPE, work / "bundle", "full", batch, steps, device)
+            case = bench_peers.Case(RECIPE, work / "bundle", "full", batch, steps)
             cases[f"{solver}, {steps} steps"] = bench_caching.measured(
                 case, solver, engines, rounds
             )
@@ -244,17 +232,14 @@ def _measure_caching(rounds: int, device: str, batch: int, output: Path) -> None
     print(f"written: {output}")
 
 
-def _results(output: Path, device: str) -> Results:
-    """Empty results, with the GPU's name; PyTorch takes all cores."""
-    results = Results(output, "")
-    if device == "cuda":
-        results.values["machine"]["gpu"] = torch.cuda.get_device_name()
+def _results(output: Path) -> Results:
+    """Empty results; PyTorch takes all cores."""
     torch.set_num_threads(os.cpu_count() or 1)
-    return results
+    return Results(output, "")
 
 
-def _measure_peers(rounds: int, device: str, output: Path) -> None:
-    results = _results(output, device)
+def _measure_peers(rounds: int, output: Path) -> None:
+    results = _results(output)
     results.keep("batch", 16)
     with TemporaryDirectory() as temporary:
         small, _ = random_recipe("DiT-S/2", Path(temporary) / "small")
@@ -262,29 +247,16 @@ def _measure_peers(rounds: int, device: str, output: Path) -> None:
         for network, (recipe, schedule, steps) in cases.items():
             work = Path(temporary) / network.replace("/", "-")
             bundle_from_recipe(recipe, work / "bundle")
-            engines, skipped = _peers_engines(work, device)
-            case = bench_peers.Case(recipe, work / "bundle", schedule, 16, steps, device)
-            measured = bench_peers.measured(case, engines, rounds)
-            results.keep(network, measured | ({"skipped": skipped} if skipped else {}))
+            case = bench_peers.Case(recipe, work / "bundle", schedule, 16, steps)
+            results.keep(network, bench_peers.measured(case, _peers_engines(work), rounds))
     results.show()
 
 
-def _peers_engines(work: Path, device: str) -> tuple[dict[str, Path], dict[str, str]]:
-    """Engine sets of a bundle by name; on a GPU, of what is installed, and why not of the rest."""
-    engines, skipped = {}, {}
-    for name, target in PEERS_TARGETS[device].items():
-        try:
-            folder = engine_set(work / "bundle", work, target)
-            Sampler.open(folder).close()
-        except BackendError as error:
-            if device == "cpu":
-                raise
-            skipped[name] = str(error)
-        else:
-            engines[name] = folder
-    if not engines:
-        raise SystemExit(f"error: no engines for {device}: {skipped}")
-    return engines, skipped
+def _peers_engines(work: Path) -> dict[str, Path]:
+    """Engine sets of a bundle by name."""
+    return {
+        name: engine_set(work / "bundle", work, target) for name, target in PEERS_TARGETS.items()
+    }
 
 
 @app.command()

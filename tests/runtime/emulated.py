@@ -204,11 +204,12 @@ class EmulatedDevice:
     def _blend(self, out: int, n: int, types: int, terms: int, *pairs: Any) -> None:
         kinds = [HALVES[types >> 2 * index & 3] for index in range(5)]
         total = np.float32(0)
-        for at in range(terms):
-            term = wide(self.view(pairs[2 * at], n, kinds[at + 1])) * pairs[2 * at + 1]
-            total = total + term if at else term
         into = self.view(out, n, kinds[0])
-        into[:] = bfloat16(total) if kinds[0] is np.uint16 else total
+        with np.errstate(all="ignore"):  # as on a GPU
+            for at in range(terms):
+                term = wide(self.view(pairs[2 * at], n, kinds[at + 1])) * pairs[2 * at + 1]
+                total = total + term if at else term
+            into[:] = bfloat16(total) if kinds[0] is np.uint16 else total
 
     def _fill(self, out: int, n: int, value: np.float32) -> None:
         self.view(out, n)[:] = value

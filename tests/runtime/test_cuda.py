@@ -514,7 +514,7 @@ class OnGpu(EmulatedEngine):
     """Evaluates on the host what lies on a real GPU; so it cannot be captured."""
 
     def enqueue(self, evaluation: DeviceEvaluation) -> None:
-        depth, batch, inputs, outputs = evaluation
+        depth, batch, inputs, outputs, *_ = evaluation
         arrays = {"x": np.empty(batch, FLOAT), "t": np.empty(batch[0], FLOAT)}
         given: dict[str, NDArray[Any]] = {
             name: np.empty((batch[0], *spec.shape), spec.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from eecompile.errors import EecompileError
+from eecompile.measure.machine import gpus
 from eecompile.programs.choice import Choice, Exit, Span
 from eecompile.programs.program import Program, Step, Term, Update
 from eecompile.programs.schedule import ExitSchedule
+from eecompile.runtime.cuda.device import open_device
 from eecompile.runtime.protocol import Engine
 from eecompile.runtime.sampler import Sampler
 from tests.runtime.emulated import (
@@ -275,8 +278,18 @@ def test_engine_sets_without_spans_say_how_to_get_them(
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="kernels are compiled for the host by g++")
 def test_the_kernel_converts_every_half(tmp_path: Path) -> None:
+    check_halves(EmulatedDevice(compiled(tmp_path)))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not gpus(), reason="no NVIDIA GPU")
+def test_a_real_gpu_converts_every_half() -> None:
+    with open_device() as device:
+        check_halves(device)
+
+
+def check_halves(device: Any) -> None:
     """Every float16 and bfloat16 to float32 and back; and float32 between two of them."""
-    device = EmulatedDevice(compiled(tmp_path))
     halves = np.arange(1 << 16, dtype=np.uint32).astype(np.uint16)
     draws = np.random.default_rng(0)
     floats = np.concatenate(
@@ -303,9 +316,7 @@ def test_the_kernel_converts_every_half(tmp_path: Path) -> None:
     np.testing.assert_array_equal(wide(blended(device, infinite, 2, np.uint16)), infinite)
 
 
-def blended(
-    device: EmulatedDevice, given: NDArray[np.generic], types: int, kind: type
-) -> NDArray[np.generic]:
+def blended(device: Any, given: NDArray[np.generic], types: int, kind: type) -> NDArray[np.generic]:
     """One times ``given``, by the kernel."""
     made = np.empty(given.shape, kind)
     with device.using():

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 import importlib
 import logging
+import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from eecompile.compiler.build import engine_set_from_bundle
 from eecompile.errors import BackendError
 from eecompile.measure.machine import Gpu, gpus
-from eecompile.programs.choice import Exit
+from eecompile.programs.choice import Choice, Exit, Forecast, Span
 from eecompile.programs.interface import Condition, Interface, State
 from eecompile.programs.program import Program, Step, Term, Update
 from eecompile.runtime.cuda.kernel_cache import KernelCache, cache_path
@@ -717,23 +718,36 @@ def test_onnxruntime_without_its_provider_is_a_sentence(bundle: Path, tmp_path: 
         onnxruntime_cuda.open_cuda(tmp_path, given, 1)
 
 
-# On a GPU
+# On a GPU, or on an emulated one (scripts/gpu --rehearse), with a small network
+
+
+SMALL = "small_" if "EECOMPILE_REHEARSAL" in os.environ else ""
+
+
+@pytest.fixture(scope="module")
+def served(request: pytest.FixtureRequest) -> Path:
+    """The bundle of the network; not to be written to."""
+    made: Path = request.getfixturevalue(f"{SMALL}bundle")
+    return made
 
 
 @pytest.fixture(scope="module", params=["rtx-fp32", "cuda-fp16"])
-def on_gpu(request: pytest.FixtureRequest, bundle: Path, shared: Shared) -> Path:
-    """The shipped network for a GPU; not to be written to."""
-    if request.param == "cuda-fp16":
-        runtime: Any = pytest.importorskip("onnxruntime")
-        if "CUDAExecutionProvider" not in runtime.get_available_providers():
-            pytest.skip("no CUDA provider")
-    return built_for_this_gpu(request.param, bundle, shared)
+def on_gpu(request: pytest.FixtureRequest, served: Path, shared: Shared) -> Path:
+    """The network for a GPU, chained; not to be written to."""
+    return built_for_this_gpu(request.param, served, shared)
 
 
-def built_for_this_gpu(name: str, bundle: Path, shared: Shared) -> Path:
+def built_for_this_gpu(name: str, bundle: Path, shared: Shared, layout: str = "chained") -> Path:
     """The engine set for a target; the test is skipped where TensorRT-RTX does not know the GPU."""
-    target = ROOT / "engines" / f"{name}.toml"
-    folder = shared(f"on-gpu-{name}", lambda place: engine_set_from_bundle(bundle, target, place))
+    if name.startswith("cuda"):
+        runtime: Any = pytest.importorskip("onnxruntime")
+        if onnxruntime_cuda.PROVIDERS["cuda"] not in runtime.get_available_providers():
+            pytest.skip("no CUDA provider")
+    target = load_target(ROOT / "engines" / f"{name}.toml")
+    target = msgspec.structs.replace(target, name=f"{name}-{layout}", layout=layout)
+    folder = shared(
+        f"on-gpu-{target.name}", lambda place: engine_set_from_bundle(bundle, target, place)
+    )
     try:
         Sampler.open(folder).close()
     except BackendError as error:
@@ -744,8 +758,9 @@ def built_for_this_gpu(name: str, bundle: Path, shared: Shared) -> Path:
 
 
 @pytest.fixture(scope="module")
-def on_host(engine_sets: dict[str, Path]) -> Path:
-    return engine_sets["chained"]
+def on_host(request: pytest.FixtureRequest) -> Path:
+    made: Path = request.getfixturevalue("small_sets" if SMALL else "engine_sets")["chained"]
+    return made
 
 
 def tolerance(folder: Path) -> float:
@@ -775,6 +790,53 @@ def test_the_graph_is_the_steps(on_gpu: Path) -> None:
         replayed = sampler.sample(4, steps=10)
         *_, last = sampler.steps(4, steps=10)
         np.testing.assert_allclose(last.state, replayed, atol=1e-6)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_spans_and_forecasts_on_a_gpu_are_those_of_a_cpu(
+    on_gpu: Path, on_host: Path, guidance: float
+) -> None:
+    """The tensors that spans keep stay on the GPU, in graphs too."""
+    given: dict[str, Any] = {"n": 3, "seed": 2, "guidance": guidance}
+    with Sampler.open(on_gpu) as gpu, Sampler.open(on_host) as cpu:
+        (*_, half, deepest), ((start, stop), *_) = cpu.interface.exits, cpu.interface.spans
+        last = next(depth for depth in cpu.interface.exits if depth >= stop)
+        middle = [Span(start, stop, 1, deepest), Forecast(1), Exit(deepest)]
+        choices = [*[Exit(deepest)] * 4, *middle, Span(start, stop, 2, last), Exit(half)]
+        for solver in ("ddim", "dpmpp-2m"):
+            program = chosen(cpu, choices, solver)
+            expected = cpu.sample(solver=program, **given)
+            for _ in range(3):  # step by step, then from the graph
+                found = gpu.sample(solver=program, **given)
+                np.testing.assert_allclose(found, expected, atol=tolerance(on_gpu))
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_two_engine_sets_on_a_gpu_are_one_graph(
+    on_gpu: Path, on_host: Path, served: Path, shared: Shared
+) -> None:
+    """A schedule changes between them; a forecast reads what either has predicted."""
+    name = open_engine_set(on_gpu).target.name.removesuffix("-chained")
+    other = built_for_this_gpu(name, served, shared, "per_exit")
+    with Sampler.open(on_gpu, other) as both, Sampler.open(on_host) as cpu:
+        *_, half, deepest = cpu.interface.exits
+        samples: dict[str, list[Any]] = {}
+        for sampler, second in ((cpu, ""), (both, both.engines[1])):
+            choices = [Exit(deepest), Exit(deepest, second), Forecast(1), Exit(half, second)]
+            program = chosen(sampler, choices)
+            samples[second] = [sampler.sample(2, seed=4, solver=program) for _ in range(3)]
+    expected, found = samples.values()
+    for one, right in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, right, atol=tolerance(on_gpu))
+
+
+def chosen(sampler: Sampler, choices: Sequence[Choice], solver: str = "ddim") -> Program:
+    """A program with these choices, in the order in which steps are taken."""
+    each = iter(choices)
+    return sampler.program(solver, len(choices), "full").with_choices(lambda _: next(each))
 
 
 @pytest.mark.gpu
