@@ -1,6 +1,6 @@
 """Train the shipped network: a multi-exit DiT on Fashion-MNIST.
 
-    python scripts/train.py export/fashion-dit.toml --run runs/fashion-dit
+    scripts/train export/fashion-dit.toml --run runs/fashion-dit
 
 All exits are trained together for all timesteps: the loss is the mean squared error
 of the velocity (arXiv 2202.00512), averaged over the exits with weights in proportion
@@ -35,8 +35,10 @@ def trained() -> None:
     parser.add_argument("recipe", type=Path, help="the export recipe whose network is trained")
     parser.set_defaults(time_weights="1")
     add_options(parser, run="runs/fashion-dit", steps=7000, lr=2e-3)
+    parser.add_argument("--exits", help="such as 12, for full depth alone; default the recipe's")
     args = parser.parse_args()
-    recipe = load_recipe(args.recipe)
+    chosen = [int(each) for each in args.exits.split(",")] if args.exits else None
+    recipe = load_recipe(args.recipe, exits=chosen)
     torch.manual_seed(args.seed)
     exits = recipe.network.exits
     network = DiT(exits=exits, **recipe.network.options).to(args.device)

@@ -32,7 +32,18 @@ DATA = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fas
 
 
 def load_images(data: Path, part: str) -> tuple[Tensor, Tensor]:
-    """Images float32 [N, 1, 28, 28] in [-1, 1] and labels int64 [N] of ``train`` or ``t10k``."""
+    """Images float32 [N, 1, 28, 28] in [-1, 1] and labels int64 [N] of ``train`` or ``t10k``.
+
+    Raises:
+        UsageError: the files are not there.
+    """
+    if not data.is_dir():
+        raise UsageError(
+            found=f"no folder {data}",
+            expected="Fashion-MNIST's four files there, such as train-images-idx3-ubyte.gz",
+            remedy="install Debian's package dataset-fashion-mnist (apt-get install), or give "
+            "the folder with --data",
+        )
     pixels = open_array(data / f"{part}-images-idx3-ubyte.gz")[:, None].astype(np.float32)
     labels = open_array(data / f"{part}-labels-idx1-ubyte.gz").astype(np.int64)
     return torch.from_numpy(pixels / 127.5 - 1), torch.from_numpy(labels)

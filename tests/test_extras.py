@@ -41,3 +41,18 @@ def test_every_extra_stands_in_the_guide() -> None:
         for extra in re.findall(r"`([a-z-]+)`", row.split("|")[1] if row.startswith("|") else "")
     }
     assert named == set(project["optional-dependencies"])
+
+
+def test_scripts_install_extras_that_exist() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [
+        line
+        for path in (ROOT / "scripts").iterdir()
+        if path.is_file() and not path.suffix
+        for line in path.read_text().splitlines()
+        if "/environment" in line
+    ]
+    assert lines
+    for line in lines:
+        extras = line.rpartition(" ")[2].split(",")
+        assert set(extras) <= set(project["optional-dependencies"]), line

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,6 +52,7 @@ class Mode:
 
 mode = Mode()
 _PANEL = "Output"
+_SECONDS = 15.0  # between lines of one phase, off a terminal
 _OPTIONS: dict[str, Any] = {
     "json": Annotated[
         bool,
@@ -151,17 +153,25 @@ def warned() -> Iterator[None]:
 
 @contextmanager
 def phases() -> Iterator[Any]:
-    """A bar that names the phase and its steps; off a terminal, a line a phase."""
+    """A bar that names the phase and its steps; off a terminal, a line a phase.
+
+    Phases that last get a further line now and then there, with how far they have got.
+    """
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    shown = ""
+    shown, said = "", 0.0
     with Progress(*columns, console=err, transient=True, disable=_silent()) as progress:
         task = progress.add_task("")
 
         def report(phase: str, done: int = 0, total: int = 0) -> None:
-            nonlocal shown
+            nonlocal shown, said
             check()
-            if phase != shown and not err.is_terminal and not mode.quiet:
-                err.print(as_it_is(phase), highlight=False, soft_wrap=True)
+            now = time.monotonic()
+            if not err.is_terminal and not mode.quiet:
+                new = phase != shown
+                if new or (total and now - said > _SECONDS):
+                    text = phase if new else f"{phase}: {done:,} of {total:,}"
+                    err.print(as_it_is(text), highlight=False, soft_wrap=True)
+                    said = now
             shown = phase
             progress.update(task, description=_markup(phase), completed=done, total=total or None)
 

@@ -44,6 +44,10 @@ def evaluate(
         list[Path] | None,
         typer.Option(metavar="FILE", help="Ready samples, .npy or .npz; a further row."),
     ] = None,
+    reference_n: Annotated[
+        int | None,
+        typer.Option(help="Real samples that are looked at, for a trial; default all."),
+    ] = None,
     floor: Annotated[
         Path | None,
         typer.Option(help="More real data, for the floor; default two halves of the reference."),
@@ -87,6 +91,7 @@ def evaluate(
         work=work,
         features=features,
         decoder=decoder,
+        reference_n=reference_n,
         floor=floor,
         samples=tuple(samples or ()),
         solver=solver,

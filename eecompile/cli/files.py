@@ -40,11 +40,13 @@ def write_samples(
             with partial.open("wb") as file:
                 np.save(file, states)
             return
-        from eecompile.show.pictures import save_grid
+        from eecompile.show.pictures import drawable, save_grid, what_is_drawn
 
         labels, columns = _labels(interface, conditions, len(states))
-        bounds = interface.state.range or (float(states.min()), float(states.max()) + 1e-6)
-        save_grid(states, bounds, partial, title=title, labels=labels, columns=columns)
+        drawn, bounds = drawable(states, interface.state.range)
+        if drawn is not states:
+            title += f" ({what_is_drawn(states.shape[1:])})"
+        save_grid(drawn, bounds, partial, title=title, labels=labels, columns=columns)
 
 
 def _labels(

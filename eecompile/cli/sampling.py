@@ -49,9 +49,9 @@ def sample(
     with Sampler.open(engines, *(more or []), threads=threads) as sampler:
         interface = sampler.interface
         if output.suffix == ".png":
-            from eecompile.show.pictures import check_pictures
+            from eecompile.show.pictures import check_drawable
 
-            check_pictures(interface.state.shape)
+            check_drawable(interface.state.shape)
         request = asked.part(interface, 0, n)
         sampler.check(request)
         given = solver if program is None else program_of(program, solver)

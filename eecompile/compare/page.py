@@ -25,7 +25,10 @@ def page_of(report: Comparison, images: Mapping[str, bytes]) -> str:
         UsageError: an image is no PNG file.
     """
     looks = plots.looks_of(report)
-    same = "The same seeds in the same places of each picture."
+    same = (
+        "The same seeds in the same places of each picture. The lower row of a schedule is its "
+        "difference to the same candidate at full depth, black for none."
+    )
     return page_text(
         Page(
             command="compare",
@@ -102,7 +105,10 @@ def _errors(report: Comparison, looks: Mapping[str, Mark]) -> Section:
         f"Largest difference to {report.reference} over its largest output, the worst of the "
         "batches; one scale for all."
     )
-    return _plotted("Error", words, placed, "No errors were measured.")
+    same = [each.name for each in report.candidates if plots.is_exact(each)]
+    equal = f"No difference at all to {report.reference}: {', '.join(same)}." if same else ""
+    without = equal or "No errors were measured."
+    return _plotted("Error", f"{words} {equal}".rstrip(), placed, without)
 
 
 def _schedules(report: Comparison, looks: Mapping[str, Mark]) -> Section:

@@ -206,12 +206,12 @@ def _texts(rows: Sequence[TrajectoryFigures]) -> list[str]:
 
 
 def errors(report: Comparison, candidate: Candidate, mark: Mark) -> Figure | None:
-    """Relative error by timestep and exit, worst of the batches; None without any.
+    """Relative error by timestep and exit, worst of the batches; None without any that is not 0.
 
     All candidates of a report share one logarithmic scale of colours.
     """
     exits = [exit_ for exit_ in candidate.exits if exit_.errors]
-    if not exits:
+    if not exits or is_exact(candidate):
         return None
     times = sorted({point.timestep for exit_ in exits for point in exit_.errors})
     low, high = _decades(report)
@@ -233,6 +233,12 @@ def errors(report: Comparison, candidate: Candidate, mark: Mark) -> Figure | Non
     name_cells(figure.layout.xaxis, [f"{time:g}" for time in times])
     name_cells(figure.layout.yaxis, [str(exit_.depth) for exit_ in exits])
     return figure
+
+
+def is_exact(candidate: Candidate) -> bool:
+    """Whether errors were measured, and all of them are 0."""
+    found = [point.relative for exit_ in candidate.exits for point in exit_.errors]
+    return bool(found) and not any(found)
 
 
 def _worst(exit_: ExitFigures, timestep: float) -> OutputError | None:

@@ -22,6 +22,8 @@ from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
 
 _SHOWN = 8  # pictures a strip
+_SEEN = 0.99  # share of a difference's pixels that are within black and white
+_TILE = 128  # pixels of the side that small pictures are enlarged to
 _LEAST = 3  # rounds
 
 
@@ -139,7 +141,8 @@ def pictures(
 ) -> dict[str, bytes]:
     """A PNG strip of the first samples for each chosen candidate and schedule, by what it shows.
 
-    Empty where samples are no pictures, or the package to draw them is missing.
+    Below samples of a schedule are their differences to full depth. Empty where samples are no
+    pictures, or the package to draw them is missing.
     """
     from eecompile.errors import UsageError
 
@@ -149,12 +152,22 @@ def pictures(
         check_pictures(interface.state.shape)
     except (ImportError, UsageError):
         return {}
+    apart = {
+        (name, schedule): np.abs(samples - states[name, FULL])[:_SHOWN]
+        for (name, schedule), samples in states.items()
+        if name in chosen and schedule != FULL and (name, FULL) in states
+    }
+    # A few pixels may be brighter than white, so that the others are seen.
+    farthest = max((float(np.quantile(each, _SEEN)) for each in apart.values()), default=0.0)
     made = {}
     for (name, schedule), samples in states.items():
         if name in chosen:
-            low, high = float(samples.min()), float(samples.max()) + 1e-6
-            shown, png = samples[:_SHOWN], BytesIO()
-            bounds = interface.state.range or (low, high)
-            save_grid(shown, bounds, png, title="", columns=len(shown))
+            bounds = interface.state.range or (float(samples.min()), float(samples.max()) + 1e-6)
+            shown, title, png = samples[:_SHOWN], "", BytesIO()
+            if (name, schedule) in apart and farthest:
+                gain = (bounds[1] - bounds[0]) / farthest
+                shown = np.concatenate([shown, bounds[0] + gain * apart[name, schedule]])
+                title = f"below: difference to full depth, {gain:.3g} times as bright"
+            save_grid(shown, bounds, png, title=title, columns=len(samples[:_SHOWN]), tile=_TILE)
             made[f"{name}, {schedule}"] = png.getvalue()
     return made

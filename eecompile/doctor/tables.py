@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from eecompile.doctor.examine import MachineReport
+from eecompile.backends import BACKENDS
+from eecompile.doctor.examine import BackendStatus, MachineReport
 from eecompile.doctor.probes import Answer
 from eecompile.measure.machine import Gpu
 from eecompile.show.table import FactList, Line, Part, Table, Toned, size, words
@@ -52,25 +53,54 @@ def _yes(answer: Answer) -> Toned:
 
 
 def _lines(report: MachineReport) -> Iterator[Line]:
-    """Each answer that is no, and each conflict: why, and below it what to do."""
+    """What to do, with why; below it what could be added, and what waits for a GPU.
+
+    What nobody installed, and what needs a GPU where there is none, is nothing to be done, as
+    long as something runs here.
+    """
     todo = [
         (f"{conflict.kind}: {conflict.found}", conflict.remedy) for conflict in report.conflicts
     ]
+    addable: dict[str, list[str]] = {}
+    waiting = []
     for backend in report.backends:
         builds, runs = backend.builds, backend.runs
-        both = not builds.yes and not runs.yes and runs.reason.startswith(builds.reason)
-        if not builds.yes and not both:
-            todo.append((f"{backend.name} does not build: {builds.reason}", builds.remedy))
-        if not runs.yes:
-            verb = "build or run" if both else "run"
-            todo.append((f"{backend.name} does not {verb}: {runs.reason}", runs.remedy))
-    alike: dict[Answer, list[str]] = {}
+        if runs.yes and builds.yes:
+            continue
+        if report.usable and not report.gpus and BACKENDS[backend.name].gpu:
+            waiting.append(backend.name)
+        elif report.usable and not backend.version:
+            addable.setdefault(runs.remedy or builds.remedy, []).append(backend.name)
+        else:
+            todo += _reasons(backend)
+    broken: dict[Answer, list[str]] = {}
     for tool in report.tools:
-        if not tool.works.yes:
-            alike.setdefault(tool.works, []).append(tool.name)
-    todo += [(f"{', '.join(names)}: {no.reason}", no.remedy) for no, names in alike.items()]
-    if todo:
-        yield Line("what to do", "title")
+        if not tool.works.yes and not tool.version:
+            addable.setdefault(tool.works.remedy, []).append(f"{tool.name} ({tool.purpose})")
+        elif not tool.works.yes:
+            broken.setdefault(tool.works, []).append(tool.name)
+    todo += [(f"{', '.join(names)}: {no.reason}", no.remedy) for no, names in broken.items()]
+    verb = "runs" if len(report.usable) == 1 else "run"
+    fine = f"nothing to do: {', '.join(report.usable)} {verb} here"
+    yield Line("what to do" if todo else fine, "title")
     for reason, remedy in todo:
         yield Line(reason)
         yield Line(remedy, "hint", 4)
+    if addable:
+        yield Line("what could be added", "title")
+    for remedy, names in addable.items():
+        yield Line(", ".join(names))
+        yield Line(remedy, "hint", 4)
+    if waiting:
+        yield Line(f"on a machine with an NVIDIA GPU: {', '.join(waiting)}", "soft")
+
+
+def _reasons(backend: BackendStatus) -> Iterator[tuple[str, str]]:
+    """Why a backend does not build, or run, and what to do about it."""
+    builds, runs = backend.builds, backend.runs
+    both = not builds.yes and not runs.yes and runs.reason.startswith(builds.reason)
+    if not builds.yes and not both:
+        yield f"{backend.name} does not build: {builds.reason}", builds.remedy
+    if not runs.yes:
+        verb = "build or run" if both else "run"
+        yield f"{backend.name} does not {verb}: {runs.reason}", runs.remedy

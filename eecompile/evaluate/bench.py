@@ -9,7 +9,14 @@ import numpy as np
 from eecompile.arrays import Array
 from eecompile.compiler.progress import Report
 from eecompile.errors import UsageError
-from eecompile.evaluate.data import ArraySource, Source, Space, open_array, open_source
+from eecompile.evaluate.data import (
+    ArraySource,
+    SomeSource,
+    Source,
+    Space,
+    open_array,
+    open_source,
+)
 from eecompile.evaluate.features import (
     Decoder,
     FeatureNetwork,
@@ -66,9 +73,10 @@ class Bench:
             )
             self._made = FeatureStore(folder, decoded, report)
 
-    def real(self, path: Path) -> Source:
-        """Real data, opened."""
-        return _enough(open_source(path, self._shown))
+    def real(self, path: Path, most: int | None = None) -> Source:
+        """Real data, opened; ``most`` samples of it, or all."""
+        source = _enough(open_source(path, self._shown))
+        return source if most is None or most >= len(source) else SomeSource(source, most)
 
     def ready(self, path: Path) -> Source:
         """Ready samples, opened."""

@@ -143,6 +143,22 @@ class ArraySource:
         return made
 
 
+class SomeSource:
+    """Some samples of a source, evenly spread over it: folders are often sorted by kind."""
+
+    def __init__(self, source: Source, count: int) -> None:
+        self.name, self._source = f"{count} of {source.name}", source
+        self._places = np.arange(count) * len(source) // count
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def read(self, low: int, high: int) -> Array:
+        """See :class:`Source`."""
+        places = self._places[low:high].tolist()
+        return np.concatenate([self._source.read(at, at + 1) for at in places])
+
+
 class _FolderSource:
     """The pictures under a folder, by name."""
 

@@ -35,6 +35,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         work: folder that keeps samples and features, for an evaluation that goes on.
         features: an ONNX feature network; None takes EfficientNet-Lite0.
         decoder: an ONNX graph that makes pictures of samples.
+        reference_n: real samples that are looked at, spread over the reference; None for all.
         floor: more real data, compared with the reference; None compares its two halves.
         samples: files of ready samples.
         solver: a name; None takes the network's own, as for ``steps``.
@@ -48,6 +49,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     batch: int = 256
     features: Path | None = None
     decoder: Path | None = None
+    reference_n: int | None = None
     floor: Path | None = None
     samples: tuple[Path, ...] = ()
     solver: str | None = None
@@ -84,7 +86,8 @@ def evaluate(
             made = _Made(sampler, manifests, schedules, options)
         space = made.space if made else space_of(options.samples[0])
         bench = Bench(space, options.features, options.decoder, options.work, report)
-        real, ready = bench.real(options.reference), [bench.ready(p) for p in options.samples]
+        real = bench.real(options.reference, options.reference_n)
+        ready = [bench.ready(path) for path in options.samples]
         more = bench.real(options.floor) if options.floor else None
         reference = bench.of_real(real)
         floor = _floor(bench, reference, more)
@@ -198,9 +201,11 @@ def _check(engines: Sequence[Path], options: Options) -> None:
             expected="something to evaluate",
             remedy="name an engine set, or a file of samples",
         )
-    if options.request.n < FEWEST or options.batch < 1:
+    real = options.reference_n
+    if min(options.request.n, FEWEST if real is None else real) < FEWEST or options.batch < 1:
+        given = "" if real is None else f", --reference-n {real}"
         raise UsageError(
-            found=f"-n {options.request.n}, --batch {options.batch}",
+            found=f"-n {options.request.n}{given}, --batch {options.batch}",
             expected=f"{FEWEST} samples or more (10,000 are usual), and a batch of 1 or more",
             remedy="ask for more",
         )

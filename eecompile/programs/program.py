@@ -9,7 +9,7 @@ A runtime needs no solver, only this list.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import groupby, islice
 
 import msgspec
 
@@ -21,6 +21,7 @@ from eecompile.programs.schedule import ExitSchedule
 
 FORMAT = 4
 _LARGEST = 3.4e38  # of float32
+_TOLD = 8  # runs of choices that a repr tells
 RESERVED = frozenset({OUTPUT, "noise"})
 
 
@@ -133,6 +134,15 @@ class Program(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                 remedy="give exits to the largest times of the exit schedule"
                 + (", or forecast with a lower order" if choice.order and count else ""),
             )
+
+    def __repr__(self) -> str:
+        """Solver, number of steps, and the choices, runs of equal ones told once."""
+        names = ("open" if each is None else each.text for each in self.choices)
+        runs = [(name, sum(1 for _ in run)) for name, run in groupby(names)]
+        told = [name if count == 1 else f"{name} x {count}" for name, count in runs]
+        if len(told) > _TOLD:
+            told = [*told[: _TOLD - 1], "..."]
+        return f"<Program {self.solver}, {len(self.steps)} steps: {', '.join(told)}>"
 
     @property
     def choices(self) -> tuple[Choice | None, ...]:

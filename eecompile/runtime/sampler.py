@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, NoReturn, Self
 
 from numpy.typing import ArrayLike
 
@@ -31,7 +31,7 @@ from eecompile.runtime.request import (
     common_interval,
     filled,
 )
-from eecompile.runtime.sampling import BatchRun, Hook, StepResult
+from eecompile.runtime.sampling import BatchRun, Hook, StepResult, progress_line
 
 _log = logging.getLogger("eecompile.runtime")
 
@@ -131,6 +131,19 @@ class Sampler(Handle):
         sampler.engines = tuple(manifests)
         return sampler
 
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled: what engines hold belongs to their process.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(
+            found=f"the sampler of {self.name} to be pickled, as for another process",
+            expected="the path of its engine set",
+            remedy="call Sampler.open(path) in the process that samples, such as in the "
+            "initializer of its pool",
+        )
+
     @property
     def concurrent(self) -> bool:
         """Whether samplings from several threads run side by side."""
@@ -201,9 +214,15 @@ class Sampler(Handle):
         nulls: Mapping[str, ArrayLike] | None = None,
         shape: Sequence[int] | None = None,
         first: int = 0,
+        progress: bool | Callable[[int, int], object] = False,
         **conditions: ArrayLike,
     ) -> Array:
-        """Sample; float32 [n, *shape]. Arguments and errors are those of :meth:`steps`."""
+        """Sample; float32 [n, *shape]. Arguments and errors are those of :meth:`steps`.
+
+        With ``progress``, a line on standard error counts the steps, in a terminal as in a
+        notebook; a function is told instead how many are done, and of how many. On a GPU,
+        steps are then taken and waited for one by one.
+        """
         request = SampleRequest(
             n=n,
             seed=seed,
@@ -214,7 +233,10 @@ class Sampler(Handle):
             shape=shape,
             first=first,
         )
-        (samples,) = self.sample_requests([request], solver=solver, steps=steps, schedule=schedule)
+        run = self.planned([request], solver, steps, schedule)
+        if progress:
+            run = run.watched(progress_line if progress is True else progress)
+        (samples,) = run.samples()
         return samples
 
     def sample_requests(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 
 import msgspec
 import numpy as np
@@ -64,6 +66,13 @@ class StepMetrics(msgspec.Struct, frozen=True):
 Hook = Callable[[StepMetrics], object]
 
 
+def progress_line(done: int, total: int) -> None:
+    """Say on standard error how many steps are done, each time over what it said before."""
+    print(
+        f"\rstep {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True
+    )
+
+
 @dataclass(frozen=True)
 class BatchRun:
     """Batches of samples that run through one program.
@@ -85,6 +94,17 @@ class BatchRun:
     shapes: Sequence[tuple[int, ...]]
     on_step: Hook | None
     name: str
+
+    def watched(self, told: Callable[[int, int], object]) -> BatchRun:
+        """This run, telling how many steps are done and of how many, besides the hook."""
+        total, done = len(self.batches) * len(self.program.steps), count(1)
+
+        def step(metrics: StepMetrics) -> None:
+            told(next(done), total)
+            if self.on_step is not None:
+                self.on_step(metrics)
+
+        return replace(self, on_step=step)
 
     def samples(self) -> list[Array]:
         """The samples of each request, float32 [n, ...]."""

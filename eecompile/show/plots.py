@@ -138,13 +138,14 @@ def whiskers(
 
 
 def choices_by_step(
-    rows: Sequence[tuple[str, str, Sequence[Choice]]], depths: Sequence[int]
+    rows: Sequence[tuple[str, str, Sequence[Choice]]], depths: Sequence[int], shade: str = SOFT
 ) -> Figure:
     """What each step evaluates: a row for each schedule, and a bar for each of its steps.
 
-    A bar is as high as the blocks that run; there is none where nothing is evaluated. Colours
-    tell engine sets apart. Rows are names of schedules, what is said of each, and the choices of
-    their steps; depths are marked on every axis, and the last is full depth.
+    A bar is as high as the blocks that run; there is none where nothing is evaluated. Hatching
+    tells engine sets apart, and bars have the colour ``shade``. Rows are names of schedules,
+    what is said of each, and the choices of their steps; depths are marked on every axis, and
+    the last is full depth.
     """
     height = 66 + 100 * len(rows)
     figure = make_subplots(
@@ -154,7 +155,7 @@ def choices_by_step(
         subplot_titles=[f"<b>{shown_name(name)}</b>  {said}" for name, said, _ in rows],
     )
     engines = dict.fromkeys(["", *(choice.engine for *_, row in rows for choice in row)])
-    colours = {name: colour(place) for place, name in enumerate(engines)}
+    hatched = {name: _PATTERNS[place % len(_PATTERNS)] for place, name in enumerate(engines)}
     for index, (name, _, row) in enumerate(rows, 1):
         figure.add_trace(
             bars(
@@ -164,7 +165,16 @@ def choices_by_step(
                     text_lines(shown_name(name), f"step {step}: {shown_name(choice.text)}")
                     for step, choice in enumerate(row, 1)
                 ],
-                [colours[choice.engine] for choice in row],
+                shade,
+                marker={
+                    "pattern": {
+                        "shape": [hatched[choice.engine] for choice in row],
+                        "fillmode": "overlay",
+                        "fgcolor": "var(--card)",
+                        "fgopacity": 1,
+                        "size": 5,
+                    }
+                },
                 name=shown_name(name),
             ),
             row=index,

@@ -75,13 +75,15 @@ def _plots(front: Front) -> Iterator[Section]:
     words = (
         "Lower and further left is better. Time is of whole samplings; distance is that of the "
         "samples to those at full depth from the same seeds, on samples that no schedule was "
-        "chosen by, with 95 % intervals."
+        "chosen by. Whiskers are 95 % intervals of the distance. The broad grey line is the front: "
+        "no program is better in both. Dotted upright lines are the budgets, and full depth "
+        "itself is at time 1 and distance 0, which the scale does not reach."
     )
     placed = [Plot(plots.front_plot(front), "Distance against time", wide=True)]
     yield Section("The front", words, plots=placed)
     words = (
         "A bar for each step, as high as the number of blocks that run; no bar where the "
-        "prediction is forecast. Colours tell engine sets apart."
+        "prediction is forecast. Hatching tells engine sets apart."
     )
     if chosen := plots.choices(front):
         placed = [Plot(chosen, "Depth at each step, by schedule", wide=True)]
@@ -90,8 +92,8 @@ def _plots(front: Front) -> Iterator[Section]:
         yield Section("Found schedules", "No schedule but full depth fits.")
     words = (
         "Left: what taking a choice at one step alone does to the samples, measured at some steps "
-        "and interpolated. Right: the sum of the steps' measured times against whole samplings; "
-        "on the dotted line they agree."
+        "and interpolated. Right: the sum of the steps' measured times against whole samplings, "
+        "with whiskers from the fastest to the slowest round; on the dotted line they agree."
     )
     placed = [Plot(plots.predictions(front), "Time, predicted and measured")]
     if alone := plots.errors(front):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from eecompile.show.plots import (
-    COLOURS,
+    INK,
+    LINE,
     SOFT,
     Figure,
     Mark,
@@ -21,6 +23,15 @@ from eecompile.show.table import number
 from eecompile.tune.report import Front, FrontPoint, Kind
 from eecompile.tune.tables import KINDS
 
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+_LINE_SHARE = 0.055  # of the height of a plot, that a line of text takes
+_SIDES = {  # of points, for their names
+    "found": "bottom left",
+    "steps": "top right",
+    "exit": "middle left",
+    "ase": "top center",
+    "published": "bottom right",
+}
 _MARKS: dict[Kind, Mark] = {
     "found": Mark(0, colour(0), "circle"),
     "steps": Mark(1, colour(1), "square"),
@@ -28,7 +39,7 @@ _MARKS: dict[Kind, Mark] = {
     "linear": Mark(3, colour(2), "triangle-up"),
     "exit": Mark(4, colour(4), "cross"),
     "recipe": Mark(5, "var(--candidate-0)", "star"),
-    "published": Mark(6, colour(2), "triangle-down"),
+    "published": Mark(6, INK, "triangle-down"),
 }
 
 
@@ -46,11 +57,28 @@ def _kinds(front: Front) -> Iterator[tuple[Kind, Mark, list[FrontPoint]]]:
 
 
 def front_plot(front: Front) -> Figure:
-    """Distance to full depth against time; whiskers are intervals."""
+    """Distance to full depth against time; whiskers are intervals.
+
+    Below the points runs the front, and upright lines stand at full depth and at the budgets.
+    """
     unit = "data's range" if front.unit == "range" else "samples' deviation"
-    figure = new_figure(460, "time (share of full depth's)", f"distance to full depth ({unit})")
+    figure = new_figure(520, "time (share of full depth's)", f"distance to full depth ({unit})")
+    best = _front(front.points)
+    line = {"color": SOFT, "width": 7, "shape": "hv"}
+    figure.add_scatter(
+        x=[point.time_share for point in best],
+        y=[point.distance for point in best],
+        mode="lines",
+        line=line,
+        opacity=0.25,
+        hoverinfo="skip",
+    )
+    budgets = {point.budget for point in front.points if point.name.startswith("budget")}
+    for budget in sorted(filter(None, budgets)):
+        _upright(figure, budget, f"{budget:g}", LINE, "dot")
+    _upright(figure, 1, "full depth", SOFT, "solid")
     for kind, mark, found in _kinds(front):
-        lines = kind in ("found", "steps")
+        lines = kind == "steps"
         distances, spans = [p.distance for p in found], [p.interval for p in found]
         figure.add_trace(
             points(
@@ -60,13 +88,35 @@ def front_plot(front: Front) -> Figure:
                 mark,
                 name=KINDS[kind],
                 error_y=whiskers(distances, spans, mark.colour),
-                mode="lines+markers" if lines else "markers",
-                line={"color": mark.colour, "width": 1.5, "dash": "solid" if lines else "dot"},
+                mode="lines+markers+text" if lines else "markers+text",
+                line={"color": mark.colour, "width": 1, "dash": "dot"},
+                text=[shown_name(point.name.removesuffix(" steps")) for point in found],
+                textposition=_SIDES.get(kind, "middle right"),
+                textfont={"color": SOFT, "size": 11},
+                cliponaxis=False,
             )
         )
-    figure.update_xaxes(range=[0, 1.05])
-    figure.update_yaxes(type="log", exponentformat="power")
+    figure.update_xaxes(range=[0, 1.12])
+    figure.update_yaxes(type="log", exponentformat="power", dtick="D2")
+    figure.update_layout(margin_t=30)
     return figure
+
+
+def _front(every: Sequence[FrontPoint]) -> list[FrontPoint]:
+    """The points that no other beats in time and in distance, fastest first."""
+    best: list[FrontPoint] = []
+    for point in sorted(every, key=lambda point: (point.time_share, point.distance)):
+        if point.distance and (not best or point.distance < best[-1].distance):
+            best.append(point)
+    return best
+
+
+def _upright(figure: Figure, across: float, said: str, shade: str, dash: str) -> None:
+    """An upright line over the whole plot, named at its top."""
+    figure.add_vline(x=across, line={"color": shade, "width": 1.5, "dash": dash})
+    font = {"size": 11, "color": SOFT}
+    place = {"x": across, "y": 1, "yref": "paper", "yanchor": "bottom"}
+    figure.add_annotation(text=said, font=font, showarrow=False, **place)
 
 
 def _texts(found: Sequence[FrontPoint]) -> list[str]:
@@ -96,18 +146,21 @@ def choices(front: Front) -> Figure | None:
         for p in found
     ]
     depths = {each.choice.blocks for each in front.latencies if each.choice.evaluates}
-    return choices_by_step(rows, sorted(depths)) if rows else None
+    return choices_by_step(rows, sorted(depths), _MARKS["found"].colour) if rows else None
 
 
 def errors(front: Front) -> Figure | None:
-    """Distance that each choice leads to where it is taken at one step alone; None without any."""
+    """Distance that each choice leads to where it is taken at one step alone; None without any.
+
+    Lines are told apart by dashes and symbols: colours are those of kinds of programs.
+    """
     if not front.errors:
         return None
     figure = new_figure(400, "t", "distance, at this step alone")
     symbols = [mark.symbol for mark in _MARKS.values()]
     for index, (term, values) in enumerate(zip(front.error_terms, front.errors, strict=True)):
-        mark, name = Mark(index, colour(index), symbols[index % len(symbols)]), shown_name(term)
-        dash = "solid" if index < COLOURS else "dot"
+        mark, name = Mark(index, INK, symbols[index % len(symbols)]), shown_name(term)
+        dash = _DASHES[index % len(_DASHES)]
         figure.add_trace(
             points(
                 front.moments,
@@ -118,20 +171,46 @@ def errors(front: Front) -> Figure | None:
                 ],
                 mark,
                 meta=None,
-                mode="lines+markers+text",
+                mode="lines+markers",
                 line={"color": mark.colour, "width": 1.5, "dash": dash},
-                marker={"color": mark.colour, "size": 5, "symbol": mark.symbol},
-                text=[*[""] * (len(values) - 1), f" {name}"],
-                textposition="middle right",
-                textfont={"color": SOFT, "size": 11},
-                cliponaxis=False,
+                marker={"color": mark.colour, "size": 6, "symbol": mark.symbol},
                 name=name,
             )
         )
-    figure.update_yaxes(type="log", exponentformat="power")
+    for name, value, height in _spaced(front):
+        figure.add_annotation(
+            text=shown_name(name),
+            font={"color": SOFT, "size": 11},
+            showarrow=True,
+            x=front.moments[-1],
+            y=value,
+            ax=14,
+            ay=height,
+            ayref="y",
+            xanchor="left",
+            arrowwidth=0.7,
+            arrowhead=0,
+            arrowcolor=SOFT,
+        )
+    figure.update_yaxes(type="log", exponentformat="power", dtick="D2")
     figure.update_xaxes(autorange="reversed")
     figure.update_layout(margin_r=90)
     return figure
+
+
+def _spaced(front: Front) -> Iterator[tuple[str, float, float]]:
+    """Each choice with its last value, and the height of its name: logarithms, not too near."""
+    named = [
+        (math.log10(values[-1]), term)
+        for term, values in zip(front.error_terms, front.errors, strict=True)
+        if values[-1]
+    ]
+    drawn = [math.log10(value) for values in front.errors for value in values if value]
+    step = (max(drawn) - min(drawn)) * _LINE_SHARE if drawn else 0.0
+    lowest = -math.inf
+    for value, term in sorted(named):
+        lowest = max(value, lowest + step)
+        yield term, value, lowest
 
 
 def predictions(front: Front) -> Figure:

@@ -130,7 +130,27 @@ def test_the_report_fits_80_columns(report: MachineReport) -> None:
     assert max(map(len, text.splitlines())) <= 80
     for backend in report.backends:
         assert backend.name in text
-        assert backend.runs.remedy in text
+
+
+def test_a_machine_that_works_has_nothing_to_do(report: MachineReport) -> None:
+    """What needs a GPU where there is none, and what nobody installed, is no fault."""
+    fine = BackendStatus("onnxruntime", "onnxruntime", "1.31.1", YES, YES, "")
+    no_gpu = Answer(False, "no NVIDIA GPU", "use a machine with an NVIDIA GPU and its driver")
+    missing = Answer(False, "not installed", "pip install 'eecompile[openvino]'")
+    backends = (
+        fine,
+        BackendStatus("tensorrt-rtx", "tensorrt-rtx", "1.7", YES, no_gpu, ""),
+        BackendStatus("openvino", "openvino", "", missing, missing, ""),
+    )
+    healthy = msgspec.structs.replace(report, gpus=(), backends=backends, tools=(), conflicts=())
+    text = " ".join(shown(healthy).split())
+    assert "what to do" not in text
+    assert text.endswith(
+        "nothing to do: onnxruntime runs here what could be added openvino pip install "
+        "'eecompile[openvino]' on a machine with an NVIDIA GPU: tensorrt-rtx"
+    )
+    idle = msgspec.structs.replace(healthy, backends=backends[1:])
+    assert "no NVIDIA GPU use a machine" in " ".join(shown(idle).split())
 
 
 def test_the_worst_report_fits_80_columns_and_hides_nothing() -> None:
@@ -167,7 +187,7 @@ def test_the_worst_report_fits_80_columns_and_hides_nothing() -> None:
         "end pip 'a[b]' onnxruntime does not run: a reason a remedy",
         "tensorrt-rtx does not run: [E:lib]",
         "tensorrt does not build or run: a reason; more",
-        "torch, onnx: a reason a remedy",
+        "what could be added torch (export), onnx (export) a remedy",
     ):
         assert part in words
 

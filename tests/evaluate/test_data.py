@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from eecompile.errors import UsageError
-from eecompile.evaluate.data import Space, chunks, open_source
+from eecompile.evaluate.data import SomeSource, Space, chunks, open_source
 from tests.evaluate.pictures import idx
 
 GREY = Space((1, 5, 4), (-1.0, 1.0))
@@ -185,3 +185,13 @@ def test_arrays_that_do_not_fit_are_refused(
 def test_bytes_need_a_range(tmp_path: Path) -> None:
     np.save(tmp_path / "given.npy", pixels(6, 4, 5, 4))
     refused(tmp_path / "given.npy", Space((4, 5, 4), None), "bytes", "--decoder")
+
+
+def test_some_samples_are_spread_over_a_source(tmp_path: Path) -> None:
+    given = pixels(7, 5, 4)
+    np.save(tmp_path / "all.npy", given)
+    source = open_source(tmp_path / "all.npy", GREY)
+    some = SomeSource(source, 3)
+    assert (len(some), some.name) == (3, f"3 of {source.name}")
+    found = np.concatenate(list(chunks(some, 2)))
+    np.testing.assert_array_equal(found, source.read(0, 7)[[0, 2, 4]])

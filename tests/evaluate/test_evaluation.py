@@ -128,3 +128,12 @@ def test_nan_among_samples_is_refused(evaluated: Evaluate) -> None:
     broken[33] = np.nan
     with pytest.raises(UsageError, match=r"NaN or infinity in .*samples-0.npy"):
         evaluated(broken)
+
+
+def test_a_trial_looks_at_some_of_the_reference(evaluated: Evaluate) -> None:
+    trial = evaluated(garments(40, 1), reference_n=50)
+    assert trial.reference_samples == 50
+    assert trial.floor.samples == 25
+    assert evaluated(garments(40, 1), reference_n=1000).reference_samples == 400
+    with pytest.raises(UsageError, match="--reference-n 5"):
+        evaluated(garments(40, 1), reference_n=5)

@@ -80,3 +80,14 @@ def test_a_buffer_may_be_read_once_written() -> None:
     keep = Update("old", (Term("output", 1.0),))
     steps = (Step(Exit(1), 9.0, STATE, (keep,)), Step(Exit(1), 0.0, (Term("old", 1.0),), ()))
     assert Program(solver="x", initial=1.0, steps=steps).steps == steps
+
+
+def test_a_program_is_told_in_a_line() -> None:
+    choices = ["12", "12", "forecast1", "forecast1", *["6", "12"] * 8]
+    schedule = ExitSchedule.from_slices([*reversed(choices)])
+    made = SOLVERS["ddim"](Process(), 20, lambda t: schedule.choice_at(t, 1000))
+    told = "12 x 2, forecast1 x 2, 6, 12, 6, 12, 6, ..."
+    assert repr(made) == f"<Program ddim(eta=0, trailing), 20 steps: {told}>"
+    assert "<Program x, 1 steps: open>" in repr(
+        Program(solver="x", initial=1.0, steps=(Step(None, 0.0, STATE, ()),))
+    )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -439,3 +440,27 @@ def test_threads_beyond_the_processors_are_not_made(engine_sets: dict[str, Path]
     with Sampler.open(engine_sets["per_exit"], threads=5000) as sampler:
         assert sampler.sample(1, steps=1).shape == (1, 1, 28, 28)
         assert not tasks.is_dir() or len(list(tasks.iterdir())) < 1000
+
+
+def test_progress_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    sampler = fake(max_batch=2)
+    told: list[tuple[int, int]] = []
+    watched = sampler.sample(3, steps=4, progress=lambda done, total: told.append((done, total)))
+    assert told == [(done, 8) for done in range(1, 9)]  # two batches of four steps
+    np.testing.assert_array_equal(watched, sampler.sample(3, steps=4))
+    assert not capsys.readouterr().err
+    sampler.sample(2, steps=2, progress=True)
+    assert capsys.readouterr().err == "\rstep 1 of 2\rstep 2 of 2\n"
+
+
+def test_a_hook_is_told_beside_progress() -> None:
+    sampler = fake()
+    seen: list[int] = []
+    sampler.on_step = lambda metrics: seen.append(metrics.index)
+    sampler.sample(1, steps=3, progress=lambda done, total: None)
+    assert seen == [0, 1, 2]
+
+
+def test_a_sampler_is_not_pickled_but_opened_where_it_is_needed() -> None:
+    with pytest.raises(UsageError, match=r"call Sampler\.open\(path\) in the process that samples"):
+        pickle.dumps(fake())

@@ -62,3 +62,11 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
     rows = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 6
     assert {"exit 1", "exit 2"} < set(rows[-1])
+
+
+def test_data_that_is_not_there_is_told_with_its_package(tmp_path: Path) -> None:
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        train(tmp_path / "run", RECIPE, tmp_path / "nowhere", "--exits", "12")
+    said = caught.value.stderr
+    assert said.startswith("error: found no folder")
+    assert "dataset-fashion-mnist" in said
