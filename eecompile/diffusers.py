@@ -13,6 +13,7 @@ import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,10 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from eecompile.arrays import Array
+from eecompile.compiler.export import bundle_from_recipe
+from eecompile.compiler.snapshots.recipe import write_recipe
 from eecompile.errors import UsageError
 from eecompile.programs.forecasts import extrapolation
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.sampler import Sampler
+from eecompile.store.bundle import BundleManifest
 
 _NETWORKS = ("transformer", "unet")  # of a pipeline, by their names in it
 _KEPT = 3  # predictions: what a forecast of the highest order takes
@@ -215,13 +219,7 @@ def use_engines(
     Raises:
         UsageError: there is no network in the pipeline, or it is not that of the engines.
     """
-    name = next((each for each in _NETWORKS if getattr(pipe, each, None) is not None), None)
-    if name is None:
-        raise UsageError(
-            found=f"a {type(pipe).__name__} without a transformer or a unet",
-            expected="a pipeline of diffusers that has either",
-            remedy="pass the pipeline itself",
-        )
+    name = _name_of_network(pipe)
     replaced = getattr(pipe, name)
     opened = None if isinstance(engines, Sampler) else Sampler.open(engines, *more, threads=threads)
     sampler = engines if isinstance(engines, Sampler) else opened
@@ -235,6 +233,61 @@ def use_engines(
         setattr(pipe, name, replaced)
         if opened is not None:
             opened.close()
+
+
+def export_pipeline(
+    pipe: Any,
+    folder: str | PathLike[str],
+    *,
+    exits: Sequence[int] | None = None,
+    force: bool = False,
+) -> BundleManifest:
+    """Export the network of a pipeline of diffusers as it is in memory.
+
+    A folder of the same name within ``folder`` gets the network and the scheduler, as
+    ``save_pretrained`` writes them; ``folder/recipe.toml`` is the recipe, to change and export
+    again, and ``folder/bundle`` the bundle.
+
+    Args:
+        pipe: a pipeline with a ``transformer`` or a ``unet``.
+        folder: where these are written; its name becomes the network's.
+        exits: depths, ascending; None for full depth alone.
+        force: replace another recipe or another network's bundle that is there.
+
+    Returns:
+        The bundle's manifest.
+
+    Raises:
+        UsageError: there is no network in the pipeline, or engines are in its place; or its class
+            has no recipe that can be written.
+        EecompileError: the network cannot be exported; see
+            :func:`eecompile.compiler.bundle_from_recipe`.
+    """
+    name = _name_of_network(pipe)
+    network = getattr(pipe, name)
+    if isinstance(network, EngineNetwork):
+        raise UsageError(
+            found="a pipeline whose network is engines",
+            expected="its own network",
+            remedy="export before engines take its place, or after the block of use_engines",
+        )
+    place = Path(folder)
+    saved = place / place.absolute().name  # by which the recipe calls the network
+    for part in (name, "scheduler"):
+        getattr(pipe, part).save_pretrained(saved / part)
+    recipe = write_recipe(str(saved), place / "recipe.toml", force=force)
+    return bundle_from_recipe(recipe, place / "bundle", exits=exits, force=force)
+
+
+def _name_of_network(pipe: Any) -> str:
+    name = next((each for each in _NETWORKS if getattr(pipe, each, None) is not None), None)
+    if name is None:
+        raise UsageError(
+            found=f"a {type(pipe).__name__} without a transformer or a unet",
+            expected="a pipeline of diffusers that has either",
+            remedy="pass the pipeline itself",
+        )
+    return name
 
 
 def _evaluated(

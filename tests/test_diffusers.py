@@ -19,7 +19,8 @@ from diffusers import (
 from safetensors.torch import load_file
 
 from eecompile import Sampler
-from eecompile.diffusers import EngineNetwork, _taken, use_engines
+from eecompile.compiler.build import engine_set_from_bundle
+from eecompile.diffusers import EngineNetwork, _taken, export_pipeline, use_engines
 from eecompile.errors import UsageError
 from eecompile.recipe import load_recipe
 from tests.programs.interpreter import run
@@ -222,3 +223,106 @@ def test_arguments_lie_at_any_depth() -> None:
     assert _taken(held, ["rope", "1", "sin"]) == (2, {"rope": {0: 1, 1: {"sin": None}}, "x": 3})
     assert _taken(held, ["rope", "2"])[0] is None
     assert _taken(held, ["x", "y"]) == (None, held)
+
+
+@pytest.mark.slow
+def test_a_pipeline_in_memory_is_exported_and_runs_on_its_engines(
+    decoder: AutoencoderKL, network: Callable[[str], Path], tmp_path: Path
+) -> None:
+    own = transformer(DiTTransformer2DModel, network("dit of diffusers"))
+    pipe = DiTPipeline(own, decoder, DDIMScheduler(clip_sample=False))
+    pipe.set_progress_bar_config(disable=True)
+    expected = pictures(pipe, 4.0)
+    manifest = export_pipeline(pipe, tmp_path / "mine", exits=[2, 5])
+    assert manifest.interface.name == "mine"
+    assert [each.depth for each in manifest.exits] == [2, 5]
+    engine_set_from_bundle(tmp_path / "mine" / "bundle", Path("cpu"), tmp_path / "cpu")
+    with use_engines(pipe, tmp_path / "cpu"):
+        assert np.abs(pictures(pipe, 4.0) - expected).max() < 1e-5
+        with pytest.raises(UsageError, match="a pipeline whose network is engines"):
+            export_pipeline(pipe, tmp_path / "other")
+    with pytest.raises(UsageError, match="without a transformer or a unet"):
+        export_pipeline(object(), tmp_path / "other")
+
+
+def stable_diffusion(decoder: AutoencoderKL) -> Any:
+    """Stable Diffusion 1.5 at a small size, with random weights; prompts come embedded."""
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
+    parts = (decoder, None, None, unet.eval(), DDIMScheduler(clip_sample=False), None, None)
+    return StableDiffusionPipeline(*parts, requires_safety_checker=False)
+
+
+def stable_diffusion_3(decoder: AutoencoderKL) -> Any:
+    """Stable Diffusion 3 at a small size, with random weights; prompts come embedded."""
+    from diffusers import (
+        FlowMatchEulerDiscreteScheduler,
+        SD3Transformer2DModel,
+        StableDiffusion3Pipeline,
+    )
+
+    torch.manual_seed(0)
+    network = SD3Transformer2DModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        caption_projection_dim=16,
+        pooled_projection_dim=12,
+        pos_embed_max_size=8,
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    return StableDiffusion3Pipeline(network.eval(), scheduler, decoder, *[None] * 6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "tokens", "pooled"), [(stable_diffusion, 77, False), (stable_diffusion_3, 333, True)]
+)
+def test_pipelines_with_text_make_the_same_pictures(
+    make: Callable[[Any], Any], tokens: int, pooled: bool, decoder: AutoencoderKL, tmp_path: Path
+) -> None:
+    """Guidance, a negative prompt, and several pictures of a prompt, as the pipeline does them."""
+    pytest.importorskip("transformers")
+    pipe = make(decoder)
+    pipe.set_progress_bar_config(disable=True)
+    draws = torch.Generator().manual_seed(3)
+    given = {"prompt_embeds": (2, tokens, 16), "negative_prompt_embeds": (2, tokens, 16)}
+    if pooled:
+        given |= {"pooled_prompt_embeds": (2, 12), "negative_pooled_prompt_embeds": (2, 12)}
+    embedded = {name: torch.randn(shape, generator=draws) for name, shape in given.items()}
+
+    def made() -> np.ndarray:
+        return pipe(
+            **embedded,
+            guidance_scale=3.0,
+            num_images_per_prompt=2,
+            num_inference_steps=4,
+            generator=torch.Generator().manual_seed(0),
+            height=8,
+            width=8,
+            output_type="latent",
+        ).images
+
+    expected = made()
+    assert expected.shape == (4, 4, 8, 8)
+    export_pipeline(pipe, tmp_path / "mine")
+    engine_set_from_bundle(tmp_path / "mine" / "bundle", Path("cpu"), tmp_path / "cpu")
+    with use_engines(pipe, tmp_path / "cpu", schedule="full"):
+        assert (made() - expected).abs().max() < 1e-4 * expected.abs().max()
+    with use_engines(pipe, tmp_path / "cpu", schedule=["again", 2, 2, 2]):
+        assert not torch.allclose(made(), expected)  # the last step forecasts

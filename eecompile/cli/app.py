@@ -32,6 +32,12 @@ app = typer.Typer(
 _COMMANDS = (export, build, sign, sample, compare, tune, program, inspect, evaluate, serve)
 for _command in (*_COMMANDS, doctor, recipes, recipe, targets, target):
     app.command()(modes(_command))
+_KEPT = {
+    "build": "finished engines",
+    "tune": "finished measurements",
+    "evaluate": "finished samples and features",
+}
+"""What commands that go on keep when they are interrupted."""
 _INTERRUPTED = 130  # what shells say of a command that SIGINT ended, and typer too
 
 
@@ -71,9 +77,12 @@ def main() -> NoReturn:
         error.show()
         sys.exit(getattr(error, "exit_code", 2))
     if status == _INTERRUPTED:
+        kept = _KEPT.get(mode.command)
+        next_ = f"to go on, run it again: {kept} are kept" if kept else "it begins anew next time"
         err.print(
             "interrupted: nothing that existed is lost, and nothing half-written is left; "
-            "engines and measurements that were finished are kept for the next time.",
+            f"{next_}.",
+            highlight=False,
             soft_wrap=True,
         )
     sys.exit(status or 0)

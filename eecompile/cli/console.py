@@ -48,6 +48,7 @@ class Mode:
     json: bool = False
     quiet: bool = False
     verbose: bool = False
+    command: str = ""
 
 
 mode = Mode()
@@ -76,6 +77,7 @@ def modes(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
+        mode.command = command.__name__
         for name in _OPTIONS:
             setattr(mode, name, given.pop(name))
         command(**given)

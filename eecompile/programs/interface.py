@@ -357,6 +357,16 @@ class Interface(msgspec.Struct, frozen=True, kw_only=True):
         learned = self.process.variance == "learned_range"
         return ("prediction", "variance") if learned else ("prediction",)
 
+    def facts(self) -> dict[str, str]:
+        """What is sampled, from what, and how by default, for displays."""
+        sampling = self.sampling
+        return {
+            "samples": "x".join(map(str, self.state.shape)),
+            "conditions": ", ".join(self.conditions) or "none",
+            "by default": f"{sampling.solver}, {sampling.steps} steps, {sampling.schedule}",
+            "schedules": ", ".join(self.schedules) or "none",
+        }
+
     def check_conditions(self, names: Iterable[str], what: str = "condition") -> None:
         """Raise ConditionError unless all ``names`` are conditions; ``what`` is for its text."""
         known = sorted(self.conditions)

@@ -15,6 +15,7 @@ import msgspec
 
 from eecompile.decoding import MalformedError, from_json
 from eecompile.errors import UsageError
+from eecompile.notebook import bars_html, facts_html
 from eecompile.programs.choice import OUTPUT, Choice
 from eecompile.programs.process import Process
 from eecompile.programs.schedule import ExitSchedule
@@ -143,6 +144,24 @@ class Program(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         if len(told) > _TOLD:
             told = [*told[: _TOLD - 1], "..."]
         return f"<Program {self.solver}, {len(self.steps)} steps: {', '.join(told)}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: facts, and the blocks that run at each step."""
+        bars = [
+            (1.0, 0, f"step {index}, t = {step.timestep:g}: open")
+            if step.choice is None
+            else (
+                1.0,
+                step.choice.blocks,
+                f"step {index}, t = {step.timestep:g}: {step.choice.text}",
+            )
+            for index, step in enumerate(self.steps, 1)
+        ]
+        full = max(blocks for _, blocks, _ in bars)
+        facts = {"steps": len(self.steps), "buffers": ", ".join(self.buffers)}
+        below = f"blocks at each step, of {full} (left: noise, right: data)"
+        shown = bars_html(bars, full, below) if full else "its choices are open"
+        return facts_html(f"Program {self.solver}", facts, shown)
 
     @property
     def choices(self) -> tuple[Choice | None, ...]:

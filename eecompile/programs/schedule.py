@@ -14,6 +14,7 @@ import msgspec
 
 from eecompile.decoding import from_json
 from eecompile.errors import ScheduleError
+from eecompile.notebook import bars_html, facts_html
 from eecompile.programs.choice import (
     Choice,
     Forecast,
@@ -88,6 +89,21 @@ class ExitSchedule(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkno
         """As :meth:`parse` reads it, with explicit thresholds to six digits."""
         ends = (*(f":{threshold:g}" for threshold in self.thresholds), "")
         return ",".join(c.text + end for c, end in zip(self.choices, ends, strict=True))
+
+    def __repr__(self) -> str:
+        """As :meth:`parse` reads it."""
+        return f"<ExitSchedule {self.text}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the blocks that run over time."""
+        bounds = (0.0, *self.thresholds, 1.0)
+        bars = [
+            (high - low, choice.blocks, f"t from {low:g} T to {high:g} T: {choice.text}")
+            for choice, (low, high) in zip(self.choices, pairwise(bounds), strict=True)
+        ]
+        full = max(blocks for _, blocks, _ in bars)
+        below = f"blocks over time, of {full} (left: noise at T, right: data at 0)"
+        return facts_html(f"Exit schedule {self.text}", {}, bars_html(bars[::-1], full, below))
 
     @classmethod
     def constant(cls, choice: Choice | int) -> ExitSchedule:

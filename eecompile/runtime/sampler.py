@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from eecompile.arrays import Array, DeviceArray
 from eecompile.errors import UsageError
 from eecompile.handle import Handle
+from eecompile.notebook import facts_html
 from eecompile.programs.interface import Interface
 from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
@@ -143,6 +144,17 @@ class Sampler(Handle):
             remedy="call Sampler.open(path) in the process that samples, such as in the "
             "initializer of its pool",
         )
+
+    def __repr__(self) -> str:
+        """The network, the engine sets, and the exits."""
+        return f"<Sampler of {self.name}: exits {', '.join(map(str, self.interface.exits))}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: what it samples, and the default schedule."""
+        facts = {"exits": ", ".join(map(str, self.interface.exits)), **self.interface.facts()}
+        default = self.interface.schedules.get(self.interface.sampling.schedule)
+        shown = [default._repr_html_()] if default else []
+        return facts_html(f"Sampler of {self.name}", facts, *shown)
 
     @property
     def concurrent(self) -> bool:

@@ -20,6 +20,7 @@ import msgspec
 
 from eecompile.decoding import MalformedError, PlainName, from_json
 from eecompile.errors import BundleError, DigestError, FormatError, RecipeError, UsageError
+from eecompile.notebook import facts_html, table_html
 from eecompile.programs.interface import Interface
 from eecompile.programs.meaning import interface_problems
 from eecompile.store.files import file_bytes, outline
@@ -149,6 +150,25 @@ class BundleManifest(_Frozen, frozen=True, kw_only=True):
     checked_batches: tuple[int, ...]
     digest: str = ""
 
+    def __repr__(self) -> str:
+        """Its network, exits and size."""
+        return f"<BundleManifest {_told(self.interface.name, self)}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: facts, and a row for each exit."""
+        rows = [
+            (
+                each.depth,
+                f"{each.parameters:,}",
+                f"{each.worst_error:.2g}",
+                f"{each.relative_error:.2g}",
+            )
+            for each in self.exits
+        ]
+        exits = table_html(("exit", "parameters", "worst error", "relative error"), rows)
+        facts = {"size": _mebibytes(self), "verified against": self.reference}
+        return facts_html(f"Bundle of {self.interface.name}", facts | self.interface.facts(), exits)
+
 
 class Segment(_Frozen, frozen=True, kw_only=True):
     """One engine: a part of the network that the same exits need.
@@ -224,8 +244,37 @@ class EngineManifest(_Frozen, frozen=True, kw_only=True):
     fingerprint: str
     digest: str = ""
 
+    def __repr__(self) -> str:
+        """Its network, target, exits and size."""
+        return f"<EngineManifest {_told(f'{self.interface.name} for {self.target.name}', self)}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: facts, and a row for each exit."""
+        rows = [
+            (each.depth, ", ".join(map(str, each.segments)), f"{each.relative_error:.2g}")
+            for each in self.exits
+        ]
+        exits = table_html(("exit", "segments", "relative error"), rows)
+        target = self.target
+        facts = {
+            "target": f"{target.name}: {target.backend}, {target.precision}, {target.layout}",
+            "size": _mebibytes(self),
+            "verified": self.verified,
+        }
+        title = f"Engine set of {self.interface.name} for {target.name}"
+        return facts_html(title, facts | self.interface.facts(), exits)
+
 
 Manifest = TypeVar("Manifest", BundleManifest, EngineManifest)
+
+
+def _told(name: str, manifest: BundleManifest | EngineManifest) -> str:
+    depths = ", ".join(str(each.depth) for each in manifest.exits)
+    return f"{name}: exits {depths}; {_mebibytes(manifest)}"
+
+
+def _mebibytes(manifest: BundleManifest | EngineManifest) -> str:
+    return f"{sum(record.bytes for record in manifest.files) / 2**20:.1f} MiB"
 
 
 class _Name(msgspec.Struct):

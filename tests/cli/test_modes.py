@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 import eecompile
 from eecompile.cli import main
+from eecompile.cli.app import app
 from eecompile.store.shipped import shipped
 from tests.cli.conftest import Run
 
@@ -75,3 +80,24 @@ def test_help_has_a_short_name(run: Run, option: str) -> None:
 
 def test_the_version_has_a_short_name(run: Run) -> None:
     assert run("-V")[1].strip() == f"eecompile {eecompile.__version__}"
+
+
+def test_every_command_takes_what_every_command_takes() -> None:
+    group = typer.main.get_command(app)
+    commands = group.commands  # type: ignore[attr-defined]
+    assert len(commands) > 10
+    for name, command in commands.items():
+        taken = {option for each in command.params for option in each.opts}
+        assert {"--json", "-q", "--quiet", "-v", "--verbose"} <= taken, name
+    offered = {option for each in group.params for option in each.opts}
+    assert {"--install-completion", "--show-completion"} <= offered
+
+
+@pytest.mark.parametrize("colours", [True, False])
+def test_colours_are_left_out_where_they_are_not_wanted(colours: bool) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    environment |= {"FORCE_COLOR": "1"} | ({} if colours else {"NO_COLOR": "1"})
+    command = [sys.executable, "-m", "eecompile", "inspect", "nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert ("\x1b[1;31m" in done.stderr) == colours
+    assert not re.search(r"\x1b\[[\d;]*3[1-7]m", done.stderr) or colours
