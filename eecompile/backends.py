@@ -28,6 +28,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
         runtime_extra: the extra that suffices to run engines; ``extra`` where it is empty.
         tools: further distributions that building needs, besides the compiler's own.
         precisions: that its engines can have.
+        quantised: kinds of ``[quantise]`` that its engines can have.
         layouts: that its engines can have.
         build: module that builds, a :class:`eecompile.compiler.segments.BuildModule`.
         run: module that runs; its ``open_backend`` opens an engine set.
@@ -47,6 +48,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     runtime_extra: str = ""
     tools: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ("fp32",)
+    quantised: tuple[str, ...] = ()
     layouts: tuple[str, ...] = ("chained", "per_exit")
     build: str = ""
     run: str = ""
@@ -74,6 +76,7 @@ _ALL = (
         library="onnxruntime",
         package="onnxruntime",
         extra="cpu",
+        quantised=("int8", "int8-weights", "int4-weights"),
         build="eecompile.compiler.backends.onnxruntime",
         run="eecompile.runtime.engines.onnxruntime",
         probe="eecompile.doctor.probes:onnxruntime",
@@ -99,6 +102,7 @@ _ALL = (
         package="openvino",
         extra="openvino",
         precisions=("fp32", "bf16"),
+        quantised=("int8", "int8-weights", "int4-weights"),
         build="eecompile.compiler.backends.openvino",
         run="eecompile.runtime.engines.openvino",
         probe="eecompile.doctor.probes:openvino",
@@ -127,6 +131,7 @@ _ALL = (
         runtime_extra="rtx-runtime",
         tools=("polygraphy",),
         precisions=("fp32", "fp16", "bf16"),
+        quantised=("int8", "fp8", "int4-weights"),
         build="eecompile.compiler.backends.tensorrt_rtx",
         run="eecompile.runtime.engines.tensorrt",
         probe="eecompile.doctor.probes:tensorrt",

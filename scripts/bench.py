@@ -268,6 +268,28 @@ def spans(rounds: Rounds = 5, tables: Tables = False, output: Output = None) -> 
     _write_tables("spans", place, tables)
 
 
+@app.command()
+def precision(rounds: Rounds = 5, output: Output = None) -> None:
+    """INT8 and FP8 beside FP32 and BF16; samples, calibration, weights; precision-cpu.json."""
+    import bench_precision as bench
+
+    results = Results(output, "precision-cpu")
+    with TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        bundle_from_recipe(RECIPE, work / "shipped")
+        bundles = {"fashion-dit": work / "shipped"}
+        for name in ("DiT-S/2", "DiT-B/2"):
+            recipe, _ = random_recipe(name, folder := work / name.replace("/", "-"))
+            bundle_from_recipe(recipe, folder / "bundle")
+            bundles[name] = folder / "bundle"
+        results.keep("samples", bench.sample_rows(bundles))
+        results.keep("speed", bench.speed_rows(bundles, (1, 4, 16), rounds))
+        results.keep("calibration", bench.calibration_rows(work / "shipped"))
+        results.keep("weights", bench.weight_rows(bundles, min(rounds, 3)))
+        results.keep("plans", bench.plan_rows(bundles))
+    results.show()
+
+
 def _measure_spans(rounds: int, output: Path) -> None:
     import bench_spans as bench
 

@@ -206,6 +206,23 @@ def small_sets(shared: Shared, small_bundle: Path) -> dict[str, Path]:
     }
 
 
+@pytest.fixture(scope="session")
+def own_bundle(shared: Shared, small_bundle: Path) -> Path:
+    """A copy of ``small_bundle``, beside which what it is calibrated with may be kept."""
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        shutil.copytree(small_bundle, folder / "bundle")
+
+    return shared("own", make) / "bundle"
+
+
+@pytest.fixture(scope="session")
+def int8_set(shared: Shared, own_bundle: Path) -> Path:
+    """The small network in INT8 for ONNX Runtime, by ``cpu-int8-ort``; not to be written to."""
+    return shared("small-int8", building(own_bundle, ROOT / "engines" / "cpu-int8-ort.toml"))
+
+
 def write_small(folder: Path) -> None:
     """``small.toml`` and its weights, in a new folder."""
     import torch

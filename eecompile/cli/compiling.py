@@ -105,12 +105,21 @@ def build(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be built and why; write nothing.")
     ] = False,
+    sensitivity: Annotated[
+        bool,
+        typer.Option(
+            "--sensitivity",
+            help="For a target with [quantise]: measure each operator alone, by timestep.",
+        ),
+    ] = False,
 ) -> None:
     """Build the engines of a bundle for a target, and verify them."""
     from eecompile.show.bundles import engine_parts, planned_parts
-    from eecompile.store.target import DEFAULT_TARGET, load_target
+    from eecompile.store.target import DEFAULT_TARGET, load_target, measuring_sensitivity
 
     chosen = DEFAULT_TARGET if target is None else load_target(target)
+    if sensitivity:
+        chosen = measuring_sensitivity(chosen)
     folder = output or Path("out") / open_bundle(bundle).interface.name / chosen.name
     with phases() as report:
         with extra("build"):

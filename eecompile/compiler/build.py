@@ -21,6 +21,7 @@ from eecompile.compiler.graph.partition import Part, check_parts, per_exit_parts
 from eecompile.compiler.graph.precision import first_non_finite, lowered
 from eecompile.compiler.graph.spans import cut_parts, span_plans
 from eecompile.compiler.progress import Report, silent
+from eecompile.compiler.quantised import quantised
 from eecompile.compiler.segments import (
     LOG,
     BuildModule,
@@ -58,6 +59,7 @@ from eecompile.store.bundle import (
     BundleManifest,
     EngineManifest,
     ExitPlan,
+    Quantisation,
     Segment,
     SpanPlan,
     listed,
@@ -190,7 +192,7 @@ def planned_build(
     if not reasons:
         return PlannedBuild((), ())
     with work_folder() as work:
-        model, _ = _prepared(job, work, verify=False)
+        model = _prepared(job, work, verify=False).model
         segments = _partitioned(job, model).segments
     alone = isinstance(job.backend, SegmentBuilder)
     planned = [
@@ -203,7 +205,8 @@ def planned_build(
 class _Job(NamedTuple):
     """One build: from what, for what, by what, and what is there already.
 
-    ``told`` are the warnings of its verification.
+    ``told`` are the warnings of its verification, ``points`` what it compares besides the
+    usual.
     """
 
     bundle: Path
@@ -214,6 +217,7 @@ class _Job(NamedTuple):
     store: SegmentStore
     report: Report
     told: list[str]
+    points: list[Inputs]
 
     @property
     def versions(self) -> dict[str, str]:
@@ -243,14 +247,14 @@ def _job(bundle: Path, target: Path | Target, output: Path, report: Report) -> _
     with suppress(BundleError):
         existing = open_engine_set(output)
     store = SegmentStore(output, existing)
-    return _Job(bundle, source, wanted, backend, existing, store, report, told=[])
+    return _Job(bundle, source, wanted, backend, existing, store, report, told=[], points=[])
 
 
 def _build(job: _Job, folder: Path) -> EngineManifest:
     interface, target = job.source.interface, job.target
     # Inside the folder, so that what a killed build leaves is removed by the next one.
     with work_folder(folder) as work:
-        model, errors = _prepared(job, work)
+        model, errors, quantisation = _prepared(job, work)
         parts, segments, spans = _partitioned(job, model)
         if spans and not job.backend.runs(target):
             graphs = GraphEngine(model, segments, interface, spans, target, work)
@@ -267,6 +271,7 @@ def _build(job: _Job, folder: Path) -> EngineManifest:
         versions=job.versions,
         warnings=warnings_in(folder / LOG),
         verified="the graphs that the engines were built from; the engines did not run",
+        quantisation=quantisation,
         bundle_digest=job.source.digest,
         fingerprint=job.fingerprint,
     )
@@ -320,24 +325,44 @@ def _partitioned(job: _Job, model: ir.Model) -> _Partitioned:
     )
 
 
-def _prepared(job: _Job, work: Path, *, verify: bool = True) -> tuple[ir.Model, dict[int, Error]]:
-    """All exits as the backend takes them, and how far that graph is from the bundle.
+class _Prepared(NamedTuple):
+    """All exits as the backend takes them, how far they are from the bundle, what is quantised."""
+
+    model: ir.Model
+    errors: dict[int, Error]
+    quantisation: Quantisation | None = None
+
+
+def _prepared(job: _Job, work: Path, *, verify: bool = True) -> _Prepared:
+    """All exits as the backend takes them.
 
     The graph is verified before anything is built from it, where it is another one than
     the bundle's.
     """
     interface, target = job.source.interface, job.target
     job.report("joining the exits")
-    model = merged_exits(job.bundle, interface.exits)
-    if not job.backend.precision_in_graph(target):
-        return model, {}
-    if target.precision != "fp32":
+    model, quantisation = merged_exits(job.bundle, interface.exits), None
+    in_graph = job.backend.precision_in_graph(target)
+    if not in_graph and target.quantise is None:
+        return _Prepared(model, {})
+    if in_graph and target.precision != "fp32":
         job.report(f"lowering the precision to {target.precision}")
         data = job.bundle / CALIBRATION if listed(job.source, CALIBRATION) else None
         model = lowered(model, interface, target, work, data)
+    if target.quantise is not None:
+        model, quantisation, points = quantised(
+            model,
+            job.bundle,
+            job.source,
+            target,
+            evaluate_apart(job.bundle, interface),
+            work,
+            job.report,
+        )
+        job.points.extend(points)
     job.backend.prepare(model, target)
     if not verify:
-        return model, {}
+        return _Prepared(model, {}, quantisation)
     path = work / "prepared.onnx"
     ir.save(model, path, external_data="prepared.data")
     if target.precision == "bf16":
@@ -347,7 +372,7 @@ def _prepared(job: _Job, work: Path, *, verify: bool = True) -> tuple[ir.Model, 
         ir.save(shown, path, external_data="emulated.data")
     evaluate = evaluate_joined(session_from_graph(path), interface)
     try:
-        return model, _verify(job, evaluate, f"{target.name}'s graph")
+        errors = _verify(job, evaluate, f"{target.name}'s graph")
     except NonFiniteError as error:
         if target.precision == "fp32":
             raise
@@ -361,8 +386,12 @@ def _prepared(job: _Job, work: Path, *, verify: bool = True) -> tuple[ir.Model, 
         error.remedy = (
             "keep more in FP32 (the target's keep_fp32), choose a wider precision, or widen the "
             "target's tolerance"
+            if target.quantise is None
+            else "keep more operators (keep in [quantise]), raise samples, or widen the target's "
+            "tolerance"
         )
         raise
+    return _Prepared(model, errors, quantisation)
 
 
 def _plans(
@@ -399,16 +428,20 @@ def _verify(job: _Job, candidate: Evaluate, what: str) -> dict[int, Error]:
     """How far each exit is from the bundle.
 
     Zero, tiny, large and null inputs are compared, too: in FP32 they must be as near, in a lower
-    precision, whose range and digits are smaller, a warning says where they are not.
+    precision, whose range and digits are smaller, a warning says where they are not. Of what is
+    quantised, evaluations of samplings must be near, and noise at any timestep counts as extreme.
     """
-    interface = job.source.interface
+    interface, exact = job.source.interface, job.target.precision == "fp32"
     reference = evaluate_apart(job.bundle, interface)
     points, tolerance = verification_points(interface), job.target.tolerance
     named = f"{what} against the bundle"
-    errors = compare(points, reference, candidate, tolerance, named, job.report)
     extremes = extreme_inputs(interface)
+    if job.target.quantise is not None:
+        exact = False
+        extremes |= {f"noise ({index})": point for index, point in enumerate(points)}
+    errors = compare(job.points or points, reference, candidate, tolerance, named, job.report)
     for error in compare_extremes(extremes, reference, candidate, tolerance, named):
-        if job.target.precision == "fp32":
+        if exact:
             raise error
         job.told.append(f"{error.found}; at usual inputs it is as near as the target asks")
     return errors

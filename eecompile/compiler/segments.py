@@ -134,6 +134,12 @@ def build_module_for(target: Target) -> BuildModule:
                 expected=" or ".join(map(repr, known)),
                 remedy=f"choose one of these in the target, or {_elsewhere(target)}",
             )
+    if target.quantise is not None and target.quantise.kind not in backend.quantised:
+        raise BackendError(
+            found=f"quantise.kind {target.quantise.kind!r} for {backend.name}",
+            expected=" or ".join(map(repr, backend.quantised)) or "no [quantise]",
+            remedy="choose one of these, or another backend in the target",
+        )
     module.check(target)
     return module
 

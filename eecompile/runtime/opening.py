@@ -10,6 +10,7 @@ from pathlib import Path
 from eecompile.backends import BACKENDS, TARGET_BACKENDS
 from eecompile.errors import BackendError, EecompileError, UsageError, one_line, summary
 from eecompile.interrupt import check
+from eecompile.measure.machine import cpu, eight_bit_products
 from eecompile.runtime.engines._onnxruntime import share_pool
 from eecompile.runtime.engines.group import grouped
 from eecompile.runtime.protocol import Engine
@@ -120,6 +121,7 @@ def engine_from_manifest(
             expected=f"a backend that this version runs: {', '.join(TARGET_BACKENDS)}",
             remedy="build the bundle for one of these, or run the engines with their own library",
         )
+    _check_instructions(folder, manifest)
     module = importlib.import_module(BACKENDS[name].run)
     chosen = manifest.target.threads if threads is None else threads
     if chosen < 0:
@@ -143,3 +145,15 @@ def engine_from_manifest(
             remedy="build the engine set again here",
         ) from error
     return engine
+
+
+def _check_instructions(folder: Path, manifest: EngineManifest) -> None:
+    """Pass when the processor adds 8-bit products as the engines were built to have them added."""
+    quantisation = manifest.quantisation
+    if quantisation and quantisation.instructions and not eight_bit_products():
+        raise BackendError(
+            found=f"{folder}, whose INT8 is for processors with {quantisation.instructions}, on "
+            f"{cpu().model}",
+            expected="such instructions: products would saturate without them",
+            remedy="build the bundle for this target again on this machine",
+        )

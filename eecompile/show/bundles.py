@@ -21,7 +21,14 @@ from eecompile.show.table import (
     whole,
     words,
 )
-from eecompile.store.bundle import WEIGHTS, BundleManifest, EngineManifest, ExitPlan
+from eecompile.store.bundle import (
+    WEIGHTS,
+    BundleManifest,
+    EngineManifest,
+    ExitPlan,
+    OperatorError,
+    Quantisation,
+)
 from eecompile.store.target import Target
 
 
@@ -82,6 +89,8 @@ def engine_parts(manifest: EngineManifest) -> list[Part]:
         "verified": manifest.verified,
         "made by": listed(manifest.versions),
     }
+    if manifest.quantisation is not None:
+        facts |= _quantised(manifest.quantisation)
     segments = [
         Column("segment", lambda pair: pair[0], form=whole),
         Column("exits that need it", lambda pair: _names(pair[1].exits)),
@@ -103,6 +112,7 @@ def engine_parts(manifest: EngineManifest) -> list[Part]:
         Table("segments", "segments", segments, list(enumerate(manifest.segments))),
         Table("exits", "exits", exits, manifest.exits),
         _errors(manifest),
+        *_sensitivity(manifest.quantisation),
         *_spans(manifest),
         _schedules(manifest.interface),
     ]
@@ -118,6 +128,47 @@ def _errors(manifest: EngineManifest) -> Table:
     times = sorted({point.timestep for plan in manifest.exits for point in plan.points})
     columns = [Column("t", lambda time: f"{time:g}"), *exits]
     return Table("errors", "relative error by timestep", columns, times)
+
+
+def _quantised(found: Quantisation) -> dict[str, str]:
+    """What is quantised, what is not, and with what the ranges were found."""
+    where = f", for {found.instructions}" if found.instructions else ""
+    kept = [operator.name for operator in found.operators if operator.kept]
+    facts = {
+        "quantised": f"{found.kind} ({found.scheme}{where}), {found.share:.0%} of the "
+        f"multiplications with weights, {len(found.operators) - len(kept)} of "
+        f"{len(found.operators)} operators",
+        "calibration": f"{found.samples} samples, {found.rows} evaluations at {len(found.steps)} "
+        f"timesteps from {found.steps[0]:g} to {found.steps[-1]:g}",
+    }
+    if kept:
+        facts["kept"] = ", ".join(kept)
+    if found.refused:
+        facts["not quantised"] = ", ".join(found.refused)
+    return facts
+
+
+def _sensitivity(found: Quantisation | None) -> Iterator[Table]:
+    """Error of each operator alone, by timestep, the largest first; none where not measured."""
+    if found is None or not found.timesteps:
+        return
+
+    def error(index: int) -> Callable[[OperatorError], float]:
+        return lambda operator: operator.errors[index]
+
+    columns = [
+        words("operator", lambda each: each.name),
+        words("kind", lambda each: each.kind),
+        Column("of the cost", lambda each: each.cost, form=percent),
+        words("", lambda each: Toned("kept", "good") if each.kept else "quantised"),
+        *(
+            Column(f"t = {time:g}", error(index), form=rough)
+            for index, time in enumerate(found.timesteps)
+        ),
+    ]
+    ordered = sorted(found.operators, key=lambda each: -max(each.errors))
+    title = "relative error (root mean square) with one operator quantised, by timestep"
+    yield Table("sensitivity", title, columns, ordered)
 
 
 def _cuts(interface: Interface, target: Target | None = None) -> str:

@@ -28,7 +28,7 @@ from eecompile.store.meaning import plan_problems, segment_problems, span_proble
 from eecompile.store.signature import SIGNATURE, check_signature
 from eecompile.store.target import Target
 
-FORMAT = 7
+FORMAT = 8
 MANIFEST = "manifest.json"
 _LONG = 100  # characters for the exits in a file name
 WEIGHTS = "weights.safetensors"
@@ -220,13 +220,63 @@ class ExitPlan(_Frozen, frozen=True, kw_only=True):
     points: tuple[PointError, ...] = ()
 
 
+class OperatorError(_Frozen, frozen=True, kw_only=True):
+    """How far an exit is off where this operator alone is quantised.
+
+    Attributes:
+        name: that of its weights or bias, as the network calls them.
+        kind: such as MatMul.
+        cost: its share of the multiplications with weights.
+        kept: whether it stays in the target's precision.
+        errors: root mean square of the difference over that of the output, the worst exit's, by
+            the timesteps of :class:`Quantisation`.
+    """
+
+    name: str
+    kind: str
+    cost: float
+    kept: bool
+    errors: tuple[float, ...] = ()
+
+
+class Quantisation(_Frozen, frozen=True, kw_only=True):
+    """What of an engine set is quantised, and how that was found.
+
+    Attributes:
+        kind: as the target says.
+        scheme: types of values and weights, such as U8S8.
+        instructions: of the processor that the scheme is for; empty for any.
+        samples: that were sampled for calibration.
+        rows: evaluations that they gave, with and without conditions.
+        steps: timesteps that they visited, the largest first.
+        calibration: digest of the rows.
+        operators: all that could be quantised.
+        refused: names of products with weights that could not.
+        share: of the multiplications with weights, that which is quantised.
+        timesteps: at which operators were measured; empty where none were.
+    """
+
+    kind: str
+    scheme: str
+    instructions: str = ""
+    samples: int
+    rows: int
+    steps: tuple[float, ...]
+    calibration: str
+    operators: tuple[OperatorError, ...]
+    refused: tuple[str, ...] = ()
+    share: float
+    timesteps: tuple[float, ...] = ()
+
+
 class EngineManifest(_Frozen, frozen=True, kw_only=True):
     """What an engine set holds; ``digest`` covers everything else in the manifest.
 
     ``verified`` says what the exits' errors are errors of: the engines, or the graphs
     that they were built from where they cannot be run. ``spans`` can be skipped, if the layout
     is ``chained``. ``warnings`` are the backend's;
-    all that it printed is in the file ``build.log``, if it printed anything.
+    all that it printed is in the file ``build.log``, if it printed anything. ``quantisation``
+    says what is quantised, if anything is.
     """
 
     kind: Literal["engine-set"] = "engine-set"
@@ -240,6 +290,7 @@ class EngineManifest(_Frozen, frozen=True, kw_only=True):
     versions: dict[str, str]
     verified: str
     warnings: tuple[str, ...] = ()
+    quantisation: Quantisation | None = None
     bundle_digest: str
     fingerprint: str
     digest: str = ""

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from eecompile.backends import BackendName
 from eecompile.decoding import PlainName
-from eecompile.errors import RecipeError
+from eecompile.errors import RecipeError, UsageError
 from eecompile.store.shipped import named_file
 from eecompile.store.toml import read_toml
 
@@ -47,13 +48,39 @@ class BatchProfile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             )
 
 
+QuantisedKind = Literal["int8", "fp8", "int8-weights", "int4-weights"]
+
+
+class Quantise(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What engines compute in 8 bits, or which weights they keep in 8 or 4.
+
+    Attributes:
+        kind: ``int8`` and ``fp8`` (E4M3): of products with weights, both factors;
+            ``int8-weights`` and ``int4-weights``: of the weights alone, which are read as what
+            ``precision`` says.
+        samples: that are sampled to see the ranges of values, from seed 0 on, and to search.
+        keep: regular expressions; operators whose kind or name matches one stay in
+            ``precision``.
+        block: weights that share a scale, where only weights are quantised.
+        search: whether operators stay in ``precision``, too, as few as hold the tolerance.
+        sensitivity: whether each operator is measured even where none need stay.
+    """
+
+    kind: QuantisedKind
+    samples: Annotated[int, Meta(ge=1, le=1024)] = 8
+    keep: tuple[str, ...] = ()
+    block: Literal[16, 32, 64, 128, 256] = 32
+    search: bool = True
+    sensitivity: bool = False
+
+
 class Target(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where a bundle runs, and how its engines are built.
 
     Attributes:
         name: of the target; names the default output folder.
         backend: the library that runs the engines.
-        precision: of weights and activations inside the engines.
+        precision: of weights and activations inside the engines, but for what is quantised.
         layout: ``chained`` (trunk segments that exits share, and a head an exit) or
             ``per_exit`` (one engine per exit).
         batch: batch sizes that the engines accept.
@@ -64,6 +91,7 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             FP32 where the precision is lower.
         workspace_mib: memory that a TensorRT engine may use beside its weights; None
             leaves it to the library.
+        quantise: what has fewer bits than ``precision``; None for nothing.
     """
 
     name: PlainName
@@ -76,6 +104,7 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     options: dict[str, str | int | float | bool] = {}
     keep_fp32: tuple[str, ...] = ()
     workspace_mib: Annotated[int, Meta(ge=1)] | None = None
+    quantise: Quantise | None = None
 
 
 DEFAULT_TARGET = Target(name="cpu", backend="onnxruntime", layout="per_exit")
@@ -89,3 +118,18 @@ def load_target(path: Path) -> Target:
         RecipeError: the file is missing, is no TOML, or is malformed.
     """
     return read_toml(named_file("engines", path), Target, example="engines/cpu.toml")
+
+
+def measuring_sensitivity(target: Target) -> Target:
+    """The target, whose build also measures each operator that can be quantised.
+
+    Raises:
+        UsageError: the target quantises nothing.
+    """
+    if target.quantise is None:
+        raise UsageError(
+            found=f"--sensitivity for target {target.name!r}, which quantises nothing",
+            expected="a target with [quantise], such as cpu-int8",
+            remedy="leave --sensitivity out, or choose another target",
+        )
+    return replace(target, quantise=replace(target.quantise, sensitivity=True))

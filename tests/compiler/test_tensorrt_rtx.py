@@ -334,3 +334,26 @@ def test_engines_that_would_exchange_a_multiple_of_the_batch_are_refused(
     engine_set_from_bundle(tmp_path / "bundle", TARGETS["chained"], tmp_path / "cpu")
     with Sampler.open(tmp_path / "cpu") as sampler:
         assert sampler.sample(3, steps=2).shape == (3, 4, 8)
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_quantised_plans_are_built_without_a_gpu(
+    own_bundle: Path, tmp_path: Path, kind: str
+) -> None:
+    quantised = target(kind, layout="per_exit")
+    engine_set_from_bundle(own_bundle, quantised, tmp_path / "set")
+    manifest = open_engine_set(tmp_path / "set")
+    found = manifest.quantisation
+    assert found is not None
+    assert found.scheme == {"int8": "S8S8", "fp8": "E4M3"}[kind]
+    assert found.instructions == ""
+    assert all(plan.relative_error < 5e-2 for plan in manifest.exits)
+    weights = sum(segment.bytes for segment in manifest.segments)
+    plain = planned_build(own_bundle, target("fp16", layout="per_exit"), tmp_path / "fp16")
+    assert weights < sum(segment.bytes for segment in plain.segments)
+
+
+def test_fp8_is_refused_for_gpus_without_it(small_bundle: Path, tmp_path: Path) -> None:
+    old = target("fp8", options={"compute_capabilities": "7.5,8.9"})
+    with pytest.raises(BackendError, match=r"FP8 for compute capability 7\.5; expected 8\.9"):
+        engine_set_from_bundle(small_bundle, old, tmp_path / "set")

@@ -20,6 +20,8 @@ from eecompile.compiler.segments import LOG, check_options
 from eecompile.errors import BackendError
 from eecompile.store.target import Target
 
+_FP8 = (8, 9)  # the first compute capability with it
+
 
 def versions() -> dict[str, str]:
     """Versions of the libraries that shape the plans."""
@@ -42,6 +44,14 @@ def check(target: Target) -> None:
             + (" beside current_gpu" if target.options.get("current_gpu") else ""),
             expected="capabilities such as '8.6,8.9', or current_gpu, or neither for all GPUs",
             remedy="fix the target's [options]",
+        )
+    capabilities = [each for each in named.split(",") if each]
+    old = [each for each in capabilities if tuple(map(int, each.split("."))) < _FP8]
+    if old and target.quantise is not None and target.quantise.kind == "fp8":
+        raise BackendError(
+            found=f"FP8 for compute capability {', '.join(old)}",
+            expected="8.9 (Ada) or newer, which have products in FP8",
+            remedy="choose quantise.kind 'int8' for these GPUs, in a target of its own",
         )
     check_installed(BACKENDS["tensorrt-rtx"])
 

@@ -1,0 +1,152 @@
+"""Benchmarks of precisions: speed on a CPU, samples, calibration, weights alone, plans."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import msgspec
+import numpy as np
+from bench_runtime import open_samplers, step_row
+from bundles import engine_set, target
+from children import medians_in_turns, opening
+from results import Row
+
+from eecompile import Sampler
+from eecompile.backends import BACKENDS
+from eecompile.compiler.build import engine_set_from_bundle
+from eecompile.store.bundle import EngineManifest, open_engine_set
+from eecompile.store.target import Quantise, Tolerance
+
+TARGETS = {
+    "onnxruntime fp32": "cpu",
+    "openvino fp32": "cpu-openvino",
+    "openvino bf16": "cpu-bf16",
+    "onnxruntime int8": "cpu-int8-ort",
+    "openvino int8": "cpu-int8",
+}
+STEPS = 15
+
+
+def speed_rows(bundles: Mapping[str, Path], batches: tuple[int, ...], rounds: int) -> Iterator[Row]:
+    """Milliseconds a step at full depth, and speed-ups over ONNX Runtime in FP32."""
+    for network, bundle in bundles.items():
+        with TemporaryDirectory() as temporary:
+            folders = {n: engine_set(bundle, Path(temporary), k) for n, k in TARGETS.items()}
+            with open_samplers(folders) as samplers:
+                for batch in batches:
+                    times = step_row(samplers, batch, "full", rounds)
+                    reference, *others = times
+                    row: Row = {"network": network, "batch": batch}
+                    row[f"{reference}, ms"] = times[reference]
+                    yield row | {f"{n}, speed-up": times[reference] / times[n] for n in others}
+
+
+def sample_rows(bundles: Mapping[str, Path]) -> Iterator[Row]:
+    """What is quantised, errors of evaluations, and PSNR of samples against FP32's."""
+    for network, bundle in bundles.items():
+        with TemporaryDirectory() as temporary:
+            folders = {n: engine_set(bundle, Path(temporary), k) for n, k in TARGETS.items()}
+            chosen = {"steps": STEPS, "seed": 0, "guidance": 1.0, "schedule": "full"}
+            with Sampler.open(folders["onnxruntime fp32"]) as sampler:
+                expected = sampler.sample(8, **chosen)
+            for name, folder in folders.items():
+                if "fp32" in name:
+                    continue
+                with Sampler.open(folder) as sampler:
+                    found = sampler.sample(8, **chosen)
+                peak = float(expected.max() - expected.min())
+                squared = float(np.mean(np.square(expected - found)))
+                manifest = open_engine_set(folder)
+                yield (
+                    {"network": network, "target": name}
+                    | _quantised(manifest)
+                    | {
+                        "worst relative error": max(p.relative_error for p in manifest.exits),
+                        "PSNR, dB": 10 * np.log10(peak**2 / squared).item(),
+                    }
+                )
+
+
+def _quantised(manifest: EngineManifest) -> Row:
+    found = manifest.quantisation
+    if found is None:
+        return {"quantised": 0.0, "kept": 0, "operators": 0}
+    return {
+        "quantised": found.share,
+        "kept": sum(operator.kept for operator in found.operators),
+        "operators": len(found.operators),
+    }
+
+
+def calibration_rows(bundle: Path) -> Iterator[Row]:
+    """Errors of held-out samples by the number of samples that ranges are taken from."""
+    for samples in (1, 2, 4, 8, 16):
+        with TemporaryDirectory() as temporary:
+            quantise = Quantise(kind="int8", samples=samples, search=False)
+            wide = msgspec.structs.replace(
+                target("cpu-int8-ort"),
+                quantise=quantise,
+                tolerance=Tolerance(absolute=0, relative=10),
+            )
+            built = engine_set_from_bundle(bundle, wide, Path(temporary) / "set")
+            found = built.manifest.quantisation
+            assert found is not None
+            errors = [point.mean for plan in built.manifest.exits for point in plan.points]
+            yield {
+                "samples": samples,
+                "rows": found.rows,
+                "worst relative error": max(p.relative_error for p in built.manifest.exits),
+                "mean error": float(np.mean(errors)),
+            }
+
+
+def weight_rows(bundles: Mapping[str, Path], rounds: int) -> Iterator[Row]:
+    """Bytes of engine sets, and resident MiB once opened, by what weights are stored in."""
+    kinds = {"fp32": None, "int8": "int8-weights", "int4": "int4-weights"}
+    for network, bundle in bundles.items():
+        for backend in ("openvino", "onnxruntime"):
+            with TemporaryDirectory() as temporary:
+                folders = {}
+                for name, kind in kinds.items():
+                    folders[name] = Path(temporary) / name
+                    wide = msgspec.structs.replace(
+                        target("cpu-int4"),
+                        backend=backend,
+                        options=target("cpu-int4").options if backend == "openvino" else {},
+                        quantise=None if kind is None else Quantise(kind=kind, search=False),
+                        tolerance=Tolerance(absolute=1e-3, relative=0.5),
+                    )
+                    engine_set_from_bundle(bundle, wide, folders[name])
+                library = BACKENDS[backend].library
+                calls = {name: (opening, place, library) for name, place in folders.items()}
+                opened = medians_in_turns(calls, rounds)
+                size = {
+                    n: sum(s.bytes for s in open_engine_set(f).segments[-1:])
+                    for n, f in folders.items()
+                }
+                row: Row = {"network": network, "backend": backend}
+                for name in kinds:
+                    row[f"{name}, weights over fp32"] = size[name] / size["fp32"]
+                    row[f"{name}, resident MiB"] = opened[name]["engines"]
+                yield row
+
+
+def plan_rows(bundles: Mapping[str, Path]) -> Iterator[Row]:
+    """Bytes of TensorRT-RTX plans over those in FP16, and errors of their graphs."""
+    for network, bundle in bundles.items():
+        with TemporaryDirectory() as temporary:
+            names = ("rtx-fp16", "rtx-int8", "rtx-fp8")
+            sets = {name: engine_set(bundle, Path(temporary), name) for name in names}
+            size = {n: sum(r.bytes for r in open_engine_set(f).files) for n, f in sets.items()}
+            for name in names[1:]:
+                manifest = open_engine_set(sets[name])
+                yield (
+                    {"network": network, "target": name}
+                    | _quantised(manifest)
+                    | {
+                        "bytes over FP16": size[name] / size["rtx-fp16"],
+                        "worst relative error": max(p.relative_error for p in manifest.exits),
+                    }
+                )
