@@ -33,6 +33,8 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
         build: module that builds, a :class:`eecompile.compiler.segments.BuildModule`.
         run: module that runs; its ``open_backend`` opens an engine set.
         probe: ``module:function``, what doctor asks of the library; given this record.
+        companions: whether encoders and decoders can be built for it: ``run`` also has
+            ``open_companion``.
         gpu: whether its engines run on NVIDIA GPUs only; cuda-core is then needed too.
         flavour_of: the backend of targets, where this is one way to build or run it.
         options: of such a target, with the values that choose this flavour.
@@ -53,6 +55,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     build: str = ""
     run: str = ""
     probe: str = "eecompile.doctor.probes:library"
+    companions: bool = False
     gpu: bool = False
     flavour_of: str = ""
     options: Mapping[str, tuple[str, ...]] = {}
@@ -79,6 +82,7 @@ _ALL = (
         quantised=("int8", "int8-weights", "int4-weights"),
         build="eecompile.compiler.backends.onnxruntime",
         run="eecompile.runtime.engines.onnxruntime",
+        companions=True,
         probe="eecompile.doctor.probes:onnxruntime",
         family=r"onnxruntime(?:-(?:gpu|openvino|directml|qnn|training))?",
         peer=True,
@@ -93,6 +97,7 @@ _ALL = (
         precisions=("fp32", "fp16"),
         build="eecompile.compiler.backends.onnxruntime",
         run="eecompile.runtime.engines.onnxruntime",
+        companions=True,
         probe="eecompile.doctor.probes:onnxruntime",
         gpu=True,
     ),
@@ -105,6 +110,7 @@ _ALL = (
         quantised=("int8", "int8-weights", "int4-weights"),
         build="eecompile.compiler.backends.openvino",
         run="eecompile.runtime.engines.openvino",
+        companions=True,
         probe="eecompile.doctor.probes:openvino",
         peer=True,
     ),

@@ -18,11 +18,13 @@ from msgspec import Meta, Struct
 from eecompile.decoding import PlainName
 from eecompile.errors import RecipeError, UsageError
 from eecompile.programs.choice import Exit, choice_of
+from eecompile.programs.companions import companion_problems
 from eecompile.programs.interface import Condition, Sampling, State
 from eecompile.programs.meaning import DEEPEST, LARGEST, TAKEN, is_condition_name
 from eecompile.programs.process import Process
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.programs.solvers import solver_named
+from eecompile.store.companions import CompanionRecipe, DecoderRecipe, EncoderRecipe
 from eecompile.store.shipped import named_file, packaged
 from eecompile.store.target import Tolerance
 from eecompile.store.toml import read_toml
@@ -153,6 +155,8 @@ class ExportRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         tolerance: of each exit's graph against the torch network, or the ONNX files.
         calibration: samples of the data, float32 .npy [N, *shape], relative to the recipe;
             lower precisions are chosen by the values that they lead to. None takes noise.
+        encoders: what makes conditions of prompts, by name.
+        decoder: what samples are decoded by; None where they are what is wanted.
     """
 
     name: PlainName
@@ -164,6 +168,8 @@ class ExportRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     sampling: Sampling = Sampling()
     tolerance: Tolerance = Tolerance(absolute=1e-6, relative=2e-4)
     calibration: str | None = None
+    encoders: dict[PlainName, EncoderRecipe] = {}
+    decoder: DecoderRecipe | None = None
 
     def exit_schedules(self) -> dict[str, ExitSchedule]:
         """The schedules by name, with ``full`` added, each checked against exits and cuts."""
@@ -202,7 +208,8 @@ def load_recipe(
     _check_names(recipe, path)
     _check_arguments(recipe, path)
     for name, value in recipe.network.constants.items():
-        _check_constant(name, value, path)
+        _check_constant(f"network.constants.{name}", value, path)
+    _check_companions(recipe, path)
     _check_fit(recipe, path)
     sampling = recipe.sampling
     try:
@@ -387,8 +394,27 @@ def _check_arguments(recipe: ExportRecipe, path: Path) -> None:
         )
 
 
+def _check_companions(recipe: ExportRecipe, path: Path) -> None:
+    """Pass when encoders give conditions that there are, within their shapes."""
+    encoders = {name: each.encoder for name, each in recipe.encoders.items()}
+    decoder = recipe.decoder.decoder if recipe.decoder else None
+    for problem in companion_problems(encoders, decoder, recipe.conditions):
+        raise RecipeError(
+            found=f"{problem}, in {path}",
+            expected=f"encoders of the conditions {sorted(recipe.conditions)}, each within its "
+            "shape, and a decoder of an ascending range",
+            remedy="fix [encoders] or [decoder]; docs/networks.md shows both",
+        )
+    made: dict[str, CompanionRecipe] = {f"encoders.{n}": e for n, e in recipe.encoders.items()}
+    if recipe.decoder is not None:
+        made["decoder"] = recipe.decoder
+    for name, companion in made.items():
+        for key, value in companion.constants.items():
+            _check_constant(f"{name}.constants.{key}", value, path)
+
+
 def _check_constant(place: str, value: Any, path: Path) -> None:
-    """Pass when a constant, stated under ``[network.constants]``, has one of the known forms."""
+    """Pass when a constant, stated at that place of the recipe, has one of the known forms."""
     if isinstance(value, list):
         for index, entry in enumerate(value):
             _check_constant(f"{place}[{index}]", entry, path)
@@ -427,7 +453,7 @@ def _numbers(value: Any) -> bool:
 def _no_constant(place: str, found: str, path: Path) -> RecipeError:
     dtypes = ", ".join(get_args(Dtype))
     return RecipeError(
-        found=f"network.constants.{place} with {found} in {path}",
+        found=f"{place} with {found} in {path}",
         expected="a number, a string, a boolean, a list, a table, { null = true }, { tensor = "
         f"[numbers], dtype = one of {dtypes} }}, or {{ call = 'package.module:function', "
         "arguments = [..], options = {..} }",

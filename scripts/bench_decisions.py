@@ -16,6 +16,7 @@ import onnxruntime
 from children import medians_in_turns
 from results import RECIPE, Row, milliseconds
 
+import eecompile.compiler.convert as convert
 import eecompile.compiler.trace as trace
 from eecompile import FakeEngine, Sampler
 from eecompile.arrays import Array, Inputs
@@ -129,13 +130,13 @@ def attention(rounds: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as temporary:
         opened, nodes = {}, {}
         for opset in (23, 20):
-            trace.OPSET = opset
+            trace.OPSET = convert.OPSET = opset
             folder = Path(temporary) / str(opset)
             bundle_from_recipe(RECIPE, folder)
             deepest = open_bundle(folder).exits[-1]
             opened[f"opset {opset}"] = session(folder / deepest.graph)
             nodes[f"nodes, opset {opset}"] = deepest.nodes
-        trace.OPSET = 23
+        trace.OPSET = convert.OPSET = 23
         return [{"batch": n} | times(opened, n, rounds) | nodes for n in (1, 16, 64)]
 
 

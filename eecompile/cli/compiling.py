@@ -47,7 +47,7 @@ def export(
 ) -> None:
     """Export a trained network: one ONNX graph per exit, every weight stored once."""
     from eecompile.recipe import load_recipe
-    from eecompile.show.bundles import exits_table
+    from eecompile.show.bundles import companions_table, exits_table
 
     is_folder = recipe.is_dir() and str(recipe) not in shipped("export")
     if is_folder or str(recipe).startswith("hub:"):
@@ -77,7 +77,7 @@ def export(
             report=report,
         )
     result(manifest)
-    show(exits_table(manifest))
+    show(exits_table(manifest), *companions_table(manifest))
     left_out = set(load_recipe(recipe).exit_schedules()) - set(manifest.interface.schedules)
     if left_out:
         say(f"schedules left out, which need other exits: {', '.join(sorted(left_out))}")

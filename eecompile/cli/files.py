@@ -8,9 +8,22 @@ from typing import Any
 
 import numpy as np
 
+from eecompile.arrays import Array
+from eecompile.cli.console import extra
 from eecompile.errors import UsageError
+from eecompile.programs.companions import Decoder
 from eecompile.programs.interface import Interface
 from eecompile.store.files import written
+
+MEDIA = (".gif", ".mp4", ".wav")
+"""How names of files end that only decoded samples can be written to."""
+_SUFFIXES = {
+    "": (".png",),
+    "image": (".png",),
+    "video": (".gif", ".mp4"),
+    "audio": (".wav",),
+}
+_EXTRAS = {".mp4": "video"}
 
 
 def check_file(output: Path, *suffixes: str) -> None:
@@ -25,6 +38,63 @@ def check_file(output: Path, *suffixes: str) -> None:
             expected=f"a name that ends in {' or '.join(suffixes)}, in a folder that exists",
             remedy="rename it, create the folder, or choose another place",
         )
+
+
+def check_samples(
+    output: Path, decoder: Decoder | None, shape: tuple[int, ...], count: int
+) -> None:
+    """Pass when samples can be written to a file of that name.
+
+    Args:
+        output: the file.
+        decoder: of the network, where samples are to be decoded.
+        shape: of a sample.
+        count: of the samples.
+
+    Raises:
+        UsageError: its kind is another than that of the samples.
+    """
+    suffix, kind = output.suffix, decoder.kind if decoder else ""
+    if suffix == ".npy":
+        return
+    if suffix not in _SUFFIXES[kind]:
+        raise UsageError(
+            found=f"output {output} for {f'decoded {kind}' if kind else 'samples as they are'}",
+            expected=f"a name that ends in {' or '.join((*_SUFFIXES[kind], '.npy'))}",
+            remedy="rename it",
+        )
+    if suffix == ".wav" and count != 1:
+        raise UsageError(
+            found=f"{count} samples in {output}",
+            expected="one waveform a file",
+            remedy="pass -n 1, or write an .npy file",
+        )
+    if not kind:
+        from eecompile.show.pictures import check_drawable
+
+        check_drawable(shape)
+
+
+def write_decoded(output: Path, made: Array, decoder: Decoder) -> None:
+    """Write decoded samples as what they are: an array, pictures, a video or a waveform.
+
+    Several pictures or videos stand side by side.
+    """
+    with written(output) as partial:
+        if output.suffix == ".npy":
+            with partial.open("wb") as file:
+                np.save(file, made)
+            return
+        with extra(_EXTRAS.get(output.suffix, "cli")):
+            from eecompile.show import media, pictures
+
+            if output.suffix == ".png":
+                pictures.save_sheet(made, decoder.range, partial)
+            elif output.suffix == ".wav":
+                media.save_waveform(made[0], decoder.rate, partial)
+            else:
+                save = media.save_gif if output.suffix == ".gif" else media.save_video
+                save(made, decoder.range, decoder.rate, partial)
 
 
 def write_samples(

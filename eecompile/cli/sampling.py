@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from eecompile.cli import options
-from eecompile.cli.console import extra, last_state, result, say, show
-from eecompile.cli.files import check_file, write_samples
+from eecompile.cli.console import extra, last_state, result, say, show, warned
+from eecompile.cli.files import MEDIA, check_file, check_samples, write_decoded, write_samples
 from eecompile.cli.inspecting import planner_of
 from eecompile.cli.values import program_of, request_of, schedule_of
 from eecompile.errors import UsageError
@@ -20,13 +20,35 @@ from eecompile.programs.solvers import SOLVERS
 from eecompile.runtime.sampler import Sampler
 from eecompile.store.files import written
 
+_USUAL = 16  # samples
+
 
 def sample(
     engines: options.Engines,
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="A labelled grid (.png) or the array (.npy).")
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            help="A labelled grid (.png) or the array (.npy); decoded: pictures (.png), a video "
+            "(.gif, .mp4), a waveform (.wav) or the array (.npy).",
+        ),
     ],
-    n: Annotated[int, typer.Option("-n", help="Number of samples.")] = 16,
+    n: Annotated[
+        int | None,
+        typer.Option("-n", help="Number of samples; default 16, or one for each prompt."),
+    ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="What to sample, where the network has an encoder; several in turn."),
+    ] = None,
+    negative: Annotated[
+        list[str] | None,
+        typer.Option(help="What guidance leads away from; default the recipe's, or nothing."),
+    ] = None,
+    latents: Annotated[
+        bool, typer.Option("--latents", help="Samples as they are, not decoded.")
+    ] = False,
     solver: options.Solver = None,
     program: Annotated[
         Path | None,
@@ -44,21 +66,20 @@ def sample(
     threads: options.Threads = None,
 ) -> None:
     """Sample with the built engines; what is left out takes the recipe's default."""
-    asked = request_of(seed, guidance, guidance_interval, set_, null, shape, n=n)
-    check_file(output, ".png", ".npy")
-    with Sampler.open(engines, *(more or []), threads=threads) as sampler:
+    count = (len(prompt) if prompt else _USUAL) if n is None else n
+    asked = request_of(seed, guidance, guidance_interval, set_, null, shape, n=count)
+    check_file(output, ".png", ".npy", *MEDIA)
+    with Sampler.open(engines, *(more or []), threads=threads) as sampler, warned():
         interface = sampler.interface
-        if output.suffix == ".png":
-            from eecompile.show.pictures import check_drawable
-
-            check_drawable(interface.state.shape)
-        request = asked.part(interface, 0, n)
+        decoder = None if latents else interface.decoder
+        check_samples(output, decoder, interface.state.shape, count)
+        request = sampler.prompted(asked, prompt, negative).part(interface, 0, count)
         sampler.check(request)
         given = solver if program is None else program_of(program, solver)
         chosen = sampler.program(given, steps, schedule_of(schedule, interface))
         conditions: dict[str, Any] = dict(request.conditions)
         results = sampler.steps(
-            n,
+            count,
             solver=chosen,
             seed=seed,
             guidance=request.guidance,
@@ -69,14 +90,18 @@ def sample(
         )
         began = time.perf_counter()
         state = last_state(results, len(chosen.steps))
+        made = sampler.decode(state) if decoder else state
         seconds = time.perf_counter() - began
     name = program.name if program else schedule or interface.default_schedule(solver, steps)
-    title = f"{interface.name}, {chosen.solver}, {len(chosen.steps)} steps, {name}, seed {seed}"
-    write_samples(output, state, interface, conditions, title)
-    facts = {"output": str(output), "n": n, "shape": state.shape[1:], "seed": seed}
+    if decoder:
+        write_decoded(output, made, decoder)
+    else:
+        title = f"{interface.name}, {chosen.solver}, {len(chosen.steps)} steps, {name}, seed {seed}"
+        write_samples(output, made, interface, conditions, title)
+    facts = {"output": str(output), "n": count, "shape": made.shape[1:], "seed": seed}
     schedule_ = {"schedule": str(name), "solver": chosen.solver, "steps": len(chosen.steps)}
     result(facts | schedule_ | {"seconds": seconds})
-    say(f"{n} samples: {output}")
+    say(f"{count} samples: {output}")
 
 
 def program(

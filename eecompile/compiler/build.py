@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 import eecompile
 from eecompile.arrays import Inputs
+from eecompile.compiler.companions import build_companions
 from eecompile.compiler.graph.emulation import emulate_bfloat16
 from eecompile.compiler.graph.merge import exit_outputs, merged_exits
 from eecompile.compiler.graph.numbering import name_by_number
@@ -221,7 +222,10 @@ class _Job(NamedTuple):
 
     @property
     def versions(self) -> dict[str, str]:
-        return {"eecompile": eecompile.__version__, **self.backend.versions()}
+        found = {"eecompile": eecompile.__version__, **self.backend.versions()}
+        if self.source.companions:
+            found |= build_module_for(self.target.for_companions).versions()
+        return found
 
     @property
     def fingerprint(self) -> str:
@@ -261,12 +265,14 @@ def _build(job: _Job, folder: Path) -> EngineManifest:
             spans = verified_spans(graphs, interface, spans, target, 2, job.report)
             del graphs
         compile_all(folder, model, segments, target, job.backend, job.store, work, job.report)
+        companions = build_companions(job.bundle, job.source, target, folder, work, job.report)
     manifest = EngineManifest(
         interface=interface,
         target=target,
         exits=_plans(parts, interface, errors),
         spans=spans,
         segments=segments,
+        companions=companions,
         files=records(folder),
         versions=job.versions,
         warnings=warnings_in(folder / LOG),

@@ -7,6 +7,7 @@ computed are those of the trained network to the last bit, which matters where t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,11 +28,12 @@ def fold_constants(program: torch.export.ExportedProgram) -> None:
     It must come of complex numbers, or be small and of no weight: weights stay as they are.
     """
     nodes, values = list(program.graph.nodes), _constants(program)
-    weights = set(values)
+    weights, changed = set(values), _changed(nodes)
     complex_ = {node for node in nodes if _is_complex(node)}
     for node in nodes:
         parents = node.all_input_nodes
-        if not _is_pure(node) or not all(parent in values for parent in parents):
+        known = node not in changed and all(parent in values for parent in parents)
+        if not known or not _is_pure(node):
             continue
         if any(parent in complex_ for parent in parents):
             complex_.add(node)
@@ -60,6 +62,20 @@ def _is_pure(node: Node) -> bool:
         torch.Tag.nondeterministic_seeded in target.tags or target._schema.is_mutable
     )
     return node.op == "call_function" and not drawn
+
+
+def _changed(nodes: Sequence[Node]) -> set[Node]:
+    """What is written to in place, and what that is a view of."""
+    found: set[Node] = set()
+    for node in nodes:
+        target, written = node.target, node
+        while isinstance(target, torch._ops.OpOverload) and node.all_input_nodes:
+            if not (target._schema.is_mutable if written is node else target.is_view):
+                break
+            written = written.all_input_nodes[0]
+            found.add(written)
+            target = written.target
+    return found
 
 
 def _is_small(node: Node) -> bool:

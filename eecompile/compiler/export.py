@@ -20,6 +20,7 @@ import torch
 
 import eecompile
 from eecompile.arrays import Inputs
+from eecompile.compiler.companions import export_companions
 from eecompile.compiler.differences import located
 from eecompile.compiler.files import evaluate_files, external_files, graph_from_files
 from eecompile.compiler.graph.cuts import marks
@@ -59,6 +60,7 @@ from eecompile.errors import (
 from eecompile.networks.base import ADAPTERS, MultiExitNetwork
 from eecompile.networks.call import left_out, without_autocast
 from eecompile.networks.checkpoint import checkpoint_files
+from eecompile.networks.companions import companion_files
 from eecompile.networks.load import importable, load_network
 from eecompile.networks.truncated import Truncated
 from eecompile.programs.interface import Interface
@@ -75,6 +77,7 @@ from eecompile.store.bundle import (
     sha256,
     write_manifest,
 )
+from eecompile.store.companions import DECODER, CompanionRecipe, encoder_name
 from eecompile.store.folders import new_folder
 from eecompile.store.shipped import named_file
 from eecompile.store.target import Tolerance
@@ -150,6 +153,7 @@ def bundle_from_recipe(
             ) from error
         if advice:
             LOG.warning("the timesteps look too large: %s", advice)
+        companions = export_companions(recipe, path.parent, folder, interface, report)
         shared = sharing(source.model.graph, exit_outputs(source.model, interface))
         timesteps, batches = check_points(interface.process.timesteps)
         report("checking digests")
@@ -159,8 +163,9 @@ def bundle_from_recipe(
             files=records(folder),
             sharing=shared,
             spans=spans,
+            companions=companions,
             versions=_versions(),
-            sources=_digests(recipe, path.parent),
+            sources=_digests(recipe, path.parent) | _companion_digests(recipe, path.parent),
             reference=source.name,
             checked_timesteps=timesteps,
             checked_batches=batches,
@@ -180,6 +185,8 @@ def interface_from_recipe(recipe: ExportRecipe) -> Interface:
         sampling=recipe.sampling,
         costs=recipe.network.costs,
         arguments=recipe.network.arguments,
+        encoders={name: each.encoder for name, each in recipe.encoders.items()},
+        decoder=recipe.decoder.decoder if recipe.decoder else None,
     )
 
 
@@ -397,6 +404,17 @@ def _digests(recipe: ExportRecipe, folder: Path) -> dict[str, str]:
     paths = {folder / name for name in network.files}
     paths |= {data for path in paths for data in external_files(path)}
     return {os.path.relpath(path, folder): sha256(path) for path in sorted(paths)}
+
+
+def _companion_digests(recipe: ExportRecipe, folder: Path) -> dict[str, str]:
+    named: dict[str, CompanionRecipe] = {encoder_name(n): e for n, e in recipe.encoders.items()}
+    if recipe.decoder is not None:
+        named[DECODER] = recipe.decoder
+    return {
+        f"{name}/{path.name}": sha256(path)
+        for name, each in named.items()
+        for path in companion_files(each, folder)
+    }
 
 
 def _versions() -> dict[str, str]:

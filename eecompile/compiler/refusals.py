@@ -13,7 +13,7 @@ import torch
 from eecompile.compiler.graph.operators import network_line
 from eecompile.errors import TraceError, summary
 from eecompile.networks import truncated
-from eecompile.programs.interface import Interface
+from eecompile.programs.interface import Resizable
 
 # What lies between a network's own code and the exporter.
 _LIBRARIES = [Path(torch.__file__).parent, Path(onnx_ir.__file__).parent, Path(__file__).parent]
@@ -21,7 +21,7 @@ _CUT = Path(truncated.__file__)
 
 
 def explained(
-    error: BaseException, interface: Interface, program: torch.export.ExportedProgram | None
+    error: BaseException, free: Resizable | None, program: torch.export.ExportedProgram | None
 ) -> TraceError:
     """What went wrong in a trace, in one sentence: the operator, and where it comes from."""
     causes = list(_causes(error))
@@ -61,8 +61,8 @@ def explained(
             expected="operators that torch.onnx can convert",
             remedy="write it with others in the network's forward",
         )
-    if interface.state.resizable and ("onstraint" in text or "pecializ" in text):
-        return one_size(f" ({_constraint(text)}){place}", interface)
+    if free is not None and ("onstraint" in text or "pecializ" in text):
+        return one_size(f" ({_constraint(text)}){place}", free)
     reason = _constraint(text) if "Constraints violated" in text else summary(causes[-1])
     return TraceError(
         found=f"a network that torch.export cannot trace ({reason}){place}",
@@ -71,9 +71,9 @@ def explained(
     )
 
 
-def one_size(why: str, interface: Interface) -> TraceError:
+def one_size(why: str, free: Resizable | None) -> TraceError:
     """The refusal of a network whose samples were to have several sizes."""
-    axes = list(interface.state.resizable.axes) if interface.state.resizable else []
+    axes = list(free.axes) if free else []
     return TraceError(
         found=f"a network that takes samples of one size only{why}",
         expected=f"axes {axes} of any allowed length",

@@ -2,42 +2,37 @@
 
 from __future__ import annotations
 
-import io
-import logging
-import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
-from typing import Any, NamedTuple
+from contextlib import contextmanager
+from typing import Any
 
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
-from onnxscript import opset23
 from torch import Tensor, nn
-from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
-from torch.nn.functional import scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from eecompile.compiler.constants import fold_constants
+from eecompile.compiler.convert import (
+    OPSET,
+    FourAxes,
+    Traced,
+    batch_first,
+    converted,
+    free_axes,
+)
 from eecompile.compiler.graph.clean import clean
 from eecompile.compiler.graph.cuts import mark
 from eecompile.compiler.graph.masks import ExpandMasks
 from eecompile.compiler.graph.numbering import NumberValues
-from eecompile.compiler.graph.operators import check_operators, place_of
-from eecompile.compiler.graph.optimise import optimise
+from eecompile.compiler.graph.operators import place_of
 from eecompile.compiler.hints import remedy_of_call
-from eecompile.compiler.refusals import explained, one_size, place_in_network
+from eecompile.compiler.refusals import one_size, place_in_network
 from eecompile.compiler.verify import random_inputs
 from eecompile.errors import EecompileError, TraceError, summary
 from eecompile.interrupt import check
 from eecompile.networks.base import MultiExitNetwork
-from eecompile.programs.interface import Interface
+from eecompile.programs.interface import Interface, State
 from eecompile.store.bundle import output_names
-
-OPSET = 23  # the first with an Attention operator
-_LARGEST_BATCH = 2**16
 
 
 class Exits(nn.Module):
@@ -64,7 +59,7 @@ class Exits(nn.Module):
         """
         for value in inputs:  # else each input's batch would be a size of its own
             torch._check(value.shape[0] == inputs[0].shape[0])  # type: ignore[no-untyped-call]
-        with _FourAxes(), self.blocks.recording():
+        with FourAxes(), self.blocks.recording():
             predictions = self.network(**dict(zip(self.names, inputs, strict=True)))
         returned = self.blocks.found.values()
         if self.parts == 1:
@@ -123,35 +118,6 @@ class BlockRecorder:
                 self.found[block, index] = value.clone()
 
 
-class _FourAxes(TorchFunctionMode):
-    """Attention without an axis of heads, as attention with one head.
-
-    The exporter (onnxscript 0.7) takes queries of four axes only.
-    """
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if function is not scaled_dot_product_attention:
-            return function(*args, **kwargs)
-        names = ("query", "key", "value", "attn_mask")
-        given = {**dict(zip((*names, "dropout_p", "is_causal"), args, strict=False)), **kwargs}
-        if given["query"].ndim != 3:
-            return function(*args, **kwargs)
-        for name in names:
-            if isinstance(given.get(name), Tensor) and given[name].ndim == 3:
-                given[name] = given[name].unsqueeze(1)
-        return function(**given).squeeze(1)
-
-
-class Traced(NamedTuple):
-    """A graph, and the program in torch's operators that it was converted from."""
-
-    model: ir.Model
-    program: torch.export.ExportedProgram
-
-
 def graph_from_network(network: MultiExitNetwork, interface: Interface) -> ir.Model:
     """The graph alone; see :func:`traced_network`."""
     return traced_network(network, interface).model
@@ -167,7 +133,7 @@ def traced_network(network: MultiExitNetwork, interface: Interface) -> Traced:
         TraceError: the network's outputs do not fit its exits, or it cannot be traced.
     """
     timestep = interface.process.timesteps / 2
-    arrays = random_inputs(interface, 2, timestep, seed=0, shape=_traced_shape(interface))
+    arrays = random_inputs(interface, 2, timestep, seed=0, shape=traced_shape(interface.state))
     inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
     exits = Exits(network, interface).eval()
     outputs = [name for depth in interface.exits for name in output_names(interface, depth)]
@@ -175,30 +141,10 @@ def traced_network(network: MultiExitNetwork, interface: Interface) -> Traced:
     with torch.no_grad():
         exits(*inputs.values())
     returned = {f"block_{block}_{index}": (block, index) for block, index in exits.blocks.found}
-    program = None
-    try:
-        with _quiet():
-            program = _program(exits, inputs, interface)
-            fold_constants(program)
-            converted = torch.onnx.export(
-                program,
-                dynamo=True,
-                opset_version=OPSET,
-                dynamic_shapes=(tuple(_dynamic_shapes(inputs, interface).values()),),
-                input_names=list(inputs),
-                output_names=[*outputs, *returned],
-                custom_translation_table={torch.ops.aten.squeeze.dim: _squeeze},
-                optimize=False,
-                verbose=False,
-            )
-            assert converted is not None
-            assert converted.exported_program is not None
-            model: ir.Model = converted.model
-            optimise(model)
-    except (Exception, SystemExit) as error:  # torch.export raises many kinds
-        check()
-        raise explained(error, interface, program) from error
-    check_operators(model, "the network")
+    free = interface.state.resizable
+    shapes = _dynamic_shapes(inputs, interface)
+    traced = converted(exits, inputs, shapes, [*outputs, *returned], free, "the network")
+    model = traced.model
     _check_free_axes(model, interface)
     clean(model)
     ExpandMasks()(model)
@@ -206,35 +152,7 @@ def traced_network(network: MultiExitNetwork, interface: Interface) -> Traced:
     NumberValues()(model)
     _mark_blocks(model, outputs, tuple(returned.values()))
     _check_graph(model, list(inputs), outputs)
-    return Traced(model, converted.exported_program)
-
-
-def _program(
-    exits: Exits, inputs: Mapping[str, Tensor], interface: Interface
-) -> torch.export.ExportedProgram:
-    shapes: Any = (tuple(_dynamic_shapes(inputs, interface).values()),)
-
-    def exported(dynamic_shapes: Any) -> torch.export.ExportedProgram:
-        return torch.export.export(
-            exits,
-            tuple(inputs.values()),
-            dynamic_shapes=dynamic_shapes,
-            strict=False,
-            prefer_deferred_runtime_asserts_over_guards=True,
-        )
-
-    # As torch.onnx does, so that a batch of one is no case of its own.
-    config: Any = torch.fx.experimental._config
-    with config.patch(backed_size_oblivious=True):
-        try:
-            return exported(shapes)
-        except torch._dynamo.exc.UserError as error:
-            # Diffusers' U-Nets lay batches from 64 out anew: torch asks for a batch below it.
-            try:
-                narrower = refine_dynamic_shapes_from_suggested_fixes(error.msg, shapes)
-            except Exception:  # it finds no fix to suggest, or none that it can read
-                raise error from None
-            return exported(narrower)
+    return traced
 
 
 def _mark_blocks(
@@ -264,21 +182,9 @@ def _plain_names(model: ir.Model) -> None:
             taken.add(name)
 
 
-def _squeeze(self: Any, dim: int) -> Any:
-    """Torch's squeeze: an axis that is longer than one stays.
-
-    The exporter's own translation (onnxscript 0.7) squeezes whatever the length.
-    """
-    length = self.shape[dim] if self.shape else 1
-    if isinstance(length, int) and length != 1:
-        return opset23.Identity(self)
-    squeeze: Any = opset23.Squeeze  # typed for arrays, called with values of a graph
-    return squeeze(self, [dim])
-
-
-def _traced_shape(interface: Interface) -> tuple[int, ...]:
+def traced_shape(state: State) -> tuple[int, ...]:
     """The shape to trace with: free axes longer than one multiple, which would stay fixed."""
-    shape, free = list(interface.state.shape), interface.state.resizable
+    shape, free = list(state.shape), state.resizable
     for axis in free.axes if free else ():
         assert free is not None
         shape[axis] = max(shape[axis], 2 * free.multiple)
@@ -286,14 +192,8 @@ def _traced_shape(interface: Interface) -> tuple[int, ...]:
 
 
 def _dynamic_shapes(inputs: Mapping[str, Tensor], interface: Interface) -> dict[str, Any]:
-    # From 2, or networks that ask whether the batch is 1 are refused; both are verified.
-    batch = torch.export.Dim("batch", min=2, max=_LARGEST_BATCH)
-    shapes: dict[str, dict[int, Any]] = {name: {0: batch} for name in inputs}
-    free = interface.state.resizable
-    for axis in free.axes if free else ():
-        assert free is not None
-        low, high = free.min // free.multiple, free.max // free.multiple
-        shapes["x"][axis + 1] = free.multiple * torch.export.Dim(f"axis{axis}", min=low, max=high)
+    shapes = batch_first(inputs)
+    shapes["x"] |= free_axes(interface.state.resizable)
     return shapes
 
 
@@ -365,28 +265,9 @@ def _check_free_axes(model: ir.Model, interface: Interface) -> None:
         for node in model.graph:
             reads = any(name in str(value.shape) for value in node.inputs if value is not None)
             if reads and not any(name in str(value.shape) for value in node.outputs):
-                raise one_size(f" ({node.op_type}{place_of(node)})", interface)
-        raise one_size("", interface)
+                raise one_size(f" ({node.op_type}{place_of(node)})", free)
+        raise one_size("", free)
 
 
 def _shapes(inputs: Mapping[str, Tensor]) -> str:
     return ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's warnings, and without the graph that it prints where it fails."""
-    names = ("torch.onnx", "torch.fx.experimental.symbolic_shapes")
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    printed = io.StringIO()
-    try:
-        with warnings.catch_warnings(), redirect_stderr(printed):
-            warnings.simplefilter("ignore")
-            yield
-        sys.stderr.write(printed.getvalue())  # the network's own
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -32,9 +32,13 @@ class WeightStore:
     """Collects the weights of several graphs, and points the graphs at one file.
 
     A tensor is known by its content: dtype, shape and bytes.
+
+    Args:
+        file: name of the weights file.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, file: str = WEIGHTS) -> None:
+        self.file = file
         self._names: dict[str, str] = {}
         self._tensors: dict[str, ir.TensorProtocol] = {}
 
@@ -56,12 +60,12 @@ class WeightStore:
 
         The models' weights are replaced by references to the file.
         """
-        places = write_safetensors(folder / WEIGHTS, self._tensors)
+        places = write_safetensors(folder / self.file, self._tensors)
         for name, model in models.items():
             for value, tensor in _weights(model):
                 place = places[self._names[content_key(tensor)]]
                 value.const_value = ir.ExternalTensor(
-                    WEIGHTS,
+                    self.file,
                     place.offset,
                     place.length,
                     tensor.dtype,
@@ -72,8 +76,8 @@ class WeightStore:
             ir.save(model, folder / name)
 
 
-def load_graph(folder: Path, name: str) -> ir.Model:
-    """A graph of a bundle, its weights mapped from the weights file.
+def load_graph(folder: Path, name: str, file: str = WEIGHTS) -> ir.Model:
+    """A graph of a bundle, its weights mapped from the weights file of that name.
 
     Raises:
         BundleError: the graph is malformed, or points outside the folder.
@@ -86,19 +90,19 @@ def load_graph(folder: Path, name: str) -> ir.Model:
             expected="a graph that eecompile export wrote",
             remedy="export the bundle again",
         ) from error
-    size = (folder / WEIGHTS).stat().st_size
+    size = (folder / file).stat().st_size
     for key, value in model.graph.initializers.items():
-        if problem := _problem(value.const_value, size):
+        if problem := _problem(value.const_value, file, size):
             raise BundleError(
                 found=f"{problem}, which {name} calls {key!r}, in {folder}",
-                expected=f"weights with a type and a shape, as large as they say, in {WEIGHTS}",
+                expected=f"weights with a type and a shape, as large as they say, in {file}",
                 remedy="export the bundle again",
             )
     return model
 
 
-def _problem(tensor: ir.TensorProtocol | None, size: int) -> str:
-    """What is wrong with a weight, if the weights file has ``size`` bytes; "" for nothing."""
+def _problem(tensor: ir.TensorProtocol | None, file: str, size: int) -> str:
+    """What is wrong with a weight, if the weights ``file`` has ``size`` bytes; "" for nothing."""
     if tensor is None:
         return "a weight without values"
     try:
@@ -108,7 +112,7 @@ def _problem(tensor: ir.TensorProtocol | None, size: int) -> str:
             return ""
     except Exception as error:  # onnx-ir and numpy raise several kinds
         return f"a weight that cannot be read ({one_line(error)})"
-    if str(tensor.location) != WEIGHTS:
+    if str(tensor.location) != file:
         return f"weights at {str(tensor.location)!r}"
     start, length = tensor.offset or 0, tensor.length
     inside = start >= 0 and start + needed <= size and length in (None, needed)

@@ -40,18 +40,12 @@ def load_network(recipe: NetworkRecipe, folder: Path) -> MultiExitNetwork:
     assert recipe.checkpoint
     path = folder / recipe.checkpoint
     check_file(path)  # before a large network is made for nothing
-    make = partial(_make, _factory(recipe.factory, folder), recipe)
-    numbers = _numbers(make)
-    key = recipe.checkpoint_key
-    prefix = key if key and key.endswith(".") else None
-    state = dequantised(state_from_file(path, None if prefix else key))
-    _check_size(numbers, state, path)
-    network = make()
-    _fill(network, named_as(_wanted(network), state, prefix), path)
+    make = partial(_make, factory_named(recipe.factory, folder), recipe)
+    network = filled(make, path, recipe.checkpoint_key)
     network.float().eval()
     for parameter in network.parameters():
         parameter.requires_grad_(False)
-    constants = constants_from_recipe(recipe.constants, partial(_factory, folder=folder))
+    constants = constants_from_recipe(recipe.constants, partial(factory_named, folder=folder))
     call = Call(recipe.arguments, constants, recipe.dtypes)
     if recipe.blocks is not None:
         return Truncated(network, exits=recipe.exits, blocks=recipe.blocks, call=call).eval()
@@ -60,7 +54,28 @@ def load_network(recipe: NetworkRecipe, folder: Path) -> MultiExitNetwork:
     return multi_exit if call.plain else Renamed(multi_exit, call).eval()
 
 
-def _factory(name: str, folder: Path) -> Callable[..., Any]:
+def filled(make: Callable[[], nn.Module], path: Path, key: str | None) -> nn.Module:
+    """The module that ``make`` makes, with the entry or the prefix ``key`` of a checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, unreadable, or does not fit.
+    """
+    check_file(path)
+    numbers = _numbers(make)
+    prefix = key if key and key.endswith(".") else None
+    state = dequantised(state_from_file(path, None if prefix else key))
+    _check_size(numbers, state, path)
+    network = make()
+    _fill(network, named_as(_wanted(network), state, prefix), path)
+    return network
+
+
+def factory_named(name: str, folder: Path) -> Callable[..., Any]:
+    """What ``package.module:callable`` names; modules in ``folder`` are found.
+
+    Raises:
+        RecipeError: there is no such thing.
+    """
     module_name, _, attribute = name.partition(":")
     try:
         with importable(folder):

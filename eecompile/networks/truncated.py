@@ -162,7 +162,7 @@ class Truncated(nn.Module):
         if cut.done is None or not cut.once:
             cut.done = []
         cut.depth = depth
-        prediction = _tensor(self.network(**self.call(**inputs)))
+        prediction = prediction_in(self.network(**self.call(**inputs)))
         if len(cut.done) < depth:
             raise RecipeError(
                 found=f"{len(cut.done)} of the blocks running where {depth} should",
@@ -247,7 +247,7 @@ def _listed(network: nn.Module, name: str, *, lists_only: bool = False) -> Itera
     )
 
 
-def _tensor(result: Any) -> Tensor:
+def prediction_in(result: Any) -> Tensor:
     """The prediction in what a module returned: itself, the first of several, or ``.sample``."""
     if isinstance(result, Mapping):
         result = result.get("sample", next(iter(result.values()), None))

@@ -17,6 +17,7 @@ from eecompile.arrays import AnyArray
 from eecompile.decoding import PlainName
 from eecompile.errors import ConditionError, RecipeError, UsageError
 from eecompile.programs.choice import Choice
+from eecompile.programs.companions import Decoder, Encoder
 from eecompile.programs.process import Process
 from eecompile.programs.schedule import ExitSchedule
 
@@ -326,6 +327,8 @@ class Interface(msgspec.Struct, frozen=True, kw_only=True):
             blocks before it; empty for none.
         arguments: what the network itself calls an input, by its name here (``x``, ``t``, a
             condition), where the two differ; ``added.size`` is entry ``size`` of ``added``.
+        encoders: what makes conditions of prompts, by name.
+        decoder: what samples are decoded to; None where they are what is wanted.
     """
 
     name: PlainName
@@ -338,6 +341,8 @@ class Interface(msgspec.Struct, frozen=True, kw_only=True):
     costs: tuple[float, ...] = ()
     cuts: tuple[int, ...] = ()
     arguments: dict[str, str] = {}
+    encoders: dict[PlainName, Encoder] = {}
+    decoder: Decoder | None = None
 
     @property
     def spans(self) -> dict[tuple[int, int], float]:

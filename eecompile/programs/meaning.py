@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from eecompile.errors import EecompileError
+from eecompile.programs.companions import companion_problems
 from eecompile.programs.interface import Interface
 from eecompile.programs.solvers import solver_named
 
@@ -16,7 +17,7 @@ DEEPEST = 10_000
 LARGEST = 2**31 - 1  # numbers in one sample: what ONNX runtimes can index
 TAKEN = frozenset(
     ("x", "t", "self", "n", "solver", "steps", "schedule", "seed", "guidance", "nulls", "shape")
-    + ("guidance_interval", "first")
+    + ("guidance_interval", "first", "prompt", "negative", "decode")
 )
 """Names that no condition can have: the graphs' inputs, and arguments of ``Sampler.steps``."""
 _OUTPUT = re.compile(r"(prediction|variance)_\d+\Z")
@@ -59,6 +60,7 @@ def interface_problems(interface: Interface) -> Iterator[str]:
     low, high = sampling.guidance_interval or (0.0, 0.0)
     if not 0 <= low <= high <= interface.process.timesteps:
         yield f"the guidance interval {[low, high]}"
+    yield from companion_problems(interface.encoders, interface.decoder, interface.conditions)
     yield from _unknown_choices(interface)
 
 

@@ -27,6 +27,7 @@ from eecompile.errors import (
     summary,
 )
 from eecompile.programs.interface import Interface
+from eecompile.runtime.companions import Companions
 from eecompile.runtime.engines._files import FILES
 from eecompile.runtime.opening import engine_from_manifests
 from eecompile.runtime.protocol import Engine
@@ -71,8 +72,9 @@ def check_isolated(
 ) -> None:
     """Pass when another process has opened the engine sets and evaluated each of their exits.
 
-    Every file that this machine uses is opened; each exit is evaluated at the smallest batch and
-    at one sample more, on random numbers, with what the conditions have as default.
+    Every file that this machine uses is opened, those of companions too; each exit is evaluated
+    at the smallest batch and at one sample more, on random numbers, with what the conditions have
+    as default.
 
     Args:
         folders: of the engine sets.
@@ -201,6 +203,8 @@ def _try(folders: Sequence[Path], job: _Job, say: Callable[[_Line], object]) -> 
                     doing = f"evaluating exit {plan.depth} at batch size {size} ({files})"
                     say(_Line(doing=f"{doing} of {folder}"))
                     _evaluate(engine, manifest.interface, plan.depth, size)
+            with Companions(folder, manifest, job.threads) as companions:
+                companions.open_all()
 
 
 def _evaluate(engine: Engine, interface: Interface, depth: int, size: int) -> None:

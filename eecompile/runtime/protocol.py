@@ -2,7 +2,8 @@
 
 A simple engine has three attributes and :meth:`Engine.evaluate`. What else engines can do has a
 default here, which those override that can do better: evaluate without allocating, keep
-trajectories on a device, or stand for several engines.
+trajectories on a device, or stand for several engines. Companions, which run once a sampling, are
+engines with one function.
 """
 
 from __future__ import annotations
@@ -126,3 +127,18 @@ class Engine(Handle, ABC):
             UsageError: the plan's shape has no elements, which devices refuse.
         """
         return HostTrajectory(self, plan)
+
+
+class CompanionEngine(Handle, ABC):
+    """Evaluates an encoder or a decoder. May be used from several threads."""
+
+    @abstractmethod
+    def run(self, inputs: Inputs) -> list[Array]:
+        """The outputs, float32, in the order of the manifest.
+
+        Args:
+            inputs: an array for each of the manifest's inputs, by name, the batch first.
+
+        Raises:
+            BackendError: the engine refuses these inputs.
+        """

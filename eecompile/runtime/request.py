@@ -202,7 +202,7 @@ def checked(interface: Interface, request: SampleRequest) -> Checked:
         )
     n, seed, first = _counts(request.n, request.seed, request.first)
     samples = range(first, first + n)
-    scales = _scales(interface, request.guidance, n)
+    scales = guidance_scales(interface, request.guidance, n)
     state = interface.state
     shape = state.shape if request.shape is None else state.check_shape(request.shape)
     interface.check_conditions(request.nulls, "a null value for condition")
@@ -347,7 +347,7 @@ def _rows(joined: Checked, rows: NDArray[np.intp], guided: int) -> Rows:
     )
 
 
-def _scales(interface: Interface, guidance: ArrayLike | None, n: int) -> Array:
+def guidance_scales(interface: Interface, guidance: ArrayLike | None, n: int) -> Array:
     """Guidance of each sample."""
     given = interface.sampling.guidance if guidance is None else guidance
     try:

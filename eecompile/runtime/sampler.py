@@ -19,10 +19,12 @@ from eecompile.programs.interface import Interface
 from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.programs.solvers import Solver
+from eecompile.runtime.companions import Companions, decoding, prompted
 from eecompile.runtime.isolated import SECONDS, check_isolated
 from eecompile.runtime.opening import engine_from_manifests, manifests_by_target
 from eecompile.runtime.pool import TrajectoryPool
 from eecompile.runtime.program_cache import ProgramCache, Schedule
+from eecompile.runtime.prompts import prompts_of
 from eecompile.runtime.protocol import Engine
 from eecompile.runtime.request import (
     Interval,
@@ -50,6 +52,7 @@ class Sampler(Handle):
         on_step: told of every step on every batch. What it raises is logged, not raised.
             On a GPU, steps are then taken and waited for one by one.
         name: of the engine set, for metrics and logs.
+        companions: encodes prompts, and decodes samples; the sampler closes it.
 
     Attributes:
         engines: names of the engine sets that schedules may name: their targets'.
@@ -62,8 +65,10 @@ class Sampler(Handle):
         *,
         on_step: Hook | None = None,
         name: str = "",
+        companions: Companions | None = None,
     ) -> None:
         self.engine = engine
+        self.companions = companions
         self.interface = interface
         self.on_step = on_step
         self.name = name or interface.name
@@ -128,7 +133,8 @@ class Sampler(Handle):
         name = f"{manifest.interface.name} for {' and '.join(manifests)}"
         where = ", ".join(map(str, folders))
         _log.info("opened %s (%s) in %.2f s", name, where, time.perf_counter() - started)
-        sampler = cls(engine, manifest.interface, on_step=on_step, name=name)
+        companions = Companions(folders[0], manifest, threads) if manifest.companions else None
+        sampler = cls(engine, manifest.interface, on_step=on_step, name=name, companions=companions)
         sampler.engines = tuple(manifests)
         return sampler
 
@@ -168,6 +174,8 @@ class Sampler(Handle):
         """
         self._pool.close()
         self.engine.close()
+        if self.companions is not None:
+            self.companions.close()
 
     def schedule(self, schedule: Schedule | None = None) -> ExitSchedule:
         """An exit schedule for this network.
@@ -213,9 +221,38 @@ class Sampler(Handle):
         checked(self.interface, request)
         common_interval(self.interface, [request])
 
+    def prompted(
+        self,
+        request: SampleRequest,
+        prompt: str | Sequence[str] | None = None,
+        negative: str | Sequence[str] | None = None,
+    ) -> SampleRequest:
+        """A request with the conditions that stand for prompts; see :meth:`steps`.
+
+        Where samples are guided, and neither the request nor the recipe says what stands for "no
+        condition", the empty prompt does.
+
+        Raises:
+            UsageError: the network has no encoder, or what prompts give is given otherwise, too.
+            BackendError: an encoder's package is missing, or its engine fails.
+        """
+        return prompted(request, self.interface, self.companions, prompt, negative)
+
+    def decode(self, samples: Array) -> Array:
+        """What samples, float32 [n, *shape], are decoded to, float32.
+
+        Pictures are [n, channels, H, W], videos [n, channels, frames, H, W], and waveforms
+        [n, channels, values]; values are about those of ``interface.decoder.range``.
+
+        Raises:
+            UsageError: the network has no decoder.
+            BackendError: the decoder's package is missing, or its engine fails.
+        """
+        return decoding(self.interface, self.companions).decoded(samples)
+
     def sample(
         self,
-        n: int = 1,
+        n: int | None = None,
         *,
         solver: str | Solver | Program | None = None,
         steps: int | None = None,
@@ -226,17 +263,24 @@ class Sampler(Handle):
         nulls: Mapping[str, ArrayLike] | None = None,
         shape: Sequence[int] | None = None,
         first: int = 0,
+        prompt: str | Sequence[str] | None = None,
+        negative: str | Sequence[str] | None = None,
+        decode: bool = False,
         progress: bool | Callable[[int, int], object] = False,
         **conditions: ArrayLike,
     ) -> Array:
-        """Sample; float32 [n, *shape]. Arguments and errors are those of :meth:`steps`.
+        """Sample; float32 [n, *shape], or what the decoder makes of it where ``decode`` is true.
+
+        Other arguments and errors are those of :meth:`steps` and :meth:`decode`.
 
         With ``progress``, a line on standard error counts the steps, in a terminal as in a
         notebook; a function is told instead how many are done, and of how many. On a GPU,
         steps are then taken and waited for one by one.
         """
+        if decode:
+            decoding(self.interface, self.companions)  # else fails now
         request = SampleRequest(
-            n=n,
+            n=_count(n, prompt),
             seed=seed,
             guidance=guidance,
             guidance_interval=guidance_interval,
@@ -245,11 +289,12 @@ class Sampler(Handle):
             shape=shape,
             first=first,
         )
+        request = self.prompted(request, prompt, negative)
         run = self.planned([request], solver, steps, schedule)
         if progress:
             run = run.watched(progress_line if progress is True else progress)
         (samples,) = run.samples()
-        return samples
+        return self.decode(samples) if decode else samples
 
     def sample_requests(
         self,
@@ -289,7 +334,7 @@ class Sampler(Handle):
 
     def steps(
         self,
-        n: int = 1,
+        n: int | None = None,
         *,
         solver: str | Solver | Program | None = None,
         steps: int | None = None,
@@ -300,6 +345,8 @@ class Sampler(Handle):
         nulls: Mapping[str, ArrayLike] | None = None,
         shape: Sequence[int] | None = None,
         first: int = 0,
+        prompt: str | Sequence[str] | None = None,
+        negative: str | Sequence[str] | None = None,
         **conditions: ArrayLike,
     ) -> Iterator[StepResult]:
         """Sample step by step; stop whenever you like.
@@ -307,7 +354,7 @@ class Sampler(Handle):
         Arguments are checked at once, before the first step is asked for.
 
         Args:
-            n: number of samples.
+            n: number of samples; None takes one for each prompt, or one.
             solver: see :meth:`program`; None takes the recipe's, as for ``steps``,
                 ``schedule`` and ``guidance``.
             steps: number of steps, as the solver counts them.
@@ -321,6 +368,10 @@ class Sampler(Handle):
                 embedding of an empty text; None takes the recipe's.
             shape: of a sample, where the network allows a choice; None takes the recipe's.
             first: index of the first sample, so that samples can be made in portions.
+            prompt: for all samples, or one for each; where the network has an encoder, it stands
+                for the conditions that the encoder gives.
+            negative: likewise, in the place of their nulls; None takes the recipe's, or the empty
+                prompt where it has none.
             conditions: by name, a value for all samples or one for each.
 
         Yields:
@@ -332,7 +383,7 @@ class Sampler(Handle):
             BackendError: the engine failed, as for want of memory.
         """
         request = SampleRequest(
-            n=n,
+            n=_count(n, prompt),
             seed=seed,
             guidance=guidance,
             guidance_interval=guidance_interval,
@@ -341,6 +392,7 @@ class Sampler(Handle):
             shape=shape,
             first=first,
         )
+        request = self.prompted(request, prompt, negative)
         return self.planned([request], solver, steps, schedule).step_by_step()
 
     def warmup(
@@ -384,3 +436,17 @@ class Sampler(Handle):
         parts = list(batches(rows, self.engine.max_batch, program, self.interface, interval))
         shapes = [(len(each.seeds), *each.shape) for each in rows]
         return BatchRun(self.engine, self._pool, program, parts, shapes, self.on_step, self.name)
+
+
+def _count(n: int | None, prompt: str | Sequence[str] | None) -> int:
+    """The number of samples: ``n``, or that of the prompts, which must be one or as many."""
+    listed = 1 if prompt is None else len(prompts_of(prompt))
+    if n is None:
+        return listed
+    if listed not in (1, n):
+        raise UsageError(
+            found=f"{listed} prompts for {n} samples",
+            expected="one for all samples, or one for each",
+            remedy="pass as many prompts as samples, or leave n out",
+        )
+    return n

@@ -55,6 +55,7 @@ def bundle_parts(manifest: BundleManifest) -> list[Part]:
         FactList(facts),
         exits_table(manifest),
         sharing,
+        *companions_table(manifest),
         *_spans(manifest),
         _schedules(manifest.interface),
     ]
@@ -76,6 +77,22 @@ def exits_table(manifest: BundleManifest) -> Table:
         Column("relative", lambda each: each.relative_error, form=rough),
     ]
     return Table("exits", "exits", columns, manifest.exits)
+
+
+def companions_table(manifest: BundleManifest | EngineManifest) -> Iterator[Table]:
+    """A row per encoder, and one for the decoder, if there are any."""
+    columns = [
+        words("companion", lambda each: each.name),
+        words("reads", lambda each: ", ".join(each.inputs)),
+        words("gives", lambda each: ", ".join(each.outputs)),
+        Column("parameters", lambda each: each.parameters, form=whole),
+        Column("weights", lambda each: each.bytes, form=size),
+        Column("worst error", lambda each: each.worst_error, form=rough),
+        Column("relative", lambda each: each.relative_error, form=rough),
+    ]
+    if manifest.companions:
+        title = "companions, which run once a sampling"
+        yield Table("companions", title, columns, manifest.companions)
 
 
 def engine_parts(manifest: EngineManifest) -> list[Part]:
@@ -112,6 +129,7 @@ def engine_parts(manifest: EngineManifest) -> list[Part]:
         Table("segments", "segments", segments, list(enumerate(manifest.segments))),
         Table("exits", "exits", exits, manifest.exits),
         _errors(manifest),
+        *companions_table(manifest),
         *_sensitivity(manifest.quantisation),
         *_spans(manifest),
         _schedules(manifest.interface),

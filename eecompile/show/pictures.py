@@ -141,6 +141,11 @@ def save_sheet(states: Array, bounds: tuple[float, float], output: Path | Binary
     The ``bounds`` are values that become black and white. One state is the picture itself; more
     stand in rows of about as many as there are rows, and black fills the last one.
     """
+    Image.fromarray(sheet(states, bounds)).save(output, format="PNG")
+
+
+def sheet(states: Array, bounds: tuple[float, float]) -> NDArray[np.uint8]:
+    """The pixels of states side by side, uint8 [H, W, 3 or 4] or [H, W]; see :func:`save_sheet`."""
     count, channels, height, width = states.shape
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
@@ -148,7 +153,7 @@ def save_sheet(states: Array, bounds: tuple[float, float], output: Path | Binary
     tiles[:count] = _bytes(states, bounds)
     grid = tiles.reshape(rows, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
     pixels = grid.reshape(rows * height, columns * width, channels)
-    Image.fromarray(pixels.squeeze(2) if channels == 1 else pixels).save(output, format="PNG")
+    return pixels.squeeze(2) if channels == 1 else pixels
 
 
 def _bytes(states: Array, bounds: tuple[float, float]) -> NDArray[np.uint8]:

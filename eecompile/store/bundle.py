@@ -23,12 +23,13 @@ from eecompile.errors import BundleError, DigestError, FormatError, RecipeError,
 from eecompile.notebook import facts_html, table_html
 from eecompile.programs.interface import Interface
 from eecompile.programs.meaning import interface_problems
+from eecompile.store.companions import DECODER, Companion, encoder_name, tokenizer_name
 from eecompile.store.files import file_bytes, outline
 from eecompile.store.meaning import plan_problems, segment_problems, span_problems
 from eecompile.store.signature import SIGNATURE, check_signature
 from eecompile.store.target import Target
 
-FORMAT = 8
+FORMAT = 9
 MANIFEST = "manifest.json"
 _LONG = 100  # characters for the exits in a file name
 WEIGHTS = "weights.safetensors"
@@ -133,7 +134,7 @@ class BundleManifest(_Frozen, frozen=True, kw_only=True):
 
     ``spans`` can be skipped in engine sets of layout ``chained``. ``sources`` are the SHA-256
     of the checkpoint, or of the ONNX files, by file name; ``reference`` says what the exits
-    were verified against.
+    were verified against. ``companions`` are the encoders and the decoder, each a graph.
     """
 
     kind: Literal["bundle"] = "bundle"
@@ -143,6 +144,7 @@ class BundleManifest(_Frozen, frozen=True, kw_only=True):
     files: tuple[FileRecord, ...]
     sharing: tuple[Sharing, ...]
     spans: tuple[SpanPlan, ...] = ()
+    companions: tuple[Companion, ...] = ()
     versions: dict[str, str]
     sources: dict[str, str]
     reference: str
@@ -276,7 +278,8 @@ class EngineManifest(_Frozen, frozen=True, kw_only=True):
     that they were built from where they cannot be run. ``spans`` can be skipped, if the layout
     is ``chained``. ``warnings`` are the backend's;
     all that it printed is in the file ``build.log``, if it printed anything. ``quantisation``
-    says what is quantised, if anything is.
+    says what is quantised, if anything is. ``companions`` are the encoders and the decoder, each
+    an engine.
     """
 
     kind: Literal["engine-set"] = "engine-set"
@@ -286,6 +289,7 @@ class EngineManifest(_Frozen, frozen=True, kw_only=True):
     exits: tuple[ExitPlan, ...]
     spans: tuple[SpanPlan, ...] = ()
     segments: tuple[Segment, ...]
+    companions: tuple[Companion, ...] = ()
     files: tuple[FileRecord, ...]
     versions: dict[str, str]
     verified: str
@@ -410,7 +414,8 @@ def open_bundle(folder: Path, signed_by: Path | None = None) -> BundleManifest:
     manifest = _open(folder, BundleManifest, "bundle", "eecompile export", signed_by)
     _check_meaning(folder, _bundle_problems(manifest))
     graphs = [exit_graph_name(depth) for depth in manifest.interface.exits]
-    check_listed(folder, manifest, graphs + [graph.graph for graph in manifest.exits])
+    graphs += [graph.graph for graph in manifest.exits]
+    check_listed(folder, manifest, graphs + _companion_files(manifest))
     return manifest
 
 
@@ -418,8 +423,16 @@ def open_engine_set(folder: Path, signed_by: Path | None = None) -> EngineManife
     """The manifest of an engine set; arguments and errors are those of :func:`open_bundle`."""
     manifest = _open(folder, EngineManifest, "engine-set", "eecompile build", signed_by)
     _check_meaning(folder, _engine_problems(manifest))
-    check_listed(folder, manifest, [segment.file for segment in manifest.segments])
+    engines = [segment.file for segment in manifest.segments]
+    check_listed(folder, manifest, engines + _companion_files(manifest))
     return manifest
+
+
+def _companion_files(manifest: BundleManifest | EngineManifest) -> list[str]:
+    """The files of companions."""
+    tokenizers = [tokenizer_name(name) for name in manifest.interface.encoders]
+    parts = [name for each in manifest.companions for name in (each.file, each.weights)]
+    return parts + tokenizers
 
 
 def listed(manifest: BundleManifest | EngineManifest, name: str) -> bool:
@@ -493,6 +506,15 @@ def _bundle_problems(manifest: BundleManifest) -> Iterator[str]:
     found = [(graph.depth, graph.graph) for graph in manifest.exits]
     if found != [(depth, exit_graph_name(depth)) for depth in exits]:
         yield f"graphs {found} for exits {list(exits)}"
+    yield from _other_companions(manifest)
+
+
+def _other_companions(manifest: BundleManifest | EngineManifest) -> Iterator[str]:
+    interface = manifest.interface
+    wanted = {encoder_name(name) for name in interface.encoders}
+    wanted |= {DECODER} if interface.decoder else set()
+    if sorted(found := [each.name for each in manifest.companions]) != sorted(wanted):
+        yield f"companions {found} for {sorted(wanted)}"
 
 
 def _engine_problems(manifest: EngineManifest) -> Iterator[str]:
@@ -508,6 +530,7 @@ def _engine_problems(manifest: EngineManifest) -> Iterator[str]:
         yield "spans of exits that are one engine each"
     for span in manifest.spans:
         yield from span_problems(interface, segments, span)
+    yield from _other_companions(manifest)
 
 
 def _check_meaning(folder: Path, problems: Iterable[str]) -> None:

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from eecompile.backends import BackendName
 from eecompile.decoding import PlainName
 from eecompile.errors import RecipeError, UsageError
+from eecompile.store.companions import CompanionTarget
 from eecompile.store.shipped import named_file
 from eecompile.store.toml import read_toml
 
@@ -92,6 +93,7 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         workspace_mib: memory that a TensorRT engine may use beside its weights; None
             leaves it to the library.
         quantise: what has fewer bits than ``precision``; None for nothing.
+        companions: how encoders and decoders are built.
     """
 
     name: PlainName
@@ -105,6 +107,22 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     keep_fp32: tuple[str, ...] = ()
     workspace_mib: Annotated[int, Meta(ge=1)] | None = None
     quantise: Quantise | None = None
+    companions: CompanionTarget = CompanionTarget()
+
+    @property
+    def for_companions(self) -> Target:
+        """The target of companions: the same, in their backend and precision."""
+        own = self.companions
+        backend = own.backend or self.backend
+        options = self.options if backend == self.backend else {}
+        return replace(
+            self,
+            backend=backend,
+            precision=own.precision,
+            options=options,
+            keep_fp32=(),
+            quantise=None,
+        )
 
 
 DEFAULT_TARGET = Target(name="cpu", backend="onnxruntime", layout="per_exit")

@@ -81,6 +81,25 @@ def test_only_what_is_exactly_neutral_is_dropped() -> None:
     assert counts == {"Unsqueeze": 1, "Add": 2, "Sub": 1, "Mul": 1, "Div": 1}
 
 
+def test_constants_that_are_written_to_are_computed_by_the_graph(tmp_path: Path) -> None:
+    class Written(nn.Module):
+        exits = (1,)
+
+        def forward(self, x: Tensor, t: Tensor) -> tuple[Tensor]:
+            table = torch.arange(8.0).square()
+            table[:4].add_(1)
+            table += torch.arange(8.0).sin()
+            return (x * table + t[:, None, None],)
+
+    network: Any = Written()
+    interface = Interface(name="written", exits=(1,), state=State(shape=(4, 8)))
+    ir.save(graph_from_network(network, interface), tmp_path / "graph.onnx")
+    evaluate = evaluate_joined(session_from_graph(tmp_path / "graph.onnx"), interface)
+    x, t = torch.randn(3, 4, 8), torch.ones(3)
+    found = evaluate({"x": x.numpy(), "t": t.numpy()})
+    np.testing.assert_allclose(found[1][0], network(x, t)[0], rtol=1e-5)
+
+
 def test_verification_sees_where_a_norms_epsilon_matters(tmp_path: Path) -> None:
     network: Any = Normed(0.0)
     model = graph_from_network(network, INTERFACE)

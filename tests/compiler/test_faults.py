@@ -13,7 +13,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from eecompile.compiler import trace
+from eecompile.compiler import convert
 from eecompile.compiler.differences import first_difference
 from eecompile.compiler.export import bundle_from_recipe, interface_from_recipe
 from eecompile.compiler.notices import told_once
@@ -151,7 +151,7 @@ def test_the_error_names_the_operator_and_a_cause(
     path = write("\nclass Own(Plain):\n    pass\n")
     recipe = path.read_text().replace("timesteps = 1000", "timesteps = 1000\ntime_scale = 1e4")
     path.write_text(recipe)
-    optimise = trace.optimise
+    optimise = convert.optimise
 
     def badly(model: ir.Model) -> None:
         """Angles are off by their last bit, as another library's may be."""
@@ -163,7 +163,7 @@ def test_the_error_names_the_operator_and_a_cause(
             model.graph.insert_before(sine, angle)
             sine.replace_input_with(0, angle.outputs[0])
 
-    monkeypatch.setattr(trace, "optimise", badly)
+    monkeypatch.setattr(convert, "optimise", badly)
     with pytest.raises(EecompileError) as caught:
         bundle_from_recipe(path, path.parent / "bundle")
     assert "the first operator that differs is aten.sin, from " in caught.value.found

@@ -81,3 +81,19 @@ def compile_segments(
         plain.unlink()
         plain.with_suffix(".bin").unlink(missing_ok=True)
     store.save(folder, optimised)
+
+
+def build_companion(
+    model: ir.Model, folder: Path, name: str, target: Target, work: Path
+) -> tuple[str, str]:
+    """Optimise the graph of a companion, and write it with its weights to ``folder``."""
+    file = f"{name}.{SUFFIX}"
+    if provider(target) == "cpu":
+        plain, fused = work / f"plain-{file}", work / f"fused-{file}"
+        ir.save(model, plain, external_data=f"{plain.stem}.bin")
+        optimised_graph(plain, fused)
+        model = ir.load(fused)
+    store = WeightStore(f"{name}.safetensors")
+    store.add(model)
+    store.save(folder, {file: model})
+    return file, store.file

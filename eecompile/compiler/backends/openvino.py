@@ -114,6 +114,19 @@ def compile_segments(
             (folder / blob_name(runtime, core, name, batch)).write_bytes(blob.getvalue())
 
 
+def build_companion(
+    model: ir.Model, folder: Path, name: str, target: Target, work: Path
+) -> tuple[str, str]:
+    """Write the graph of a companion as IR to ``folder``, its weights beside it."""
+    runtime = import_openvino()
+    files = f"{name}.{SUFFIX}", f"{name}.bin"
+    with work_folder(work) as place:
+        _write_graph(runtime, runtime.Core(), model, target, place / files[0])
+        for file in files:
+            (place / file).replace(folder / file)
+    return files
+
+
 def _batch_first(model: ir.Model) -> bool:
     """Whether the first axis of every input is the batch, or has a length of its own."""
     shapes = [value.shape for value in model.graph.inputs]

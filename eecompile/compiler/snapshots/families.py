@@ -20,22 +20,26 @@ class Family(msgspec.Struct, frozen=True):
     """The tables of a recipe that depend on the class of a network.
 
     Attributes:
-        blocks: the list that is cut.
+        blocks: the list that is cut, or the lists.
         depth: number of its blocks.
         shape: of the state.
         arguments: the network's names of our inputs.
         conditions: further inputs.
         process: what the network asks of it beside the scheduler.
         notes: what to look at.
+        factory: of the network, where an adapter stands for the class.
+        tokens: of a sample, by which the scheduler shifts its times, where it does.
     """
 
-    blocks: str
+    blocks: str | list[str]
     depth: int
     shape: list[int]
     arguments: dict[str, str]
     conditions: dict[str, Table]
     process: Table = {}
     notes: tuple[str, ...] = ()
+    factory: str = ""
+    tokens: int = 0
 
 
 _HIDDEN = {"x": "hidden_states", "t": "timestep"}
@@ -100,6 +104,29 @@ def _sd3(config: Config) -> Family:
             "pooled": _floats(config["pooled_projection_dim"]),
         },
         notes=(_LENGTH,),
+    )
+
+
+def _flux(config: Config) -> Family:
+    side, channels, patch = 128, config["in_channels"] // 4, 2
+    arguments = {**_TEXT, "pooled": "pooled_projections"}
+    conditions: dict[str, Table] = {
+        "text": _floats(512, config["joint_attention_dim"]),
+        "pooled": _floats(config["pooled_projection_dim"]),
+    }
+    if config["guidance_embeds"]:
+        arguments["scale"] = "guidance"
+        conditions["scale"] = {"dtype": "float32", "range": [0, 100], "default": 3.5}
+    return Family(
+        ["transformer_blocks", "single_transformer_blocks"],
+        config["num_layers"] + config["num_single_layers"],
+        [channels, side, side],
+        arguments,
+        conditions,
+        {"time_scale": 0.001},
+        ("state.shape: 1024x1024 behind the decoder; process.shift depends on it", _LENGTH),
+        "eecompile.networks.flux:Flux",
+        (side // patch) ** 2,
     )
 
 
@@ -181,6 +208,7 @@ FAMILIES: Mapping[str, Callable[[Config], Family]] = {
     "AuraFlowTransformer2DModel": _auraflow,
     "CogVideoXTransformer3DModel": _cogvideox,
     "DiTTransformer2DModel": _dit,
+    "FluxTransformer2DModel": _flux,
     "PixArtTransformer2DModel": _pixart,
     "SD3Transformer2DModel": _sd3,
     "UNet2DConditionModel": _unet_with_text,

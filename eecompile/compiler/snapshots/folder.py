@@ -27,6 +27,7 @@ class Snapshot(NamedTuple):
         checkpoint: the file of its weights, or the index of their shards.
         scheduler: folder of the scheduler; None where there is none.
         companions: other networks and tokenizers, their classes by folder.
+        variant: of the weights; None for the plain ones.
     """
 
     folder: Path
@@ -35,6 +36,7 @@ class Snapshot(NamedTuple):
     checkpoint: Path
     scheduler: Path | None
     companions: dict[str, str]
+    variant: str | None = None
 
 
 def folder_of(text: str) -> Path:
@@ -85,14 +87,20 @@ def read_snapshot(folder: Path, variant: str | None = None) -> Snapshot:
     return Snapshot(
         root,
         network,
-        _config(network / "config.json"),
+        read_config(network / "config.json"),
         checkpoint,
         scheduler if (scheduler / "scheduler_config.json").is_file() else None,
         _companions(root, network.name),
+        variant,
     )
 
 
-def _config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """The object in a file of JSON.
+
+    Raises:
+        UsageError: there is none.
+    """
     try:
         found: dict[str, Any] = from_json(path.read_bytes(), dict[str, Any])
     except (OSError, MalformedError) as error:
@@ -144,7 +152,7 @@ def _companions(folder: Path, network: str) -> dict[str, str]:
         return {}
     return {
         name: entry[1]
-        for name, entry in _config(path).items()
+        for name, entry in read_config(path).items()
         if isinstance(entry, list)
         and len(entry) == 2
         and all(isinstance(e, str) for e in entry)

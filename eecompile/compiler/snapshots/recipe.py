@@ -8,7 +8,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from eecompile.compiler.schedulers.config import process_from_scheduler, scheduler_from_config
+from eecompile.compiler.snapshots.companions import companion_tables
 from eecompile.compiler.snapshots.families import FAMILIES, Family
 from eecompile.compiler.snapshots.folder import Snapshot, folder_of, read_snapshot
 from eecompile.errors import UsageError
@@ -74,7 +75,8 @@ def recipe_from_snapshot(snapshot: Snapshot, path: Path) -> str:
     """The text of a recipe for a snapshot's network, to be written to ``path``.
 
     The options are the network's config, the process its scheduler's; the inputs are those of
-    the class of network. Companions are named in a comment.
+    the class of network. Encoders and decoders that are known become companions; others are named
+    in a comment.
 
     Raises:
         UsageError: the class of network or of scheduler has no recipe that can be written.
@@ -90,13 +92,22 @@ def recipe_from_snapshot(snapshot: Snapshot, path: Path) -> str:
     options = _options(kind, snapshot.config)
     family = FAMILIES[kind](_defaults(kind) | snapshot.config)
     name = _name(snapshot.folder)
-    checkpoint = Path(os.path.relpath(snapshot.checkpoint.absolute(), path.absolute().parent))
+
+    def place(target: Path) -> str:
+        return Path(os.path.relpath(target.absolute(), path.absolute().parent)).as_posix()
+
+    companions = companion_tables(snapshot, kind, place)
+    for condition, null in companions.nulls.items():
+        family.conditions[condition]["null"] = null
+    sampling: dict[str, Any] = {"solver": _solver(snapshot), "steps": _STEPS}
+    if companions.guidance is not None:
+        sampling["guidance"] = companions.guidance
     tables: dict[str, Mapping[str, Any]] = {
         "": {"name": name},
         "network": {
-            "factory": f"diffusers:{kind}",
+            "factory": family.factory or f"diffusers:{kind}",
             "blocks": family.blocks,
-            "checkpoint": checkpoint.as_posix(),
+            "checkpoint": place(snapshot.checkpoint),
             "exits": [family.depth],
         },
         "network.arguments": family.arguments,
@@ -104,9 +115,12 @@ def recipe_from_snapshot(snapshot: Snapshot, path: Path) -> str:
         "process": _process(snapshot, family, _defaults(kind) | snapshot.config),
         "state": {"shape": family.shape},
         **{f"conditions.{key}": table for key, table in family.conditions.items()},
-        "sampling": {"solver": _solver(snapshot), "steps": _STEPS},
+        **companions.tables,
+        "sampling": sampling,
     }
-    return "\n".join([*_remarks(snapshot, family), *map(_table, tables, tables.values())])
+    return "\n".join(
+        [*_remarks(snapshot, family, companions.parts), *map(_table, tables, tables.values())]
+    )
 
 
 def _defaults(kind: str) -> dict[str, Any]:
@@ -147,7 +161,7 @@ def _process(snapshot: Snapshot, family: Family, config: Mapping[str, Any]) -> d
             expected="the scheduler of the network's pipeline, which says the process",
             remedy="copy it there, or write a recipe with [process]",
         )
-    scheduler = scheduler_from_config(snapshot.scheduler)
+    scheduler = _unshifted(scheduler_from_config(snapshot.scheduler), family.tokens)
     process = process_from_scheduler(scheduler)
     if process is None:
         with suppress(Exception):  # tables of some schedulers are set only then
@@ -169,6 +183,23 @@ def _process(snapshot: Snapshot, family: Family, config: Mapping[str, Any]) -> d
     return {key: value for key, value in said.items() if key in kept or value != usual[key]}
 
 
+def _unshifted(scheduler: Any, tokens: int) -> Any:
+    """The scheduler with the shift that it has for samples of so many tokens."""
+    config = scheduler.config
+    if not tokens or not config.get("use_dynamic_shifting"):
+        return scheduler
+    few, many, low, high = (
+        config[f"{which}_{what}"]
+        for what in ("image_seq_len", "shift")
+        for which in ("base", "max")
+    )
+    shift = low + (high - low) * (tokens - few) / (many - few)
+    exponential = config.get("time_shift_type", "exponential") == "exponential"
+    return type(scheduler).from_config(
+        config, use_dynamic_shifting=False, shift=math.exp(shift) if exponential else shift
+    )
+
+
 def _solver(snapshot: Snapshot) -> str:
     assert snapshot.scheduler
     scheduler = scheduler_from_config(snapshot.scheduler)
@@ -177,15 +208,16 @@ def _solver(snapshot: Snapshot) -> str:
     return _SOLVERS.get(type(scheduler).__name__, "ddim")
 
 
-def _remarks(snapshot: Snapshot, family: Family) -> list[str]:
+def _remarks(snapshot: Snapshot, family: Family, parts: Collection[str]) -> list[str]:
     lines = [
         f"Written by eecompile export from {snapshot.folder.name}: look at it, and export it.",
         "Sampled with a native solver; a program of the folder's own scheduler:",
         "eecompile program scheduler/scheduler_config.json --for BUNDLE -o program.json",
         *family.notes,
     ]
-    if snapshot.companions:
-        named = ", ".join(f"{name} ({kind})" for name, kind in snapshot.companions.items())
+    others = {name: kind for name, kind in snapshot.companions.items() if name not in parts}
+    if others:
+        named = ", ".join(f"{name} ({kind})" for name, kind in others.items())
         lines.append(f"Beside it, and not exported: {named}")
     return [f"# {line}" for line in lines]
 

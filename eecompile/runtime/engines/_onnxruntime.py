@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+from eecompile.arrays import Array, Inputs
 from eecompile.backends import BACKENDS
 from eecompile.errors import BackendError, one_line
 from eecompile.runtime.engines._files import opening
-from eecompile.runtime.engines.tensors import check_tensors
+from eecompile.runtime.engines.tensors import check_tensors, shapes
+from eecompile.runtime.protocol import CompanionEngine
 from eecompile.store.bundle import EngineManifest, Segment
+from eecompile.store.companions import Companion
 from eecompile.store.target import Target
 
 if TYPE_CHECKING:
@@ -142,3 +146,42 @@ def open_session(
         found = {node.name: (node.type, node.shape) for node in nodes}
         check_tensors(segment, manifest, names, found, _TYPES)
     return session
+
+
+class OnnxRuntimeCompanion(CompanionEngine):
+    """Runs a companion on a target's provider; it keeps no memory for activations between runs."""
+
+    def __init__(self, folder: Path, companion: Companion, target: Target, threads: int) -> None:
+        runtime = import_onnxruntime()
+        options = session_options(runtime, threads)
+        options.enable_cpu_mem_arena = False
+        self._companion, self._version = companion, runtime.__version__
+        with self._blaming(companion.file):
+            self._session = runtime.InferenceSession(
+                str(opening(folder / companion.file)),
+                options,
+                providers=[PROVIDERS[provider(target)]],
+            )
+
+    def run(self, inputs: Inputs) -> list[Array]:
+        """See :meth:`eecompile.runtime.protocol.CompanionEngine.run`."""
+        given = {name: inputs[name] for name in self._companion.inputs}
+        with self._blaming(f"{self._companion.file} at {shapes(given)}"):
+            outputs: list[Array] = self._session.run(list(self._companion.outputs), given)
+        return outputs
+
+    def close(self) -> None:
+        """Release the session."""
+        self._session = None
+
+    @contextmanager
+    def _blaming(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # onnxruntime's errors share no base class
+            raise BackendError(
+                found=f"{what}, refused by onnxruntime {self._version} ({one_line(error)})",
+                expected="a companion that it can run",
+                remedy="build the engine set again on this machine, or decode fewer at a time "
+                "([companions] batch in the target) where memory is short",
+            ) from error

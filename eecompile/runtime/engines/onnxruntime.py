@@ -13,14 +13,17 @@ import numpy as np
 from eecompile.arrays import Array, Inputs
 from eecompile.runtime.engines._onnxruntime import (
     PROVIDERS,
+    OnnxRuntimeCompanion,
     import_onnxruntime,
     open_session,
     provider,
     session_options,
 )
-from eecompile.runtime.protocol import Engine
+from eecompile.runtime.protocol import CompanionEngine, Engine
 from eecompile.runtime.trajectory.plan import NONE, WHOLE, BoundEvaluation, Stretch
 from eecompile.store.bundle import EngineManifest, ExitPlan
+from eecompile.store.companions import Companion
+from eecompile.store.target import Target
 
 
 def open_backend(
@@ -37,6 +40,17 @@ def open_backend(
 
         return open_cuda(folder, manifest, threads, share_device_with)
     return OnnxRuntimeEngine(folder, manifest, threads)
+
+
+def open_companion(
+    folder: Path, companion: Companion, target: Target, threads: int
+) -> CompanionEngine:
+    """The engine of a companion whose files have been checked.
+
+    Raises:
+        BackendError: onnxruntime is missing, or refuses it.
+    """
+    return OnnxRuntimeCompanion(folder, companion, target, threads)
 
 
 _lock = Lock()

@@ -18,10 +18,12 @@ from eecompile.arrays import AnyArray, Array, Inputs
 from eecompile.backends import BACKENDS
 from eecompile.errors import BackendError, one_line
 from eecompile.runtime.engines._files import opening
-from eecompile.runtime.engines.tensors import check_tensors
-from eecompile.runtime.protocol import Engine
+from eecompile.runtime.engines.tensors import check_tensors, shapes
+from eecompile.runtime.protocol import CompanionEngine, Engine
 from eecompile.runtime.trajectory.plan import NONE, WHOLE, BoundEvaluation, Stretch
 from eecompile.store.bundle import EngineManifest, ExitPlan, Segment, check_listed
+from eecompile.store.companions import Companion
+from eecompile.store.target import Target
 
 WEIGHTS = "weights.bin"  # the weights of all segments, every tensor once
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
@@ -39,6 +41,51 @@ def open_backend(
             instructions for the engine set's precision.
     """
     return OpenvinoEngine(folder, manifest, threads)
+
+
+def open_companion(
+    folder: Path, companion: Companion, target: Target, threads: int
+) -> CompanionEngine:
+    """The engine of a companion whose files have been checked.
+
+    Raises:
+        BackendError: openvino is missing, or refuses it, or the processor has no instructions
+            for its precision.
+    """
+    return OpenvinoCompanion(folder, companion, target, threads)
+
+
+class OpenvinoCompanion(CompanionEngine):
+    """Runs a companion, a request at a time."""
+
+    def __init__(self, folder: Path, companion: Companion, target: Target, threads: int) -> None:
+        self._runtime, self._companion = import_openvino(), companion
+        core = self._runtime.Core()
+        check_precision(core, target.precision)
+        with self._blaming(companion.file):
+            path = opening(folder / companion.file)
+            graph = core.read_model(path, folder / companion.weights)
+            options = model_options(target.precision, threads)
+            self._model = core.compile_model(graph, "CPU", options)
+
+    def run(self, inputs: Inputs) -> list[Array]:
+        """See :meth:`eecompile.runtime.protocol.CompanionEngine.run`."""
+        given = {name: inputs[name] for name in self._companion.inputs}
+        with self._blaming(f"{self._companion.file} at {shapes(given)}"):
+            found = self._model.create_infer_request().infer(given)
+            return [np.array(found[name], np.float32) for name in self._companion.outputs]
+
+    @contextmanager
+    def _blaming(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # its errors share no base class
+            raise BackendError(
+                found=f"{what}, refused by openvino {self._runtime.get_version()} "
+                f"({one_line(error)})",
+                expected="a companion that it can run",
+                remedy="build the engine set again on this machine",
+            ) from error
 
 
 class OpenvinoEngine(Engine):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from eecompile.arrays import Inputs
 from eecompile.errors import BackendError
 from eecompile.store.bundle import EngineManifest, Segment
 
@@ -52,6 +53,11 @@ def check_tensors(
                 f"tensor {name} of type {kind}, shape {list(lengths)}",
                 f"{types[dtype]} of shape [batch, {', '.join(map(str, wanted[1:]))}]",
             )
+
+
+def shapes(inputs: Inputs) -> str:
+    """The shapes of arrays, in words."""
+    return ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
 
 
 def _other(segment: Segment, found: str, expected: str) -> BackendError:

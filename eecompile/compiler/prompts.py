@@ -1,0 +1,127 @@
+"""Tokenizers of encoders: read, set to one length, and checked against the encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from eecompile.errors import CheckpointError, RecipeError, summary
+from eecompile.interrupt import check
+from eecompile.runtime.prompts import opened_tokenizer
+from eecompile.store.companions import EncoderRecipe, tokenizer_name
+
+TEXTS = ("", "a photograph of a cat in the snow", "x" * 3000)
+"""Prompts that encoders are verified with: the empty one, a short one, and one that is too long."""
+_FILE = "tokenizer.json"
+
+
+class _Padding(NamedTuple):
+    token: str
+    number: int
+
+
+def write_tokenizer(name: str, recipe: EncoderRecipe, base: Path, folder: Path) -> Any:
+    """Write the tokenizer of an encoder, which cuts and pads every prompt; it is also returned.
+
+    Args:
+        name: of the encoder.
+        recipe: of the encoder, whose paths are relative to ``base``.
+        base: folder of the recipe.
+        folder: of the bundle.
+
+    Raises:
+        CheckpointError: there is no tokenizer.
+        RecipeError: what it pads with is not known.
+    """
+    path = base / recipe.tokenizer
+    if path.is_dir():
+        tokenizer, padding = _from_folder(path, name)
+    else:
+        if not path.is_file():
+            raise _missing(path, name, "no such file")
+        tokenizer, padding = opened_tokenizer(path), None
+    padding = _padding(name, recipe, tokenizer, padding)
+    tokenizer.enable_truncation(recipe.length)
+    tokenizer.enable_padding(
+        length=recipe.length, pad_id=padding.number, pad_token=padding.token, direction="right"
+    )
+    tokenizer.save(str(folder / tokenizer_name(name)))
+    return tokenizer
+
+
+def check_belongs(name: str, tokenizer: Any, module: nn.Module) -> None:
+    """Pass when an encoder knows the tokens that a tokenizer makes.
+
+    Raises:
+        RecipeError: there are more tokens than the encoder has embeddings, or others mark the
+            beginning and the end of a prompt.
+    """
+    from transformers import PreTrainedModel
+
+    if not isinstance(module, PreTrainedModel):
+        return
+    most = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+    known: Any = module.get_input_embeddings()
+    config = module.config.to_dict()
+    marks = {config.get(f"{which}_token_id") for which in ("bos", "eos", "pad", "cls", "sep")}
+    encoding = tokenizer.encode("")
+    found = {i for i, kept in zip(encoding.ids, encoding.attention_mask, strict=True) if kept}
+    older = config.get("model_type", "").startswith("clip") and config.get("eos_token_id") == 2
+    wrong = found - marks if marks - {None} and not older else set()
+    if most > known.num_embeddings or wrong:
+        marked = f"; it marks prompts with {sorted(wrong)}" if wrong else ""
+        raise RecipeError(
+            found=f"a tokenizer of {most} tokens for encoder {name!r}, a "
+            f"{type(module).__name__} that knows {known.num_embeddings}{marked}",
+            expected="the tokenizer that the encoder was trained with"
+            + (f", whose marks are {sorted(m for m in marks if m is not None)}" if wrong else ""),
+            remedy=f"fix encoders.{name}.tokenizer",
+        )
+
+
+def _from_folder(path: Path, name: str) -> tuple[Any, _Padding | None]:
+    """The tokenizer in a folder that transformers reads."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        found: Any = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (Exception, SystemExit) as error:  # its errors share no base class
+        check()
+        raise _missing(path, name, summary(error)) from error
+    if not isinstance(found, PreTrainedTokenizerFast):
+        raise _missing(path, name, f"a {type(found).__name__}, which has no {_FILE}")
+    pads = found.pad_token_id is not None
+    padding = _Padding(str(found.pad_token), int(found.pad_token_id)) if pads else None
+    return found.backend_tokenizer, padding
+
+
+def _padding(name: str, recipe: EncoderRecipe, tokenizer: Any, usual: _Padding | None) -> _Padding:
+    """What fills prompts: what the recipe says, or what the tokenizer does."""
+    if recipe.padding is not None:
+        number = tokenizer.token_to_id(recipe.padding)
+        if number is None:
+            raise RecipeError(
+                found=f"encoders.{name}.padding = {recipe.padding!r}",
+                expected="a token that its tokenizer knows",
+                remedy="fix it",
+            )
+        return _Padding(recipe.padding, number)
+    if usual is not None:
+        return usual
+    if tokenizer.padding is None:
+        raise RecipeError(
+            found=f"the tokenizer of encoder {name!r}, which does not say what it pads with",
+            expected="a token that fills prompts",
+            remedy=f"name it in encoders.{name}.padding, such as '<pad>'",
+        )
+    return _Padding(tokenizer.padding["pad_token"], tokenizer.padding["pad_id"])
+
+
+def _missing(path: Path, name: str, reason: str) -> CheckpointError:
+    return CheckpointError(
+        found=f"no tokenizer of encoder {name!r} at {path} ({reason})",
+        expected=f"a {_FILE}, or the folder that a tokenizer's save_pretrained wrote",
+        remedy=f"fix encoders.{name}.tokenizer, or copy it there",
+    )

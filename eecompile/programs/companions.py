@@ -1,0 +1,97 @@
+"""Companions: networks that run once a sampling, before it on prompts, or after it on samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Literal, Protocol
+
+import msgspec
+from msgspec import Meta
+
+from eecompile.decoding import PlainName
+
+MASK = "mask"
+"""An output that is the tokenizer's own: 1 for tokens, 0 for padding."""
+LONGEST = 1 << 16  # tokens
+
+
+class Given(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What an encoder gives of a condition.
+
+    Attributes:
+        output: within what its module returns: ``last_hidden_state``, ``hidden_states.-2``,
+            ``text_embeds``; ``mask`` is 1 for the tokens of the prompt, and 0 for padding.
+        at: place of its first number within the condition; () for the beginning. A condition is
+            0 where no encoder gives anything.
+    """
+
+    output: Annotated[str, Meta(pattern=r"^[A-Za-z_]\w*(\.-?\w+)*\Z", max_length=100)]
+    at: tuple[Annotated[int, Meta(ge=0)], ...] = ()
+
+
+class Encoder(msgspec.Struct, frozen=True, kw_only=True):
+    """How prompts become conditions.
+
+    Attributes:
+        length: tokens of every prompt; what is longer is cut, what is shorter padded.
+        gives: by condition, what the encoder gives of it.
+        lower: whether prompts are first written in small letters, without spaces at their ends.
+    """
+
+    length: Annotated[int, Meta(ge=1, le=LONGEST)]
+    gives: dict[str, Given]
+    lower: bool = False
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Conditions to which its engine's outputs belong, in their order."""
+        return tuple(name for name, given in self.gives.items() if given.output != MASK)
+
+
+class Decoder(msgspec.Struct, frozen=True, kw_only=True):
+    """What samples become.
+
+    Attributes:
+        kind: ``image`` [channels, H, W], ``video`` [channels, frames, H, W], or ``audio``
+            [channels, values].
+        range: of the values; those beyond are clipped where they are shown or written.
+        rate: frames of a video, or values of a waveform, a second.
+    """
+
+    kind: Literal["image", "video", "audio"] = "image"
+    range: tuple[float, float] = (-1.0, 1.0)
+    rate: float = 0.0
+
+
+Encoders = Mapping[PlainName, Encoder]
+
+
+class _Condition(Protocol):
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+def companion_problems(
+    encoders: Encoders, decoder: Decoder | None, conditions: Mapping[str, _Condition]
+) -> Iterator[str]:
+    """What cannot be of companions, in a few words each."""
+    for name, encoder in encoders.items():
+        if not encoder.gives:
+            yield f"encoder {name!r}, which gives no condition"
+        for condition, given in encoder.gives.items():
+            if condition not in conditions:
+                yield f"encoder {name!r} of the unknown condition {condition!r}"
+                continue
+            shape = conditions[condition].shape
+            place = given.at or (0,) * len(shape)
+            inside = len(place) == len(shape) and all(
+                a < n for a, n in zip(place, shape, strict=True)
+            )
+            if not inside:
+                yield f"encoder {name!r} at {list(given.at)} of {condition!r}, {list(shape)}"
+    if decoder is not None:
+        low, high = decoder.range
+        if not low < high or not 0 <= decoder.rate < 1e9:
+            yield f"a decoder of the range {[low, high]} and the rate {decoder.rate:g}"
+        if decoder.kind != "image" and not decoder.rate:
+            yield f"a decoder of {decoder.kind} without a rate"

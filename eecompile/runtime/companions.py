@@ -1,0 +1,261 @@
+"""The companions of an engine set at work: prompts become conditions, and samples are decoded."""
+
+from __future__ import annotations
+
+import importlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+
+import msgspec
+import numpy as np
+
+from eecompile.arrays import AnyArray, Array, Inputs
+from eecompile.backends import BACKENDS
+from eecompile.errors import BackendError, ConditionError, NonFiniteError, UsageError
+from eecompile.handle import Handle
+from eecompile.programs.companions import MASK, Encoder
+from eecompile.programs.interface import Interface
+from eecompile.runtime.prompts import PromptTokenizer, Tokens, prompts_of
+from eecompile.runtime.protocol import CompanionEngine
+from eecompile.runtime.request import SampleRequest, guidance_scales
+from eecompile.store.bundle import EngineManifest
+from eecompile.store.companions import DECODER, IDS, LATENTS, Companion, encoder_name
+from eecompile.store.target import Target
+
+_KEPT = 64  # prompts whose embeddings are kept
+
+
+class Companions(Handle):
+    """The encoders and the decoder of an engine set, each opened when it is first needed.
+
+    May be used from several threads, which then wait for one another.
+
+    Args:
+        folder: of the engine set, whose files have been checked.
+        manifest: of the engine set.
+        threads: see :meth:`eecompile.runtime.sampler.Sampler.open`.
+    """
+
+    def __init__(self, folder: Path, manifest: EngineManifest, threads: int | None = None) -> None:
+        self.interface = manifest.interface
+        self._folder, self._target = folder, manifest.target
+        self._threads = manifest.target.threads if threads is None else threads
+        self._known = {companion.name: companion for companion in manifest.companions}
+        self._engines: dict[str, CompanionEngine] = {}
+        self._tokenizers: dict[str, PromptTokenizer] = {}
+        self._kept: OrderedDict[str, dict[str, AnyArray]] = OrderedDict()
+        self._lock = Lock()
+
+    def encoded(self, prompts: Sequence[str]) -> dict[str, AnyArray]:
+        """The conditions that stand for prompts, by name, each [len(prompts), *shape].
+
+        Those of the last prompts are kept.
+
+        Raises:
+            BackendError: an encoder's package is missing, or its engine fails.
+            NonFiniteError: an encoder gives NaN or infinity.
+        """
+        with self._lock:
+            new = [text for text in dict.fromkeys(prompts) if text not in self._kept]
+            size = self._target.companions.batch
+            for start in range(0, len(new), size):
+                self._encode(new[start : start + size])
+            found = [self._kept[text] for text in prompts]
+            for text in prompts:
+                self._kept.move_to_end(text)
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+        return {name: np.stack([each[name] for each in found]) for name in found[0]}
+
+    def decoded(self, samples: Array) -> Array:
+        """What samples, float32 [n, *shape], are decoded to, a few at a time.
+
+        Raises:
+            BackendError: the decoder's package is missing, or its engine fails.
+            NonFiniteError: the decoder gives NaN or infinity.
+        """
+        with self._lock:
+            engine, size = self._engine(DECODER), self._target.companions.batch
+            parts = [
+                engine.run({LATENTS: np.ascontiguousarray(samples[start : start + size])})[0]
+                for start in range(0, len(samples), size)
+            ]
+        found = np.concatenate(parts)
+        _check_finite(found, DECODER, self._target)
+        return found
+
+    def close(self) -> None:
+        """Release the engines."""
+        with self._lock:
+            for engine in self._engines.values():
+                engine.close()
+            self._engines.clear()
+
+    def open_all(self) -> None:
+        """Open what is otherwise opened when it is first needed."""
+        with self._lock:
+            for name in self._known:
+                self._engine(name)
+
+    def _encode(self, prompts: Sequence[str]) -> None:
+        conditions = {
+            name: np.zeros((len(prompts), *self.interface.conditions[name].shape), np.float32)
+            for encoder in self.interface.encoders.values()
+            for name in encoder.gives
+        }
+        for name, encoder in self.interface.encoders.items():
+            if name not in self._tokenizers:
+                self._tokenizers[name] = PromptTokenizer(self._folder, name, encoder)
+            tokens = [self._tokenizers[name].tokens(text) for text in prompts]
+            whole = Tokens(*(np.stack(each) for each in zip(*tokens, strict=True)))
+            outputs = self._outputs(name, encoder, {IDS: whole.ids, MASK: whole.mask})
+            for condition, given in encoder.gives.items():
+                value = whole.mask if given.output == MASK else outputs[condition]
+                place = given.at or (0,) * (value.ndim - 1)
+                put(conditions[condition], value, place, f"{condition!r} of encoder {name!r}")
+        for row, text in enumerate(prompts):
+            self._kept[text] = {
+                name: value[row].astype(self.interface.conditions[name].dtype)
+                for name, value in conditions.items()
+            }
+
+    def _outputs(self, name: str, encoder: Encoder, inputs: Inputs) -> dict[str, Array]:
+        if not encoder.outputs:
+            return {}
+        found = self._engine(encoder_name(name)).run(inputs)
+        for output in found:
+            _check_finite(output, f"encoder {name!r}", self._target)
+        return dict(zip(encoder.outputs, found, strict=True))
+
+    def _engine(self, name: str) -> CompanionEngine:
+        if name not in self._engines:
+            engine = open_companion(self._folder, self._known[name], self._target, self._threads)
+            self._engines[name] = engine
+        return self._engines[name]
+
+
+def open_companion(
+    folder: Path, companion: Companion, target: Target, threads: int
+) -> CompanionEngine:
+    """The engine of a companion of an engine set for ``target``, whose files have been checked.
+
+    Raises:
+        BackendError: the backend has no companions, is missing, or refuses the engine.
+    """
+    own = target.for_companions
+    backend = BACKENDS[own.backend]
+    if not backend.companions:
+        raise BackendError(
+            found=f"companions for {own.backend}",
+            expected=f"one of {', '.join(n for n, each in BACKENDS.items() if each.companions)}",
+            remedy="build the bundle again",
+        )
+    module = importlib.import_module(backend.run)
+    engine: CompanionEngine = module.open_companion(folder, companion, own, threads)
+    return engine
+
+
+def put(into: AnyArray, value: AnyArray, place: Sequence[int], what: str) -> None:
+    """Write an output [B, ...] into a batch of conditions, at that place of each.
+
+    Raises:
+        BackendError: it reaches beyond the condition, or has other axes.
+    """
+    lengths = value.shape[1:]
+    ends = [start + length for start, length in zip(place, lengths, strict=False)]
+    fits = len(place) == len(lengths) == into.ndim - 1
+    if not fits or any(end > length for end, length in zip(ends, into.shape[1:], strict=False)):
+        raise BackendError(
+            found=f"{what} of shape {list(lengths)} at {list(place)}",
+            expected=f"a part of the condition, {list(into.shape[1:])}",
+            remedy="fix its shape, or at, in the recipe, and export again",
+        )
+    parts = (slice(start, end) for start, end in zip(place, ends, strict=True))
+    into[(slice(None), *parts)] = value
+
+
+def prompted(
+    request: SampleRequest,
+    interface: Interface,
+    companions: Companions | None,
+    prompt: str | Sequence[str] | None = None,
+    negative: str | Sequence[str] | None = None,
+) -> SampleRequest:
+    """A request with the conditions that stand for prompts, and nulls for negative ones.
+
+    Where samples are guided, and neither the request nor the recipe says what stands for "no
+    condition", the empty prompt does.
+
+    Raises:
+        UsageError: the network has no encoder, or what prompts give is given otherwise, too.
+        ConditionError: a prompt is missing.
+    """
+    if companions is None or not interface.encoders:
+        if prompt is None and negative is None:
+            return request
+        raise UsageError(
+            found=f"a prompt for {interface.name}, which has no encoder",
+            expected="a network with an encoder, whose recipe has [encoders]"
+            + (f"; or the conditions {sorted(interface.conditions)}" * bool(interface.conditions)),
+            remedy="pass the conditions themselves, or add [encoders] to the recipe, export and "
+            "build again",
+        )
+    made = {name for encoder in interface.encoders.values() for name in encoder.gives}
+    known, conditions, nulls = interface.conditions, dict(request.conditions), dict(request.nulls)
+    if prompt is not None:
+        _check_apart(made & set(conditions), "prompt")
+        conditions |= _one_or_each(companions.encoded(prompts_of(prompt)))
+    lost = [n for n in sorted(made - set(conditions)) if known[n].default is None]
+    if lost:
+        raise ConditionError(
+            found=f"no prompt, and no condition {lost[0]!r}",
+            expected="a prompt, or the conditions that it stands for",
+            remedy="pass prompt=...",
+        )
+    if negative is not None:
+        _check_apart(made & set(nulls), "negative")
+    needed = {n for n in made - set(nulls) if negative is not None or known[n].null is None}
+    if needed and (guidance_scales(interface, request.guidance, request.n) != 1).any():
+        found = companions.encoded(prompts_of("" if negative is None else negative, "negative"))
+        nulls |= _one_or_each({name: found[name] for name in needed})
+    return msgspec.structs.replace(request, conditions=conditions, nulls=nulls)
+
+
+def _one_or_each(found: dict[str, AnyArray]) -> dict[str, AnyArray]:
+    return {name: value[0] if len(value) == 1 else value for name, value in found.items()}
+
+
+def _check_apart(twice: set[str], what: str) -> None:
+    if twice:
+        raise UsageError(
+            found=f"{what}=... beside {sorted(twice)}, which it stands for",
+            expected="one of them",
+            remedy="leave either out",
+        )
+
+
+def decoding(interface: Interface, companions: Companions | None) -> Companions:
+    """The companions of a network that has a decoder.
+
+    Raises:
+        UsageError: it has none.
+    """
+    if interface.decoder is None or companions is None:
+        raise UsageError(
+            found=f"samples of {interface.name} to decode",
+            expected="a network with a decoder",
+            remedy="take the samples as they are, or add [decoder] to the recipe, export and "
+            "build again",
+        )
+    return companions
+
+
+def _check_finite(found: Array, what: str, target: Target) -> None:
+    if not np.isfinite(found).all():
+        raise NonFiniteError(
+            found=f"NaN or infinity from {what} in {target.companions.precision}",
+            expected="finite values",
+            remedy="set precision = 'fp32' in the target's [companions]",
+        )

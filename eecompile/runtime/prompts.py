@@ -1,0 +1,111 @@
+"""Prompts to tokens, by the package tokenizers."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eecompile.backends import install
+from eecompile.errors import BackendError, UsageError, one_line
+from eecompile.programs.companions import Encoder
+from eecompile.store.companions import tokenizer_name
+
+_SHOWN = 200  # characters of what is cut
+
+
+class Tokens(NamedTuple):
+    """A prompt's tokens, and which of them are no padding: int64 [length] each."""
+
+    ids: NDArray[np.int64]
+    mask: NDArray[np.int64]
+
+
+class PromptTokenizer:
+    """Makes an encoder's tokens of prompts.
+
+    Args:
+        folder: of an engine set whose files have been checked.
+        name: of the encoder.
+        encoder: whose tokens they are.
+
+    Raises:
+        BackendError: the package tokenizers is missing, or refuses the file.
+    """
+
+    def __init__(self, folder: Path, name: str, encoder: Encoder) -> None:
+        self._name, self._encoder = name, encoder
+        self._tokenizer = opened_tokenizer(folder / tokenizer_name(name))
+
+    def tokens(self, prompt: str) -> Tokens:
+        """The tokens of a prompt; a warning says what is cut of one that is too long.
+
+        Raises:
+            BackendError: the tokenizer makes another number of them than the encoder takes.
+        """
+        text = prompt.lower().strip() if self._encoder.lower else prompt
+        encoding = self._tokenizer.encode(text)
+        ids = np.array(encoding.ids, np.int64)
+        if ids.shape != (self._encoder.length,):
+            raise BackendError(
+                found=f"{len(ids)} tokens of encoder {self._name!r}",
+                expected=f"{self._encoder.length}, cut or padded by its tokenizer",
+                remedy="export the bundle again",
+            )
+        if encoding.overflowing:
+            self._warn(text, encoding)
+        return Tokens(ids, np.array(encoding.attention_mask, np.int64))
+
+    def _warn(self, text: str, encoding: Any) -> None:
+        kept = max((end for _, end in encoding.offsets), default=0)
+        cut = text[kept:].strip()
+        shown = cut if len(cut) <= _SHOWN else f"{cut[:_SHOWN]} ..."
+        warnings.warn(
+            f"a prompt of more than the {self._encoder.length} tokens that encoder "
+            f"{self._name!r} takes; what it does not see: {shown!r}",
+            stacklevel=2,
+        )
+
+
+def opened_tokenizer(path: Path) -> Any:
+    """The tokenizer in a ``tokenizer.json``.
+
+    Raises:
+        BackendError: the package tokenizers is missing, or refuses the file.
+    """
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise BackendError(
+            found=f"no usable package tokenizers ({error})",
+            expected="it, to make tokens of prompts",
+            remedy=install("prompts"),
+        ) from error
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # it raises no type of its own
+        raise BackendError(
+            found=f"{path}, which is no tokenizer ({one_line(error)})",
+            expected="a tokenizer.json",
+            remedy="export the bundle again, or upgrade the package tokenizers",
+        ) from error
+
+
+def prompts_of(given: object, what: str = "prompt") -> list[str]:
+    """One prompt or several, as a list.
+
+    Raises:
+        UsageError: it is something else, or an empty list.
+    """
+    listed = [given] if isinstance(given, str) else given
+    texts = isinstance(listed, list | tuple) and all(isinstance(each, str) for each in listed)
+    if not isinstance(listed, list | tuple) or not texts or not listed:
+        raise UsageError(
+            found=f"{what}={given!r}",
+            expected="a text, or a list with a text for each sample",
+            remedy="pass a string",
+        )
+    return [str(each) for each in listed]
