@@ -30,7 +30,7 @@ def test_what_is_stored_is_what_the_figures_give(
     monkeypatch.setattr(sys, "argv", ["drawings.py", "--check"])
     drawings.drawn()
     monkeypatch.setattr(drawings, "IMAGES", tmp_path)
-    with pytest.raises(UsageError, match="run python scripts/drawings.py"):
+    with pytest.raises(UsageError, match=r"run python scripts/drawings\.py"):
         drawings.drawn()
 
 
