@@ -55,6 +55,13 @@ def test_a_schedule_is_drawn_over_time() -> None:
     assert "t from 0.25 T to 0.5 T: forecast1" in tags.words
 
 
+def test_a_long_schedule_is_cut_above_its_bars() -> None:
+    schedule = ExitSchedule.from_slices([12, 6] * 30)
+    tags = Tags(schedule._repr_html_())
+    assert "…" in tags.words
+    assert tags.counts["rect"] == 60
+
+
 def test_a_program_is_drawn_step_by_step() -> None:
     program = sampler().program("ddim", 8, "fast")
     tags = Tags(program._repr_html_())

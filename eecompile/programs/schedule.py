@@ -25,6 +25,7 @@ from eecompile.programs.choice import (
 )
 
 _FORMAT = 2  # of a schedule's file
+_TOLD = 80  # characters of a schedule that a notebook shows above its bars
 
 
 class ExitSchedule(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -103,7 +104,8 @@ class ExitSchedule(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkno
         ]
         full = max(blocks for _, blocks, _ in bars)
         below = f"blocks over time, of {full} (left: noise at T, right: data at 0)"
-        return facts_html(f"Exit schedule {self.text}", {}, bars_html(bars[::-1], full, below))
+        told = self.text if len(self.text) <= _TOLD else f"{self.text[: _TOLD - 1]}…"
+        return facts_html(f"Exit schedule {told}", {}, bars_html(bars[::-1], full, below))
 
     @classmethod
     def constant(cls, choice: Choice | int) -> ExitSchedule:
