@@ -304,13 +304,14 @@ def test_pipelines_with_text_make_the_same_pictures(
     given = {"prompt_embeds": (2, tokens, 16), "negative_prompt_embeds": (2, tokens, 16)}
     if pooled:
         given |= {"pooled_prompt_embeds": (2, 12), "negative_pooled_prompt_embeds": (2, 12)}
+    each = 1 if pooled else 2  # Stable Diffusion 3 does not repeat what comes embedded
     embedded = {name: torch.randn(shape, generator=draws) for name, shape in given.items()}
 
     def made() -> np.ndarray:
         return pipe(
             **embedded,
             guidance_scale=3.0,
-            num_images_per_prompt=2,
+            num_images_per_prompt=each,
             num_inference_steps=4,
             generator=torch.Generator().manual_seed(0),
             height=8,
@@ -319,7 +320,7 @@ def test_pipelines_with_text_make_the_same_pictures(
         ).images
 
     expected = made()
-    assert expected.shape == (4, 4, 8, 8)
+    assert expected.shape == (2 * each, 4, 8, 8)
     export_pipeline(pipe, tmp_path / "mine")
     engine_set_from_bundle(tmp_path / "mine" / "bundle", Path("cpu"), tmp_path / "cpu")
     with use_engines(pipe, tmp_path / "cpu", schedule="full"):
