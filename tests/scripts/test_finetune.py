@@ -25,7 +25,7 @@ from eecompile.programs.choice import Exit, Forecast
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.recipe import ExportRecipe, load_recipe
 from tests.conftest import RECIPE, ROOT
-from tests.scripts.test_train import data
+from tests.scripts.test_train import data, train
 
 __all__ = ["data"]
 EXITS = (1, 2, 4)
@@ -312,3 +312,20 @@ def test_what_it_writes_exports(recipe: Path, full: Path, tmp_path: Path, data: 
     assert network.exits == EXITS
     manifest = bundle_from_recipe(recipe, tmp_path / "bundle", checkpoint=weights)
     assert manifest.interface.exits == EXITS
+
+
+@pytest.mark.slow
+def test_the_how_to_begins_with_a_network_of_full_depth(
+    recipe: Path, tmp_path: Path, data: Path
+) -> None:
+    """``scripts/train --exits`` makes what ``scripts/finetune`` starts from."""
+    train(tmp_path / "full", recipe, data, "--exits", "4")
+    made = tmp_path / "full" / "weights.safetensors"
+    assert not any(name.startswith("final_layers.") for name in load_file(made))
+    made.rename(recipe.parent / "full.safetensors")
+    done = script(recipe, tmp_path / "run", data)
+    assert done.returncode == 0, done.stderr
+    assert any(
+        name.startswith("final_layers.1.")
+        for name in load_file(tmp_path / "run" / "weights.safetensors")
+    )
