@@ -75,8 +75,8 @@ def environment() -> Iterator[Row]:
 
 
 def plans() -> Iterator[Row]:
-    """Building, opening and sampling the shipped network, for every target."""
-    for name in TARGETS:
+    """Building, opening and sampling the shipped network, for every target, and for the CPU."""
+    for name in (*TARGETS, "cpu-chained"):
         row: Row = {"target": name}
         try:
             there, began = (work(SHIPPED) / name).exists(), time.perf_counter()
@@ -332,21 +332,22 @@ def data() -> Path:
     return pictures(WORK / "data") if REHEARSES else Path(os.environ.get("EECOMPILE_DATA", DATA))
 
 
-def evaluation(count: int) -> tuple[object, ...]:
-    """Options of an evaluation of so many samples; in a rehearsal, of few."""
-    few = ("-n", 20, "--batch", 20, "--steps", 6, "--features", WORK / "data" / FEATURES)
-    return *(few if REHEARSES else ("-n", count, "--batch", 1000)), "--work", WORK / "evaluate"
+def evaluation(count: int, work: Path) -> tuple[object, ...]:
+    """Options of an evaluation of so many samples, kept in a folder; in a rehearsal, of few."""
+    few = ("-n", 20, "--batch", 20, "--steps", 6, "--features", data() / FEATURES)
+    return *(few if REHEARSES else ("-n", count, "--batch", 1000)), "--work", work
 
 
 def quality() -> Iterator[Row]:
     """The Frechet distance of every schedule of the recipe, without guidance and with."""
+    reference = data() / "t10k-images-idx3-ubyte.gz"
     for name, engines in best(SHIPPED).items():
         schedules = open_engine_set(engines).interface.schedules
-        for guidance in (1, 2):
+        for guidance in (1,) if REHEARSES else (1, 2):
             output = WORK / "evaluation.json"
             run_eecompile(
                 *("evaluate", engines, "-o", output, "--guidance", guidance),
-                *("--reference", data() / "t10k-images-idx3-ubyte.gz", *evaluation(5000)),
+                *("--reference", reference, *evaluation(5000, WORK / "kept")),
                 *(f"--schedule={each}" for each in schedules),
             )
             for row in json.loads(output.read_text())["rows"]:
@@ -372,7 +373,7 @@ def training(what: str) -> Iterator[Row]:
     else:
         output = place / "quality.json"
         where = ("--run", runs["fine-tune"], "--data", data(), "--output", output)
-        how = ("--target", "cuda-fp16", *evaluation(2000))
+        how = ("--target", "cpu" if REHEARSES else "cuda-fp16", *evaluation(2000, place / "kept"))
         _script("evaluate", "finetuned", place / "recipe.toml", *where, *how)
         found = json.loads(output.read_text())
         for name in ("before", "after"):
@@ -389,17 +390,18 @@ def _script(name: str, *arguments: object) -> None:
 
 
 class Part(NamedTuple):
-    """What gives the rows of a part, and the seconds that it may take."""
+    """What gives the rows of a part, the seconds that it may take, and what it comes after."""
 
     rows: Callable[[], Iterator[Row]]
     seconds: int
+    after: Sequence[str] = ("plans",)
 
 
 SIZES = tuple(reversed(BATCHES))  # the largest batch first
 PARTS: dict[str, Part] = {
-    "environment": Part(environment, 60),
-    "plans": Part(plans, 200),
-    "tests": Part(tests, 240),
+    "environment": Part(environment, 60, ()),
+    "plans": Part(plans, 200, ()),
+    "tests": Part(tests, 240, ()),
     "trajectories": Part(
         partial(trajectories, SHIPPED, [*((n, 1.0) for n in SIZES), (SIZES[0], 3.0)], True), 150
     ),
@@ -409,8 +411,13 @@ PARTS: dict[str, Part] = {
     f"trajectories-{SMALL}": Part(partial(trajectories, SMALL, [(SIZES[0], 1.0)], False), 200),
     f"memory-{SMALL}": Part(partial(memory, SMALL), 90),
     f"tune-{SMALL}": Part(partial(tuned, SMALL, "ddim", STEPS), 240),
-    **{f"peers-{SMALL}-{n}": Part(partial(peers, SMALL, n, False), 120) for n in SIZES},
-    **{f"compiled-{SMALL}-{n}": Part(partial(peers, SMALL, n, True), 300) for n in SIZES},
+    **{
+        f"{'compiled' if compiled else 'peers'}-{SMALL}-{n}": Part(
+            partial(peers, SMALL, n, compiled), 300 if compiled else 120, [f"tune-{SMALL}"]
+        )
+        for compiled in (False, True)
+        for n in SIZES
+    },
     "quality": Part(quality, 300),
     "caching": Part(partial(caching, False), 200),
     f"build-{LARGE}": Part(partial(prepared, LARGE), 560),
@@ -418,5 +425,7 @@ PARTS: dict[str, Part] = {
     **{f"peers-{LARGE}-{n}": Part(partial(peers, LARGE, n, False), 200) for n in SIZES},
     **{f"compiled-{LARGE}-{n}": Part(partial(peers, LARGE, n, True), 500) for n in SIZES},
     "caching-compiled": Part(partial(caching, True), 400),
-    **{name: Part(partial(training, name), 300) for name in ("train", "fine-tune", "fine-tuned")},
+    "train": Part(partial(training, "train"), 300, ()),
+    "fine-tune": Part(partial(training, "fine-tune"), 300, ["train"]),
+    "fine-tuned": Part(partial(training, "fine-tuned"), 300, ["fine-tune"]),
 }
