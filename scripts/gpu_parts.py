@@ -41,7 +41,7 @@ from gpu_sets import (
 from rehearsal import FEATURES, REHEARSES, pictures
 from results import ROOT, Row, medians, run_eecompile
 
-from eecompile import BackendError, Exit, Forecast, Program, Sampler
+from eecompile import BackendError, Exit, Forecast, Program, Sampler, UsageError
 from eecompile.measure.machine import gpus
 from eecompile.store import open_bundle, open_engine_set
 from eecompile.tune.probe import rms
@@ -261,17 +261,18 @@ def memory(network: str) -> Iterator[Row]:
         yield from memory_rows(network, folder, BATCHES[-1], 1)
 
 
-def tuned(network: str, solver: str, steps: int) -> Iterator[Row]:
+def tuned(network: str, solver: str) -> Iterator[Row]:
     """``eecompile tune`` with exits, forecasts and spans: every program on the held-out samples."""
     from bench_schedules import SMALL as FEW
     from bench_schedules import front_rows
 
     for name, folder in best(network).items():
         place = work(network) / f"schedules-{solver}"
-        few = FEW if REHEARSES else ("--minutes", 0.5)
+        few = () if network == SHIPPED else ("--seeds", 4, "--held-out", 8)
         run_eecompile(
             *("tune", folder, "-o", place, "--force", "--use", "exits,forecasts,spans"),
-            *("--solver", solver, "--steps", steps, "--batch", BATCHES[-1], *few),
+            *("--solver", solver, "--steps", STEPS, "--batch", BATCHES[-1]),
+            *(FEW if REHEARSES else ("--minutes", 0.5, *few)),
         )
         yield from ({"target": name} | row for row in front_rows(_front(place)))
 
@@ -282,7 +283,7 @@ def _front(folder: Path) -> Any:
     return read_front(folder / "front.json")
 
 
-def peers(network: str, batch: int, compiled: bool) -> Iterator[Row]:
+def peers(network: str, batch: int, compiled: bool = False) -> Iterator[Row]:
     """A network of random weights beside PyTorch, diffusers' loop and plain ONNX Runtime.
 
     At full depth, with the authors' schedule and, by eecompile alone, with that which the part
@@ -304,14 +305,14 @@ def peers(network: str, batch: int, compiled: bool) -> Iterator[Row]:
         half=engines.get("cuda-fp16"),
     )
     own = {}
-    with suppress(FileNotFoundError):
+    with suppress(UsageError):  # not tuned yet
         points = [p for p in _front(work(network) / "schedules-ddim").points if p.kind == "found"]
         own["found"] = min(points, key=lambda p: abs(p.predicted_share - 0.5)).schedule
     made = bench_peers.measured(case, engines, ROUNDS, own)
     yield from ({"network": network, "batch": batch} | row for row in made["rows"])
 
 
-def caching(compiled: bool) -> Iterator[Row]:
+def caching(compiled: bool = False) -> Iterator[Row]:
     """Caches around the shipped network in PyTorch, diffusers' hooks among them, and forecasts."""
     import bench_caching
     import bench_peers
@@ -398,33 +399,43 @@ class Part(NamedTuple):
 
 
 SIZES = tuple(reversed(BATCHES))  # the largest batch first
+
+
+def of_network(network: str, seconds: int) -> dict[str, Part]:
+    """The parts of a network with random weights; PyTorch compiles for ``seconds`` at most."""
+    build, tune = f"build-{network}", f"tune-{network}"
+    cases = [(SIZES[0], 1.0)]
+    return {
+        build: Part(partial(prepared, network), 560),
+        f"trajectories-{network}": Part(
+            partial(trajectories, network, cases, host=False), 240, [build]
+        ),
+        f"memory-{network}": Part(partial(memory, network), 120, [build]),
+        tune: Part(partial(tuned, network, "ddim"), 300, [build]),
+        **{f"peers-{network}-{n}": Part(partial(peers, network, n), 200, [tune]) for n in SIZES},
+        **{
+            f"compiled-{network}-{n}": Part(partial(peers, network, n, True), seconds, [tune])
+            for n in SIZES
+        },
+    }
+
+
 PARTS: dict[str, Part] = {
     "environment": Part(environment, 60, ()),
     "plans": Part(plans, 200, ()),
     "tests": Part(tests, 240, ()),
     "trajectories": Part(
-        partial(trajectories, SHIPPED, [*((n, 1.0) for n in SIZES), (SIZES[0], 3.0)], True), 150
+        partial(trajectories, SHIPPED, [*((n, 1.0) for n in SIZES), (SIZES[0], 3.0)], host=True),
+        240,
     ),
     "comparison": Part(comparison, 120),
     "together": Part(together, 90),
-    "tune": Part(partial(tuned, SHIPPED, "dpmpp-2m", STEPS), 240),
-    f"trajectories-{SMALL}": Part(partial(trajectories, SMALL, [(SIZES[0], 1.0)], False), 200),
-    f"memory-{SMALL}": Part(partial(memory, SMALL), 90),
-    f"tune-{SMALL}": Part(partial(tuned, SMALL, "ddim", STEPS), 240),
-    **{
-        f"{'compiled' if compiled else 'peers'}-{SMALL}-{n}": Part(
-            partial(peers, SMALL, n, compiled), 300 if compiled else 120, [f"tune-{SMALL}"]
-        )
-        for compiled in (False, True)
-        for n in SIZES
-    },
+    "tune": Part(partial(tuned, SHIPPED, "dpmpp-2m"), 240),
+    **of_network(SMALL, 300),
     "quality": Part(quality, 300),
-    "caching": Part(partial(caching, False), 200),
-    f"build-{LARGE}": Part(partial(prepared, LARGE), 560),
-    f"trajectories-{LARGE}": Part(partial(trajectories, LARGE, [(SIZES[0], 1.0)], False), 200),
-    **{f"peers-{LARGE}-{n}": Part(partial(peers, LARGE, n, False), 200) for n in SIZES},
-    **{f"compiled-{LARGE}-{n}": Part(partial(peers, LARGE, n, True), 500) for n in SIZES},
-    "caching-compiled": Part(partial(caching, True), 400),
+    "caching": Part(caching, 200),
+    **of_network(LARGE, 500),
+    "caching-compiled": Part(partial(caching, compiled=True), 400),
     "train": Part(partial(training, "train"), 300, ()),
     "fine-tune": Part(partial(training, "fine-tune"), 300, ["train"]),
     "fine-tuned": Part(partial(training, "fine-tuned"), 300, ["fine-tune"]),

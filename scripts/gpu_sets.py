@@ -22,7 +22,7 @@ from eecompile.compiler import bundle_from_recipe, engine_set_from_bundle
 WORK = ROOT / "out" / ("rehearsal" if REHEARSES else "gpu")
 DEVICE = "cpu" if REHEARSES else "cuda"
 SHIPPED, SMALL, LARGE = ("tiny",) * 3 if REHEARSES else ("fashion-dit", "DiT-S/2", "DiT-XL/2")
-BATCHES, STEPS, LONG, ROUNDS = ((2,), 6, 8, 1) if REHEARSES else ((1, 4, 16), 20, 50, 9)
+BATCHES, STEPS, LONG, ROUNDS = ((2,), 6, 8, 1) if REHEARSES else ((1, 4, 16), 20, 50, 7)
 
 # Targets, and what is changed of them. What spans need is a chained engine set.
 TARGETS: dict[str, tuple[str, Row]] = {
