@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,9 @@ from gpu_sets import (
     DEVICE,
     LARGE,
     LONG,
+    QUANTISED,
     ROUNDS,
+    SERVED,
     SHIPPED,
     SMALL,
     STEPS,
@@ -74,9 +76,9 @@ def environment() -> Iterator[Row]:
     yield {"gpus": [msgspec.to_builtins(gpu) for gpu in gpus()], "doctor": told}
 
 
-def plans() -> Iterator[Row]:
-    """Building, opening and sampling the shipped network, for every target, and for the CPU."""
-    for name in (*TARGETS, "cpu-chained"):
+def plans(names: Iterable[str]) -> Iterator[Row]:
+    """Building, opening and sampling the shipped network, for each of these targets."""
+    for name in names:
         row: Row = {"target": name}
         try:
             there, began = (work(SHIPPED) / name).exists(), time.perf_counter()
@@ -114,19 +116,22 @@ def tests() -> Iterator[Row]:
         sys.exit(f"{wrong} tests failed")
 
 
-def comparison() -> Iterator[Row]:
+def comparison(names: Iterable[str]) -> Iterator[Row]:
     """Time, memory and error of every exit, beside ONNX Runtime on the CPU, by the command."""
     from eecompile.compare.report import read_report
 
-    engines = [part for folder in sets(SHIPPED).values() for part in ("--engines", folder)]
-    output = work(SHIPPED) / "comparison"
+    found = running(SHIPPED, names)
+    if not found:
+        return  # the plans' part says why
+    engines = [part for folder in found.values() for part in ("--engines", folder)]
+    output = work(SHIPPED) / f"comparison-{next(iter(found))}"
     run_eecompile(
         *("compare", bundle(SHIPPED), *engines, "-o", output, "--schedule", "full"),
         *("--batch", ",".join(map(str, BATCHES)), "--rounds", ROUNDS, "--steps", STEPS),
     )
-    for found in read_report(output / "report.json").candidates:
-        row = {"by": found.name, "GPU, MiB": found.gpu_mib, "skipped": found.skipped}
-        for each in found.exits:
+    for candidate in read_report(output / "report.json").candidates:
+        row = {"by": candidate.name, "GPU, MiB": candidate.gpu_mib, "skipped": candidate.skipped}
+        for each in candidate.exits:
             times = {f"batch {t.batch}, ms": t.median for t in each.latencies}
             error = {"relative error": each.relative, "passed": each.passed}
             yield row | {"depth": each.depth} | error | times
@@ -422,16 +427,18 @@ def of_network(network: str, seconds: int) -> dict[str, Part]:
 
 PARTS: dict[str, Part] = {
     "environment": Part(environment, 60, ()),
-    "plans": Part(plans, 200, ()),
+    "plans": Part(partial(plans, [*TARGETS, "cpu-chained"]), 200, ()),
     "tests": Part(tests, 240, ()),
     "trajectories": Part(
         partial(trajectories, SHIPPED, [*((n, 1.0) for n in SIZES), (SIZES[0], 3.0)], host=True),
         240,
     ),
-    "comparison": Part(comparison, 120),
+    "comparison": Part(partial(comparison, SERVED), 120),
     "together": Part(together, 90),
     "tune": Part(partial(tuned, SHIPPED, "dpmpp-2m"), 240),
     **of_network(SMALL, 300),
+    "quantised": Part(partial(plans, QUANTISED), 300),
+    "quantised-comparison": Part(partial(comparison, QUANTISED), 120, ["quantised"]),
     "quality": Part(quality, 300),
     "caching": Part(caching, 200),
     **of_network(LARGE, 500),
