@@ -6,6 +6,7 @@ again; those that failed are tried again once all others have been.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -53,20 +54,34 @@ def run(
     known: dict[str, Row] = results.values.setdefault("parts", {})
     asked = [part for part in parts or PARTS if again or "failed" in known.get(part, {"failed": 1})]
     left = sorted(asked, key=lambda part: part in known)  # those that failed come last
-    for index, part in enumerate(left):
-        seconds = min(PARTS[part].seconds, end - time.perf_counter())
-        if seconds < 5:
-            waiting = ", ".join(left[index:])
-            print(f"{minutes:g} minutes are over; run the command again for: {waiting}")
-            break
-        began = time.perf_counter()
-        known[part] = _in_child(part, seconds) | {"seconds": time.perf_counter() - began}
-        results.write()
-        print(f"{part}, {known[part]['seconds']:.0f} s: {known[part].get('failed', 'done')}")
-        sys.stdout.flush()
+    waiting = asyncio.run(_run_all(left, results, end))
+    if waiting:
+        print(f"{minutes:g} minutes are over; run the command again for: {', '.join(waiting)}")
     print(f"written: {place}")
     if failed := [part for part in asked if "failed" in known.get(part, {})]:
         sys.exit(f"error: failed: {', '.join(failed)}; the file says why.")
+
+
+async def _run_all(parts: Sequence[str], results: Results, end: float) -> list[str]:
+    """Those for which there was no time; in a rehearsal two run at once, as time is not judged."""
+    free, done = asyncio.Semaphore(2 if REHEARSES else 1), {p: asyncio.Event() for p in parts}
+
+    async def run_one(part: str) -> str:
+        for other in PARTS[part].after:
+            if other in done and other not in results.values["parts"]:
+                await done[other].wait()
+        async with free:
+            seconds = min(PARTS[part].seconds, end - time.perf_counter())
+            began = time.perf_counter()
+            if seconds >= 5:
+                made = await _in_child(part, seconds) | {"seconds": time.perf_counter() - began}
+                results.values["parts"][part] = made
+                results.write()
+                print(f"{part}, {made['seconds']:.0f} s: {made.get('failed', 'done')}", flush=True)
+        done[part].set()
+        return "" if seconds >= 5 else part
+
+    return [part for part in await asyncio.gather(*map(run_one, parts)) if part]
 
 
 def found_gpu(found: Sequence[Gpu]) -> str:
@@ -90,34 +105,34 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(map(int, version.split(".")))
 
 
-def _in_child(part: str, seconds: float) -> Row:
+async def _in_child(part: str, seconds: float) -> Row:
     """A part's rows, and why there are no more if it failed; what it started ends with it."""
     WORK.mkdir(parents=True, exist_ok=True)
-    rows = WORK / "rows.jsonl"
+    rows, log = (WORK / f"{part.replace('/', '-')}.{kind}" for kind in ("jsonl", "log"))
     rows.unlink(missing_ok=True)
     more = {"TORCHINDUCTOR_CACHE_DIR": str(WORK / "inductor")}  # what is compiled is kept
     if REHEARSES:  # on a CPU, compiling takes minutes, and says nothing of a GPU
         more["TORCH_COMPILE_DISABLE"] = "1"
-    code = "import sys, gpu; gpu.write_rows(*sys.argv[1:])"
+    with log.open("wb") as said:
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", "import sys, gpu; gpu.write_rows(*sys.argv[1:])", part, rows),
+            cwd=ROOT / "scripts",
+            env=os.environ | more,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+        )
     failed = ""
-    with subprocess.Popen(
-        [sys.executable, "-c", code, part, str(rows)],
-        cwd=ROOT / "scripts",
-        env=os.environ | more,
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as child:
-        try:
-            _, said = child.communicate(timeout=seconds)
-            if child.returncode:
-                failed = f"it ended with {child.returncode}; {said[-LAST:].replace(str(ROOT), '.')}"
-        except subprocess.TimeoutExpired:
-            failed = f"it took longer than {seconds:.0f} s"
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
+    try:
+        if status := await asyncio.wait_for(child.wait(), seconds):
+            text = log.read_text(errors="replace")[-LAST:].replace(str(ROOT), ".")
+            failed = f"it ended with {status}; {text}"
+    except TimeoutError:
+        failed = f"it took longer than {seconds:.0f} s"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        await child.wait()
     lines = rows.read_text().splitlines() if rows.exists() else []
     made = {"rows": [json.loads(line) for line in lines if line.endswith("}")]}
     return made | {"failed": failed} if failed else made

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,9 @@ from gpu_sets import (
     DEVICE,
     LARGE,
     LONG,
+    QUANTISED,
     ROUNDS,
+    SERVED,
     SHIPPED,
     SMALL,
     STEPS,
@@ -41,7 +43,7 @@ from gpu_sets import (
 from rehearsal import FEATURES, REHEARSES, pictures
 from results import ROOT, Row, medians, run_eecompile
 
-from eecompile import BackendError, Exit, Forecast, Program, Sampler
+from eecompile import BackendError, Exit, Forecast, Program, Sampler, UsageError
 from eecompile.measure.machine import gpus
 from eecompile.store import open_bundle, open_engine_set
 from eecompile.tune.probe import rms
@@ -74,9 +76,9 @@ def environment() -> Iterator[Row]:
     yield {"gpus": [msgspec.to_builtins(gpu) for gpu in gpus()], "doctor": told}
 
 
-def plans() -> Iterator[Row]:
-    """Building, opening and sampling the shipped network, for every target."""
-    for name in TARGETS:
+def plans(names: Iterable[str]) -> Iterator[Row]:
+    """Building, opening and sampling the shipped network, for each of these targets."""
+    for name in names:
         row: Row = {"target": name}
         try:
             there, began = (work(SHIPPED) / name).exists(), time.perf_counter()
@@ -114,19 +116,22 @@ def tests() -> Iterator[Row]:
         sys.exit(f"{wrong} tests failed")
 
 
-def comparison() -> Iterator[Row]:
+def comparison(names: Iterable[str]) -> Iterator[Row]:
     """Time, memory and error of every exit, beside ONNX Runtime on the CPU, by the command."""
     from eecompile.compare.report import read_report
 
-    engines = [part for folder in sets(SHIPPED).values() for part in ("--engines", folder)]
-    output = work(SHIPPED) / "comparison"
+    found = running(SHIPPED, names)
+    if not found:
+        return  # the plans' part says why
+    engines = [part for folder in found.values() for part in ("--engines", folder)]
+    output = work(SHIPPED) / f"comparison-{next(iter(found))}"
     run_eecompile(
         *("compare", bundle(SHIPPED), *engines, "-o", output, "--schedule", "full"),
         *("--batch", ",".join(map(str, BATCHES)), "--rounds", ROUNDS, "--steps", STEPS),
     )
-    for found in read_report(output / "report.json").candidates:
-        row = {"by": found.name, "GPU, MiB": found.gpu_mib, "skipped": found.skipped}
-        for each in found.exits:
+    for candidate in read_report(output / "report.json").candidates:
+        row = {"by": candidate.name, "GPU, MiB": candidate.gpu_mib, "skipped": candidate.skipped}
+        for each in candidate.exits:
             times = {f"batch {t.batch}, ms": t.median for t in each.latencies}
             error = {"relative error": each.relative, "passed": each.passed}
             yield row | {"depth": each.depth} | error | times
@@ -261,17 +266,18 @@ def memory(network: str) -> Iterator[Row]:
         yield from memory_rows(network, folder, BATCHES[-1], 1)
 
 
-def tuned(network: str, solver: str, steps: int) -> Iterator[Row]:
+def tuned(network: str, solver: str) -> Iterator[Row]:
     """``eecompile tune`` with exits, forecasts and spans: every program on the held-out samples."""
     from bench_schedules import SMALL as FEW
     from bench_schedules import front_rows
 
     for name, folder in best(network).items():
         place = work(network) / f"schedules-{solver}"
-        few = FEW if REHEARSES else ("--minutes", 0.5)
+        few = () if network == SHIPPED else ("--seeds", 4, "--held-out", 8)
         run_eecompile(
             *("tune", folder, "-o", place, "--force", "--use", "exits,forecasts,spans"),
-            *("--solver", solver, "--steps", steps, "--batch", BATCHES[-1], *few),
+            *("--solver", solver, "--steps", STEPS, "--batch", BATCHES[-1]),
+            *(FEW if REHEARSES else ("--minutes", 0.5, *few)),
         )
         yield from ({"target": name} | row for row in front_rows(_front(place)))
 
@@ -282,7 +288,7 @@ def _front(folder: Path) -> Any:
     return read_front(folder / "front.json")
 
 
-def peers(network: str, batch: int, compiled: bool) -> Iterator[Row]:
+def peers(network: str, batch: int, compiled: bool = False) -> Iterator[Row]:
     """A network of random weights beside PyTorch, diffusers' loop and plain ONNX Runtime.
 
     At full depth, with the authors' schedule and, by eecompile alone, with that which the part
@@ -304,14 +310,14 @@ def peers(network: str, batch: int, compiled: bool) -> Iterator[Row]:
         half=engines.get("cuda-fp16"),
     )
     own = {}
-    with suppress(FileNotFoundError):
+    with suppress(UsageError):  # not tuned yet
         points = [p for p in _front(work(network) / "schedules-ddim").points if p.kind == "found"]
         own["found"] = min(points, key=lambda p: abs(p.predicted_share - 0.5)).schedule
     made = bench_peers.measured(case, engines, ROUNDS, own)
     yield from ({"network": network, "batch": batch} | row for row in made["rows"])
 
 
-def caching(compiled: bool) -> Iterator[Row]:
+def caching(compiled: bool = False) -> Iterator[Row]:
     """Caches around the shipped network in PyTorch, diffusers' hooks among them, and forecasts."""
     import bench_caching
     import bench_peers
@@ -332,21 +338,22 @@ def data() -> Path:
     return pictures(WORK / "data") if REHEARSES else Path(os.environ.get("EECOMPILE_DATA", DATA))
 
 
-def evaluation(count: int) -> tuple[object, ...]:
-    """Options of an evaluation of so many samples; in a rehearsal, of few."""
-    few = ("-n", 20, "--batch", 20, "--steps", 6, "--features", WORK / "data" / FEATURES)
-    return *(few if REHEARSES else ("-n", count, "--batch", 1000)), "--work", WORK / "evaluate"
+def evaluation(count: int, work: Path) -> tuple[object, ...]:
+    """Options of an evaluation of so many samples, kept in a folder; in a rehearsal, of few."""
+    few = ("-n", 20, "--batch", 20, "--steps", 6, "--features", data() / FEATURES)
+    return *(few if REHEARSES else ("-n", count, "--batch", 1000)), "--work", work
 
 
 def quality() -> Iterator[Row]:
     """The Frechet distance of every schedule of the recipe, without guidance and with."""
+    reference = data() / "t10k-images-idx3-ubyte.gz"
     for name, engines in best(SHIPPED).items():
         schedules = open_engine_set(engines).interface.schedules
-        for guidance in (1, 2):
+        for guidance in (1,) if REHEARSES else (1, 2):
             output = WORK / "evaluation.json"
             run_eecompile(
                 *("evaluate", engines, "-o", output, "--guidance", guidance),
-                *("--reference", data() / "t10k-images-idx3-ubyte.gz", *evaluation(5000)),
+                *("--reference", reference, *evaluation(5000, WORK / "kept")),
                 *(f"--schedule={each}" for each in schedules),
             )
             for row in json.loads(output.read_text())["rows"]:
@@ -372,7 +379,7 @@ def training(what: str) -> Iterator[Row]:
     else:
         output = place / "quality.json"
         where = ("--run", runs["fine-tune"], "--data", data(), "--output", output)
-        how = ("--target", "cuda-fp16", *evaluation(2000))
+        how = ("--target", "cpu" if REHEARSES else "cuda-fp16", *evaluation(2000, place / "kept"))
         _script("evaluate", "finetuned", place / "recipe.toml", *where, *how)
         found = json.loads(output.read_text())
         for name in ("before", "after"):
@@ -389,34 +396,54 @@ def _script(name: str, *arguments: object) -> None:
 
 
 class Part(NamedTuple):
-    """What gives the rows of a part, and the seconds that it may take."""
+    """What gives the rows of a part, the seconds that it may take, and what it comes after."""
 
     rows: Callable[[], Iterator[Row]]
     seconds: int
+    after: Sequence[str] = ("plans",)
 
 
 SIZES = tuple(reversed(BATCHES))  # the largest batch first
+
+
+def of_network(network: str, seconds: int) -> dict[str, Part]:
+    """The parts of a network with random weights; PyTorch compiles for ``seconds`` at most."""
+    build, tune = f"build-{network}", f"tune-{network}"
+    cases = [(SIZES[0], 1.0)]
+    return {
+        build: Part(partial(prepared, network), 560),
+        f"trajectories-{network}": Part(
+            partial(trajectories, network, cases, host=False), 240, [build]
+        ),
+        f"memory-{network}": Part(partial(memory, network), 120, [build]),
+        tune: Part(partial(tuned, network, "ddim"), 300, [build]),
+        **{f"peers-{network}-{n}": Part(partial(peers, network, n), 200, [tune]) for n in SIZES},
+        **{
+            f"compiled-{network}-{n}": Part(partial(peers, network, n, True), seconds, [tune])
+            for n in SIZES
+        },
+    }
+
+
 PARTS: dict[str, Part] = {
-    "environment": Part(environment, 60),
-    "plans": Part(plans, 200),
-    "tests": Part(tests, 240),
+    "environment": Part(environment, 60, ()),
+    "plans": Part(partial(plans, [*TARGETS, "cpu-chained"]), 200, ()),
+    "tests": Part(tests, 240, ()),
     "trajectories": Part(
-        partial(trajectories, SHIPPED, [*((n, 1.0) for n in SIZES), (SIZES[0], 3.0)], True), 150
+        partial(trajectories, SHIPPED, [*((n, 1.0) for n in SIZES), (SIZES[0], 3.0)], host=True),
+        240,
     ),
-    "comparison": Part(comparison, 120),
+    "comparison": Part(partial(comparison, SERVED), 120),
     "together": Part(together, 90),
-    "tune": Part(partial(tuned, SHIPPED, "dpmpp-2m", STEPS), 240),
-    f"trajectories-{SMALL}": Part(partial(trajectories, SMALL, [(SIZES[0], 1.0)], False), 200),
-    f"memory-{SMALL}": Part(partial(memory, SMALL), 90),
-    f"tune-{SMALL}": Part(partial(tuned, SMALL, "ddim", STEPS), 240),
-    **{f"peers-{SMALL}-{n}": Part(partial(peers, SMALL, n, False), 120) for n in SIZES},
-    **{f"compiled-{SMALL}-{n}": Part(partial(peers, SMALL, n, True), 300) for n in SIZES},
+    "tune": Part(partial(tuned, SHIPPED, "dpmpp-2m"), 240),
+    **of_network(SMALL, 300),
+    "quantised": Part(partial(plans, QUANTISED), 300),
+    "quantised-comparison": Part(partial(comparison, QUANTISED), 120, ["quantised"]),
     "quality": Part(quality, 300),
-    "caching": Part(partial(caching, False), 200),
-    f"build-{LARGE}": Part(partial(prepared, LARGE), 560),
-    f"trajectories-{LARGE}": Part(partial(trajectories, LARGE, [(SIZES[0], 1.0)], False), 200),
-    **{f"peers-{LARGE}-{n}": Part(partial(peers, LARGE, n, False), 200) for n in SIZES},
-    **{f"compiled-{LARGE}-{n}": Part(partial(peers, LARGE, n, True), 500) for n in SIZES},
-    "caching-compiled": Part(partial(caching, True), 400),
-    **{name: Part(partial(training, name), 300) for name in ("train", "fine-tune", "fine-tuned")},
+    "caching": Part(caching, 200),
+    **of_network(LARGE, 500),
+    "caching-compiled": Part(partial(caching, compiled=True), 400),
+    "train": Part(partial(training, "train"), 300, ()),
+    "fine-tune": Part(partial(training, "fine-tune"), 300, ["train"]),
+    "fine-tuned": Part(partial(training, "fine-tuned"), 300, ["fine-tune"]),
 }

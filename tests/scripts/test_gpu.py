@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import importlib
 import json
@@ -42,7 +43,7 @@ def test_a_part_that_fails_says_why_and_the_next_goes_on(
 ) -> None:
     asked = []
 
-    def in_child(part: str, seconds: float) -> dict[str, Any]:
+    async def in_child(part: str, seconds: float) -> dict[str, Any]:
         asked.append(part)
         return {"rows": [{"a": 1}]} | ({"failed": "it broke"} if len(asked) == 1 else {})
 
@@ -78,8 +79,9 @@ def test_a_part_ends_at_its_limit_and_keeps_its_rows(
         "    raise OSError(__file__)\n"
     )
     monkeypatch.setattr(gpu, "ROOT", tmp_path)
-    assert gpu._in_child("long", 2) == {"rows": [{"a": 1}], "failed": "it took longer than 2 s"}
-    made = gpu._in_child("broken", 60)
+    made = asyncio.run(gpu._in_child("long", 2))
+    assert made == {"rows": [{"a": 1}], "failed": "it took longer than 2 s"}
+    made = asyncio.run(gpu._in_child("broken", 60))
     assert made["rows"] == [{"a": 1}]
     assert made["failed"].endswith("OSError: ./scripts/gpu.py\n"), "and no folder of the machine"
 
