@@ -219,8 +219,17 @@ def own_bundle(shared: Shared, small_bundle: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def int8_set(shared: Shared, own_bundle: Path) -> Path:
-    """The small network in INT8 for ONNX Runtime, by ``cpu-int8-ort``; not to be written to."""
-    return shared("small-int8", building(own_bundle, ROOT / "engines" / "cpu-int8-ort.toml"))
+    """The small network in INT8 for ONNX Runtime, by ``cpu-int8-ort``; not to be written to.
+
+    Of so narrow a network little else holds the target's own tolerance.
+    """
+    from msgspec.structs import replace
+
+    from eecompile.store.target import Tolerance, load_target
+
+    target = load_target(ROOT / "engines" / "cpu-int8-ort.toml")
+    wide = replace(target, tolerance=Tolerance(absolute=1e-3, relative=0.15))
+    return shared("small-int8", building(own_bundle, wide))
 
 
 def write_small(folder: Path) -> None:

@@ -22,7 +22,7 @@ from eecompile.compiler.graph.partition import Part, check_parts, per_exit_parts
 from eecompile.compiler.graph.precision import first_non_finite, lowered
 from eecompile.compiler.graph.spans import cut_parts, span_plans
 from eecompile.compiler.progress import Report, silent
-from eecompile.compiler.quantised import quantised
+from eecompile.compiler.quantised import NO_VNNI, quantised
 from eecompile.compiler.segments import (
     LOG,
     BuildModule,
@@ -76,6 +76,8 @@ from eecompile.store.signature import private_key
 from eecompile.store.signing import sign_folder, write_signature
 from eecompile.store.target import Target, load_target
 from eecompile.system import work_folder
+
+_WHOLE = 3  # of the points of verification, the batch of samples that come alone before it
 
 
 class Built(NamedTuple):
@@ -366,6 +368,11 @@ def _prepared(job: _Job, work: Path, *, verify: bool = True) -> _Prepared:
             job.report,
         )
         job.points.extend(points)
+        if quantisation.scheme == NO_VNNI:
+            job.told.append(
+                "this processor has no VNNI or AMX: INT8 takes about as long as FP32, and weights "
+                "have 7 bits"
+            )
     job.backend.prepare(model, target)
     if not verify:
         return _Prepared(model, {}, quantisation)
@@ -444,7 +451,8 @@ def _verify(job: _Job, candidate: Evaluate, what: str) -> dict[int, Error]:
     extremes = extreme_inputs(interface)
     if job.target.quantise is not None:
         exact = False
-        extremes |= {f"noise ({index})": point for index, point in enumerate(points)}
+        others = [points[_WHOLE], *points[_WHOLE + 2 :]]  # the batch, and other shapes
+        extremes |= {f"noise ({index})": point for index, point in enumerate(others)}
     errors = compare(job.points or points, reference, candidate, tolerance, named, job.report)
     for error in compare_extremes(extremes, reference, candidate, tolerance, named):
         if exact:

@@ -28,6 +28,8 @@ from eecompile.measure.machine import eight_bit_products
 from eecompile.store.bundle import BundleManifest, OperatorError, Quantisation
 from eecompile.store.target import Target
 
+NO_VNNI = "U8S7"
+"""The scheme of processors that do not add products of 8 bits in 32."""
 _SEARCHED, _VERIFIED = 5, 8  # timesteps
 _LARGEST = 4  # samples of a timestep
 

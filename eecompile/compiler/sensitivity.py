@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from eecompile.arrays import Inputs
+from eecompile.arrays import Array, Inputs
 from eecompile.compiler.graph.quantise import SWITCHES, Operator, Range, Scheme, quantise
 from eecompile.compiler.progress import Report
 from eecompile.compiler.sessions import evaluate_joined, session_from_graph
@@ -24,6 +24,7 @@ from eecompile.programs.interface import Interface
 from eecompile.store.target import Tolerance
 
 _MARGIN = 0.6  # of the tolerance: other samples, and engines, are further away
+_FEW = 2  # rows of a point that suffice to tell operators apart
 _LEAST = 0.1  # share of multiplications below which quantising is not worth its while
 Chosen = NDArray[np.bool_]
 
@@ -85,12 +86,20 @@ class SwitchedGraph:
     def errors(self, chosen: Chosen) -> list[float]:
         """The relative error at each point where these are quantised; see :class:`Found`."""
         return [
-            _error(self._outputs(point, chosen), right)
+            _error(self._outputs(_first(point), chosen), {d: _firsts(o) for d, o in right.items()})
             for point, right in zip(self.points, self._right, strict=True)
         ]
 
     def _outputs(self, point: Inputs, chosen: Chosen) -> Outputs:
         return self._evaluate({**point, SWITCHES: chosen})
+
+
+def _first(point: Inputs) -> Inputs:
+    return {name: array[:_FEW] for name, array in point.items()}
+
+
+def _firsts(outputs: Sequence[Array]) -> list[Array]:
+    return [output[:_FEW] for output in outputs]
 
 
 def _used(found: Outputs, right: Outputs, tolerance: Tolerance) -> float:

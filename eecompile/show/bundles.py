@@ -31,6 +31,8 @@ from eecompile.store.bundle import (
 )
 from eecompile.store.target import Target
 
+_MOST_OPERATORS = 20  # that are shown; the manifest has all
+
 
 def bundle_parts(manifest: BundleManifest) -> list[Part]:
     """A bundle: where it comes from, its exits, what they share, and its schedules."""
@@ -184,8 +186,8 @@ def _sensitivity(found: Quantisation | None) -> Iterator[Table]:
             for index, time in enumerate(found.timesteps)
         ),
     ]
-    ordered = sorted(found.operators, key=lambda each: -max(each.errors))
-    title = "relative error (root mean square) with one operator quantised, by timestep"
+    ordered = sorted(found.operators, key=lambda each: -max(each.errors))[:_MOST_OPERATORS]
+    title = "operators by what each, quantised alone, adds: relative error by timestep"
     yield Table("sensitivity", title, columns, ordered)
 
 

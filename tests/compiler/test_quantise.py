@@ -149,6 +149,13 @@ def test_what_exits_share_is_quantised_once(prepared: Prepared) -> None:
     assert "blocks.0.attn.qkv" in {each.name for each in found}
 
 
+@pytest.mark.parametrize("name", ["u8s8", "int4-weights"])
+def test_no_weight_is_left_behind(prepared: Prepared, name: str) -> None:
+    graph = prepared.quantised(SCHEMES[name]).graph
+    read = {value for node in graph for value in node.inputs}
+    assert set(graph.initializers.values()) <= read
+
+
 def test_inputs_outputs_and_ends_of_blocks_stay(prepared: Prepared) -> None:
     before, after = prepared.model().graph, prepared.quantised(U8S8).graph
     for one, other in ((before.inputs, after.inputs), (before.outputs, after.outputs)):
@@ -354,6 +361,17 @@ def test_a_network_of_which_nothing_can_be_quantised_is_told(
     monkeypatch.setattr(eecompile.compiler.quantised, "operators", lambda *_: ([], ["deconv"]))
     with pytest.raises(BackendError, match=r"no product .* can be quantised \(deconv\)"):
         engine_set_from_bundle(own_bundle, INT8, tmp_path / "set")
+
+
+def test_without_the_instructions_weights_have_seven_bits(
+    own_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(eecompile.compiler.quantised, "eight_bit_products", lambda: "")
+    engine_set_from_bundle(own_bundle, INT8, tmp_path / "set")
+    manifest = manifest_of(tmp_path / "set")
+    assert manifest.quantisation
+    assert (manifest.quantisation.scheme, manifest.quantisation.instructions) == ("U8S7", "")
+    assert any("no VNNI" in warning for warning in manifest.warnings)
 
 
 def test_a_processor_without_the_instructions_is_told(

@@ -278,7 +278,7 @@ class _Placer:
         ir.convenience.replace_all_uses_with(
             node.outputs[0], last.outputs[0], replace_graph_outputs=True
         )
-        self._graph.remove(node)
+        self._graph.remove(node, safe=True)
         last.outputs[0].name = name
         return product
 
