@@ -326,10 +326,27 @@ def _measure_spans(rounds: int, output: Path) -> None:
 
 
 @app.command()
-def serving(rounds: Rounds = 15, seconds: Seconds = 25.0, output: Output = None) -> None:
+def serving(
+    rounds: Rounds = 15,
+    seconds: Seconds = 25.0,
+    simulate: Annotated[
+        bool, typer.Option(help="Simulate replicas under load instead; serving-simulated.json.")
+    ] = False,
+    costs: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON of what --simulate takes evaluations to last: by machine and exit, seconds "
+            "by rows; default measured here."
+        ),
+    ] = None,
+    output: Output = None,
+) -> None:
     """Joining beside gather-and-run under load, and what it costs; serving-cpu.json."""
     import bench_serving as bench
 
+    if simulate:
+        simulated(costs, output)
+        return
     results = Results(output, "serving-cpu")
     engines = shipped("per_exit")["per_exit"]
     with TemporaryDirectory() as temporary, ExitStack() as stack:
@@ -350,6 +367,29 @@ def serving(rounds: Rounds = 15, seconds: Seconds = 25.0, output: Output = None)
         results.keep("load", bench.load_rows(small, seconds))
         results.keep("load, DiT-S/2", bench.load_rows(large, 2 * seconds, **way))
         results.keep("http", [bench.http_row(engines, rounds)])
+    results.show()
+
+
+def simulated(costs: Path | None, output: Path | None) -> None:
+    """Replicas under load, with the shipped network's schedules."""
+    import serving_simulation as simulation
+
+    results = Results(output, "serving-simulated")
+    with Sampler.open(shipped("per_exit")["per_exit"]) as sampler:
+        found = {"here": simulation.measured_costs(sampler)}
+        if costs is not None:
+            found = simulation.read_costs(costs)
+        programs = {name: simulation.evaluated(sampler, name) for name in ("full", "half", "ase")}
+    results.keep("costs", found)
+    for name, each in found.items():
+        results.keep(f"load, {name}", simulation.load_rows(name, each, programs, 1500))
+    for name, each in found.items():
+        most = simulation.capacity(each, programs["full"]) / simulation.SAMPLES
+        allowed = 3 * sum(simulation.seconds(each, choice, 4) for choice in programs["full"])
+        rates = [round(factor * most, 2) for factor in (1, 4, 16)]
+        results.keep(
+            f"plan, {name}", simulation.plan_rows(name, each, programs, rates, allowed, 1500)
+        )
     results.show()
 
 

@@ -18,7 +18,7 @@ from bench_runtime import NoEngine
 from results import Row, medians
 
 from eecompile import Interface, Sampler, SampleRequest
-from eecompile.serve import Scheduler
+from eecompile.serve import Scheduler, rows_that_pay
 
 LOAD = 0.7  # of the throughput
 MODES = {"joining": True, "gather and run": False}
@@ -52,7 +52,8 @@ def loaded(sampler: Sampler, joining: bool, rate: float, seconds: float, **way: 
     requests = requests_of(int(rate * seconds), 1)
     gaps = np.random.default_rng(2).exponential(1 / rate, len(requests))
     arrivals, taken = np.cumsum(gaps), np.empty(len(requests))
-    with Scheduler(sampler, joining=joining, max_waiting=QUEUE) as scheduler:
+    rows = rows_that_pay(sampler) if joining else None
+    with Scheduler(sampler, joining=joining, max_batch=rows, max_waiting=QUEUE) as scheduler:
         scheduler.submit(SampleRequest(n=4), **way).result()
         started, futures = time.perf_counter(), list[Future[Any]]()
         for index, (request, arrival) in enumerate(zip(requests, arrivals, strict=True)):

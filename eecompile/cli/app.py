@@ -17,7 +17,7 @@ from eecompile.cli.evaluating import evaluate
 from eecompile.cli.inspecting import doctor, inspect
 from eecompile.cli.listing import recipe, recipes, target, targets
 from eecompile.cli.sampling import program, sample
-from eecompile.cli.serving import serve
+from eecompile.cli.serving import serve, triton
 from eecompile.cli.tuning import tune
 from eecompile.errors import EecompileError, shortened
 from eecompile.show.terminal import as_it_is
@@ -29,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_COMMANDS = (export, build, sign, sample, compare, tune, program, inspect, evaluate, serve)
+_COMMANDS = (export, build, sign, sample, compare, tune, program, inspect, evaluate, serve, triton)
 for _command in (*_COMMANDS, doctor, recipes, recipe, targets, target):
     app.command()(modes(_command))
 _KEPT = {

@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -30,6 +31,14 @@ def serve(
             "default joining, but not on a GPU."
         ),
     ] = None,
+    max_batch: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Most rows of an evaluation where requests join; default as many as pay, which "
+            "is measured.",
+        ),
+    ] = None,
     max_n: Annotated[int, typer.Option(min=1, help="Most samples of one request.")] = 64,
     max_waiting: Annotated[
         int, typer.Option(min=1, help="Most samples that wait; then the answer is 503.")
@@ -45,17 +54,21 @@ def serve(
         import uvicorn
 
         from eecompile.serve.app import app_from_sampler
-        from eecompile.serve.body import Limits
+        from eecompile.serve.limits import Limits
+        from eecompile.serve.rows import rows_that_pay
     with (
         _logging_as_json(),
         _listening(host, port) as listener,
         Sampler.open(engines, *(more or []), threads=threads) as sampler,
     ):
         sampler.warmup()
+        if max_batch is None and joining is not False:
+            max_batch = rows_that_pay(sampler)
         app = app_from_sampler(
             sampler,
             limits=Limits(n=max_n),
             joining=joining,
+            max_batch=max_batch,
             max_waiting=max_waiting,
             grace=grace,
         )
@@ -71,6 +84,33 @@ def serve(
         say(f"{sampler.name}: {url}, with its documentation at {url}/docs")
         with suppress(KeyboardInterrupt):  # uvicorn raises the signal again once it has ended
             uvicorn.Server(config).run(sockets=[listener])
+
+
+def triton(
+    engines: options.Engines,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="The model repository, a new folder.")
+    ],
+    max_n: Annotated[int, typer.Option(min=1, help="Most samples of one request.")] = 64,
+    concurrent: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Requests that the model of one response has under way, each in a process."
+        ),
+    ] = 8,
+    more: options.MoreEngines = None,
+) -> None:
+    """Write a model repository for Triton Inference Server, with its Python backend."""
+    from eecompile.serve.triton import repository_from_engines
+
+    name, stream = repository_from_engines(
+        [engines, *(more or [])], output, max_n=max_n, concurrent=concurrent
+    )
+    result({"output": str(output), "model": name, "stream": stream})
+    say(
+        f"{output}: the model {name} gives one response, {stream} previews too; Triton's Python "
+        f"needs {stream}/requirements.txt."
+    )
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -29,15 +29,14 @@ from eecompile.errors import (
     QueueFullError,
     StoppedError,
     UsageError,
-    summary,
 )
 from eecompile.programs.interface import Interface
-from eecompile.programs.schedule import schedule_from_text
 from eecompile.runtime.program_cache import Schedule
 from eecompile.runtime.sampler import Sampler
-from eecompile.serve.body import Limits, SampleBody, sentence
+from eecompile.serve.body import SampleBody, sentence
 from eecompile.serve.formats import EVENTS, FORMS, accepted, npz, png
-from eecompile.serve.jobs import Progress
+from eecompile.serve.jobs import Progress, sentence_of
+from eecompile.serve.limits import Limits, schedule_asked
 from eecompile.serve.metrics import Metrics
 from eecompile.serve.page import HEADERS, network_facts, page
 from eecompile.serve.scheduler import Scheduler
@@ -72,6 +71,7 @@ def app_from_sampler(
     *,
     limits: Limits = _DEFAULT,
     joining: bool | None = None,
+    max_batch: int | None = None,
     max_waiting: int = 1024,
     grace: float = 30.0,
 ) -> FastAPI:
@@ -84,6 +84,7 @@ def app_from_sampler(
         sampler: stays the caller's to close.
         limits: of a request.
         joining: see :class:`eecompile.serve.Scheduler`.
+        max_batch: likewise.
         max_waiting: samples that may wait.
         grace: seconds to finish what was taken, in the end.
     """
@@ -94,7 +95,11 @@ def app_from_sampler(
         if not sampler.engine.runs_trajectories:  # on a GPU, it would wait for every step
             sampler.on_step = metrics.step
         scheduler = Scheduler(
-            sampler, joining=joining, max_waiting=max_waiting, on_batch=metrics.batch
+            sampler,
+            joining=joining,
+            max_batch=max_batch,
+            max_waiting=max_waiting,
+            on_batch=metrics.batch,
         )
         metrics.watch(scheduler)
         app.state.scheduler, app.state.metrics, app.state.ready = scheduler, metrics, True
@@ -188,15 +193,7 @@ async def metrics(request: Request) -> Response:
 def _schedule(body: SampleBody, interface: Interface) -> Schedule | None:
     """A name, a depth, or choices; never a file."""
     given = body.schedule
-    if not isinstance(given, str):
-        return given
-    if given.endswith(".json"):
-        raise UsageError(
-            found=f"schedule {given[:200]!r}",
-            expected="a name, a depth, or choices",
-            remedy="write the choices out",
-        )
-    return schedule_from_text(given, interface.schedules)
+    return schedule_asked(given, interface) if isinstance(given, str) else given
 
 
 def _check_pictures(body: SampleBody, interface: Interface) -> None:
@@ -249,7 +246,7 @@ async def _told(
         yield _event("error", {"detail": str(error)})
     except Exception as error:  # of whatever the engines are
         _log.exception("a request failed")
-        yield _event("error", {"detail": _sentence(error)})
+        yield _event("error", {"detail": sentence_of(error)})
 
 
 def _event(name: str, fields: dict[str, Any]) -> str:
@@ -296,14 +293,7 @@ async def _sentenced(request: Request, error: Exception) -> Response:
 
 
 async def _broken(_: Request, error: Exception) -> Response:
-    return JSONResponse({"detail": _sentence(error)}, 500)
-
-
-def _sentence(error: Exception) -> str:
-    return (
-        f"found {summary(error)[:300]}; expected engines that evaluate; try again, or see the "
-        "server's log."
-    )
+    return JSONResponse({"detail": sentence_of(error)}, 500)
 
 
 class _Observed:

@@ -5,36 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
-from eecompile.errors import UsageError, one_line
+from eecompile.errors import one_line
 from eecompile.runtime.request import SampleRequest
+from eecompile.serve.limits import Limits
 
 Number = int | float
 Values = Number | list[Any]
-
-
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What one request may ask for.
-
-    Attributes:
-        n: samples.
-        steps: of the solver.
-        numbers: of all its samples together.
-        body: bytes that it may send.
-        upload: seconds that it may take to send them.
-        seconds: until it must be done, unless it says less.
-        head_start: priority, in seconds.
-    """
-
-    n: int = 64
-    steps: int = 1000
-    numbers: int = 2**26
-    body: int = 16 * 2**20
-    upload: float = 30.0
-    seconds: float = 600.0
-    head_start: float = 60.0
 
 
 class SampleBody(BaseModel):
@@ -110,22 +88,13 @@ class SampleBody(BaseModel):
         Raises:
             UsageError: it asks for more.
         """
-        numbers = self.n
-        for length in self.shape or usual:
-            numbers *= max(1, length)
-        for what, value, most in (
-            ("n", self.n, limits.n),
-            ("steps", self.steps or 0, limits.steps),
-            ("samples of so many numbers:", numbers, limits.numbers),
-            ("priority", abs(self.priority), limits.head_start),
-            ("deadline", self.deadline or 0, limits.seconds),
-        ):
-            if value > most:
-                raise UsageError(
-                    found=f"{what} {value:g}" if isinstance(value, float) else f"{what} {value}",
-                    expected=f"at most {most:g}" if isinstance(most, float) else f"at most {most}",
-                    remedy="ask for less, or in several requests",
-                )
+        limits.check(
+            n=self.n,
+            shape=self.shape or usual,
+            steps=self.steps,
+            priority=self.priority,
+            deadline=self.deadline,
+        )
 
 
 def sentence(errors: Sequence[Mapping[str, Any]]) -> str:

@@ -13,7 +13,13 @@ import msgspec
 import numpy as np
 
 from eecompile.arrays import Array
-from eecompile.errors import DeadlineError, QueueFullError, StoppedError
+from eecompile.errors import (
+    DeadlineError,
+    EecompileError,
+    QueueFullError,
+    StoppedError,
+    summary,
+)
 from eecompile.programs.choice import Choice
 from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampling import BatchRun
@@ -249,6 +255,16 @@ def _goes_with(first: PendingRequest, job: PendingRequest) -> bool:
     """Whether two jobs can be sampled together."""
     one, other = first.request.guidance_interval, job.request.guidance_interval
     return first.run.program is job.run.program and one == other
+
+
+def sentence_of(error: BaseException) -> str:
+    """What a caller is told of an error: what was found, what is expected, what to do."""
+    if isinstance(error, EecompileError):
+        return str(error)
+    return (
+        f"found {summary(error)[:300]}; expected engines that evaluate; try again, or see the "
+        "server's log."
+    )
 
 
 def stopped() -> StoppedError:

@@ -18,6 +18,8 @@ from eecompile.serve.jobs import BatchMetrics, PendingRequest, Progress, Spent
 _IDLE = 32  # trajectories that wait for the next request of their kind: making one takes long
 _KEPT = 32  # sizes of batches whose arrays an engine keeps bound
 _SHAPES = 8  # of states, for which there are arrays
+_FULLER = 2  # times the rows of the oldest one's batch: another choice then goes first
+_OVERTAKEN = 8  # times running, at most
 
 
 class JointEvaluations:
@@ -34,19 +36,40 @@ class JointEvaluations:
         self._limit = limit
         self._rooms: OrderedDict[tuple[int, tuple[int, ...]], _Room] = OrderedDict()
 
-    def group(self, evaluations: Sequence[HostEvaluation]) -> list[int]:
-        """Which evaluations join the first one, which is always among them."""
+    def group(self, evaluations: Sequence[HostEvaluation], patient: bool = False) -> list[int]:
+        """Which evaluations share the next batch.
+
+        Args:
+            evaluations: that wait, the oldest first, which is in the batch,
+            patient: unless it may wait, and another choice fills a batch over twice as well.
+        """
         first = evaluations[0]
+        if patient:
+            first = self._fuller(evaluations)
         if first.alone:
             return [0]
-        chosen, rows = [], 0
+        chosen, rows = list[int](), 0
         for index, each in enumerate(evaluations):
             more = each.operation.rows
-            if each.kind != first.kind or each.alone or (index and rows + more > self._limit):
+            if each.kind != first.kind or each.alone or (chosen and rows + more > self._limit):
                 continue
             chosen.append(index)
             rows += more
         return chosen
+
+    def _fuller(self, evaluations: Sequence[HostEvaluation]) -> HostEvaluation:
+        """The oldest, or the oldest of a choice whose batch has over twice its rows."""
+        rows: dict[object, int] = {}
+        firsts: dict[object, HostEvaluation] = {}
+        for each in evaluations:
+            if not each.alone:
+                firsts.setdefault(each.kind, each)
+                more = rows.get(each.kind, 0) + each.operation.rows
+                rows[each.kind] = min(more, self._limit)
+        oldest = evaluations[0]
+        own = oldest.operation.rows if oldest.alone else rows[oldest.kind]
+        kind = max(rows, key=lambda kind: rows[kind], default=None)
+        return oldest if kind is None or rows[kind] <= _FULLER * own else firsts[kind]
 
     def evaluate(self, group: Sequence[HostEvaluation]) -> None:
         """Make evaluations of one kind, whose rows fit into a batch."""
@@ -115,6 +138,7 @@ class Passage:
         came: its place among others.
         samples: how many.
         evaluation: that it waits for.
+        overtaken: batches that have gone before it since its last, as the oldest.
     """
 
     evaluation: HostEvaluation
@@ -123,6 +147,7 @@ class Passage:
         self, job: PendingRequest, batch: int, came: float, pool: TrajectoryPool[HostTrajectory]
     ) -> None:
         self.job, self.came = job, came
+        self.overtaken = 0
         self._batch, self._seconds = batch, 0.0
         self._stack = ExitStack()
         planned = job.run.batches[batch]
@@ -180,7 +205,7 @@ class Passage:
 
 
 class Joining:
-    """Takes all passages on, one evaluation after another, the oldest job's first.
+    """Takes all passages on, one evaluation after another, the oldest job's first where it pays.
 
     Args:
         limit: rows of a batch.
@@ -221,13 +246,20 @@ class Joining:
         self._take_on(passage)
 
     def turn(self) -> None:
-        """Make one evaluation, for the oldest and whoever else has come to the same choice."""
+        """Make one evaluation, for the oldest and whoever else has come to the same choice.
+
+        Where a choice at which more wait fills the batch better, it goes first, a few times.
+        """
         for gone in [each for each in self._active if each.job.over()]:
             self._active.remove(gone)
             gone.drop()
         if not self._active:
             return
-        chosen = self._joint.group([each.evaluation for each in self._active])
+        oldest = self._active[0]
+        chosen = self._joint.group(
+            [each.evaluation for each in self._active], oldest.overtaken < _OVERTAKEN
+        )
+        oldest.overtaken = 0 if chosen[0] == 0 else oldest.overtaken + 1
         group = [self._active[index] for index in chosen]
         rows = sum(each.evaluation.operation.rows for each in group)
         started = time.perf_counter()

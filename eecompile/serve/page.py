@@ -11,7 +11,7 @@ import msgspec
 
 from eecompile.programs.solvers import FACTS
 from eecompile.runtime.sampler import Sampler
-from eecompile.serve.body import Limits
+from eecompile.serve.limits import Limits
 
 HEADERS: Mapping[str, str] = {
     "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; "

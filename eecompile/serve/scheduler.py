@@ -47,8 +47,9 @@ class Scheduler(Handle):
 
     With ``joining``, a batch is formed for every evaluation, of whatever samples have come to
     the same choice (exit and engine set) and are of one shape, whatever their timestep, seed,
-    guidance, solver or schedule: a request joins at the next evaluation. The oldest request is
-    always in the batch. Without it, requests of one program that wait are sampled together to
+    guidance, solver or schedule: a request joins at the next evaluation. The oldest request is in
+    the batch, unless another choice fills it over twice as well, eight times running at most.
+    Without it, requests of one program that wait are sampled together to
     the end, by :meth:`Sampler.sample_requests`; so a GPU replays whole trajectories.
 
     What evaluates spans of blocks keeps hidden states, and does not share its evaluations.
@@ -57,7 +58,9 @@ class Scheduler(Handle):
         sampler: which stays the caller's to close, after the scheduler. Joining tells its
             ``on_step`` of every step, with the step's share of the batch's seconds.
         joining: None joins unless the engines run whole trajectories, as on a GPU.
-        max_batch: rows of an evaluation; None, and at most, the engine's.
+        max_batch: rows of an evaluation; None, and at most, the engine's. Where larger batches
+            save no time, as on a CPU, fewer make requests wait less: see
+            :func:`eecompile.serve.rows_that_pay`.
         max_active: samples that may be on their way; None is twice ``max_batch``.
         max_waiting: samples that may wait.
         on_batch: told of every batch. What it raises is logged, not raised.

@@ -273,9 +273,10 @@ def _partial(path: Path) -> Path:
 
 def _sync(folder: Path) -> None:
     """Flush the files to the disk, so that a power cut cannot leave them empty."""
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -52,11 +52,11 @@ def client(service: Any) -> Iterator[Any]:
 def test_the_service_answers_with_what_the_sampler_gives(
     client: Any, engine_sets: dict[str, Path]
 ) -> None:
-    body = {"n": 2, "label": 3, "seed": 5, "guidance": 2.0}
+    body = {"n": 2, "label": 3, "seed": 5}
     answer = client.post("/samples", json=body)
     assert answer.status_code == 200
     with eecompile.Sampler.open(engine_sets["per_exit"]) as sampler:
-        expected = sampler.sample(2, label=3, seed=5, guidance=2.0)
+        expected = sampler.sample(2, label=3, seed=5)
     np.testing.assert_allclose(answer.json(), expected, atol=1e-4)
 
 
@@ -78,7 +78,7 @@ def test_a_bad_request_is_told_why(client: Any) -> None:
 
 def test_the_service_outlives_callers_that_go_and_errors(client: Any, service: Any) -> None:
     async def gone() -> None:
-        task = asyncio.create_task(service.samples(service.Wanted(n=1)))
+        task = asyncio.create_task(service.samples(n=1, label=0, seed=0))
         await asyncio.sleep(0)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

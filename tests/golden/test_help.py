@@ -14,7 +14,7 @@ from tests.golden.stored import FOLDER, check
 
 COMMANDS = (
     "eecompile", "export", "build", "sign", "sample", "compare", "tune", "program", "inspect",
-    "evaluate", "serve", "doctor", "recipes", "recipe", "targets", "target",
+    "evaluate", "serve", "triton", "doctor", "recipes", "recipe", "targets", "target",
 )  # fmt: skip
 CODE = """
 import contextlib, io, json, sys

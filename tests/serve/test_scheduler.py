@@ -30,7 +30,7 @@ from eecompile.programs.interface import Interface, Resizable, State
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.engines.fake import FakeEngine
 from eecompile.runtime.sampling import StepMetrics
-from eecompile.serve import BatchMetrics, Progress, Scheduler, joining
+from eecompile.serve import BatchMetrics, Progress, Scheduler, joining, rows_that_pay
 from tests.runtime.test_requests import REQUEST, calls, fake, predict
 
 QUICK: dict[str, Any] = {"steps": 4, "schedule": [12, 3]}
@@ -110,6 +110,31 @@ def test_the_oldest_goes_first_and_a_head_start_makes_one_older() -> None:
             future.add_done_callback(lambda _, name=name: ended.append(name))
         held_.go.set()
     assert ended == ["urgent", "first", "second"]
+
+
+def test_a_choice_that_fills_the_batch_goes_before_the_oldest_eight_times_at_most() -> None:
+    with held() as (held_, scheduler):
+        oldest = scheduler.submit(SampleRequest(), steps=2, schedule=3)
+        many = [
+            scheduler.submit(SampleRequest(seed=seed), steps=20, schedule="full")
+            for seed in range(5)
+        ]
+        held_.go.set()
+        for future in (oldest, *many):
+            future.result(30)
+    shallow = [place for place, (depth, _) in enumerate(calls(held_.sampler)) if depth == 3]
+    assert shallow[1] - shallow[0] == 9
+
+
+@pytest.mark.parametrize(("a_row", "a_batch", "rows"), [(5e-3, 0.0, (1, 2)), (0.0, 4e-3, (16,))])
+def test_rows_that_pay_are_measured(a_row: float, a_batch: float, rows: tuple[int, ...]) -> None:
+    def evaluated(depth: int, x: Any, t: Any, given: Any) -> Any:
+        time.sleep(a_row * len(x) + a_batch)
+        return x
+
+    sampler = fake(16)
+    sampler.engine = FakeEngine((3, 12), evaluated, 16)
+    assert rows_that_pay(sampler) in rows
 
 
 def test_a_large_request_lets_others_pass_between_its_batches() -> None:
