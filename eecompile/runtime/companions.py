@@ -15,7 +15,7 @@ from eecompile.arrays import AnyArray, Array, Inputs
 from eecompile.backends import BACKENDS
 from eecompile.errors import BackendError, ConditionError, NonFiniteError, UsageError
 from eecompile.handle import Handle
-from eecompile.programs.companions import MASK, Encoder
+from eecompile.programs.companions import MASK, PromptEncoder
 from eecompile.programs.interface import Interface
 from eecompile.runtime.prompts import PromptTokenizer, Tokens, prompts_of
 from eecompile.runtime.protocol import CompanionEngine
@@ -121,7 +121,7 @@ class Companions(Handle):
                 for name, value in conditions.items()
             }
 
-    def _outputs(self, name: str, encoder: Encoder, inputs: Inputs) -> dict[str, Array]:
+    def _outputs(self, name: str, encoder: PromptEncoder, inputs: Inputs) -> dict[str, Array]:
         if not encoder.outputs:
             return {}
         found = self._engine(encoder_name(name)).run(inputs)
