@@ -186,7 +186,7 @@ def prompted(
     """A request with the conditions that stand for prompts, and nulls for negative ones.
 
     Where samples are guided, and neither the request nor the recipe says what stands for "no
-    condition", the empty prompt does.
+    condition", the empty prompt does; what is given beside prompts, such as a size, stays.
 
     Raises:
         UsageError: the network has no encoder, or what prompts give is given otherwise, too.
@@ -217,9 +217,13 @@ def prompted(
     if negative is not None:
         _check_apart(made & set(nulls), "negative")
     needed = {n for n in made - set(nulls) if negative is not None or known[n].null is None}
-    if needed and (guidance_scales(interface, request.guidance, request.n) != 1).any():
-        found = companions.encoded(prompts_of("" if negative is None else negative, "negative"))
-        nulls |= _one_or_each({name: found[name] for name in needed})
+    if (guidance_scales(interface, request.guidance, request.n) != 1).any():
+        if needed:
+            found = companions.encoded(prompts_of("" if negative is None else negative, "negative"))
+            nulls |= _one_or_each({name: found[name] for name in needed})
+        for name in set(known) - made - set(nulls):
+            if known[name].null is None and name in conditions:
+                nulls[name] = conditions[name]
     return msgspec.structs.replace(request, conditions=conditions, nulls=nulls)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 
-from eecompile import FakeEngine, Interface, Sampler, State
+from eecompile import Condition, FakeEngine, Interface, Sampler, SampleRequest, State
 from eecompile.compiler.build import engine_set_from_bundle
 from eecompile.compiler.companions import build_companions, export_companions
 from eecompile.compiler.export import bundle_from_recipe, interface_from_recipe
@@ -32,8 +32,9 @@ from eecompile.errors import (
     TraceError,
     UsageError,
 )
+from eecompile.programs.companions import Given, PromptEncoder
 from eecompile.recipe import ExportRecipe, NetworkRecipe, load_recipe
-from eecompile.runtime.companions import Companions
+from eecompile.runtime.companions import Companions, prompted
 from eecompile.store.bundle import open_bundle, open_engine_set, write_manifest
 from eecompile.store.companions import Companion, CompanionTarget, DecoderRecipe
 from eecompile.store.target import DEFAULT_TARGET, Target, load_target
@@ -226,6 +227,34 @@ def test_a_prompt_stands_for_conditions_and_the_empty_one_for_none(folder: Path)
     np.testing.assert_allclose(away, away_by_hand, atol=1e-5 * size)
     assert np.abs(by_prompt - away).max() > 1e-3 * size
     assert np.abs(by_prompt - plain).max() > 1e-3 * size
+
+
+def test_what_is_given_beside_a_prompt_stays_in_guidance() -> None:
+    class Encoding(Companions):
+        def __init__(self) -> None:
+            pass
+
+        def encoded(self, prompts: Sequence[str]) -> dict[str, Any]:
+            return {"text": np.array([[float(len(text))] for text in prompts])}
+
+    conditions = {
+        "text": Condition(dtype="float32", shape=(1,)),
+        "size": Condition(dtype="float32", shape=(2,)),
+        "label": Condition(dtype="int64", range=(0, 3), default=0, null=3),
+    }
+    interface = Interface(
+        name="sized",
+        exits=(1,),
+        state=State(shape=(4,)),
+        conditions=conditions,
+        encoders={"words": PromptEncoder(length=4, gives={"text": Given(output="out")})},
+    )
+    asked = SampleRequest(n=2, guidance=2.0, conditions={"size": [[1, 2], [3, 4]], "label": 1})
+    found = prompted(asked, interface, Encoding(), "a cat")
+    assert found.conditions["text"] == [5]
+    assert found.nulls == {"text": [0], "size": [[1, 2], [3, 4]]}
+    plain = prompted(msgspec.structs.replace(asked, guidance=1), interface, Encoding(), "a cat")
+    assert plain.nulls == {}
 
 
 def test_each_sample_may_have_a_prompt_of_its_own(folder: Path) -> None:
