@@ -11,7 +11,7 @@ import numpy as np
 from eecompile.arrays import Array
 from eecompile.cli.console import extra
 from eecompile.errors import UsageError
-from eecompile.programs.companions import Decoder
+from eecompile.programs.companions import SampleDecoder
 from eecompile.programs.interface import Interface
 from eecompile.store.files import written
 
@@ -41,7 +41,7 @@ def check_file(output: Path, *suffixes: str) -> None:
 
 
 def check_samples(
-    output: Path, decoder: Decoder | None, shape: tuple[int, ...], count: int
+    output: Path, decoder: SampleDecoder | None, shape: tuple[int, ...], count: int
 ) -> None:
     """Pass when samples can be written to a file of that name.
 
@@ -75,7 +75,7 @@ def check_samples(
         check_drawable(shape)
 
 
-def write_decoded(output: Path, made: Array, decoder: Decoder) -> None:
+def write_decoded(output: Path, made: Array, decoder: SampleDecoder) -> None:
     """Write decoded samples as what they are: an array, pictures, a video or a waveform.
 
     Several pictures or videos stand side by side.

@@ -36,7 +36,7 @@ from eecompile.errors import (
 )
 from eecompile.interrupt import check
 from eecompile.networks.companions import load_decoder, load_encoder
-from eecompile.programs.companions import MASK, Decoder
+from eecompile.programs.companions import MASK, SampleDecoder
 from eecompile.programs.interface import Interface, State
 from eecompile.recipe import ExportRecipe
 from eecompile.runtime.companions import open_companion, put
@@ -283,7 +283,7 @@ def _check_places(
         taken[condition] = room[0] | taken[condition]
 
 
-def _check_decoder(decoder: _Traced, kind: Decoder) -> None:
+def _check_decoder(decoder: _Traced, kind: SampleDecoder) -> None:
     """Pass when a decoder takes the samples of the network, and gives what its kind says."""
     point = decoder.points[1]
     (found,) = _first_run(decoder, point)

@@ -29,7 +29,7 @@ class Given(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     at: tuple[Annotated[int, Meta(ge=0)], ...] = ()
 
 
-class Encoder(msgspec.Struct, frozen=True, kw_only=True):
+class PromptEncoder(msgspec.Struct, frozen=True, kw_only=True):
     """How prompts become conditions.
 
     Attributes:
@@ -48,7 +48,7 @@ class Encoder(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(name for name, given in self.gives.items() if given.output != MASK)
 
 
-class Decoder(msgspec.Struct, frozen=True, kw_only=True):
+class SampleDecoder(msgspec.Struct, frozen=True, kw_only=True):
     """What samples become.
 
     Attributes:
@@ -63,7 +63,7 @@ class Decoder(msgspec.Struct, frozen=True, kw_only=True):
     rate: float = 0.0
 
 
-Encoders = Mapping[PlainName, Encoder]
+PromptEncoders = Mapping[PlainName, PromptEncoder]
 
 
 class _Condition(Protocol):
@@ -72,7 +72,7 @@ class _Condition(Protocol):
 
 
 def companion_problems(
-    encoders: Encoders, decoder: Decoder | None, conditions: Mapping[str, _Condition]
+    encoders: PromptEncoders, decoder: SampleDecoder | None, conditions: Mapping[str, _Condition]
 ) -> Iterator[str]:
     """What cannot be of companions, in a few words each."""
     for name, encoder in encoders.items():

@@ -17,7 +17,7 @@ from eecompile.arrays import AnyArray
 from eecompile.decoding import PlainName
 from eecompile.errors import ConditionError, RecipeError, UsageError
 from eecompile.programs.choice import Choice
-from eecompile.programs.companions import Decoder, Encoder
+from eecompile.programs.companions import PromptEncoder, SampleDecoder
 from eecompile.programs.process import Process
 from eecompile.programs.schedule import ExitSchedule
 
@@ -341,8 +341,8 @@ class Interface(msgspec.Struct, frozen=True, kw_only=True):
     costs: tuple[float, ...] = ()
     cuts: tuple[int, ...] = ()
     arguments: dict[str, str] = {}
-    encoders: dict[PlainName, Encoder] = {}
-    decoder: Decoder | None = None
+    encoders: dict[PlainName, PromptEncoder] = {}
+    decoder: SampleDecoder | None = None
 
     @property
     def spans(self) -> dict[tuple[int, int], float]:

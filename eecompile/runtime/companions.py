@@ -15,7 +15,7 @@ from eecompile.arrays import AnyArray, Array, Inputs
 from eecompile.backends import BACKENDS
 from eecompile.errors import BackendError, ConditionError, NonFiniteError, UsageError
 from eecompile.handle import Handle
-from eecompile.programs.companions import MASK, Encoder
+from eecompile.programs.companions import MASK, PromptEncoder
 from eecompile.programs.interface import Interface
 from eecompile.runtime.prompts import PromptTokenizer, Tokens, prompts_of
 from eecompile.runtime.protocol import CompanionEngine
@@ -121,7 +121,7 @@ class Companions(Handle):
                 for name, value in conditions.items()
             }
 
-    def _outputs(self, name: str, encoder: Encoder, inputs: Inputs) -> dict[str, Array]:
+    def _outputs(self, name: str, encoder: PromptEncoder, inputs: Inputs) -> dict[str, Array]:
         if not encoder.outputs:
             return {}
         found = self._engine(encoder_name(name)).run(inputs)
@@ -186,7 +186,7 @@ def prompted(
     """A request with the conditions that stand for prompts, and nulls for negative ones.
 
     Where samples are guided, and neither the request nor the recipe says what stands for "no
-    condition", the empty prompt does.
+    condition", the empty prompt does; what is given beside prompts, such as a size, stays.
 
     Raises:
         UsageError: the network has no encoder, or what prompts give is given otherwise, too.
@@ -217,9 +217,13 @@ def prompted(
     if negative is not None:
         _check_apart(made & set(nulls), "negative")
     needed = {n for n in made - set(nulls) if negative is not None or known[n].null is None}
-    if needed and (guidance_scales(interface, request.guidance, request.n) != 1).any():
-        found = companions.encoded(prompts_of("" if negative is None else negative, "negative"))
-        nulls |= _one_or_each({name: found[name] for name in needed})
+    if (guidance_scales(interface, request.guidance, request.n) != 1).any():
+        if needed:
+            found = companions.encoded(prompts_of("" if negative is None else negative, "negative"))
+            nulls |= _one_or_each({name: found[name] for name in needed})
+        for name in set(known) - made - set(nulls):
+            if known[name].null is None and name in conditions:
+                nulls[name] = conditions[name]
     return msgspec.structs.replace(request, conditions=conditions, nulls=nulls)
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from eecompile.backends import install
 from eecompile.errors import BackendError, UsageError, one_line
-from eecompile.programs.companions import Encoder
+from eecompile.programs.companions import PromptEncoder
 from eecompile.store.companions import tokenizer_name
 
 _SHOWN = 200  # characters of what is cut
@@ -36,7 +36,7 @@ class PromptTokenizer:
         BackendError: the package tokenizers is missing, or refuses the file.
     """
 
-    def __init__(self, folder: Path, name: str, encoder: Encoder) -> None:
+    def __init__(self, folder: Path, name: str, encoder: PromptEncoder) -> None:
         self._name, self._encoder = name, encoder
         self._tokenizer = opened_tokenizer(folder / tokenizer_name(name))
 

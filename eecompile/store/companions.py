@@ -8,7 +8,7 @@ from msgspec import Meta, Struct, field
 
 from eecompile.backends import BackendName
 from eecompile.decoding import PlainName
-from eecompile.programs.companions import Decoder, Encoder, Given
+from eecompile.programs.companions import Given, PromptEncoder, SampleDecoder
 
 DECODER = "decoder"
 """The name of the decoder, and the stem of its files' names."""
@@ -72,9 +72,9 @@ class EncoderRecipe(CompanionRecipe, frozen=True, forbid_unknown_fields=True, kw
     lower: bool = False
 
     @property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> PromptEncoder:
         """What a sampler must know of it."""
-        return Encoder(length=self.length, gives=self.gives, lower=self.lower)
+        return PromptEncoder(length=self.length, gives=self.gives, lower=self.lower)
 
 
 class DecoderRecipe(CompanionRecipe, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -99,9 +99,9 @@ class DecoderRecipe(CompanionRecipe, frozen=True, forbid_unknown_fields=True, kw
     rate: float = 0.0
 
     @property
-    def decoder(self) -> Decoder:
+    def decoder(self) -> SampleDecoder:
         """What a sampler must know of it."""
-        return Decoder(kind=self.kind, range=self.range, rate=self.rate)
+        return SampleDecoder(kind=self.kind, range=self.range, rate=self.rate)
 
 
 class CompanionTarget(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

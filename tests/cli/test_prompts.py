@@ -13,13 +13,13 @@ from PIL import Image
 from eecompile import Sampler
 from eecompile.cli.files import check_samples, write_decoded
 from eecompile.errors import BackendError, UsageError
-from eecompile.programs.companions import Decoder
+from eecompile.programs.companions import SampleDecoder
 from tests.cli.conftest import Run
 from tests.compiler.test_companions import LONG, folder
 
 __all__ = ["folder"]
-VIDEO = Decoder(kind="video", rate=8.0)
-SOUND = Decoder(kind="audio", rate=16000.0)
+VIDEO = SampleDecoder(kind="video", rate=8.0)
+SOUND = SampleDecoder(kind="audio", rate=16000.0)
 
 
 def test_a_prompt_becomes_a_picture(run: Run, folder: Path, tmp_path: Path) -> None:
@@ -86,7 +86,8 @@ def test_videos_are_written_as_gif_and_mp4(tmp_path: Path) -> None:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
         assert container.streams.video[0].average_rate == 8
     assert [frame.shape for frame in frames] == [(6, 18, 3)] * 3
-    assert [round(float(frame.mean()), -1) for frame in frames] == [0, 130, 250]
+    found = [float(frame.mean()) for frame in frames]
+    np.testing.assert_allclose(found, [0, 128, 255], atol=5)  # the codec loses a little
 
 
 def test_a_waveform_is_written_as_wav(tmp_path: Path) -> None:
@@ -102,14 +103,13 @@ def test_a_waveform_is_written_as_wav(tmp_path: Path) -> None:
     ("name", "decoder", "count", "found"),
     [
         ("out.gif", None, 1, "samples as they are"),
-        ("out.mp4", Decoder(), 1, "decoded image"),
+        ("out.mp4", SampleDecoder(), 1, "decoded image"),
         ("out.png", VIDEO, 1, r"decoded video; expected a name that ends in .gif or .mp4 or .npy"),
         ("out.wav", SOUND, 2, "2 samples in .*out.wav; expected one waveform a file"),
-        ("out.png", None, 1, r"states of shape \[4, 8, 8\]"),
     ],
 )
 def test_names_of_another_kind_are_refused(
-    name: str, decoder: Decoder | None, count: int, found: str
+    name: str, decoder: SampleDecoder | None, count: int, found: str
 ) -> None:
     with pytest.raises(UsageError, match=found):
         check_samples(Path(name), decoder, (4, 8, 8), count)

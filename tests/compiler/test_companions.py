@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 
-from eecompile import FakeEngine, Interface, Sampler, State
+from eecompile import Condition, FakeEngine, Interface, Sampler, SampleRequest, State
 from eecompile.compiler.build import engine_set_from_bundle
 from eecompile.compiler.companions import build_companions, export_companions
 from eecompile.compiler.export import bundle_from_recipe, interface_from_recipe
 from eecompile.compiler.progress import silent
+from eecompile.compiler.sessions import run_session, session_from_graph
 from eecompile.errors import (
     BackendError,
     CheckpointError,
@@ -31,10 +32,11 @@ from eecompile.errors import (
     TraceError,
     UsageError,
 )
-from eecompile.recipe import load_recipe
-from eecompile.runtime.companions import Companions
+from eecompile.programs.companions import Given, PromptEncoder
+from eecompile.recipe import ExportRecipe, NetworkRecipe, load_recipe
+from eecompile.runtime.companions import Companions, prompted
 from eecompile.store.bundle import open_bundle, open_engine_set, write_manifest
-from eecompile.store.companions import Companion, CompanionTarget
+from eecompile.store.companions import Companion, CompanionTarget, DecoderRecipe
 from eecompile.store.target import DEFAULT_TARGET, Target, load_target
 from tests import pipelines
 from tests.conftest import ROOT, Shared
@@ -225,6 +227,34 @@ def test_a_prompt_stands_for_conditions_and_the_empty_one_for_none(folder: Path)
     np.testing.assert_allclose(away, away_by_hand, atol=1e-5 * size)
     assert np.abs(by_prompt - away).max() > 1e-3 * size
     assert np.abs(by_prompt - plain).max() > 1e-3 * size
+
+
+def test_what_is_given_beside_a_prompt_stays_in_guidance() -> None:
+    class Encoding(Companions):
+        def __init__(self) -> None:
+            pass
+
+        def encoded(self, prompts: Sequence[str]) -> dict[str, Any]:
+            return {"text": np.array([[float(len(text))] for text in prompts])}
+
+    conditions = {
+        "text": Condition(dtype="float32", shape=(1,)),
+        "size": Condition(dtype="float32", shape=(2,)),
+        "label": Condition(dtype="int64", range=(0, 3), default=0, null=3),
+    }
+    interface = Interface(
+        name="sized",
+        exits=(1,),
+        state=State(shape=(4,)),
+        conditions=conditions,
+        encoders={"words": PromptEncoder(length=4, gives={"text": Given(output="out")})},
+    )
+    asked = SampleRequest(n=2, guidance=2.0, conditions={"size": [[1, 2], [3, 4]], "label": 1})
+    found = prompted(asked, interface, Encoding(), "a cat")
+    assert found.conditions["text"] == [5]
+    assert found.nulls == {"text": [0], "size": [[1, 2], [3, 4]]}
+    plain = prompted(msgspec.structs.replace(asked, guidance=1), interface, Encoding(), "a cat")
+    assert plain.nulls == {}
 
 
 def test_each_sample_may_have_a_prompt_of_its_own(folder: Path) -> None:
@@ -516,3 +546,93 @@ def test_prompts_and_conditions_that_do_not_fit_are_told(folder: Path) -> None:
         for wrong in (3, [], ["a", 3], b"a"):
             with pytest.raises(UsageError, match="expected a text"):
                 sampler.sample(1, prompt=wrong)  # type: ignore[arg-type]
+
+
+SMALL = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
+DECODERS: dict[str, tuple[dict[str, Any], tuple[int, ...], tuple[int, ...]]] = {
+    "AutoencoderTiny": (
+        {**SMALL, "latent_channels": 4, "num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)},
+        (4, 8, 8),
+        (3, 16, 16),
+    ),
+    "AutoencoderDC": (
+        {
+            **SMALL,
+            "latent_channels": 4,
+            "attention_head_dim": 2,
+            "encoder_block_types": ("ResBlock", "EfficientViTBlock"),
+            "decoder_block_types": ("ResBlock", "EfficientViTBlock"),
+            "encoder_qkv_multiscales": ((), (5,)),
+            "decoder_qkv_multiscales": ((), (5,)),
+            "encoder_layers_per_block": (1, 1),
+            "decoder_layers_per_block": (1, 1),
+            "downsample_block_type": "conv",
+            "upsample_block_type": "interpolate",
+        },
+        (4, 8, 8),
+        (3, 16, 16),
+    ),
+    "AutoencoderOobleck": (
+        {
+            "encoder_hidden_size": 12,
+            "decoder_channels": 12,
+            "decoder_input_channels": 6,
+            "downsampling_ratios": [2, 4],
+            "channel_multiples": [1, 2],
+        },
+        (6, 16),
+        (2, 128),
+    ),
+    "AutoencoderKLQwenImage": (
+        {
+            "base_dim": 12,
+            "z_dim": 4,
+            "dim_mult": [1, 2],
+            "num_res_blocks": 1,
+            "temperal_downsample": [False],
+        },
+        (4, 1, 4, 4),
+        (3, 1, 8, 8),
+    ),
+    "AutoencoderKLLTXVideo": (
+        {
+            "latent_channels": 8,
+            "block_out_channels": (8, 8, 8, 8),
+            "decoder_block_out_channels": (8, 8, 8, 8),
+            "layers_per_block": (1, 1, 1, 1, 1),
+            "decoder_layers_per_block": (1, 1, 1, 1, 1),
+            "spatio_temporal_scaling": (True, True, False, False),
+            "decoder_spatio_temporal_scaling": (True, True, False, False),
+            "patch_size": 1,
+        },
+        (8, 3, 4, 4),
+        (3, 9, 16, 16),
+    ),
+}
+"""Options, the shape of what is decoded, and of what becomes of it."""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the libraries' own
+@pytest.mark.parametrize("name", DECODERS)
+def test_diffusers_decoders_are_exported(tmp_path: Path, name: str) -> None:
+    options, shape, decoded = DECODERS[name]
+    module = random_weights(getattr(diffusers, name)(**options), scale=0.7)
+    module.save_pretrained(tmp_path / "decoder")
+    kinds: dict[int, Any] = {2: "audio", 3: "image", 4: "video"}
+    decoder = DecoderRecipe(
+        factory=f"diffusers:{name}", checkpoint="decoder", kind=kinds[len(shape)], rate=8, scaling=2
+    )
+    network = NetworkRecipe(exits=(1,), files=("none.onnx",))
+    recipe = ExportRecipe(name="x", network=network, state=State(shape=shape), decoder=decoder)
+    interface = interface_from_recipe(recipe)
+    (made,) = export_companions(recipe, tmp_path, tmp_path, interface, silent)
+    assert made.relative_error < 1e-4
+    latents = np.random.default_rng(1).standard_normal((3, *shape), np.float32)
+    (found,) = run_session(
+        session_from_graph(tmp_path / made.file), {"latents": latents}, made.outputs
+    )
+    with torch.no_grad():
+        right = module.decode(torch.from_numpy(latents) / 2).sample.numpy()
+    assert found.shape == (3, *decoded)
+    np.testing.assert_allclose(found, right, atol=1e-4 * np.abs(right).max())

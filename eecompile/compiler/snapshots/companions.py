@@ -71,7 +71,8 @@ def _stable_diffusion(snapshot: Snapshot, config: Config) -> Convention:
 
 
 def _sd3(snapshot: Snapshot, config: Config) -> Convention:
-    width, pooled = _width(snapshot, "text_encoder"), _projected(snapshot, "text_encoder")
+    width = _width(snapshot, "text_encoder")
+    pooled = _width(snapshot, "text_encoder", "projection_dim")
     return Convention(
         [
             _Text("text_encoder", _CLIP, {"text": "hidden_states.-2", "pooled": "text_embeds"}),
@@ -133,7 +134,6 @@ _DECODERS: Mapping[str, Table] = {
     "AutoencoderKL": {},
     "AutoencoderTiny": {},
     "AutoencoderKLWan": {"kind": "video", "rate": 16},
-    "AutoencoderKLCogVideoX": {"kind": "video", "rate": 8, "axes": [1, 0, 2, 3]},
 }
 """By the class of the decoder: what its recipe says beside its scaling."""
 _DECODER = "vae"
@@ -234,9 +234,7 @@ def _variant(snapshot: Snapshot, part: str) -> Table:
     return {"options": {"variant": variant}} if has else {}
 
 
-def _width(snapshot: Snapshot, part: str) -> int:
-    return int(read_config(snapshot.folder / part / "config.json").get("hidden_size", 768))
-
-
-def _projected(snapshot: Snapshot, part: str) -> int:
-    return int(read_config(snapshot.folder / part / "config.json").get("projection_dim", 768))
+def _width(snapshot: Snapshot, part: str, key: str = "hidden_size") -> int:
+    """A width of an encoder of CLIP's kind, or the usual one where it is not there."""
+    path = snapshot.folder / part / "config.json"
+    return int(read_config(path).get(key, 768)) if path.is_file() else 768

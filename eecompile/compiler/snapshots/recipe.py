@@ -96,6 +96,7 @@ def recipe_from_snapshot(snapshot: Snapshot, path: Path) -> str:
     def place(target: Path) -> str:
         return Path(os.path.relpath(target.absolute(), path.absolute().parent)).as_posix()
 
+    process = _process(snapshot, family, _defaults(kind) | snapshot.config)
     companions = companion_tables(snapshot, kind, place)
     for condition, null in companions.nulls.items():
         family.conditions[condition]["null"] = null
@@ -112,7 +113,7 @@ def recipe_from_snapshot(snapshot: Snapshot, path: Path) -> str:
         },
         "network.arguments": family.arguments,
         "network.options": options,
-        "process": _process(snapshot, family, _defaults(kind) | snapshot.config),
+        "process": process,
         "state": {"shape": family.shape},
         **{f"conditions.{key}": table for key, table in family.conditions.items()},
         **companions.tables,
