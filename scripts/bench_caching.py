@@ -12,7 +12,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from bench_peers import COMPILED, EAGER, FULL, Case, Given, torch_loop
 from bench_runtime import open_samplers
@@ -24,6 +23,7 @@ from eecompile.measure.timing import interleaved, percentiles
 from eecompile.networks import load_network
 from eecompile.programs.choice import Choice, Exit
 from eecompile.recipe import load_recipe
+from eecompile.tune.probe import rms
 from eecompile.tune.published import every_nth, openvino_genai
 
 INNER = "TaylorSeer in layers"
@@ -96,13 +96,12 @@ def _rows(
         if setting == FULL:  # of this and of what follows
             full = by, setting
         ratios = [a / b for a, b in zip(seconds[by, setting], seconds[full], strict=True)]
-        difference = np.float64(samples[by, setting]) - samples[full]
         yield {
             "by": by,
             "setting": setting,
             "ms per sample": 1e3 * median(seconds[by, setting]) / batch,
             "share of full depth's time": percentiles(ratios),
-            "distance": float(np.sqrt(np.mean(difference**2))) / unit,
+            "distance": rms(samples[by, setting] - samples[full]) / unit,
         }
 
 

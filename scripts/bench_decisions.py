@@ -27,6 +27,7 @@ from eecompile.programs.interface import Interface, State
 from eecompile.programs.process import Point, Process
 from eecompile.programs.program import Program
 from eecompile.store import open_bundle, open_engine_set
+from eecompile.tune.probe import rms
 
 THREADS = ("no spinning", "spinning", "spinning within a run", "one global pool")
 LEVELS = onnxruntime.GraphOptimizationLevel
@@ -207,7 +208,7 @@ def forecasts_and_fewer_steps(engines: Path, samples: int) -> Iterator[Row]:
 
 def _distance(found: Array, expected: Array) -> float:
     """In units of the range of the shipped network's data, -1 to 1."""
-    return float(np.sqrt(np.mean((found - expected) ** 2)) / 2)
+    return rms(found - expected) / 2
 
 
 def every_second(program: Program, start: int, order: int, variable: str) -> Program:
