@@ -190,6 +190,9 @@ def test_calibration_visits_the_timesteps_of_samplings(prepared: Prepared) -> No
     assert prepared.data.times == tuple(sorted({float(s.timestep) for s in steps}, reverse=True))
     assert len(rows["x"]) == len(rows["label"]) == 25 * (4 + 2)  # half of the samples are guided
     null = interface.conditions["label"].null
+    for found in points(rows, 3, 4), points(prepared.data.held_out, 3, 4):
+        assert [len(set(point["t"])) for point in found] == [1, 1, 1]
+        assert all(null in point["label"] and point["label"][0] != null for point in found)
     assert np.mean(rows["label"] == null) == 2 / 6
     # The first evaluation is of noise; the last is of nearly a picture.
     spread = [rows["x"][rows["t"] == time].std() for time in prepared.data.times]
