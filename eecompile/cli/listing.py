@@ -67,7 +67,7 @@ def targets() -> None:
         read = load_target(path)
         here = found[backend_from_target(read.backend, read.options).name]
         builds, runs = (_YES if each.yes else each.reason for each in (here.builds, here.runs))
-        facts = (read.backend, read.precision, read.layout)
+        facts = (read.backend, read.numbers, read.layout)
         rows.append(ListedTarget(name, *facts, builds=builds, runs=runs))
     result(rows)
     columns = [

@@ -166,7 +166,7 @@ def described(spec: Spec) -> Candidate:
             name=spec.name,
             kind="engines",
             backend=target.backend,
-            precision=target.precision,
+            precision=target.numbers,
             layout=target.layout,
             versions=_versions(target.backend),
             bytes=sum(record.bytes for record in manifest.files),

@@ -176,12 +176,16 @@ def _kept(path: Path, key: str, interface: Interface) -> tuple[Inputs, Inputs] |
 
 
 def points(rows: Inputs, steps: int, largest: int) -> list[Inputs]:
-    """Batches of rows of one timestep each, evenly over the timesteps, the largest first."""
+    """Batches of rows of one timestep each, evenly over the timesteps, the largest first.
+
+    Of each timestep so many rows at most, evenly over its samples, with and without condition.
+    """
     times = np.unique(rows["t"])[::-1]
     chosen = times[np.linspace(0, len(times) - 1, min(steps, len(times))).round().astype(int)]
     made: list[Inputs] = []
     for time in chosen:
-        places = np.flatnonzero(rows["t"] == time)[:largest]
+        places = np.flatnonzero(rows["t"] == time)
+        places = places[np.linspace(0, len(places) - 1, min(largest, len(places))).astype(int)]
         made.append({name: array[places] for name, array in rows.items()})
     return made
 

@@ -158,17 +158,19 @@ def searched(
         return graph.used(some) <= _MARGIN
 
     used = graph.used(chosen)
-    held = used <= _MARGIN
+    limit = _MARGIN if search else 1.0  # what nobody chose by is verified afterwards
+    held = used <= limit
     errors = None
     if measure or (search and not held):
         errors = _errors_alone(graph, len(operators), report)
     if not held:
         if errors is None or not search:
-            raise _not_held(used, tolerance, "set search = true in [quantise], or keep operators")
+            instead = "set search = true in [quantise], or keep operators"
+            raise _not_held(used, limit, tolerance, instead)
         chosen = _fewest(holds, chosen, errors, operators, report)
         share = _share(operators, chosen)
         if share < _LEAST:
-            raise _not_held(used, tolerance, "choose precision instead of [quantise]", share)
+            raise _not_held(used, limit, tolerance, "choose precision instead of [quantise]", share)
     names = frozenset(each.name for each, on in zip(operators, chosen, strict=True) if not on)
     return Found(names, errors)
 
@@ -221,15 +223,15 @@ def _share(operators: Sequence[Operator], chosen: Chosen) -> float:
 
 
 def _not_held(
-    used: float, tolerance: Tolerance, instead: str, share: float | None = None
+    used: float, limit: float, tolerance: Tolerance, instead: str, share: float | None = None
 ) -> VerificationError:
     what = "with all operators quantised"
     if share is not None:
         what += f", and within it with only {share:.0%} of the multiplications quantised"
-    could = used / _MARGIN
+    could = used / limit
     return VerificationError(
         found=f"an output {used:.2f} times as far away as the target's tolerance allows {what}",
-        expected=f"at most {_MARGIN:g} times, at calibration samples; all operators would hold "
+        expected=f"at most {limit:g} times, at calibration samples; all operators would hold "
         f"absolute = {tolerance.absolute * could:.2g} and relative = "
         f"{tolerance.relative * could:.2g}",
         remedy=f"widen the target's tolerance, or {instead}",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from eecompile.backends import BACKENDS
 from eecompile.doctor.examine import BackendStatus, MachineReport
 from eecompile.doctor.probes import Answer
-from eecompile.measure.machine import Gpu
+from eecompile.measure.machine import Gpu, eight_bit_products
 from eecompile.show.table import FactList, Line, Part, Table, Toned, size, words
 
 
@@ -18,6 +18,8 @@ def doctor_parts(report: MachineReport) -> list[Part]:
         "CPU": f"{report.cpu.model}, {report.cpu.cores} cores",
         "": ", ".join(report.cpu.instructions) or "no instruction set that matters here",
     }
+    if not eight_bit_products(report.cpu):
+        facts["INT8"] = "would take about as long as FP32: the processor has no VNNI or AMX"
     gpus = {f"GPU {index}": _gpu(gpu) for index, gpu in enumerate(report.gpus)}
     facts |= gpus or {"GPU": f"none: {report.no_gpu}"}
     backends = [

@@ -80,14 +80,14 @@ def cpu() -> Cpu:
     )
 
 
-def eight_bit_products() -> str:
+def eight_bit_products(processor: Cpu | None = None) -> str:
     """The processor's instructions that add products of 8 bits in 32; empty where it has none.
 
     Without them such products are added in pairs in 16 bits, which takes about as long as FP32,
-    and saturates.
+    and saturates. ``processor`` is this machine's unless it is given.
     """
     known = ("AMX INT8", "AVX-512 VNNI", "AVX-VNNI", "dot products")
-    return next((name for name in known if name in cpu().instructions), "")
+    return next((name for name in known if name in (processor or cpu()).instructions), "")
 
 
 def gpus() -> tuple[Gpu, ...]:

@@ -102,7 +102,7 @@ def engine_parts(manifest: EngineManifest) -> list[Part]:
     target = manifest.target
     facts = {
         "engine set": f"{manifest.interface.name} for {target.name}",
-        "target": f"{target.backend}, {target.precision}, {target.layout}, batch "
+        "target": f"{target.backend}, {target.numbers}, {target.layout}, batch "
         f"{target.batch.min} to {target.batch.max}",
         "size": _size(manifest),
         "verified": manifest.verified,

@@ -66,6 +66,8 @@ def segment_problems(
     backend = backend_from_target(target.backend, target.options)
     if target.precision not in backend.precisions or target.layout not in backend.layouts:
         yield f"engines of {target.precision}, {target.layout}, for {backend.name}"
+    if target.quantise is not None and target.quantise.kind not in backend.quantised:
+        yield f"engines quantised to {target.quantise.kind} for {backend.name}"
     if len({segment.file for segment in segments}) < len(segments):
         yield "two engines in one file"
     levels = {0, *interface.cuts}

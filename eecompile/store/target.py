@@ -110,6 +110,13 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     companions: CompanionTarget = CompanionTarget()
 
     @property
+    def numbers(self) -> str:
+        """What engines compute in, or keep weights in: ``fp32``, or ``int8, else fp32``."""
+        return (
+            self.precision if not self.quantise else f"{self.quantise.kind}, else {self.precision}"
+        )
+
+    @property
     def for_companions(self) -> Target:
         """The target of companions: the same, in their backend and precision."""
         own = self.companions

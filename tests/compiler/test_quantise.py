@@ -190,6 +190,9 @@ def test_calibration_visits_the_timesteps_of_samplings(prepared: Prepared) -> No
     assert prepared.data.times == tuple(sorted({float(s.timestep) for s in steps}, reverse=True))
     assert len(rows["x"]) == len(rows["label"]) == 25 * (4 + 2)  # half of the samples are guided
     null = interface.conditions["label"].null
+    for found in points(rows, 3, 4), points(prepared.data.held_out, 3, 4):
+        assert [len(set(point["t"])) for point in found] == [1, 1, 1]
+        assert all(null in point["label"] and point["label"][0] != null for point in found)
     assert np.mean(rows["label"] == null) == 2 / 6
     # The first evaluation is of noise; the last is of nearly a picture.
     spread = [rows["x"][rows["t"] == time].std() for time in prepared.data.times]
@@ -254,6 +257,7 @@ def test_an_engine_set_computes_in_integers_and_samples_alike(
     assert found is not None
     assert manifest.verified == "the engines"
     assert found.scheme in ("U8S8", "U8S7")
+    assert manifest.target.numbers == "int8, else fp32"
     assert found.share > 0.5
     segment = ir.load(int8_set / manifest.segments[-1].file)
     kinds = [node.op_type for node in segment.graph]
@@ -366,7 +370,7 @@ def test_a_network_of_which_nothing_can_be_quantised_is_told(
 def test_without_the_instructions_weights_have_seven_bits(
     own_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(eecompile.compiler.quantised, "eight_bit_products", lambda: "")
+    monkeypatch.setattr(eecompile.compiler.quantised, "eight_bit_products", lambda *_: "")
     engine_set_from_bundle(own_bundle, INT8, tmp_path / "set")
     manifest = manifest_of(tmp_path / "set")
     assert manifest.quantisation
@@ -379,6 +383,6 @@ def test_a_processor_without_the_instructions_is_told(
 ) -> None:
     if not (found := manifest_of(int8_set).quantisation) or not found.instructions:
         pytest.skip("this processor has no such instructions")
-    monkeypatch.setattr(eecompile.runtime.opening, "eight_bit_products", lambda: "")
+    monkeypatch.setattr(eecompile.runtime.opening, "eight_bit_products", lambda *_: "")
     with pytest.raises(BackendError, match="would saturate"):
         Sampler.open(int8_set)

@@ -25,6 +25,7 @@ from eecompile.doctor.packages import installed as installed_packages
 from eecompile.doctor.probes import YES, Answer, Finding
 from eecompile.doctor.tables import doctor_parts
 from eecompile.measure.machine import Cpu, Gpu, cpu
+from eecompile.show.table import FactList
 from eecompile.show.terminal import rendered
 
 NO = Answer(False, "a reason", "a remedy")
@@ -445,3 +446,22 @@ def test_a_working_backend_is_success(
     first = msgspec.structs.replace(report.backends[0], runs=YES)
     assert run(monkeypatch, msgspec.structs.replace(report, backends=(first,))) == 0
     assert "onnxruntime" in capsys.readouterr().out
+
+
+def test_int8_is_advised_against_without_its_instructions() -> None:
+    def told(*instructions: str) -> bool:
+        report = MachineReport(
+            eecompile="0",
+            python="3",
+            system="Linux",
+            cpu=Cpu("Example", 2, instructions),
+            gpus=(),
+            no_gpu="none",
+            backends=(),
+            tools=(),
+            conflicts=(),
+        )
+        return any("INT8" in part for part in doctor_parts(report) if isinstance(part, FactList))
+
+    assert told("AVX2", "AVX-512")
+    assert not told("AVX2", "AVX-VNNI")
