@@ -10,7 +10,7 @@ from eecompile.runtime.sampler import Sampler
 
 _WORSE = 0.05  # than the best seconds a row
 _ROUNDS = 3
-_SECONDS = 3.0  # that measuring may take, about
+_SECONDS = 5.0  # that measuring may take, about
 
 
 def rows_that_pay(sampler: Sampler) -> int:
