@@ -21,10 +21,12 @@ from eecompile.runtime.sampler import Sampler
 from eecompile.serve.limits import Limits
 from eecompile.store.files import written
 
+__all__ = ["DatasetFacts", "DatasetReport", "deployment", "sample_dataset"]
+
 _DEFAULT = Limits()
 _RESTARTS = 3  # of one worker: what kills it each time ends the job
 _ABOUT = "dataset.json"
-Path_ = str | PathLike[str]
+_Place = str | PathLike[str]
 
 
 class DatasetFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,9 +60,9 @@ class DatasetReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def sample_dataset(
-    engines: Path_ | Sequence[Path_],
+    engines: _Place | Sequence[_Place],
     request: SampleRequest,
-    output: Path_,
+    output: _Place,
     *,
     solver: str | None = None,
     steps: int | None = None,
@@ -140,7 +142,7 @@ def sample_dataset(
 
 
 def deployment(
-    engines: Path_ | Sequence[Path_],
+    engines: _Place | Sequence[_Place],
     *,
     limits: Limits = _DEFAULT,
     joining: bool | None = None,
