@@ -198,7 +198,7 @@ def rows_that_pay(costs: Costs, program: Sequence[str]) -> int:
     """As eecompile.serve.rows_that_pay finds it, of the deepest choice."""
     deepest = max(program, key=int)
     each = {rows: seconds(costs, deepest, rows) / rows for rows in SIZES}
-    return min(rows for rows in SIZES if each[rows] <= 1.05 * min(each.values()))
+    return min(rows for rows in SIZES if each[rows] <= 1.025 * min(each.values()))
 
 
 def read_costs(path: Path) -> dict[str, Costs]:

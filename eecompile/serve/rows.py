@@ -8,16 +8,16 @@ import numpy as np
 
 from eecompile.runtime.sampler import Sampler
 
-_WORSE = 0.05  # than the best seconds a row
+_WORSE = 0.025  # than the best seconds a row: too small a batch costs more than too large a one
 _ROUNDS = 3
-_SECONDS = 3.0  # that measuring may take, about
+_SECONDS = 5.0  # that measuring may take, about
 
 
 def rows_that_pay(sampler: Sampler) -> int:
     """Rows of an evaluation beyond which larger batches hardly save time, for ``max_batch``.
 
     Measured with the deepest exit, for a few seconds: the smallest power of two with which a row
-    takes at most a twentieth longer than with the best. On a CPU these are few; a batch of all
+    takes at most 2.5 % longer than with the best. On a CPU these are few; a batch of all
     that wait would then only end everybody's requests together. Where engines run whole
     trajectories, it is the engine's largest batch.
     """

@@ -19,7 +19,7 @@ PUBLIC = [
     f"eecompile.{name}"
     for name in (
         *("compare", "compiler", "evaluate", "networks", "programs", "programs.solvers"),
-        *("runtime", "serve", "store", "tune"),
+        *("runtime", "serve", "serve.ray", "store", "tune"),
     )
 ]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
