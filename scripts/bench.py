@@ -282,7 +282,7 @@ def precision(rounds: Rounds = 5, output: Output = None) -> None:
             recipe, _ = random_recipe(name, folder := work / name.replace("/", "-"))
             bundle_from_recipe(recipe, folder / "bundle")
             bundles[name] = folder / "bundle"
-        results.keep("samples", bench.sample_rows(bundles))
+        results.keep("samples", bench.sample_rows({"fashion-dit": work / "shipped"}))
         results.keep("speed", bench.speed_rows(bundles, (1, 4, 16), rounds))
         results.keep("calibration", bench.calibration_rows(work / "shipped"))
         results.keep("weights", bench.weight_rows(bundles, min(rounds, 3)))
