@@ -21,7 +21,7 @@ from eecompile.compiler.graph.quantise import (
     values_read,
 )
 from eecompile.compiler.progress import Report
-from eecompile.compiler.sensitivity import Found, SwitchedGraph, searched, share_of
+from eecompile.compiler.sensitivity import Sensitivity, SwitchedGraph, searched, share_of
 from eecompile.compiler.verify import Evaluate
 from eecompile.errors import BackendError
 from eecompile.measure.machine import eight_bit_products
@@ -135,7 +135,7 @@ def quantised(
     return QuantisedGraph(made, record, points(data.held_out, _VERIFIED, _LARGEST))
 
 
-def _operators(found: Sequence[Operator], result: Found) -> tuple[OperatorError, ...]:
+def _operators(found: Sequence[Operator], result: Sensitivity) -> tuple[OperatorError, ...]:
     total = sum(each.cost for each in found)
     return tuple(
         OperatorError(

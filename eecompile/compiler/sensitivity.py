@@ -29,8 +29,8 @@ _LEAST = 0.1  # share of multiplications below which quantising is not worth its
 Chosen = NDArray[np.bool_]
 
 
-class Found(NamedTuple):
-    """What a search found.
+class Sensitivity(NamedTuple):
+    """What a search for operators that stay found.
 
     Attributes:
         kept: names of operators that stay as they are.
@@ -84,7 +84,7 @@ class SwitchedGraph:
         )
 
     def errors(self, chosen: Chosen) -> list[float]:
-        """The relative error at each point where these are quantised; see :class:`Found`."""
+        """The relative error at each point where these are quantised; see :class:`Sensitivity`."""
         return [
             _error(self._outputs(_first(point), chosen), {d: _firsts(o) for d, o in right.items()})
             for point, right in zip(self.points, self._right, strict=True)
@@ -133,7 +133,7 @@ def searched(
     search: bool,
     measure: bool,
     report: Report,
-) -> Found:
+) -> Sensitivity:
     """The fewest operators found that, kept as they are, hold the tolerance.
 
     They are kept in the order of their error squared for each multiplication until the tolerance
@@ -172,7 +172,7 @@ def searched(
         if share < _LEAST:
             raise _not_held(used, limit, tolerance, "choose precision instead of [quantise]", share)
     names = frozenset(each.name for each, on in zip(operators, chosen, strict=True) if not on)
-    return Found(names, errors)
+    return Sensitivity(names, errors)
 
 
 def _errors_alone(graph: SwitchedGraph, count: int, report: Report) -> NDArray[np.float64]:
