@@ -18,7 +18,8 @@ from eecompile.compiler.graph.cuts import HEAD
 from eecompile.errors import BackendError, DigestError, OutputExistsError, VerificationError
 from eecompile.runtime.sampler import Sampler
 from eecompile.store.bundle import WEIGHTS, EngineManifest, open_bundle, open_engine_set
-from eecompile.store.target import BatchProfile, Target, Tolerance, load_target
+from eecompile.store.companions import CompanionTarget
+from eecompile.store.target import BatchProfile, Quantise, Target, Tolerance, load_target
 from tests.conftest import ROOT, TARGETS
 
 
@@ -234,6 +235,8 @@ def test_every_ingredient_is_in_the_fingerprint(bundle: Path) -> None:
         "options": {"provider": "cuda"},
         "keep_fp32": ("final",),
         "workspace_mib": 5,
+        "quantise": Quantise(kind="int8"),
+        "companions": CompanionTarget(precision="bf16"),
     }
     assert set(changes) == {field.name for field in msgspec.structs.fields(Target)}
     variants = [
