@@ -1,45 +1,27 @@
-"""Companions of a network: traced to a graph each, verified, and built for a target."""
+"""Companions of a network built for a target: an engine each, verified against the bundle."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import onnx_ir as ir
-import torch
 from msgspec.structs import replace
-from torch import Tensor, nn
 
 from eecompile.arrays import AnyArray, Array, Inputs
 from eecompile.backends import BACKENDS, backend_from_target
-from eecompile.compiler.convert import FourAxes, batch_first, converted, free_axes
-from eecompile.compiler.graph.clean import clean
-from eecompile.compiler.graph.masks import ExpandMasks
-from eecompile.compiler.graph.numbering import NumberValues
 from eecompile.compiler.progress import Report
-from eecompile.compiler.prompts import TEXTS, check_belongs, write_tokenizer
 from eecompile.compiler.segments import build_module_for
 from eecompile.compiler.sessions import run_session, session_from_graph
-from eecompile.compiler.trace import traced_shape
-from eecompile.compiler.weights import WeightStore, load_graph
-from eecompile.errors import (
-    BackendError,
-    EecompileError,
-    NonFiniteError,
-    RecipeError,
-    TraceError,
-    VerificationError,
-    summary,
-)
-from eecompile.interrupt import check
-from eecompile.networks.companions import load_decoder, load_encoder
-from eecompile.programs.companions import MASK, SampleDecoder
+from eecompile.compiler.verify import traced_shape
+from eecompile.compiler.weights import load_graph
+from eecompile.errors import BackendError, NonFiniteError, VerificationError
+from eecompile.programs.companions import MASK
 from eecompile.programs.interface import Interface, State
-from eecompile.recipe import ExportRecipe
-from eecompile.runtime.companions import open_companion, put
+from eecompile.runtime.companions import open_companion
 from eecompile.runtime.prompts import opened_tokenizer
 from eecompile.store.bundle import BundleManifest
 from eecompile.store.companions import (
@@ -52,11 +34,9 @@ from eecompile.store.companions import (
 )
 from eecompile.store.target import Target, Tolerance
 
-_DECODED = "decoded"
-_AXES = {"image": 3, "video": 4, "audio": 2}
-_COLOURS = (1, 3, 4)
-_DECODERS = 1e-3  # relative tolerance: their many layers add up, and pictures have eight bits
 Run = Callable[[Inputs], Sequence[Array]]
+TEXTS = ("", "a photograph of a cat in the snow", "x" * 3000)
+"""Prompts that encoders are verified with: the empty one, a short one, and one that is too long."""
 
 
 @runtime_checkable
@@ -73,84 +53,11 @@ class CompanionBuilder(Protocol):
         ...
 
 
-class _Positional(nn.Module):
-    """A module in the form that the exporter takes: tensors in, a tuple of tensors out."""
+class CompanionError(NamedTuple):
+    """How far a companion is from its reference: at worst, and relative to the largest value."""
 
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        for value in inputs:  # else each input's batch would be a size of its own
-            torch._check(value.shape[0] == inputs[0].shape[0])  # type: ignore[no-untyped-call]
-        with FourAxes():
-            returned = self.module(*inputs)
-        return returned if isinstance(returned, tuple) else (returned,)
-
-
-class _Traced(NamedTuple):
-    """A companion in torch, and what it is traced and verified with.
-
-    Attributes:
-        name: in the manifest.
-        module: takes arrays of the points by position.
-        points: inputs by name; the first, of a batch above one, is traced.
-        outputs: names of its outputs.
-        shapes: symbolic axes of each input.
-        state: whose free axes these are, beside the batch.
-    """
-
-    name: str
-    module: nn.Module
-    points: Sequence[Inputs]
-    outputs: tuple[str, ...]
-    shapes: Mapping[str, dict[int, Any]]
-    state: State
-
-    def run(self, point: Inputs) -> list[Array]:
-        """The module's outputs."""
-        tensors = (torch.from_numpy(np.asarray(value)) for value in point.values())
-        return [part.numpy() for part in self.module(*tensors)]
-
-
-class _Error(NamedTuple):
     worst: float
     relative: float
-
-
-def export_companions(
-    recipe: ExportRecipe, base: Path, folder: Path, interface: Interface, report: Report
-) -> tuple[Companion, ...]:
-    """Write the graph of each companion, verified against torch, and its tokenizer.
-
-    Args:
-        recipe: whose paths are relative to ``base``.
-        base: folder of the recipe.
-        folder: of the bundle.
-        interface: of the network.
-        report: told of each phase.
-
-    Raises:
-        EecompileError: a companion, its checkpoint or its tokenizer is at fault.
-    """
-    made = []
-    taken = {name: np.zeros(each.shape, bool) for name, each in interface.conditions.items()}
-    with torch.no_grad():
-        for name in recipe.encoders:
-            report(f"exporting encoder {name}")
-            encoder = _encoder(name, recipe, base, folder)
-            _check_places(name, encoder, interface, taken)
-            made.append(_exported(encoder, folder, recipe.tolerance))
-        if recipe.decoder is not None and interface.decoder is not None:
-            report("exporting the decoder")
-            points, shapes = _samples(interface.state), batch_first([LATENTS])
-            shapes[LATENTS] |= free_axes(interface.state.resizable)
-            module = _Positional(load_decoder(recipe.decoder, base))
-            decoder = _Traced(DECODER, module, points, (_DECODED,), shapes, interface.state)
-            _check_decoder(decoder, interface.decoder)
-            relative = max(recipe.tolerance.relative, _DECODERS)
-            made.append(_exported(decoder, folder, replace(recipe.tolerance, relative=relative)))
-    return tuple(made)
 
 
 def build_companions(
@@ -199,13 +106,13 @@ def _verified(
     """An engine with its errors, to the bundle's graph."""
     session = session_from_graph(graph)
     if built.name == DECODER:
-        points = _samples(interface.state)
+        points = decoder_points(interface.state)
     else:
         names = {encoder_name(name): name for name in interface.encoders}
         tokenizer = opened_tokenizer(folder / tokenizer_name(names[built.name]))
-        points = _prompts(tokenizer, built.inputs)
+        points = encoder_points(tokenizer, built.inputs)
     with open_companion(folder, built, target, target.threads) as engine:
-        error = _compared(
+        error = compared(
             points,
             lambda point: run_session(session, point, built.outputs),
             engine.run,
@@ -215,23 +122,7 @@ def _verified(
     return replace(built, worst_error=error.worst, relative_error=error.relative)
 
 
-def _encoder(name: str, recipe: ExportRecipe, base: Path, folder: Path) -> _Traced:
-    own = recipe.encoders[name]
-    tokenizer = write_tokenizer(name, own, base, folder)
-    module = load_encoder(name, own, base)
-    check_belongs(name, tokenizer, module.module)
-    points = _prompts(tokenizer, module.inputs)
-    return _Traced(
-        encoder_name(name),
-        _Positional(module),
-        points,
-        module.outputs,
-        batch_first(module.inputs),
-        State(shape=(own.length,)),
-    )
-
-
-def _prompts(tokenizer: Any, names: Sequence[str]) -> list[Inputs]:
+def encoder_points(tokenizer: Any, names: Sequence[str]) -> list[Inputs]:
     """Inputs of an encoder: texts and tokens at random, in one batch and alone."""
     found = [tokenizer.encode(text) for text in TEXTS]
     length, size = len(found[0].ids), tokenizer.get_vocab_size()
@@ -244,7 +135,7 @@ def _prompts(tokenizer: Any, names: Sequence[str]) -> list[Inputs]:
     return [inputs, {name: value[1:2] for name, value in inputs.items()}]
 
 
-def _samples(state: State) -> list[Inputs]:
+def decoder_points(state: State) -> list[Inputs]:
     """Inputs of a decoder: a batch, one alone, and each free axis at its bounds."""
     draws = np.random.default_rng(0)
     shapes = [(2, *traced_shape(state)), (1, *state.shape)]
@@ -256,127 +147,9 @@ def _samples(state: State) -> list[Inputs]:
     return [{LATENTS: draws.standard_normal(shape, np.float32)} for shape in shapes]
 
 
-def _check_places(
-    name: str, encoder: _Traced, interface: Interface, taken: dict[str, AnyArray]
-) -> None:
-    """Pass when an encoder's outputs lie within their conditions, where no other's do."""
-    one = encoder.points[1]
-    found = dict(zip(encoder.outputs, _first_run(encoder, one), strict=True))
-    for condition, given in interface.encoders[name].gives.items():
-        value = found[condition] if condition in found else np.ones((1, one[IDS].shape[1]))
-        room = np.zeros((1, *interface.conditions[condition].shape), bool)
-        place = given.at or (0,) * (value.ndim - 1)
-        try:
-            put(room, np.ones(value.shape, bool), place, f"{condition!r} of encoder {name!r}")
-        except BackendError as error:
-            raise RecipeError(
-                found=error.found,
-                expected=error.expected,
-                remedy=f"fix conditions.{condition}.shape, or encoders.{name}.gives",
-            ) from error
-        if (room[0] & taken[condition]).any():
-            raise RecipeError(
-                found=f"encoder {name!r} of a part of {condition!r} that another gives, too",
-                expected="a place of its own for each",
-                remedy=f"set encoders.{name}.gives.{condition}.at",
-            )
-        taken[condition] = room[0] | taken[condition]
-
-
-def _check_decoder(decoder: _Traced, kind: SampleDecoder) -> None:
-    """Pass when a decoder takes the samples of the network, and gives what its kind says."""
-    point = decoder.points[1]
-    (found,) = _first_run(decoder, point)
-    axes = _AXES[kind.kind]
-    colours = kind.kind == "audio" or (found.ndim > 1 and found.shape[1] in _COLOURS)
-    if found.ndim != axes + 1 or not colours:
-        raise TraceError(
-            found=f"a decoder that gives {list(found.shape[1:])} of {list(point[LATENTS].shape)}",
-            expected=f"{kind.kind}s: {axes} axes, channels first"
-            + (f", {' or '.join(map(str, _COLOURS))} of them" if kind.kind != "audio" else ""),
-            remedy="fix decoder.kind, decoder.axes, or state.shape",
-        )
-
-
-def _first_run(traced: _Traced, point: Inputs) -> list[Array]:
-    """What a module gives, which runs for the first time."""
-    try:
-        return traced.run(point)
-    except EecompileError:
-        raise
-    except (Exception, SystemExit) as error:  # the module's own
-        check()
-        given = ", ".join(f"{name} {list(value.shape)}" for name, value in point.items())
-        remedies = {
-            True: "give the decoder of this network's samples: its channels are those of "
-            "state.shape, in the order that decoder.axes says",
-            False: "check the encoder's arguments, constants and length against its forward",
-        }
-        raise TraceError(
-            found=f"{traced.name} that fails on {given} ({summary(error)})",
-            expected="a module that takes these",
-            remedy=remedies[traced.name == DECODER],
-        ) from error
-
-
-def _exported(traced: _Traced, folder: Path, tolerance: Tolerance) -> Companion:
-    """Write the graph and the weights of a companion, and compare it with torch."""
-    first, name = traced.points[0], traced.name
-    tensors = {key: torch.from_numpy(np.asarray(value)) for key, value in first.items()}
-    if not traced.outputs:  # a tokenizer's mask alone
-        raise RecipeError(
-            found=f"{name}, whose only output is the mask",
-            expected="an encoder that gives something of its own",
-            remedy="leave it out, and give the mask by another encoder",
-        )
-    try:
-        free = traced.state.resizable
-        found = converted(traced.module, tensors, traced.shapes, traced.outputs, free, name)
-    except TraceError as error:
-        raise TraceError(
-            found=f"{name}: {error.found}", expected=error.expected, remedy=error.remedy
-        ) from error
-    model = found.model
-    clean(model)
-    ExpandMasks()(model)
-    NumberValues()(model)
-    inputs = tuple(str(value.name) for value in model.graph.inputs)
-    fixed = [v.name for v in model.graph.inputs if v.shape is None or isinstance(v.shape[0], int)]
-    if inputs != tuple(first) or fixed:
-        raise TraceError(
-            found=f"{name} with inputs {list(inputs)}, of a fixed batch {fixed}",
-            expected=f"inputs {list(first)} of any batch size",
-            remedy="derive sizes in the module's forward from its inputs",
-        )
-    store = WeightStore(f"{name}.safetensors")
-    store.add(model)
-    graph = f"{name}.onnx"
-    store.save(folder, {graph: model})
-    session = session_from_graph(folder / graph)
-    apart = _compared(
-        traced.points,
-        traced.run,
-        lambda point: run_session(session, point, traced.outputs),
-        tolerance,
-        f"{name} in ONNX Runtime against torch",
-    )
-    weights = [v.const_value for v in model.graph.initializers.values() if v.const_value]
-    return Companion(
-        name=name,
-        file=graph,
-        weights=store.file,
-        inputs=inputs,
-        outputs=traced.outputs,
-        parameters=sum(weight.size for weight in weights),
-        bytes=sum(weight.nbytes for weight in weights),
-        worst_error=apart.worst,
-        relative_error=apart.relative,
-    )
-
-
-def _compared(
+def compared(
     points: Sequence[Inputs], reference: Run, candidate: Run, tolerance: Tolerance, what: str
-) -> _Error:
+) -> CompanionError:
     """How far a candidate is from its reference at every point.
 
     Raises:
@@ -408,4 +181,4 @@ def _compared(
                     remedy="take fp32 in the target's [companions], or widen [tolerance]",
                 )
             worst, relative = max(worst, most), max(relative, most / size if size else 0.0)
-    return _Error(worst, relative)
+    return CompanionError(worst, relative)

@@ -20,7 +20,7 @@ import torch
 
 import eecompile
 from eecompile.arrays import Inputs
-from eecompile.compiler.companions import export_companions
+from eecompile.compiler.companion_export import export_companions
 from eecompile.compiler.differences import located
 from eecompile.compiler.files import evaluate_files, external_files, graph_from_files
 from eecompile.compiler.graph.cuts import marks

@@ -12,8 +12,6 @@ from eecompile.interrupt import check
 from eecompile.runtime.prompts import opened_tokenizer
 from eecompile.store.companions import EncoderRecipe, tokenizer_name
 
-TEXTS = ("", "a photograph of a cat in the snow", "x" * 3000)
-"""Prompts that encoders are verified with: the empty one, a short one, and one that is too long."""
 _FILE = "tokenizer.json"
 
 

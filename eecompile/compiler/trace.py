@@ -27,11 +27,11 @@ from eecompile.compiler.graph.numbering import NumberValues
 from eecompile.compiler.graph.operators import place_of
 from eecompile.compiler.hints import remedy_of_call
 from eecompile.compiler.refusals import one_size, place_in_network
-from eecompile.compiler.verify import random_inputs
+from eecompile.compiler.verify import random_inputs, traced_shape
 from eecompile.errors import EecompileError, TraceError, summary
 from eecompile.interrupt import check
 from eecompile.networks.base import MultiExitNetwork
-from eecompile.programs.interface import Interface, State
+from eecompile.programs.interface import Interface
 from eecompile.store.bundle import output_names
 
 
@@ -180,15 +180,6 @@ def _plain_names(model: ir.Model) -> None:
         if name not in taken:
             value.name = name
             taken.add(name)
-
-
-def traced_shape(state: State) -> tuple[int, ...]:
-    """The shape to trace with: free axes longer than one multiple, which would stay fixed."""
-    shape, free = list(state.shape), state.resizable
-    for axis in free.axes if free else ():
-        assert free is not None
-        shape[axis] = max(shape[axis], 2 * free.multiple)
-    return tuple(shape)
 
 
 def _dynamic_shapes(inputs: Mapping[str, Tensor], interface: Interface) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from eecompile.arrays import AnyArray, Array, Inputs
 from eecompile.compiler.progress import Report, silent
 from eecompile.errors import EecompileError, NonFiniteError, VerificationError
 from eecompile.interrupt import check
-from eecompile.programs.interface import Interface
+from eecompile.programs.interface import Interface, State
 from eecompile.store.bundle import PointError
 from eecompile.store.target import Tolerance
 
@@ -374,3 +374,12 @@ def _check(
         max(each.relative for each in errors),
         tuple(errors),
     )
+
+
+def traced_shape(state: State) -> tuple[int, ...]:
+    """The shape to trace with: free axes longer than one multiple, which would stay fixed."""
+    shape, free = list(state.shape), state.resizable
+    for axis in free.axes if free else ():
+        assert free is not None
+        shape[axis] = max(shape[axis], 2 * free.multiple)
+    return tuple(shape)

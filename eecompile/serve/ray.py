@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from eecompile.arrays import AnyArray
+from eecompile.decoding import MalformedError, from_json
 from eecompile.errors import BackendError, OutputExistsError, UsageError
 from eecompile.programs.interface import Interface
 from eecompile.runtime.opening import manifests_by_target
@@ -240,8 +241,8 @@ def _begin(output: Path, facts: DatasetFacts) -> None:
     about = output / _ABOUT
     if about.exists():
         try:
-            before = msgspec.json.decode(about.read_bytes(), type=DatasetFacts)
-        except msgspec.DecodeError:
+            before = from_json(about.read_bytes(), DatasetFacts)
+        except MalformedError:
             before = None
         if before != facts:
             raise OutputExistsError(

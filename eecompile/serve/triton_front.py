@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
+
+from eecompile.decoding import from_json
 
 
 class UnaryModel:
@@ -12,7 +13,7 @@ class UnaryModel:
 
     def initialize(self, arguments: dict[str, str]) -> None:
         """Read which model has the engines."""
-        parameters = json.loads(arguments["model_config"])["parameters"]
+        parameters = from_json(arguments["model_config"], dict[str, Any])["parameters"]
         self._stream = parameters["stream"]["string_value"]
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:

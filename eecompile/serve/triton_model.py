@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from eecompile.arrays import AnyArray, Array
+from eecompile.decoding import from_json
 from eecompile.errors import (
     DeadlineError,
     QueueFullError,
@@ -44,7 +44,7 @@ class StreamModel:
     def initialize(self, arguments: dict[str, str]) -> None:
         """Open the engine sets beside the model."""
         place = Path(arguments["model_repository"]) / arguments["model_version"] / "engines"
-        parameters = json.loads(arguments["model_config"])["parameters"]
+        parameters = from_json(arguments["model_config"], dict[str, Any])["parameters"]
         self._limits = Limits(n=int(parameters["max_n"]["string_value"]))
         self._sampler = Sampler.open(*sorted(place.iterdir()))
         self._sampler.warmup()

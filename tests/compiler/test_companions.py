@@ -18,7 +18,8 @@ from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 
 from eecompile import Condition, FakeEngine, Interface, Sampler, SampleRequest, State
 from eecompile.compiler.build import engine_set_from_bundle
-from eecompile.compiler.companions import build_companions, export_companions
+from eecompile.compiler.companion_export import export_companions
+from eecompile.compiler.companions import build_companions
 from eecompile.compiler.export import bundle_from_recipe, interface_from_recipe
 from eecompile.compiler.progress import silent
 from eecompile.compiler.sessions import run_session, session_from_graph
