@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
+from importlib.metadata import distributions
 
 import pytest
+import torch
 
+from eecompile.measure.machine import gpus
 from tests.conftest import ROOT
 
 NAMED = re.compile(
@@ -58,3 +62,13 @@ def test_scripts_install_extras_that_exist() -> None:
     }
     assert {"dev", "evaluate"} <= named
     assert named <= set(project["optional-dependencies"])
+
+
+@pytest.mark.skipif("CI" not in os.environ, reason="an environment that somebody else made")
+@pytest.mark.skipif(bool(gpus()), reason="a GPU, for which CUDA is right")
+def test_scripts_bring_no_cuda_where_there_is_no_gpu() -> None:
+    """The packages of PyTorch's CUDA build, counted."""
+    of_cuda = re.compile(r"nvidia-(cublas|cudnn|cufft|curand|cusolver|cusparse|nccl|nvshmem)|triton$")
+    brought = [d.name for d in distributions() if of_cuda.match(d.name.lower())]
+    assert len(brought) == 0, brought
+    assert torch.version.cuda is None
