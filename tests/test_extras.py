@@ -68,7 +68,9 @@ def test_scripts_install_extras_that_exist() -> None:
 @pytest.mark.skipif(bool(gpus()), reason="a GPU, for which CUDA is right")
 def test_scripts_bring_no_cuda_where_there_is_no_gpu() -> None:
     """The packages of PyTorch's CUDA build, counted."""
-    of_cuda = re.compile(r"nvidia-(cublas|cudnn|cufft|curand|cusolver|cusparse|nccl|nvshmem)|triton$")
+    of_cuda = re.compile(
+        r"nvidia-(cublas|cudnn|cufft|curand|cusolver|cusparse|nccl|nvshmem)|triton$"
+    )
     brought = [d.name for d in distributions() if of_cuda.match(d.name.lower())]
     assert len(brought) == 0, brought
     assert torch.version.cuda is None
