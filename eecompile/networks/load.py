@@ -61,11 +61,11 @@ def filled(make: Callable[[], nn.Module], path: Path, key: str | None) -> nn.Mod
         CheckpointError: the checkpoint is missing, unreadable, or does not fit.
     """
     check_file(path)
-    numbers = _numbers(make)
+    planned, whole = _planned(make)
     prefix = key if key and key.endswith(".") else None
     state = dequantised(state_from_file(path, None if prefix else key))
-    _check_size(numbers, state, path)
-    network = make()
+    _check_size(planned, state, path)
+    network = planned if whole else make()
     _fill(network, named_as(_wanted(network), state, prefix), path)
     return network
 
@@ -139,18 +139,18 @@ def _make(factory: Callable[..., Any], recipe: NetworkRecipe) -> nn.Module:
     return network
 
 
-def _numbers(make: Callable[[], nn.Module]) -> int:
-    """How many numbers the network's weights are, without taking memory for them."""
+def _planned(make: Callable[[], nn.Module]) -> tuple[nn.Module, bool]:
+    """The network without memory for its weights; or whole, and True, where that cannot be."""
     try:
         with torch.device("meta"):
-            network = make()
+            return make(), False
     except EecompileError:  # a mistake, or a factory that reads the weights that it makes
-        network = make()
-    return sum(parameter.numel() for parameter in network.parameters())
+        return make(), True
 
 
-def _check_size(wanted: int, state: Mapping[str, Tensor], path: Path) -> None:
-    """Pass unless a network of ``wanted`` numbers cannot be meant: before it takes memory."""
+def _check_size(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Pass unless such a network cannot be meant: before it takes memory."""
+    wanted = sum(parameter.numel() for parameter in network.parameters())
     stored = sum(value.numel() for value in state.values())
     if wanted > 4 * stored:
         raise CheckpointError(
