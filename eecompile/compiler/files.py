@@ -119,6 +119,8 @@ def _check_data(model: ir.Model, path: Path) -> None:
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if not isinstance(tensor, ir.ExternalTensor):
+            if tensor is not None:
+                tensor.numpy()  # raises where there are not as many values as the shape says
             continue
         place = path.parent / tensor.location
         size, wanted = place.stat().st_size, (tensor.offset or 0) + tensor.nbytes

@@ -218,6 +218,16 @@ def test_a_missing_or_broken_file_is_refused(write: Callable[..., Path], tmp_pat
         bundle_from_recipe(path, tmp_path / "bundle")
 
 
+def test_a_weight_with_more_bytes_than_its_shape_has_is_refused(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    small = network([1])
+    small.graph.initializer[1].data_type = TensorProto.INT8  # a byte each, where four are
+    path = write(small, network([1, 2]))
+    with pytest.raises(TraceError, match=r"small\.onnx, which is no valid ONNX model.*size 256"):
+        bundle_from_recipe(path, tmp_path / "bundle")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
