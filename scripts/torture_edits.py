@@ -16,6 +16,7 @@ import shutil
 import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -376,7 +377,7 @@ def _edited_value(root: Any, draws: Random) -> tuple[str, tuple[Any, ...]]:
             near = (value[::-1], value[1:], value[:-1], value * 2, [value], [])
             parent[key] = draws.choice(near)
         case _:
-            parent[key] = draws.choice(_ODD)
+            parent[key] = deepcopy(draws.choice(_ODD))  # a further edit may change it
     return f"{where} = {parent[key]!r:.40}", place
 
 
