@@ -332,3 +332,21 @@ class Shallow(torch.nn.Module):
         if self.fault == "no more":
             return first, first * 2
         return first, self.layers[2](self.layers[1](x)) + t[:, None] / 1000
+
+
+def test_weights_keep_their_order_so_that_exports_are_the_same_to_the_byte() -> None:
+    weights = [
+        ir.Value(name=f"w{i:02}", const_value=ir.tensor(np.float32([i]), name=f"w{i:02}"))
+        for i in range(50)
+    ]
+    last = x = ir.Value(name="x", shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.FLOAT))
+    nodes = []
+    for index, weight in enumerate(weights):
+        nodes.append(ir.node("Add", [last, weight], name=f"add{index}"))
+        (last,) = nodes[-1].outputs
+        last.name = f"sum{index}"
+    graph = ir.Graph([x], [last], nodes=nodes, initializers=weights, opset_imports={"": 20})
+    model = ir.Model(graph, ir_version=10)
+    assert list(extract(model, ["x"], ["sum39"]).graph.initializers) == [
+        weight.name for weight in weights[:40]
+    ]

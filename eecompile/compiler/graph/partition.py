@@ -156,8 +156,15 @@ def _is_trained(value: ir.Value) -> bool:
 
 
 def extract(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
-    """A model of the nodes between ``inputs`` and ``outputs``; weights are not copied."""
+    """A model of the nodes between ``inputs`` and ``outputs``; weights are not copied.
+
+    The weights keep the order of ``model``: onnx-ir gathers them in sets, whose order differs
+    from one process to the next.
+    """
     graph = ir.convenience.extract(model.graph, list(inputs), list(outputs))
+    for name in model.graph.initializers:
+        if value := graph.initializers.pop(name, None):
+            graph.initializers.add(value)
     return ir.Model(graph, ir_version=model.ir_version, producer_name="eecompile")
 
 
