@@ -241,7 +241,7 @@ def edited_zip(data: bytes, draws: Random) -> Edit:
             del entries[name]
             told = f"without {name}"
         case 1:
-            new = draws.choice(("../precious.json", "/etc/passwd", "", "a" * 60_000, "arr_1.npy"))
+            new = draws.choice(("../precious.json", "/etc/passwd", ".", "a" * 60_000, "arr_1.npy"))
             entries[new] = entries.pop(name)
             told = f"{name} as {new[:20]!r}"
         case 2:
