@@ -669,7 +669,7 @@ def _differs(whole: bytes, data: bytes, inner: str) -> bool:
         return whole != data
     try:
         return bool(json.loads(whole) != json.loads(data))
-    except ValueError:
+    except (ValueError, RecursionError):
         return True
 
 

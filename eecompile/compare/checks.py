@@ -20,6 +20,7 @@ from eecompile.store.bundle import (
     open_engine_set,
     sha256,
 )
+from eecompile.store.files import is_file
 from eecompile.store.shipped import named_file
 
 Folder = str | PathLike[str]
@@ -105,7 +106,7 @@ def check_recipe(manifest: BundleManifest, path: Path) -> Path:
             remedy="give the recipe that the bundle was exported with, or leave it out",
         )
     checkpoint = path.parent / (recipe.network.checkpoint or "")
-    digest = sha256(checkpoint) if checkpoint.is_file() else "none"
+    digest = sha256(checkpoint) if is_file(checkpoint) else "none"
     if digest not in manifest.sources.values():
         known = ", ".join(f"{name} ({each[:12]}...)" for name, each in manifest.sources.items())
         raise UsageError(

@@ -22,6 +22,7 @@ from eecompile.errors import EecompileError, TraceError
 from eecompile.programs.interface import Interface
 from eecompile.recipe import NetworkRecipe
 from eecompile.store.bundle import output_names
+from eecompile.store.files import is_file
 
 _NUMBERS: dict[str, type[np.generic]] = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
 _TYPES = {"float32": ir.DataType.FLOAT, "int64": ir.DataType.INT64}
@@ -80,7 +81,7 @@ def _run(
 
 
 def _load(path: Path) -> ir.Model:
-    if not path.is_file():
+    if not is_file(path):
         raise TraceError(
             found=f"no ONNX file at {path}",
             expected="the files that network.files names, relative to the recipe",

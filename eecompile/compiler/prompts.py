@@ -11,6 +11,7 @@ from eecompile.errors import CheckpointError, RecipeError, summary
 from eecompile.interrupt import check
 from eecompile.runtime.prompts import opened_tokenizer
 from eecompile.store.companions import EncoderRecipe, tokenizer_name
+from eecompile.store.files import is_file, is_folder
 
 _FILE = "tokenizer.json"
 
@@ -34,10 +35,10 @@ def write_tokenizer(name: str, recipe: EncoderRecipe, base: Path, folder: Path) 
         RecipeError: what it pads with is not known.
     """
     path = base / recipe.tokenizer
-    if path.is_dir():
+    if is_folder(path):
         tokenizer, padding = _from_folder(path, name)
     else:
-        if not path.is_file():
+        if not is_file(path):
             raise _missing(path, name, "no such file")
         tokenizer, padding = opened_tokenizer(path), None
     padding = _padding(name, recipe, tokenizer, padding)

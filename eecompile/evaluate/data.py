@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from eecompile.arrays import AnyArray, Array
 from eecompile.decoding import from_npy
 from eecompile.errors import UsageError, one_line
-from eecompile.store.files import file_bytes
+from eecompile.store.files import file_bytes, is_folder
 
 _ENDINGS = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _IDX_BYTES = 8  # the code of uint8 in an IDX file's header
@@ -81,7 +81,7 @@ def open_source(path: Path, space: Space) -> Source:
     Raises:
         UsageError: there are none, or they are not of that space.
     """
-    if path.is_dir():
+    if is_folder(path):
         return _FolderSource(path, space)
     return ArraySource(str(path), open_array(path), space)
 
@@ -94,8 +94,12 @@ def open_array(path: Path) -> AnyArray:
     """
     try:
         if path.suffix == ".npy":
-            return from_npy(path, mapped=True)
-        return _from_npz(path) if path.suffix == ".npz" else _from_idx(path)
+            array = from_npy(path, mapped=True)
+        else:
+            array = _from_npz(path) if path.suffix == ".npz" else _from_idx(path)
+        if not np.ndim(array):
+            raise ValueError("it holds no array of samples")
+        return array
     except Exception as error:  # numpy, zipfile and gzip raise many kinds
         raise UsageError(
             found=f"{path}, which cannot be read ({error})",

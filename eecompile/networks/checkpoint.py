@@ -20,6 +20,7 @@ from torch import Tensor
 
 from eecompile.decoding import MalformedError, PlainName, from_json
 from eecompile.errors import CheckpointError
+from eecompile.store.files import is_file
 from eecompile.store.shipped import missing_package
 
 _NEEDS_CODE = re.compile(r"GLOBAL (\S+)|Unsupported (?:global|class)|Can only")
@@ -65,7 +66,7 @@ def state_from_file(path: Path, key: str | None = None) -> dict[str, Tensor]:
 
 def check_file(path: Path) -> None:
     """Pass when there is a file."""
-    if not path.is_file():
+    if not is_file(path):
         raise missing_package(path.name) or CheckpointError(
             found=f"no checkpoint at {path}",
             expected="the file that network.checkpoint names, relative to the recipe",
@@ -96,7 +97,7 @@ def _shards(path: Path) -> dict[str, str]:
             remedy="copy it again, or name the checkpoint's own file",
         ) from error
     shards = sorted({*names.values()})
-    missing = [name for name in shards if not (path.parent / name).is_file()]
+    missing = [name for name in shards if not is_file(path.parent / name)]
     if missing or not shards:
         raise CheckpointError(
             found=f"{len(missing)} of {len(shards)} shards missing beside {path} "

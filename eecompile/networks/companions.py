@@ -21,6 +21,7 @@ from eecompile.networks.load import factory_named, filled
 from eecompile.networks.truncated import prediction_in
 from eecompile.programs.companions import MASK
 from eecompile.store.companions import IDS, CompanionRecipe, DecoderRecipe, EncoderRecipe
+from eecompile.store.files import is_folder
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 
@@ -142,7 +143,7 @@ def load_decoder(recipe: DecoderRecipe, folder: Path) -> DecoderModule:
 def companion_files(recipe: CompanionRecipe, folder: Path) -> list[Path]:
     """The files that a companion's checkpoint consists of."""
     path = folder / recipe.checkpoint
-    if not path.is_dir():
+    if not is_folder(path):
         return [path]
     weights = [file for pattern in _WEIGHTS for file in sorted(path.glob(pattern))]
     return [*sorted(path.glob("*.json")), *weights]
@@ -156,7 +157,7 @@ def _loaded(place: str, recipe: CompanionRecipe, folder: Path) -> tuple[nn.Modul
     except RecipeError as error:
         raise _of(place, error) from error
     path = folder / recipe.checkpoint
-    if path.is_dir():
+    if is_folder(path):
         module = _pretrained(place, factory, recipe, path)
     else:
         module = filled(partial(_made, place, factory, recipe), path, None)

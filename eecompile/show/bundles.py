@@ -141,8 +141,10 @@ def engine_parts(manifest: EngineManifest) -> list[Part]:
 def _errors(manifest: EngineManifest) -> Table:
     """Relative error of each exit at each timestep that was checked, over all batches."""
 
-    def worst(plan: ExitPlan) -> Callable[[float], float]:
-        return lambda time: max(point.relative for point in plan.points if point.timestep == time)
+    def worst(plan: ExitPlan) -> Callable[[float], float | None]:
+        return lambda time: max(
+            (p.relative for p in plan.points if p.timestep == time), default=None
+        )
 
     exits = [Column(f"exit {p.depth}", worst(p), form=rough) for p in manifest.exits]
     times = sorted({point.timestep for plan in manifest.exits for point in plan.points})

@@ -31,6 +31,16 @@ _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | _AT_ONCE
 _TOKEN = 4  # bytes that tell partial files of one path apart
 
 
+def is_file(path: Path) -> bool:
+    """Whether a file is there; False for a name that no file can have, as in Python 3.14."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there; False as in :func:`is_file`."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 def beside(path: Path, ending: str) -> Path:
     """A hidden path beside another, for what is to become it: ``.NAME.ENDING``.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,13 +13,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
 
 from eecompile.compiler.build import engine_set_from_bundle
 from eecompile.compiler.export import bundle_from_recipe
-from eecompile.store.bundle import open_bundle, open_engine_set
+from eecompile.show.table import MISSING
+from eecompile.store.bundle import open_bundle, open_engine_set, write_manifest
 from eecompile.store.folders import make_marked
 from tests.cli.conftest import Run
 from tests.conftest import RECIPE, TARGETS
@@ -174,6 +177,19 @@ def test_inspect_shows_bundles_and_engine_sets(
         for word in words:
             assert word in out
         assert max(map(len, out.splitlines())) <= 80
+
+
+def test_inspect_shows_exits_that_were_checked_at_other_timesteps(
+    run: Run, copied: Callable[[Path], Path], small_sets: dict[str, Path]
+) -> None:
+    folder = copied(small_sets["chained"])
+    manifest = open_engine_set(folder)
+    first, *others = manifest.exits
+    fewer = msgspec.structs.replace(first, points=first.points[-1:])
+    write_manifest(folder, msgspec.structs.replace(manifest, exits=(fewer, *others)))
+    status, out, _ = run("inspect", folder)
+    assert status == 0
+    assert re.search(rf"│\s+0 │\s+{MISSING} │", out)
 
 
 def test_inspect_prints_json(run: Run, bundle: Path, engine_sets: dict[str, Path]) -> None:

@@ -6,6 +6,7 @@ import gzip
 import os
 import struct
 import tracemalloc
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -108,6 +109,12 @@ def test_what_cannot_be_read_says_so(tmp_path: Path) -> None:
     refused(tmp_path / "text", GREY, "IDX")
     np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
     refused(tmp_path / "objects.npy", GREY, "cannot be read")
+    np.save(tmp_path / "number.npy", np.float32(1))
+    refused(tmp_path / "number.npy", GREY, "holds no array of samples")
+    with zipfile.ZipFile(tmp_path / "bytes.npz", "w") as archive:
+        archive.writestr("text", b"no array")
+    refused(tmp_path / "bytes.npz", GREY, "holds no array of samples")
+    refused(tmp_path / f"{'a' * 300}.npy", GREY, "cannot be read")
 
 
 ZEROS = 1 << 26  # bytes of a file that packs to a thousandth of it

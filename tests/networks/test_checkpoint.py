@@ -296,7 +296,7 @@ def test_a_checkpoint_under_the_suffix_of_safetensors_is_refused(tmp_path: Path)
         state_from_file(tmp_path / "a.safetensors")
 
 
-@pytest.mark.parametrize("name", ["none.pt", "none.safetensors", "none/a.pt", "."])
+@pytest.mark.parametrize("name", ["none.pt", "none.safetensors", "none/a.pt", ".", "a" * 300])
 def test_a_missing_file_or_a_folder_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(CheckpointError) as caught:
         state_from_file(tmp_path / name)
