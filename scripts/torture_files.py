@@ -649,9 +649,10 @@ def _break(subject: Subject, box: Path, draws: Random) -> Broken:
     if not subject.manifest:
         return Broken(told, meant=subject.owned)
     inner = path.name if path.name == MANIFEST else path.suffix
-    if draws.random() < 0.15:
-        return Broken(told, f"{inner}, old digests", damaged=_differs(whole, edit.data, inner))
     kind, named = subject.manifest, f"{inner}, new digests"
+    if draws.random() < 0.15:
+        damaged = whole != edit.data and not (inner == MANIFEST and _alike(whole, edit.data, kind))
+        return Broken(told, f"{inner}, old digests", damaged=damaged)
     if path.name != MANIFEST:
         _renew(place, kind)
         return Broken(told, named, meant=True, renewed=True)
@@ -663,14 +664,11 @@ def _break(subject: Subject, box: Path, draws: Random) -> Broken:
     return Broken(told, named, meant=meant)
 
 
-def _differs(whole: bytes, data: bytes, inner: str) -> bool:
-    """Whether bytes differ; those of a manifest by more than spaces and the spelling of numbers."""
-    if inner != MANIFEST or whole == data:
-        return whole != data
-    try:
-        return bool(json.loads(whole) != json.loads(data))
-    except (ValueError, RecursionError):
-        return True
+def _alike(whole: bytes, data: bytes, kind: Any) -> bool:
+    """Whether two manifests say the same: spaces, defaults and spelling of numbers aside."""
+    with suppress(ValueError, EecompileError):
+        return bool(from_json(whole, kind) == from_json(data, kind))
+    return False
 
 
 def _exchanged(one: Path, other: Path, kind: Any) -> Broken:

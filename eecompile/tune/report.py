@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from eecompile.programs.choice import Choice
 from eecompile.programs.schedule import ExitSchedule
@@ -16,6 +17,7 @@ from eecompile.tune.latency import StepLatency
 FORMAT = 3
 USES = ("exits", "forecasts", "spans")
 """What schedules may use, beside full depth."""
+Measure = Annotated[float, Meta(ge=0)]
 Kind = Literal["full", "found", "exit", "linear", "ase", "recipe", "published", "steps"]
 
 
@@ -83,15 +85,15 @@ class FrontPoint(_Frozen, frozen=True, kw_only=True):
     schedule: ExitSchedule
     choices: tuple[Choice, ...]
     budget: float | None = None
-    predicted_share: float
-    time_share: float
-    spread: tuple[float, float]
-    ideal_share: float
-    seconds_per_sample: float
-    distance: float
-    interval: tuple[float, float]
+    predicted_share: Measure
+    time_share: Measure
+    spread: tuple[Measure, Measure]
+    ideal_share: Measure
+    seconds_per_sample: Measure
+    distance: Measure
+    interval: tuple[Measure, Measure]
     psnr: float | None = None
-    chosen_by: float | None = None
+    chosen_by: Measure | None = None
 
 
 class BaselineComparison(_Frozen, frozen=True, kw_only=True):
@@ -109,10 +111,10 @@ class BaselineComparison(_Frozen, frozen=True, kw_only=True):
 
     baseline: str
     found: str
-    time_share: float
-    distance_ratio: float
-    interval: tuple[float, float]
-    time_share_at_distance: float | None = None
+    time_share: Measure
+    distance_ratio: Measure
+    interval: tuple[Measure, Measure]
+    time_share_at_distance: Measure | None = None
 
 
 class Front(_Frozen, frozen=True, kw_only=True):
@@ -146,11 +148,11 @@ class Front(_Frozen, frozen=True, kw_only=True):
     machine: dict[str, str] = {}
     settings: TuningSettings
     unit: Literal["range", "deviation"]
-    seconds: float
+    seconds: Measure
     latencies: tuple[StepLatency, ...]
     moments: tuple[float, ...]
     error_terms: tuple[str, ...]
-    errors: tuple[tuple[float, ...], ...]
+    errors: tuple[tuple[Measure, ...], ...]
     points: tuple[FrontPoint, ...]
     comparisons: tuple[BaselineComparison, ...] = ()
     warnings: tuple[str, ...] = ()

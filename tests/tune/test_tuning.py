@@ -393,6 +393,9 @@ def test_a_front_of_another_format_is_refused(tuned: Front, tmp_path: Path) -> N
     path.write_text("{}")
     with pytest.raises(UsageError, match="no front"):
         read_front(path)
+    path.write_bytes(form_bytes(msgspec.structs.replace(tuned, errors=((-1.0,),))))
+    with pytest.raises(UsageError, match="no front"):
+        read_front(path)
 
 
 def test_a_run_that_measured_nothing_leaves_nothing(tmp_path: Path) -> None:
