@@ -27,7 +27,7 @@ def work(load: Any, shared: Shared) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(6))
 def test_threads_and_callers_get_what_the_sampler_gives_alone(
     load: Any, work: Path, number: int
 ) -> None:
@@ -36,10 +36,10 @@ def test_threads_and_callers_get_what_the_sampler_gives_alone(
     assert outcome.kind.startswith("600 samples")
 
 
-def test_all_of_it_is_a_hundred_thousand_samples(load: Any) -> None:
-    assert load.SMALL == 4
+def test_all_of_it_is_fifty_thousand_samples_of_each_set_up(load: Any) -> None:
+    assert load.SMALL == 6
     small, long = load.SAMPLES
-    assert load.SMALL * small + (load.TRIALS - load.SMALL) * long == 100_000
+    assert load.SMALL * small + (load.TRIALS - load.SMALL) * long == 150_000
 
 
 def test_other_samples_are_a_fault(load: Any, work: Path) -> None:
@@ -59,3 +59,5 @@ def test_what_grows_is_a_fault(load: Any) -> None:
     for more in (level(101.1, 9, 5), level(100.0, 10, 5), level(100.0, 9, 6)):
         assert load.growth([*flat, more], 0.01)[0]
     assert load.growth([*flat, level(100.9, 9, 5)], 0.01)[0] == []
+    assert load.growth([*flat, level(100.0, 9, 13)], 0.01, pool=8)[0] == []
+    assert load.growth([*flat, level(100.0, 9, 14)], 0.01, pool=8)[0]
