@@ -170,6 +170,7 @@ def described(spec: Spec) -> Candidate:
             layout=target.layout,
             versions=_versions(target.backend),
             bytes=sum(record.bytes for record in manifest.files),
+            quantisation=manifest.quantisation,
         )
     return Candidate(
         name=spec.name,

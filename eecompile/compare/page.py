@@ -43,6 +43,7 @@ def page_of(report: Comparison, images: Mapping[str, bytes]) -> str:
             sections=[
                 _latency(report, looks),
                 _errors(report, looks),
+                *_operators(report, looks),
                 _schedules(report, looks),
                 Section("Samples", same if images else "No samples were drawn.", pictures=images),
                 Section("All exits", parts=[exits_table(report)]),
@@ -109,6 +110,21 @@ def _errors(report: Comparison, looks: Mapping[str, Mark]) -> Section:
     equal = f"No difference at all to {report.reference}: {', '.join(same)}." if same else ""
     without = equal or "No errors were measured."
     return _plotted("Error", f"{words} {equal}".rstrip(), placed, without)
+
+
+def _operators(report: Comparison, looks: Mapping[str, Mark]) -> Iterator[Section]:
+    """What operators add when each is quantised alone; nothing where that was not measured."""
+    placed = [
+        Plot(figure, f"Sensitivity of operators: {each.name}", key=each.name, wide=True)
+        for each in report.candidates
+        if (figure := plots.operators(each, looks[each.name]))
+    ]
+    words = (
+        "Relative error of the worst exit where this operator alone is quantised, measured when "
+        "the engine set was built. Those that are kept stay in the target's precision."
+    )
+    if placed:
+        yield Section("Sensitivity", words, plots=placed)
 
 
 def _schedules(report: Comparison, looks: Mapping[str, Mark]) -> Section:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from eecompile.compare.report import (
     Candidate,
@@ -33,6 +33,7 @@ from eecompile.show.plots import (
 from eecompile.show.table import duration, number
 
 _LABELLED = 8  # with no more timesteps than this, cells have room for their figures
+_OPERATORS = 30  # that are shown; the manifest has all
 
 
 def looks_of(report: Comparison) -> dict[str, Mark]:
@@ -214,25 +215,71 @@ def errors(report: Comparison, candidate: Candidate, mark: Mark) -> Figure | Non
     if not exits or is_exact(candidate):
         return None
     times = sorted({point.timestep for exit_ in exits for point in exit_.errors})
-    low, high = _decades(report)
-    figure = new_figure(110 + 44 * len(exits), "timestep", "exit (depth in blocks)")
     cells = [[_worst(exit_, time) for time in times] for exit_ in exits]
-    levels = [[_level(point, low, high) for point in row] for row in cells]
     named = [f"{shown_name(candidate.name)}<br>exit {exit_.depth}" for exit_ in exits]
     texts = [
         [_cell_text(name, point) for point in row] for name, row in zip(named, cells, strict=True)
     ]
-    figure.add_trace(heat_map(levels, texts, meta=mark.index, colorbar=_colour_bar(low, high)))
-    for y, row in enumerate(cells if len(times) <= _LABELLED else ()):
-        for x, point in enumerate(row):
-            level = levels[y][x]
-            if point is not None:
-                text = "not finite" if level is None else number(point.relative, 2)
-                font = {"size": 10, "color": SOFT if level is None else readable(level)}
-                figure.add_annotation(x=x, y=y, text=text, font=font, showarrow=False)
+    shown = [["" if point is None else _figure(point.relative) for point in row] for row in cells]
+    figure = new_figure(110 + 44 * len(exits), "timestep", "exit (depth in blocks)")
+    values = [[None if point is None else point.relative for point in row] for row in cells]
+    _fill(figure, values, texts, shown, _decades(report), mark)
     name_cells(figure.layout.xaxis, [f"{time:g}" for time in times])
     name_cells(figure.layout.yaxis, [str(exit_.depth) for exit_ in exits])
     return figure
+
+
+def operators(candidate: Candidate, mark: Mark) -> Figure | None:
+    """Relative error of each operator quantised alone, by timestep; None where not measured.
+
+    The operators with the largest errors are shown, the largest at the top.
+    """
+    found = candidate.quantisation
+    if found is None or not found.timesteps:
+        return None
+    worst = found.most_sensitive(_OPERATORS)[::-1]
+    values = [list(operator.errors) for operator in worst]
+    state = {True: "kept", False: "quantised"}
+    texts = [
+        [
+            text_lines(
+                f"{candidate.name}: {operator.name}",
+                f"{operator.kind}, {state[operator.kept]}, timestep {time:g}",
+                f"relative {number(error)}",
+            )
+            for time, error in zip(found.timesteps, operator.errors, strict=True)
+        ]
+        for operator in worst
+    ]
+    shown = [[_figure(value) for value in row] for row in values]
+    figure = new_figure(110 + 26 * len(worst), "timestep", "")
+    _fill(figure, values, texts, shown, _powers(value for row in values for value in row), mark)
+    name_cells(figure.layout.xaxis, [f"{time:g}" for time in found.timesteps])
+    names = [shown_name(each.name) + (" (kept)" if each.kept else "") for each in worst]
+    name_cells(figure.layout.yaxis, names)
+    return figure
+
+
+def _fill(
+    figure: Figure,
+    values: Sequence[Sequence[float | None]],
+    texts: Sequence[Sequence[str]],
+    shown: Sequence[Sequence[str]],
+    decades: tuple[int, int],
+    mark: Mark,
+) -> None:
+    """Add a map of relative errors, with their figures where there is room for these."""
+    levels = [[_level(value, *decades) for value in row] for row in values]
+    figure.add_trace(heat_map(levels, texts, meta=mark.index, colorbar=_colour_bar(*decades)))
+    for y, row in enumerate(levels if len(levels[0]) <= _LABELLED else ()):
+        for x, level in enumerate(row):
+            font = {"size": 10, "color": SOFT if level is None else readable(level)}
+            if text := shown[y][x]:
+                figure.add_annotation(x=x, y=y, text=text, font=font, showarrow=False)
+
+
+def _figure(value: float | None) -> str:
+    return "not finite" if value is None or not math.isfinite(value) else number(value, 2)
 
 
 def is_exact(candidate: Candidate) -> bool:
@@ -249,22 +296,26 @@ def _worst(exit_: ExitFigures, timestep: float) -> OutputError | None:
 
 def _decades(report: Comparison) -> tuple[int, int]:
     """Powers of ten around all relative errors of a report."""
-    logarithms = [
-        math.log10(point.relative)
+    return _powers(
+        point.relative
         for candidate in report.candidates
         for exit_ in candidate.exits
         for point in exit_.errors
-        if point.relative and math.isfinite(point.relative)
-    ]
+    )
+
+
+def _powers(values: Iterable[float | None]) -> tuple[int, int]:
+    """Powers of ten around values; those that are 0 or not finite do not count."""
+    logarithms = [math.log10(value) for value in values if value and math.isfinite(value)]
     low = math.floor(min(logarithms, default=-8))
     return low, max(low + 1, math.ceil(max(logarithms, default=-7)))
 
 
-def _level(point: OutputError | None, low: int, high: int) -> float | None:
+def _level(value: float | None, low: int, high: int) -> float | None:
     """Where on the scale, 0 to 1; None for what has no place there."""
-    if point is None or point.relative is None or not math.isfinite(point.relative):
+    if value is None or not math.isfinite(value):
         return None
-    return (math.log10(point.relative) - low) / (high - low) if point.relative > 0 else 0.0
+    return (math.log10(value) - low) / (high - low) if value > 0 else 0.0
 
 
 def _colour_bar(low: int, high: int) -> dict[str, object]:
@@ -283,7 +334,7 @@ def _cell_text(exit_: str, point: OutputError | None) -> str:
     if point is None:
         return ""
     place = f"{exit_}, timestep {point.timestep:g}, batch {point.batch}"
-    if _level(point, 0, 1) is None:
+    if _level(point.relative, 0, 1) is None:
         return text_lines(place, "not finite")
     figures = f"largest {number(point.worst)}, mean {number(point.mean)}"
     return text_lines(place, f"relative {number(point.relative)}", figures)

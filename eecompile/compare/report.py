@@ -11,6 +11,7 @@ import msgspec
 
 from eecompile.programs.choice import Choice
 from eecompile.runtime.request import SampleFacts
+from eecompile.store.bundle import Quantisation
 from eecompile.store.files import read_form
 
 FORMAT = 2
@@ -109,6 +110,7 @@ class Candidate(_Frozen, frozen=True, kw_only=True):
         gpu_mib: memory of the GPUs likewise; None where it was not measured.
         exits: figures, shallowest first.
         skipped: why it was not compared, or what failed half-way; "" where all is there.
+        quantisation: what of an engine set is quantised; None where nothing is.
     """
 
     name: str
@@ -122,6 +124,7 @@ class Candidate(_Frozen, frozen=True, kw_only=True):
     gpu_mib: float | None = None
     exits: tuple[ExitFigures, ...] = ()
     skipped: str = ""
+    quantisation: Quantisation | None = None
 
 
 class TrajectoryFigures(_Frozen, frozen=True, kw_only=True):

@@ -188,7 +188,7 @@ def _sensitivity(found: Quantisation | None) -> Iterator[Table]:
             for index, time in enumerate(found.timesteps)
         ),
     ]
-    ordered = sorted(found.operators, key=lambda each: -max(each.errors))[:_MOST_OPERATORS]
+    ordered = found.most_sensitive(_MOST_OPERATORS)
     title = "operators by what each, quantised alone, adds: relative error by timestep"
     yield Table("sensitivity", title, columns, ordered)
 

@@ -270,6 +270,14 @@ class Quantisation(_Frozen, frozen=True, kw_only=True):
     share: float
     timesteps: tuple[float, ...] = ()
 
+    def __post_init__(self) -> None:
+        if any(len(each.errors) != len(self.timesteps) for each in self.operators):
+            raise ValueError("operators need an error for each timestep")
+
+    def most_sensitive(self, count: int) -> list[OperatorError]:
+        """The operators with the largest errors where they were measured, the largest first."""
+        return sorted(self.operators, key=lambda each: -max(each.errors, default=0.0))[:count]
+
 
 class EngineManifest(_Frozen, frozen=True, kw_only=True):
     """What an engine set holds; ``digest`` covers everything else in the manifest.

@@ -28,6 +28,7 @@ from eecompile.errors import UsageError
 from eecompile.programs.choice import Exit
 from eecompile.show.page import LIMIT
 from eecompile.show.plots import readable
+from eecompile.store.bundle import OperatorError, Quantisation
 from tests.compare.chromium import Browser, chromium
 
 EXITS = (3, 6, 9, 12)
@@ -165,6 +166,31 @@ def sample_images() -> dict[str, bytes]:
 
 def changed(**fields: object) -> Comparison:
     return msgspec.structs.replace(sample_report(), **fields)
+
+
+def quantised() -> Quantisation:
+    """Forty operators, of which those with the largest errors are kept."""
+    operators = tuple(
+        OperatorError(
+            name=f"blocks.{place}.mlp.fc1.weight",
+            kind="MatMul",
+            cost=0.025,
+            kept=place >= 38,
+            errors=tuple(1e-4 * 1.1**place * (1 + time / 500) for time in TIMES),
+        )
+        for place in range(40)
+    )
+    return Quantisation(
+        kind="int8",
+        scheme="U8S8",
+        samples=16,
+        rows=320,
+        steps=TIMES[::-1],
+        calibration="5e1f",
+        operators=operators,
+        share=0.95,
+        timesteps=TIMES,
+    )
 
 
 def poor_reports() -> dict[str, Comparison]:
@@ -359,6 +385,25 @@ def test_each_cell_of_a_heat_map_has_its_figure(browser: Browser, page: Path) ->
         cell = int(((north + south) / 2 - top) / high), int(((west + east) / 2 - left) / wide)
         found[cell] = float(text)
     assert found == pytest.approx(expected, rel=0.06)
+
+
+def test_the_sensitivity_of_operators_is_a_heat_map(browser: Browser, tmp_path: Path) -> None:
+    first, *others = sample_report().candidates
+    chosen = msgspec.structs.replace(others[0], quantisation=quantised())
+    path = tmp_path / "report.html"
+    path.write_text(page_of(changed(candidates=(first, chosen, *others[1:])), {}), "utf-8")
+    browser.open(path)
+    names = browser.run(
+        """
+        const plot = [...document.querySelectorAll("figure")].find(
+          (figure) => figure.textContent.includes("Sensitivity of operators: cpu"));
+        return [...plot.querySelectorAll(".ytick")].map((tick) => tick.textContent);
+        """
+    )
+    assert len(names) == 30
+    assert names[-2:] == ["blocks.38.mlp.fc1.weight (kept)", "blocks.39.mlp.fc1.weight (kept)"]
+    assert names[0] == "blocks.10.mlp.fc1.weight"
+    assert "Sensitivity" not in page_of(sample_report(), {})
 
 
 def test_the_pictures_are_decoded(browser: Browser, page: Path) -> None:
