@@ -152,19 +152,31 @@ def check_docstrings(package: str) -> None:
         )
 
 
-def check_addresses() -> None:
-    """Pass when there are addresses enough to import torch, which may crash without them.
+def check_torch(addresses: int = _TORCH) -> None:
+    """Pass when torch can be imported, which may end the process instead where it cannot.
+
+    Args:
+        addresses: bytes that what follows needs at the very least.
 
     Raises:
-        EecompileError: a limit (``ulimit -v``) leaves too few.
+        EecompileError: a limit (``ulimit -v``) leaves too few addresses, or the current folder
+            was removed.
     """
     limit = _limit("RLIMIT_AS")
-    if limit is not None and limit < _TORCH:
+    if limit is not None and limit < addresses:
         raise EecompileError(
             found=f"a limit of {limit // 2**20} MiB to this process's addresses",
-            expected=f"{_TORCH // 2**20} MiB at the very least, for torch",
+            expected=f"{addresses // 2**20} MiB at the very least, for torch",
             remedy="raise it (ulimit -v)",
         )
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise EecompileError(
+            found="a current folder that has been removed",
+            expected="one that is there, from which torch can load its libraries",
+            remedy="change to another folder (cd)",
+        ) from error
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

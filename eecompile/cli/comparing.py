@@ -13,6 +13,7 @@ from eecompile.cli.console import err, extra, phases, result, say, show
 from eecompile.cli.values import numbers_of, request_of
 from eecompile.errors import UsageError
 from eecompile.show.terminal import as_it_is
+from eecompile.system import check_torch
 
 _REGRESSED = 3  # exit status where the baseline was better
 
@@ -80,6 +81,8 @@ def compare(
             expected="engine sets (--engines), the trained network (--torch), or --peers",
             remedy=f"for example eecompile compare {bundle} --engines out/cpu -o {output}",
         )
+    if torch is not None:
+        check_torch()
     with extra("compare"):
         from eecompile.compare import comparison as comparing
         from eecompile.compare import gate

@@ -13,7 +13,7 @@ from eecompile.cli.values import numbers_of
 from eecompile.errors import UsageError
 from eecompile.store.bundle import open_bundle
 from eecompile.store.shipped import shipped
-from eecompile.system import check_addresses
+from eecompile.system import check_torch
 
 
 def export(
@@ -64,7 +64,7 @@ def export(
         )
     folder = output or Path("out") / load_recipe(recipe).name / "bundle"
     with phases() as report, warned():
-        check_addresses()
+        check_torch()
         report("importing torch")
         with extra("export"):
             from eecompile.compiler.export import bundle_from_recipe

@@ -16,9 +16,12 @@ from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.store.bundle import open_engine_set
 from eecompile.store.files import form_bytes, written
+from eecompile.system import check_torch
 
 if TYPE_CHECKING:
     from eecompile.evaluate.evaluation import Options
+
+_ADDRESSES = 1700 << 20  # bytes without which a small evaluation fails
 
 Named = list[tuple[str, ExitSchedule | str | Program]]
 
@@ -80,6 +83,7 @@ def evaluate(
     if output is not None:
         check_file(output, ".json")
     request = request_of(seed, guidance, guidance_interval, set_, null, shape, n=n)
+    check_torch(_ADDRESSES)
     with extra("evaluate"):
         from eecompile.evaluate import evaluation
         from eecompile.evaluate.tables import evaluation_parts

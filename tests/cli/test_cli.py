@@ -459,6 +459,20 @@ def test_export_in_little_address_space_is_refused(small_recipe: Path, tmp_path:
     fails((result.returncode, result.stdout, result.stderr), "500 MiB", "ulimit -v")
 
 
+@pytest.mark.posix
+def test_export_from_a_folder_that_is_gone_is_refused(small_recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    command = [sys.executable, "-m", "eecompile", "export", small_recipe, "-o", tmp_path / "out"]
+    result = subprocess.run(
+        ["sh", "-c", 'rmdir "$PWD" && exec "$@"', "sh", *map(str, command)],
+        cwd=tmp_path / "gone",
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    fails((result.returncode, result.stdout, result.stderr), "has been removed", "cd")
+
+
 def test_a_terminal_without_the_charts_characters_still_shows_the_rest(bundle: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "eecompile", "inspect", str(bundle)],
