@@ -57,7 +57,7 @@ class NetworkRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         blocks: name of the module list that is cut, such as ``transformer_blocks``, or several,
             of lists or single modules, in the order in which they run; the factory is then
             called with ``options`` only and may return any torch module.
-        options: keyword arguments of the factory.
+        options: keyword arguments of the factory; ``{ null = true }`` is None.
         checkpoint: safetensors, the ``.index.json`` of its shards, a file of torch.save, or a
             folder that ``save_pretrained`` wrote; relative to the recipe, or ``package:file``, a
             file of a Python package.

@@ -21,7 +21,7 @@ from eecompile.networks.checkpoint import check_file, state_from_file
 from eecompile.networks.naming import named_as
 from eecompile.networks.quantised import dequantised
 from eecompile.networks.truncated import Renamed, Truncated
-from eecompile.recipe import NetworkRecipe
+from eecompile.recipe import NULL, NetworkRecipe
 
 _FOLDERS: set[str] = set()  # in which factories were looked for
 
@@ -121,8 +121,11 @@ def _unknown(name: str, error: Exception) -> RecipeError:
 
 def _make(factory: Callable[..., Any], recipe: NetworkRecipe) -> nn.Module:
     exits = {} if recipe.blocks else {"exits": recipe.exits}
+    options = {
+        name: None if value == {NULL: True} else value for name, value in recipe.options.items()
+    }
     try:
-        network = factory(**exits, **recipe.options)
+        network = factory(**exits, **options)
     except EecompileError:
         raise
     except (Exception, SystemExit) as error:  # the factory is the user's

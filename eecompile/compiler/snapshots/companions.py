@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from eecompile.compiler.snapshots.families import Config, Table, flux_tokens
-from eecompile.compiler.snapshots.folder import Snapshot, read_config
+from eecompile.compiler.snapshots.folder import Snapshot, class_defaults, read_config
 from eecompile.programs.companions import PLACE
 
 _CLIP = 77  # tokens of CLIP's encoders
@@ -261,7 +261,8 @@ def companion_tables(snapshot: Snapshot, kind: str, place: Callable[[Path], str]
         and decoder in _DECODERS
         and (snapshot.folder / _DECODER / "config.json").is_file()
     ):
-        config = read_config(snapshot.folder / _DECODER / "config.json")
+        path = snapshot.folder / _DECODER / "config.json"
+        config = class_defaults(decoder) | read_config(path)
         if config.get("timestep_conditioning"):
             notes.append(
                 "No decoder: the pipeline's takes a time and noise (timestep_conditioning)"

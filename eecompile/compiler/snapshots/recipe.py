@@ -15,12 +15,23 @@ from typing import Any
 
 import msgspec
 
-from eecompile.compiler.schedulers.config import process_from_scheduler, scheduler_from_config
+from eecompile.compiler.schedulers.config import (
+    process_from_scheduler,
+    read_scheduler,
+    scheduler_from_config,
+)
 from eecompile.compiler.snapshots.companions import Tables, companion_tables
 from eecompile.compiler.snapshots.families import FAMILIES, Family
-from eecompile.compiler.snapshots.folder import Snapshot, folder_of, read_config, read_snapshot
+from eecompile.compiler.snapshots.folder import (
+    Snapshot,
+    class_defaults,
+    folder_of,
+    read_config,
+    read_snapshot,
+)
 from eecompile.errors import UsageError
 from eecompile.programs.process import Process
+from eecompile.recipe import NULL
 from eecompile.store.files import written
 
 _COSINE = "CosineDPMSolverMultistepScheduler"
@@ -94,7 +105,7 @@ def recipe_from_snapshot(snapshot: Snapshot, path: Path) -> str:
             f"{kind}'; docs/how-to/own-network.md shows how",
         )
     options = _options(kind, snapshot.config)
-    config = _defaults(kind) | snapshot.config
+    config = class_defaults(kind) | snapshot.config
     family = FAMILIES[kind](config | _beside(snapshot))
     name = _name(snapshot.folder)
 
@@ -160,27 +171,15 @@ def _steps(snapshot: Snapshot) -> int:
     return steps if isinstance(steps, int) else _STEPS
 
 
-def _defaults(kind: str) -> dict[str, Any]:
-    parameters = inspect.signature(_class(kind).__init__).parameters.values()
-    return {each.name: each.default for each in parameters if each.default is not each.empty}
-
-
-def _class(kind: str) -> Any:
-    return getattr(importlib.import_module("diffusers"), kind)
-
-
 def _options(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments that made the network, without those that are None by themselves."""
-    defaults = _defaults(kind)
+    defaults = class_defaults(kind)
     found = {key: value for key, value in config.items() if key in defaults}
-    lost = [key for key, value in found.items() if value is None and defaults[key] is not None]
-    if lost:
-        raise UsageError(
-            found=f"{', '.join(lost)} = null in the config.json of a {kind}",
-            expected="options that TOML can state, which has no null",
-            remedy="write a factory of your own that sets them, beside the recipe",
-        )
-    return {key: value for key, value in found.items() if value is not None}
+    return {
+        key: {NULL: True} if value is None else value
+        for key, value in found.items()
+        if value is not None or defaults[key] is not None
+    }
 
 
 def _name(folder: Path) -> str:
@@ -207,7 +206,7 @@ def _process(snapshot: Snapshot, family: Family, config: Mapping[str, Any]) -> d
             remedy="write a recipe with the network's [process]",
         )
     inner, outer = config.get("in_channels"), config.get("out_channels")
-    learned = inner and outer == 2 * inner
+    learned = config.get("learn_sigma") or (inner and outer == 2 * inner)
     if learned and process.family in ("diffusion", "flow"):
         process = msgspec.structs.replace(process, variance="learned_range")
     said = msgspec.to_builtins(msgspec.structs.replace(process, **family.process))
@@ -218,8 +217,7 @@ def _process(snapshot: Snapshot, family: Family, config: Mapping[str, Any]) -> d
 
 def _scheduler(snapshot: Snapshot) -> dict[str, Any]:
     """The configuration of the scheduler; {} where there is none."""
-    folder = snapshot.scheduler
-    return {} if folder is None else read_config(folder / "scheduler_config.json")
+    return {} if snapshot.scheduler is None else read_scheduler(snapshot.scheduler)
 
 
 def _of_scheduler(snapshot: Snapshot, tokens: int) -> Process | None:
