@@ -23,9 +23,13 @@ _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def published() -> dict[str, dict[str, Any]]:
-    """The files of each pipeline, by its name."""
-    found = sorted(PUBLISHED.glob("*.json"))
-    return {path.stem: json.loads(path.read_text())["files"] for path in found}
+    """The files of each pipeline, ``files``, and their ``sources``, by the pipeline's name."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(PUBLISHED.glob("*.json"))}
+
+
+def recipe_name(pipeline: str) -> str:
+    """The name of a pipeline's recipe."""
+    return pipeline.lower().replace("_", "-")
 
 
 def recipes() -> Iterator[tuple[str, str]]:
@@ -33,8 +37,8 @@ def recipes() -> Iterator[tuple[str, str]]:
     with TemporaryDirectory() as work:
         export = Path(work) / "export"
         export.mkdir()
-        for name, files in published().items():
-            folder = Path(work) / "checkpoints" / name
+        for name, each in published().items():
+            folder, files = Path(work) / "checkpoints" / name, each["files"]
             for file, content in files.items():
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 (folder / file).write_text(json.dumps(content))
@@ -43,7 +47,7 @@ def recipes() -> Iterator[tuple[str, str]]:
                     (folder / part).mkdir(exist_ok=True)
             network = "unet" if (folder / "unet").is_dir() else "transformer"
             (folder / network / _WEIGHTS).touch()
-            path = write_recipe(str(folder), export / f"{name.lower().replace('_', '-')}.toml")
+            path = write_recipe(str(folder), export / f"{recipe_name(name)}.toml")
             yield path.stem, path.read_text()
 
 

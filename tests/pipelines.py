@@ -569,7 +569,7 @@ def qwen_image() -> Any:
             "out_hidden_size": 16,
         },
     )
-    return diffusers.QwenImagePipeline(
+    pipe = diffusers.QwenImagePipeline(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
             use_dynamic_shifting=True,
             base_shift=0.5,
@@ -583,6 +583,9 @@ def qwen_image() -> Any:
         tokenizer=wrapped(qwen_tokenizer(), 1024, "<|endoftext|>", "<|im_end|>"),
         transformer=random_weights(transformer),
     )
+    before = pipe.prompt_template_encode.partition("{}")[0]
+    pipe.prompt_template_encode_start_idx = len(qwen_tokenizer().encode(before).ids)
+    return pipe
 
 
 def qwen_tokenizer() -> Tokenizer:

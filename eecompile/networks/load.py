@@ -77,6 +77,15 @@ def filled(
     return network
 
 
+def made(recipe: NetworkRecipe, folder: Path) -> nn.Module:
+    """The network as its factory, found in ``folder`` too, makes it: without trained weights.
+
+    Raises:
+        RecipeError: the factory cannot be found, or refuses its options.
+    """
+    return _make(factory_named(str(recipe.factory), folder), recipe)
+
+
 def factory_named(name: str, folder: Path) -> Callable[..., Any]:
     """What ``package.module:callable`` names; modules in ``folder`` are found.
 

@@ -85,8 +85,7 @@ def exported(shared: Shared) -> Exported:
                 text = text.replace(published, smaller)
                 if name in TOKENS:
                     shift = math.exp(log_shift(pipe, TOKENS[name]))
-                    text, count = re.subn(r"\nshift = .*", f"\nshift = {shift}", text)
-                    assert count == 1
+                    text = re.sub(r"\nshift = .*", f"\nshift = {shift}", text, count=1)
                 path.write_text(text)
                 command = ["export", str(path)]
             done = CliRunner().invoke(app, [*command, "-o", str(place / "bundle")])
