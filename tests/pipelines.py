@@ -350,8 +350,8 @@ def hunyuan() -> Any:
         cross_attention_dim=16,
         cross_attention_dim_t5=16,
         pooled_projection_dim=16,
-        text_len=24,
-        text_len_t5=32,
+        text_len=77,
+        text_len_t5=256,
     )
     config = BertConfig(
         vocab_size=clip_tokenizer().get_vocab_size(),
@@ -367,9 +367,9 @@ def hunyuan() -> Any:
     return diffusers.HunyuanDiTPipeline(
         vae=autoencoder(),
         text_encoder=random_weights(BertModel(config), 5),
-        tokenizer=clip_words(24),
+        tokenizer=clip_words(),
         text_encoder_2=t5(),
-        tokenizer_2=t5_words(32),
+        tokenizer_2=t5_words(256),
         transformer=random_weights(transformer),
         scheduler=diffusers.DDIMScheduler(
             beta_start=0.00085,
