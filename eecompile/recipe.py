@@ -57,9 +57,11 @@ class NetworkRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         blocks: name of the module list that is cut, such as ``transformer_blocks``, or several,
             of lists or single modules, in the order in which they run; the factory is then
             called with ``options`` only and may return any torch module.
-        options: keyword arguments of the factory.
-        checkpoint: safetensors, the ``.index.json`` of its shards, or a file of torch.save;
-            relative to the recipe, or ``package:file``, a file of a Python package.
+        options: keyword arguments of the factory; ``{ null = true }`` is None.
+        checkpoint: safetensors, the ``.index.json`` of its shards, a file of torch.save, or a
+            folder that ``save_pretrained`` wrote; relative to the recipe, or ``package:file``, a
+            file of a Python package.
+        more_checkpoints: likewise, of further parts of the network, whose weights have other names.
         checkpoint_key: entry of the checkpoint that holds the weights; by default
             ``ema`` where there is one, else ``model`` or ``state_dict``. Or, with a dot at
             its end, the prefix of their names, which is otherwise found.
@@ -85,6 +87,7 @@ class NetworkRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     options: dict[str, Any] = {}
     checkpoint: str | None = None
     checkpoint_key: str | None = None
+    more_checkpoints: tuple[str, ...] = ()
     arguments: dict[str, str] = {}
     constants: dict[str, Any] = {}
     dtypes: dict[str, Dtype] = {}
@@ -242,8 +245,13 @@ def load_recipe(
         )
     if recipe.network.checkpoint is None:
         return recipe
-    place = packaged(recipe.network.checkpoint, path.parent)
-    network = msgspec.structs.replace(recipe.network, checkpoint=place)
+    place, *more = (
+        packaged(checkpoint, path.parent)
+        for checkpoint in (recipe.network.checkpoint, *recipe.network.more_checkpoints)
+    )
+    network = msgspec.structs.replace(
+        recipe.network, checkpoint=place, more_checkpoints=tuple(more)
+    )
     return msgspec.structs.replace(recipe, network=network)
 
 

@@ -136,6 +136,8 @@ def _check_places(
     found = dict(zip(encoder.outputs, _first_run(encoder, one), strict=True))
     for condition, given in interface.encoders[name].gives.items():
         value = found[condition] if condition in found else np.ones((1, one[IDS].shape[1]))
+        if value.shape[1:2] == one[IDS].shape[1:]:  # without a template's own
+            value = value[:, : interface.encoders[name].length]
         room = np.zeros((1, *interface.conditions[condition].shape), bool)
         place = given.at or (0,) * (value.ndim - 1)
         try:

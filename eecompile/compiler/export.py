@@ -400,7 +400,11 @@ def _digests(recipe: ExportRecipe, folder: Path) -> dict[str, str]:
     network = recipe.network
     if not network.files:
         files = checkpoint_files(folder / (network.checkpoint or ""))
-        return {path.name: sha256(path) for path in files}
+        found = {path.name: sha256(path) for path in files}
+        for place in network.more_checkpoints:
+            for path in checkpoint_files(folder / place):
+                found[f"{path.parent.name}/{path.name}"] = sha256(path)
+        return found
     paths = {folder / name for name in network.files}
     paths |= {data for path in paths for data in external_files(path)}
     return {os.path.relpath(path, folder): sha256(path) for path in sorted(paths)}

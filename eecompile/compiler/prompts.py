@@ -9,7 +9,7 @@ from torch import nn
 
 from eecompile.errors import CheckpointError, RecipeError, summary
 from eecompile.interrupt import check
-from eecompile.runtime.prompts import opened_tokenizer
+from eecompile.runtime.prompts import opened_tokenizer, template_tokens
 from eecompile.store.companions import EncoderRecipe, tokenizer_name
 from eecompile.store.files import is_file, is_folder
 
@@ -42,9 +42,13 @@ def write_tokenizer(name: str, recipe: EncoderRecipe, base: Path, folder: Path) 
             raise _missing(path, name, "no such file")
         tokenizer, padding = opened_tokenizer(path), None
     padding = _padding(name, recipe, tokenizer, padding)
-    tokenizer.enable_truncation(recipe.length)
+    tokenizer.no_truncation()
+    own = recipe.encoder
+    templates = (own.template, own.negative_template)
+    length = own.length + max(len(template_tokens(tokenizer, own, each)) for each in templates)
+    tokenizer.enable_truncation(length)
     tokenizer.enable_padding(
-        length=recipe.length, pad_id=padding.number, pad_token=padding.token, direction="right"
+        length=length, pad_id=padding.number, pad_token=padding.token, direction="right"
     )
     tokenizer.save(str(folder / tokenizer_name(name)))
     return tokenizer

@@ -160,7 +160,7 @@ def _loaded(place: str, recipe: CompanionRecipe, folder: Path) -> tuple[nn.Modul
     if is_folder(path):
         module = _pretrained(place, factory, recipe, path)
     else:
-        module = filled(partial(_made, place, factory, recipe), path, None)
+        module = filled(partial(_made, place, factory, recipe), path)
     module.float().eval().requires_grad_(False)
     return _traceable(module), constants
 

@@ -8,8 +8,9 @@ import diffusers
 import torch
 from torch import Tensor
 
+from eecompile.networks.tokens import squares_from_tokens, tokens_from_squares
+
 _Original: Any = diffusers.FluxTransformer2DModel  # diffusers is untyped
-_SIDE = 2  # of the squares of latents that are one token
 
 
 class Flux(_Original):  # type: ignore[misc]
@@ -29,19 +30,14 @@ class Flux(_Original):  # type: ignore[misc]
             encoder_hidden_states: embeddings of the text, [B, tokens, width].
             inputs: ``timestep``, ``pooled_projections``, and perhaps ``guidance``, [B, ...].
         """
-        channels, height, width = hidden_states.shape[1:]
-        rows, columns = height // _SIDE, width // _SIDE
-        tokens = hidden_states.reshape(-1, channels, rows, _SIDE, columns, _SIDE)
-        tokens = tokens.permute(0, 2, 4, 1, 3, 5).reshape(-1, rows * columns, channels * _SIDE**2)
-        grid = torch.cartesian_prod(torch.arange(1), torch.arange(rows), torch.arange(columns))
+        height, width = hidden_states.shape[2:]
+        places = (torch.arange(1), torch.arange(height // 2), torch.arange(width // 2))
         prediction = super().forward(
-            hidden_states=tokens,
+            hidden_states=tokens_from_squares(hidden_states),
             encoder_hidden_states=encoder_hidden_states,
-            img_ids=grid.float(),
+            img_ids=torch.cartesian_prod(*places).float(),
             txt_ids=torch.zeros(encoder_hidden_states.shape[1], 3),
             return_dict=False,
             **inputs,
         )[0]
-        squares = prediction.reshape(-1, rows, columns, channels, _SIDE, _SIDE)
-        made: Tensor = squares.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, height, width)
-        return made
+        return squares_from_tokens(prediction, height, width)

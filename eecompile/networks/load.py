@@ -21,7 +21,7 @@ from eecompile.networks.checkpoint import check_file, state_from_file
 from eecompile.networks.naming import named_as
 from eecompile.networks.quantised import dequantised
 from eecompile.networks.truncated import Renamed, Truncated
-from eecompile.recipe import NetworkRecipe
+from eecompile.recipe import NULL, NetworkRecipe
 
 _FOLDERS: set[str] = set()  # in which factories were looked for
 
@@ -38,10 +38,11 @@ def load_network(recipe: NetworkRecipe, folder: Path) -> MultiExitNetwork:
     """
     assert recipe.factory, "a recipe with files has no torch network"
     assert recipe.checkpoint
-    path = folder / recipe.checkpoint
-    check_file(path)  # before a large network is made for nothing
+    paths = [folder / place for place in (recipe.checkpoint, *recipe.more_checkpoints)]
+    for path in paths:
+        check_file(path)  # before a large network is made for nothing
     make = partial(_make, factory_named(recipe.factory, folder), recipe)
-    network = filled(make, path, recipe.checkpoint_key)
+    network = filled(make, *paths, key=recipe.checkpoint_key)
     network.float().eval()
     for parameter in network.parameters():
         parameter.requires_grad_(False)
@@ -54,8 +55,12 @@ def load_network(recipe: NetworkRecipe, folder: Path) -> MultiExitNetwork:
     return multi_exit if call.plain else Renamed(multi_exit, call).eval()
 
 
-def filled(make: Callable[[], nn.Module], path: Path, key: str | None) -> nn.Module:
+def filled(
+    make: Callable[[], nn.Module], path: Path, *more: Path, key: str | None = None
+) -> nn.Module:
     """The module that ``make`` makes, with the entry or the prefix ``key`` of a checkpoint.
+
+    The weights in ``more`` are added to those in ``path``.
 
     Raises:
         CheckpointError: the checkpoint is missing, unreadable, or does not fit.
@@ -64,10 +69,21 @@ def filled(make: Callable[[], nn.Module], path: Path, key: str | None) -> nn.Mod
     planned, whole = _planned(make)
     prefix = key if key and key.endswith(".") else None
     state = dequantised(state_from_file(path, None if prefix else key))
+    for other in more:
+        state = {**state, **dequantised(state_from_file(other))}
     _check_size(planned, state, path)
     network = planned if whole else make()
     _fill(network, named_as(_wanted(network), state, prefix), path)
     return network
+
+
+def made(recipe: NetworkRecipe, folder: Path) -> nn.Module:
+    """The network as its factory, found in ``folder`` too, makes it: without trained weights.
+
+    Raises:
+        RecipeError: the factory cannot be found, or refuses its options.
+    """
+    return _make(factory_named(str(recipe.factory), folder), recipe)
 
 
 def factory_named(name: str, folder: Path) -> Callable[..., Any]:
@@ -114,8 +130,11 @@ def _unknown(name: str, error: Exception) -> RecipeError:
 
 def _make(factory: Callable[..., Any], recipe: NetworkRecipe) -> nn.Module:
     exits = {} if recipe.blocks else {"exits": recipe.exits}
+    options = {
+        name: None if value == {NULL: True} else value for name, value in recipe.options.items()
+    }
     try:
-        network = factory(**exits, **recipe.options)
+        network = factory(**exits, **options)
     except EecompileError:
         raise
     except (Exception, SystemExit) as error:  # the factory is the user's

@@ -13,6 +13,8 @@ from eecompile.decoding import PlainName
 MASK = "mask"
 """An output that is the tokenizer's own: 1 for tokens, 0 for padding."""
 LONGEST = 1 << 16  # tokens
+PLACE = "{}"
+"""Where a prompt goes in a template."""
 
 
 class Given(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -36,16 +38,27 @@ class PromptEncoder(msgspec.Struct, frozen=True, kw_only=True):
         length: tokens of every prompt; what is longer is cut, what is shorter padded.
         gives: by condition, what the encoder gives of it.
         lower: whether prompts are first written in small letters, without spaces at their ends.
+        template: the text that the encoder reads of a prompt, which takes the place of ``{}``.
+        negative_template: likewise of a negative prompt.
+        drop_template: whether outputs leave out the tokens of a template before the prompt; the
+            encoder then takes so many more.
     """
 
     length: Annotated[int, Meta(ge=1, le=LONGEST)]
     gives: dict[str, Given]
     lower: bool = False
+    template: str = PLACE
+    negative_template: str = PLACE
+    drop_template: bool = False
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """Conditions to which its engine's outputs belong, in their order."""
         return tuple(name for name, given in self.gives.items() if given.output != MASK)
+
+    def template_of(self, *, negative: bool) -> str:
+        """The template of a prompt, or of a negative one."""
+        return self.negative_template if negative else self.template
 
 
 class SampleDecoder(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,6 +91,9 @@ def companion_problems(
     for name, encoder in encoders.items():
         if not encoder.gives:
             yield f"encoder {name!r}, which gives no condition"
+        for template in (encoder.template, encoder.negative_template):
+            if template.count(PLACE) != 1:
+                yield f"encoder {name!r} of the template {template!r}, without one {PLACE}"
         for condition, given in encoder.gives.items():
             if condition not in conditions:
                 yield f"encoder {name!r} of the unknown condition {condition!r}"

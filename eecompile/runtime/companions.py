@@ -45,26 +45,28 @@ class Companions(Handle):
         self._known = {companion.name: companion for companion in manifest.companions}
         self._engines: dict[str, CompanionEngine] = {}
         self._tokenizers: dict[str, PromptTokenizer] = {}
-        self._kept: OrderedDict[str, dict[str, AnyArray]] = OrderedDict()
+        self._kept: OrderedDict[tuple[bool, str], dict[str, AnyArray]] = OrderedDict()
         self._lock = Lock()
 
-    def encoded(self, prompts: Sequence[str]) -> dict[str, AnyArray]:
+    def encoded(self, prompts: Sequence[str], *, negative: bool = False) -> dict[str, AnyArray]:
         """The conditions that stand for prompts, by name, each [len(prompts), *shape].
 
-        Those of the last prompts are kept.
+        Those of the last prompts are kept. Encoders may read negative prompts otherwise.
 
         Raises:
             BackendError: an encoder's package is missing, or its engine fails.
             NonFiniteError: an encoder gives NaN or infinity.
         """
+        encoders = self.interface.encoders.values()
+        negative = negative and any(e.template != e.negative_template for e in encoders)
         with self._lock:
-            new = [text for text in dict.fromkeys(prompts) if text not in self._kept]
+            new = [text for text in dict.fromkeys(prompts) if (negative, text) not in self._kept]
             size = self._target.companions.batch
             for start in range(0, len(new), size):
-                self._encode(new[start : start + size])
-            found = [self._kept[text] for text in prompts]
+                self._encode(new[start : start + size], negative=negative)
+            found = [self._kept[negative, text] for text in prompts]
             for text in prompts:
-                self._kept.move_to_end(text)
+                self._kept.move_to_end((negative, text))
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
         return {name: np.stack([each[name] for each in found]) for name in found[0]}
@@ -99,7 +101,7 @@ class Companions(Handle):
             for name in self._known:
                 self._engine(name)
 
-    def _encode(self, prompts: Sequence[str]) -> None:
+    def _encode(self, prompts: Sequence[str], *, negative: bool) -> None:
         conditions = {
             name: np.zeros((len(prompts), *self.interface.conditions[name].shape), np.float32)
             for encoder in self.interface.encoders.values()
@@ -108,15 +110,19 @@ class Companions(Handle):
         for name, encoder in self.interface.encoders.items():
             if name not in self._tokenizers:
                 self._tokenizers[name] = PromptTokenizer(self._folder, name, encoder)
-            tokens = [self._tokenizers[name].tokens(text) for text in prompts]
+            tokenizer = self._tokenizers[name]
+            tokens = [tokenizer.tokens(text, negative=negative) for text in prompts]
             whole = Tokens(*(np.stack(each) for each in zip(*tokens, strict=True)))
             outputs = self._outputs(name, encoder, {IDS: whole.ids, MASK: whole.mask})
+            kept = tokenizer.kept(negative=negative)
             for condition, given in encoder.gives.items():
                 value = whole.mask if given.output == MASK else outputs[condition]
+                if encoder.drop_template and value.shape[1:2] == whole.mask.shape[1:]:
+                    value = value[:, kept]
                 place = given.at or (0,) * (value.ndim - 1)
                 put(conditions[condition], value, place, f"{condition!r} of encoder {name!r}")
         for row, text in enumerate(prompts):
-            self._kept[text] = {
+            self._kept[negative, text] = {
                 name: value[row].astype(self.interface.conditions[name].dtype)
                 for name, value in conditions.items()
             }
@@ -219,11 +225,15 @@ def prompted(
     needed = {n for n in made - set(nulls) if negative is not None or known[n].null is None}
     if (guidance_scales(interface, request.guidance, request.n) != 1).any():
         if needed:
-            found = companions.encoded(prompts_of("" if negative is None else negative, "negative"))
+            texts = prompts_of("" if negative is None else negative, "negative")
+            found = companions.encoded(texts, negative=True)
             nulls |= _one_or_each({name: found[name] for name in needed})
         for name in set(known) - made - set(nulls):
-            if known[name].null is None and name in conditions:
-                nulls[name] = conditions[name]
+            default = known[name].default
+            usual = None if isinstance(default, str) else default  # "cycle"
+            stays = conditions.get(name, usual)
+            if known[name].null is None and stays is not None:
+                nulls[name] = stays
     return msgspec.structs.replace(request, conditions=conditions, nulls=nulls)
 
 

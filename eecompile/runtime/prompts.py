@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from eecompile.backends import install
 from eecompile.errors import BackendError, UsageError, one_line
-from eecompile.programs.companions import PromptEncoder
+from eecompile.programs.companions import PLACE, PromptEncoder
 from eecompile.store.companions import tokenizer_name
 
 _SHOWN = 200  # characters of what is cut
@@ -39,20 +39,30 @@ class PromptTokenizer:
     def __init__(self, folder: Path, name: str, encoder: PromptEncoder) -> None:
         self._name, self._encoder = name, encoder
         self._tokenizer = opened_tokenizer(folder / tokenizer_name(name))
+        templates = (encoder.template, encoder.negative_template)
+        spans = [template_tokens(self._tokenizer, encoder, each) for each in templates]
+        self._length = encoder.length + max(len(span) for span in spans)
+        self._dropped = spans
 
-    def tokens(self, prompt: str) -> Tokens:
+    def kept(self, *, negative: bool) -> NDArray[np.int64]:
+        """Indices of the tokens that outputs are kept of, int64 [length]."""
+        everywhere = np.arange(self._length)
+        return np.delete(everywhere, self._dropped[negative])[: self._encoder.length]
+
+    def tokens(self, prompt: str, *, negative: bool = False) -> Tokens:
         """The tokens of a prompt; a warning says what is cut of one that is too long.
 
         Raises:
             BackendError: the tokenizer makes another number of them than the encoder takes.
         """
         text = prompt.lower().strip() if self._encoder.lower else prompt
+        text = self._encoder.template_of(negative=negative).replace(PLACE, text)
         encoding = self._tokenizer.encode(text)
         ids = np.array(encoding.ids, np.int64)
-        if ids.shape != (self._encoder.length,):
+        if ids.shape != (self._length,):
             raise BackendError(
                 found=f"{len(ids)} tokens of encoder {self._name!r}",
-                expected=f"{self._encoder.length}, cut or padded by its tokenizer",
+                expected=f"{self._length}, cut or padded by its tokenizer",
                 remedy="export the bundle again",
             )
         if encoding.overflowing:
@@ -68,6 +78,20 @@ class PromptTokenizer:
             f"{self._name!r} takes; what it does not see: {shown!r}",
             stacklevel=2,
         )
+
+
+def template_tokens(tokenizer: Any, encoder: PromptEncoder, template: str) -> range:
+    """The tokens of a template before the prompt, by their indices, which outputs leave out.
+
+    A space before the prompt is a part of the prompt's first token.
+    """
+    before = template.partition(PLACE)[0].rstrip(" ")
+    if not before or not encoder.drop_template:
+        return range(0)
+    encoding = tokenizer.encode(before)
+    pairs = zip(encoding.attention_mask, encoding.special_tokens_mask, strict=True)
+    own = [index for index, (kept, mark) in enumerate(pairs) if kept and not mark]
+    return range(own[0], own[-1] + 1) if own else range(0)
 
 
 def opened_tokenizer(path: Path) -> Any:

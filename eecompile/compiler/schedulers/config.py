@@ -61,7 +61,7 @@ def scheduler_from_config(path: Path) -> Any:
         ModuleNotFoundError: diffusers is missing.
     """
     file = path / _NAME if path.is_dir() else path
-    config = _read(file)
+    config = read_scheduler(file)
     kind = _class(file, config.get("_class_name"))
     total = config.get("num_train_timesteps", 1)
     if not isinstance(total, int) or not 1 <= total <= 100_000:
@@ -80,8 +80,15 @@ def scheduler_from_config(path: Path) -> Any:
         ) from error
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """The object in a JSON file, which may hold -Infinity, as Python writes it."""
+def read_scheduler(path: Path) -> dict[str, Any]:
+    """The object in a ``scheduler_config.json``, or in the one in a folder.
+
+    It may hold -Infinity, as Python writes it.
+
+    Raises:
+        UsageError: there is none.
+    """
+    file = path / _NAME if path.is_dir() else path
     expected = "a scheduler_config.json of diffusers"
     try:
         config = json.loads(file.read_bytes())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from eecompile.compiler.snapshots.families import Config, Table
-from eecompile.compiler.snapshots.folder import Snapshot, read_config
+from eecompile.compiler.snapshots.families import Config, Table, flux_tokens
+from eecompile.compiler.snapshots.folder import Snapshot, class_defaults, read_config
+from eecompile.programs.companions import PLACE
 
 _CLIP = 77  # tokens of CLIP's encoders
 
@@ -42,11 +45,13 @@ class Convention(NamedTuple):
         texts: its encoders.
         guidance: the scale of its guidance.
         nulls: numbers that stand for "no condition", by condition; the empty prompt for others.
+        steps: of its sampling, where it does not say itself.
     """
 
     texts: Sequence[_Text]
     guidance: float
     nulls: Mapping[str, float] = {}
+    steps: int | None = None
 
 
 def _stable_diffusion(snapshot: Snapshot, config: Config) -> Convention:
@@ -91,10 +96,57 @@ def _flux(snapshot: Snapshot, config: Config) -> Convention:
     return Convention(
         [
             _Text("text_encoder", _CLIP, {"pooled": "pooler_output"}),
-            _Text("text_encoder_2", 512, {"text": "last_hidden_state"}),
+            _Text("text_encoder_2", flux_tokens(config), {"text": "last_hidden_state"}),
         ],
         1.0,  # the network is told its guidance
+        steps=None if config.get("guidance_embeds") else 4,  # distilled to few, as published
     )
+
+
+def _hunyuan(snapshot: Snapshot, config: Config) -> Convention:
+    few, many = config.get("text_len", 77), config.get("text_len_t5", 256)
+    gives = ({"text": "last_hidden_state", "mask": "mask"},)
+    more = {"t5": "last_hidden_state", "t5_mask": "mask"}
+    return Convention(
+        [_Text("text_encoder", few, *gives, True), _Text("text_encoder_2", many, more, True)], 5.0
+    )
+
+
+def _sana(snapshot: Snapshot, config: Config) -> Convention:
+    call = inspect.signature(_named("SanaPipeline").__call__).parameters
+    before = "\n".join(call["complex_human_instruction"].default)
+    more = {"lower": True, "template": before + PLACE, "drop_template": True}
+    gives = {"text": "last_hidden_state", "mask": "mask"}
+    return Convention([_Text("text_encoder", 300, gives, True, more)], 4.5)
+
+
+def _lumina2(snapshot: Snapshot, config: Config) -> Convention:
+    before = _without_parts("Lumina2Pipeline").system_prompt
+    gives = {"text": "hidden_states.-2", "mask": "mask"}
+    more = {"template": f"{before} <Prompt Start> {PLACE}"}
+    return Convention([_Text("text_encoder", 256, gives, True, more)], 4.0)
+
+
+def _qwen(snapshot: Snapshot, config: Config) -> Convention:
+    template = _without_parts("QwenImagePipeline").prompt_template_encode
+    gives = {"text": "hidden_states.-1", "mask": "mask"}
+    more = {
+        "template": template,
+        "negative_template": template,
+        "drop_template": True,
+        "zero_padding": True,
+    }
+    return Convention([_Text("text_encoder", 512, gives, True, more)], 4.0)
+
+
+def _named(pipeline: str) -> Any:
+    return getattr(importlib.import_module("diffusers"), pipeline)
+
+
+def _without_parts(pipeline: str) -> Any:
+    """A pipeline that knows nothing but the texts that it puts prompts into."""
+    names = [*inspect.signature(_named(pipeline).__init__).parameters][1:]
+    return _named(pipeline)(**dict.fromkeys(names))
 
 
 def _pixart(snapshot: Snapshot, config: Config) -> Convention:
@@ -103,12 +155,20 @@ def _pixart(snapshot: Snapshot, config: Config) -> Convention:
     return Convention([_Text("text_encoder", length, gives, True, {"lower": True})], 4.5)
 
 
-def _t5(length: int, guidance: float, *, told: bool = False, **more: Any) -> Any:
+def _t5(
+    length: int,
+    guidance: float,
+    *,
+    told: bool = False,
+    masks: bool = False,
+    nulls: Mapping[str, float] | None = None,
+    **more: Any,
+) -> Any:
     """The convention of pipelines with one encoder, whose last hidden states are the condition."""
 
     def convention(snapshot: Snapshot, config: Config) -> Convention:
-        text = _Text("text_encoder", length, {"text": "last_hidden_state"}, told, more)
-        return Convention([text], guidance)
+        gives = {"text": "last_hidden_state"} | ({"mask": "mask"} if masks else {})
+        return Convention([_Text("text_encoder", length, gives, told, more)], guidance, nulls or {})
 
     return convention
 
@@ -117,23 +177,39 @@ CONVENTIONS: Mapping[str, Callable[[Snapshot, Config], Convention]] = {
     "AuraFlowTransformer2DModel": _t5(256, 3.5, told=True, zero_padding=True),
     "CogVideoXTransformer3DModel": _t5(226, 6.0),
     "FluxTransformer2DModel": _flux,
+    "HunyuanDiT2DModel": _hunyuan,
+    "LTXVideoTransformer3DModel": _t5(128, 3.0, masks=True),
+    "Lumina2Transformer2DModel": _lumina2,
     "PixArtTransformer2DModel": _pixart,
+    "QwenImageTransformer2DModel": _qwen,
     "SD3Transformer2DModel": _sd3,
+    "SanaTransformer2DModel": _sana,
+    "StableAudioDiTModel": _t5(128, 7.0, told=True, zero_padding=True, nulls={"text": 0}),
     "UNet2DConditionModel": _stable_diffusion,
     "WanTransformer3DModel": _t5(512, 5.0, told=True, zero_padding=True),
 }
 """By the class of the network."""
 _ENCODERS = (
+    "BertModel",
     "CLIPTextModel",
     "CLIPTextModelWithProjection",
+    "Gemma2Model",
+    "Qwen2_5_VLForConditionalGeneration",
     "T5EncoderModel",
     "UMT5EncoderModel",
 )
 _DECODERS: Mapping[str, Table] = {
     "AutoencoderDC": {},
     "AutoencoderKL": {},
-    "AutoencoderTiny": {},
+    "AutoencoderKLLTXVideo": {
+        "factory": "eecompile.networks.ltx:LTXDecoder",
+        "kind": "video",
+        "rate": 25,
+    },
+    "AutoencoderKLQwenImage": {"factory": "eecompile.networks.qwen:QwenImageDecoder"},
     "AutoencoderKLWan": {"kind": "video", "rate": 16},
+    "AutoencoderOobleck": {"kind": "audio"},
+    "AutoencoderTiny": {},
 }
 """By the class of the decoder: what its recipe says beside its scaling."""
 _DECODER = "vae"
@@ -147,12 +223,16 @@ class Tables(NamedTuple):
         guidance: the pipeline's, where its prompts are encoded; None otherwise.
         nulls: numbers for "no condition", by condition.
         parts: folders of the snapshot that these tables name.
+        steps: of the pipeline's sampling, where it is known of its network.
+        notes: what to look at.
     """
 
     tables: dict[str, Table]
     guidance: float | None
     nulls: Mapping[str, float]
     parts: frozenset[str]
+    steps: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 def companion_tables(snapshot: Snapshot, kind: str, place: Callable[[Path], str]) -> Tables:
@@ -164,7 +244,7 @@ def companion_tables(snapshot: Snapshot, kind: str, place: Callable[[Path], str]
         place: writes a path for the recipe.
     """
     tables, guidance, nulls = dict[str, Table](), None, dict[str, float]()
-    parts: set[str] = set()
+    parts, notes, steps = set[str](), [], None
     convention = CONVENTIONS.get(kind)
     if convention is not None and (snapshot.folder / "model_index.json").is_file():
         found = convention(snapshot, snapshot.config)
@@ -174,16 +254,23 @@ def companion_tables(snapshot: Snapshot, kind: str, place: Callable[[Path], str]
             for text in there:
                 tables[f"encoders.{text.part}"] = _encoder(snapshot, text, place)
                 parts |= {text.part, text.tokenizer}
-            guidance, nulls = found.guidance, dict(found.nulls)
+            guidance, nulls, steps = found.guidance, dict(found.nulls), found.steps
     decoder = snapshot.companions.get(_DECODER)
     if (
         decoder is not None
         and decoder in _DECODERS
         and (snapshot.folder / _DECODER / "config.json").is_file()
     ):
-        tables["decoder"] = _decoder(snapshot, decoder, place)
-        parts.add(_DECODER)
-    return Tables(tables, guidance, nulls, frozenset(parts))
+        path = snapshot.folder / _DECODER / "config.json"
+        config = class_defaults(decoder) | read_config(path)
+        if config.get("timestep_conditioning"):
+            notes.append(
+                "No decoder: the pipeline's takes a time and noise (timestep_conditioning)"
+            )
+        else:
+            tables["decoder"] = _decoder(snapshot, decoder, config, place)
+            parts.add(_DECODER)
+    return Tables(tables, guidance, nulls, frozenset(parts), steps, tuple(notes))
 
 
 def _encoder(snapshot: Snapshot, text: _Text, place: Callable[[Path], str]) -> Table:
@@ -206,14 +293,17 @@ def _encoder(snapshot: Snapshot, text: _Text, place: Callable[[Path], str]) -> T
     }
 
 
-def _decoder(snapshot: Snapshot, kind: str, place: Callable[[Path], str]) -> Table:
-    config = read_config(snapshot.folder / _DECODER / "config.json")
+def _decoder(snapshot: Snapshot, kind: str, config: Config, place: Callable[[Path], str]) -> Table:
     table: Table = {
         "factory": f"diffusers:{kind}",
         "checkpoint": place(snapshot.folder / _DECODER),
         **_DECODERS[kind],
         **_variant(snapshot, _DECODER),
     }
+    if "sampling_rate" in config:
+        table["rate"] = config["sampling_rate"]
+    if kind == "AutoencoderKLLTXVideo":
+        return table  # its mean and deviation lie among its weights
     scaling, mean, deviation = (
         config.get(key) for key in ("scaling_factor", "latents_mean", "latents_std")
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,6 +94,13 @@ def read_snapshot(folder: Path, variant: str | None = None) -> Snapshot:
         _companions(root, network.name),
         variant,
     )
+
+
+def class_defaults(kind: str) -> dict[str, Any]:
+    """The arguments of a class of diffusers that need not be given."""
+    made = getattr(importlib.import_module("diffusers"), kind)
+    parameters = inspect.signature(made.__init__).parameters.values()
+    return {each.name: each.default for each in parameters if each.default is not each.empty}
 
 
 def read_config(path: Path) -> dict[str, Any]:

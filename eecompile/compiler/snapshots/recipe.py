@@ -8,26 +8,40 @@ import json
 import math
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from eecompile.compiler.schedulers.config import process_from_scheduler, scheduler_from_config
-from eecompile.compiler.snapshots.companions import companion_tables
+from eecompile.compiler.schedulers.config import (
+    process_from_scheduler,
+    read_scheduler,
+    scheduler_from_config,
+)
+from eecompile.compiler.snapshots.companions import Tables, companion_tables
 from eecompile.compiler.snapshots.families import FAMILIES, Family
-from eecompile.compiler.snapshots.folder import Snapshot, folder_of, read_snapshot
+from eecompile.compiler.snapshots.folder import (
+    Snapshot,
+    class_defaults,
+    folder_of,
+    read_config,
+    read_snapshot,
+)
 from eecompile.errors import UsageError
 from eecompile.programs.process import Process
+from eecompile.recipe import NULL
 from eecompile.store.files import written
 
+_COSINE = "CosineDPMSolverMultistepScheduler"
+"""Stable Audio's, which diffusers has only where torchsde is, of which its noise is made."""
 _SOLVERS = {
     "DDIMScheduler": "ddim",
     "DDPMScheduler": "ddpm",
     "DEISMultistepScheduler": "deis",
     "DPMSolverMultistepScheduler": "dpmpp-2m",
+    "EDMDPMSolverMultistepScheduler": "dpmpp-2m:grid=logsnr",
     "EulerDiscreteScheduler": "euler",
     "EulerAncestralDiscreteScheduler": "euler-ancestral",
     "HeunDiscreteScheduler": "heun",
@@ -35,10 +49,11 @@ _SOLVERS = {
     "PNDMScheduler": "pndm",
     "UniPCMultistepScheduler": "unipc",
     "CogVideoXDDIMScheduler": "ddim",
-    "CosineDPMSolverMultistepScheduler": "dpmpp-2m-sde:grid=logsnr",
+    _COSINE: "dpmpp-2m-sde:grid=logsnr",
 }
 """The native solver that is nearest to a scheduler; flows take flow-euler, others ddim."""
 _STEPS = 50
+_PLAIN = re.compile(r"[^.]+\.(safetensors|bin)(\.index\.json)?")  # weights without a variant
 
 
 def write_recipe(
@@ -90,17 +105,21 @@ def recipe_from_snapshot(snapshot: Snapshot, path: Path) -> str:
             f"{kind}'; docs/how-to/own-network.md shows how",
         )
     options = _options(kind, snapshot.config)
-    family = FAMILIES[kind](_defaults(kind) | snapshot.config)
+    config = class_defaults(kind) | snapshot.config
+    family = FAMILIES[kind](config | _beside(snapshot))
     name = _name(snapshot.folder)
 
     def place(target: Path) -> str:
         return Path(os.path.relpath(target.absolute(), path.absolute().parent)).as_posix()
 
-    process = _process(snapshot, family, _defaults(kind) | snapshot.config)
+    process = _process(snapshot, family, config)
     companions = companion_tables(snapshot, kind, place)
     for condition, null in companions.nulls.items():
         family.conditions[condition]["null"] = null
-    sampling: dict[str, Any] = {"solver": _solver(snapshot), "steps": _STEPS}
+    sampling: dict[str, Any] = {
+        "solver": _solver(snapshot),
+        "steps": companions.steps or _steps(snapshot),
+    }
     if companions.guidance is not None:
         sampling["guidance"] = companions.guidance
     tables: dict[str, Mapping[str, Any]] = {
@@ -108,43 +127,59 @@ def recipe_from_snapshot(snapshot: Snapshot, path: Path) -> str:
         "network": {
             "factory": family.factory or f"diffusers:{kind}",
             "blocks": family.blocks,
-            "checkpoint": place(snapshot.checkpoint),
+            **_weights(snapshot, family, place),
             "exits": [family.depth],
+            **({} if family.cuts is None else {"cuts": family.cuts}),
         },
         "network.arguments": family.arguments,
-        "network.options": options,
+        "network.constants": family.constants,
+        "network.options": family.options | options,
         "process": process,
         "state": {"shape": family.shape},
         **{f"conditions.{key}": table for key, table in family.conditions.items()},
         **companions.tables,
         "sampling": sampling,
     }
-    return "\n".join(
-        [*_remarks(snapshot, family, companions.parts), *map(_table, tables, tables.values())]
-    )
+    remarks = _remarks(snapshot, family, companions)
+    return "\n".join([*remarks, *(_table(*each) for each in tables.items() if each[1])]) + "\n"
 
 
-def _defaults(kind: str) -> dict[str, Any]:
-    parameters = inspect.signature(_class(kind).__init__).parameters.values()
-    return {each.name: each.default for each in parameters if each.default is not each.empty}
+def _beside(snapshot: Snapshot) -> dict[str, Any]:
+    """The configurations of the companions, by their folders."""
+    paths = {name: snapshot.folder / name / "config.json" for name in snapshot.companions}
+    return {name: read_config(path) for name, path in paths.items() if path.is_file()}
 
 
-def _class(kind: str) -> Any:
-    return getattr(importlib.import_module("diffusers"), kind)
+def _weights(snapshot: Snapshot, family: Family, place: Callable[[Path], str]) -> dict[str, Any]:
+    """The folder of the weights; or their file, of a variant."""
+    plain = snapshot.variant is None and _PLAIN.fullmatch(snapshot.checkpoint.name)
+    found: dict[str, Any] = {
+        "checkpoint": place(snapshot.network if plain else snapshot.checkpoint)
+    }
+    if family.parts:
+        found["more_checkpoints"] = [place(snapshot.folder / part) for part in family.parts]
+    return found
+
+
+def _steps(snapshot: Snapshot) -> int:
+    """What the pipeline takes unless it is told otherwise."""
+    index = snapshot.folder / "model_index.json"
+    name = read_config(index).get("_class_name") if index.is_file() else None
+    kind = getattr(importlib.import_module("diffusers"), str(name), None)
+    named = inspect.signature(kind.__call__).parameters if isinstance(kind, type) else {}
+    steps = named["num_inference_steps"].default if "num_inference_steps" in named else None
+    return steps if isinstance(steps, int) else _STEPS
 
 
 def _options(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments that made the network, without those that are None by themselves."""
-    defaults = _defaults(kind)
+    defaults = class_defaults(kind)
     found = {key: value for key, value in config.items() if key in defaults}
-    lost = [key for key, value in found.items() if value is None and defaults[key] is not None]
-    if lost:
-        raise UsageError(
-            found=f"{', '.join(lost)} = null in the config.json of a {kind}",
-            expected="options that TOML can state, which has no null",
-            remedy="write a factory of your own that sets them, beside the recipe",
-        )
-    return {key: value for key, value in found.items() if value is not None}
+    return {
+        key: {NULL: True} if value is None else value
+        for key, value in found.items()
+        if value is not None or defaults[key] is not None
+    }
 
 
 def _name(folder: Path) -> str:
@@ -162,26 +197,49 @@ def _process(snapshot: Snapshot, family: Family, config: Mapping[str, Any]) -> d
             expected="the scheduler of the network's pipeline, which says the process",
             remedy="copy it there, or write a recipe with [process]",
         )
-    scheduler = _unshifted(scheduler_from_config(snapshot.scheduler), family.tokens)
-    process = process_from_scheduler(scheduler)
-    if process is None:
-        with suppress(Exception):  # tables of some schedulers are set only then
-            scheduler.set_timesteps(_STEPS)
-        process = process_from_scheduler(scheduler)
+    process = _of_scheduler(snapshot, family.tokens)
     if process is None:
         raise UsageError(
-            found=f"{type(scheduler).__name__} in {snapshot.scheduler}, whose process is not known",
+            found=f"{_scheduler(snapshot).get('_class_name')} in {snapshot.scheduler}, whose "
+            "process is not known",
             expected="a scheduler whose betas, sigmas and prediction a recipe can state",
             remedy="write a recipe with the network's [process]",
         )
     inner, outer = config.get("in_channels"), config.get("out_channels")
-    learned = inner and outer == 2 * inner
+    learned = config.get("learn_sigma") or (inner and outer == 2 * inner)
     if learned and process.family in ("diffusion", "flow"):
         process = msgspec.structs.replace(process, variance="learned_range")
     said = msgspec.to_builtins(msgspec.structs.replace(process, **family.process))
     usual = msgspec.to_builtins(Process())
     kept = ("family", "timesteps", "prediction", *(["betas"] * (process.family == "diffusion")))
     return {key: value for key, value in said.items() if key in kept or value != usual[key]}
+
+
+def _scheduler(snapshot: Snapshot) -> dict[str, Any]:
+    """The configuration of the scheduler; {} where there is none."""
+    return {} if snapshot.scheduler is None else read_scheduler(snapshot.scheduler)
+
+
+def _of_scheduler(snapshot: Snapshot, tokens: int) -> Process | None:
+    """The process of the scheduler, for samples of so many tokens; None where it is not known."""
+    assert snapshot.scheduler
+    config = _scheduler(snapshot)
+    if config.get("_class_name") == _COSINE:
+        return Process(
+            family="edm",
+            prediction="v_prediction" if config["prediction_type"] == "v_prediction" else "edm",
+            c_noise="atan",
+            sigma_min=float(config["sigma_min"]),
+            sigma_max=float(config["sigma_max"]),
+            sigma_data=float(config["sigma_data"]),
+        )
+    scheduler = _unshifted(scheduler_from_config(snapshot.scheduler), tokens)
+    process = process_from_scheduler(scheduler)
+    if process is None:
+        with suppress(Exception):  # tables of some schedulers are set only then
+            scheduler.set_timesteps(_STEPS)
+        process = process_from_scheduler(scheduler)
+    return process
 
 
 def _unshifted(scheduler: Any, tokens: int) -> Any:
@@ -202,21 +260,22 @@ def _unshifted(scheduler: Any, tokens: int) -> Any:
 
 
 def _solver(snapshot: Snapshot) -> str:
-    assert snapshot.scheduler
-    scheduler = scheduler_from_config(snapshot.scheduler)
-    if type(scheduler).__name__.startswith("FlowMatch"):
-        return "flow-euler"
-    return _SOLVERS.get(type(scheduler).__name__, "ddim")
+    kind = str(_scheduler(snapshot).get("_class_name"))
+    return "flow-euler" if kind.startswith("FlowMatch") else _SOLVERS.get(kind, "ddim")
 
 
-def _remarks(snapshot: Snapshot, family: Family, parts: Collection[str]) -> list[str]:
+def _remarks(snapshot: Snapshot, family: Family, companions: Tables) -> list[str]:
     lines = [
         f"Written by eecompile export from {snapshot.folder.name}: look at it, and export it.",
         "Sampled with a native solver; a program of the folder's own scheduler:",
         "eecompile program scheduler/scheduler_config.json --for BUNDLE -o program.json",
         *family.notes,
+        *companions.notes,
     ]
-    others = {name: kind for name, kind in snapshot.companions.items() if name not in parts}
+    if _scheduler(snapshot).get("shift_terminal"):
+        lines.append("sampling.solver: its times are not the scheduler's, which has shift_terminal")
+    known = {*companions.parts, *family.parts}
+    others = {name: kind for name, kind in snapshot.companions.items() if name not in known}
     if others:
         named = ", ".join(f"{name} ({kind})" for name, kind in others.items())
         lines.append(f"Beside it, and not exported: {named}")
