@@ -32,7 +32,6 @@ from eecompile.store.companions import DECODER, IDS, LATENTS, Companion, encoder
 from eecompile.store.target import Tolerance
 
 _DECODED = "decoded"
-_AXES = {"image": 3, "video": 4, "audio": 2}
 _COLOURS = (1, 3, 4)
 _DECODERS = 1e-3  # relative tolerance: their many layers add up, and pictures have eight bits
 
@@ -159,7 +158,7 @@ def _check_decoder(decoder: _Traced, kind: SampleDecoder) -> None:
     """Pass when a decoder takes the samples of the network, and gives what its kind says."""
     point = decoder.points[1]
     (found,) = _first_run(decoder, point)
-    axes = _AXES[kind.kind]
+    axes = kind.axes
     colours = kind.kind == "audio" or (found.ndim > 1 and found.shape[1] in _COLOURS)
     if found.ndim != axes + 1 or not colours:
         raise TraceError(

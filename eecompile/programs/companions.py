@@ -62,6 +62,11 @@ class SampleDecoder(msgspec.Struct, frozen=True, kw_only=True):
     range: tuple[float, float] = (-1.0, 1.0)
     rate: float = 0.0
 
+    @property
+    def axes(self) -> int:
+        """The number of a decoded sample's axes."""
+        return {"image": 3, "video": 4, "audio": 2}[self.kind]
+
 
 PromptEncoders = Mapping[PlainName, PromptEncoder]
 

@@ -357,6 +357,11 @@ class Interface(msgspec.Struct, frozen=True, kw_only=True):
         }
 
     @property
+    def prompted(self) -> frozenset[str]:
+        """The conditions that prompts stand for."""
+        return frozenset(name for encoder in self.encoders.values() for name in encoder.gives)
+
+    @property
     def outputs(self) -> tuple[str, ...]:
         """What an exit gives: ``prediction``, and ``variance`` where it is learned."""
         learned = self.process.variance == "learned_range"

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -30,7 +31,7 @@ _KEPT = 64  # prompts whose embeddings are kept
 class Companions(Handle):
     """The encoders and the decoder of an engine set, each opened when it is first needed.
 
-    May be used from several threads, which then wait for one another.
+    May be used from several threads: one encodes at a time, and beside it another decodes.
 
     Args:
         folder: of the engine set, whose files have been checked.
@@ -46,7 +47,7 @@ class Companions(Handle):
         self._engines: dict[str, CompanionEngine] = {}
         self._tokenizers: dict[str, PromptTokenizer] = {}
         self._kept: OrderedDict[str, dict[str, AnyArray]] = OrderedDict()
-        self._lock = Lock()
+        self._lock, self._decoding = Lock(), Lock()
 
     def encoded(self, prompts: Sequence[str]) -> dict[str, AnyArray]:
         """The conditions that stand for prompts, by name, each [len(prompts), *shape].
@@ -76,7 +77,7 @@ class Companions(Handle):
             BackendError: the decoder's package is missing, or its engine fails.
             NonFiniteError: the decoder gives NaN or infinity.
         """
-        with self._lock:
+        with self._decoding:
             engine, size = self._engine(DECODER), self._target.companions.batch
             parts = [
                 engine.run({LATENTS: np.ascontiguousarray(samples[start : start + size])})[0]
@@ -88,22 +89,21 @@ class Companions(Handle):
 
     def close(self) -> None:
         """Release the engines."""
-        with self._lock:
+        with self._lock, self._decoding:
             for engine in self._engines.values():
                 engine.close()
             self._engines.clear()
 
     def open_all(self) -> None:
         """Open what is otherwise opened when it is first needed."""
-        with self._lock:
+        with self._lock, self._decoding:
             for name in self._known:
                 self._engine(name)
 
     def _encode(self, prompts: Sequence[str]) -> None:
         conditions = {
             name: np.zeros((len(prompts), *self.interface.conditions[name].shape), np.float32)
-            for encoder in self.interface.encoders.values()
-            for name in encoder.gives
+            for name in self.interface.prompted
         }
         for name, encoder in self.interface.encoders.items():
             if name not in self._tokenizers:
@@ -157,6 +157,32 @@ def open_companion(
     return engine
 
 
+class Encoding(Protocol):
+    """What makes conditions of prompts."""
+
+    def encoded(self, prompts: Sequence[str]) -> dict[str, AnyArray]:
+        """See :meth:`Companions.encoded`."""
+        ...
+
+
+class NotEncoded:
+    """Gives zeros, or the least of a range, for prompts: a request is checked before they are."""
+
+    def __init__(self, interface: Interface) -> None:
+        self._interface = interface
+
+    def encoded(self, prompts: Sequence[str]) -> dict[str, AnyArray]:
+        """See :meth:`Companions.encoded`."""
+        known = {name: self._interface.conditions[name] for name in self._interface.prompted}
+        return {
+            name: np.broadcast_to(
+                np.array(each.range[0] if each.range else 0, each.dtype),
+                (len(prompts), *each.shape),
+            )
+            for name, each in known.items()
+        }
+
+
 def put(into: AnyArray, value: AnyArray, place: Sequence[int], what: str) -> None:
     """Write an output [B, ...] into a batch of conditions, at that place of each.
 
@@ -179,7 +205,7 @@ def put(into: AnyArray, value: AnyArray, place: Sequence[int], what: str) -> Non
 def prompted(
     request: SampleRequest,
     interface: Interface,
-    companions: Companions | None,
+    companions: Encoding | None,
     prompt: str | Sequence[str] | None = None,
     negative: str | Sequence[str] | None = None,
 ) -> SampleRequest:
@@ -202,7 +228,7 @@ def prompted(
             remedy="pass the conditions themselves, or add [encoders] to the recipe, export and "
             "build again",
         )
-    made = {name for encoder in interface.encoders.values() for name in encoder.gives}
+    made = interface.prompted
     known, conditions, nulls = interface.conditions, dict(request.conditions), dict(request.nulls)
     if prompt is not None:
         _check_apart(made & set(conditions), "prompt")

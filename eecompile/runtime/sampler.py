@@ -24,7 +24,7 @@ from eecompile.runtime.isolated import SECONDS, check_isolated
 from eecompile.runtime.opening import engine_from_manifests, manifests_by_target
 from eecompile.runtime.pool import TrajectoryPool
 from eecompile.runtime.program_cache import ProgramCache, Schedule
-from eecompile.runtime.prompts import prompts_of
+from eecompile.runtime.prompts import count_of
 from eecompile.runtime.protocol import Engine
 from eecompile.runtime.request import (
     Interval,
@@ -280,7 +280,7 @@ class Sampler(Handle):
         if decode:
             decoding(self.interface, self.companions)  # else fails now
         request = SampleRequest(
-            n=_count(n, prompt),
+            n=count_of(n, prompt),
             seed=seed,
             guidance=guidance,
             guidance_interval=guidance_interval,
@@ -383,7 +383,7 @@ class Sampler(Handle):
             BackendError: the engine failed, as for want of memory.
         """
         request = SampleRequest(
-            n=_count(n, prompt),
+            n=count_of(n, prompt),
             seed=seed,
             guidance=guidance,
             guidance_interval=guidance_interval,
@@ -436,17 +436,3 @@ class Sampler(Handle):
         parts = list(batches(rows, self.engine.max_batch, program, self.interface, interval))
         shapes = [(len(each.seeds), *each.shape) for each in rows]
         return BatchRun(self.engine, self._pool, program, parts, shapes, self.on_step, self.name)
-
-
-def _count(n: int | None, prompt: str | Sequence[str] | None) -> int:
-    """The number of samples: ``n``, or that of the prompts, which must be one or as many."""
-    listed = 1 if prompt is None else len(prompts_of(prompt))
-    if n is None:
-        return listed
-    if listed not in (1, n):
-        raise UsageError(
-            found=f"{listed} prompts for {n} samples",
-            expected="one for all samples, or one for each",
-            remedy="pass as many prompts as samples, or leave n out",
-        )
-    return n
