@@ -101,10 +101,11 @@ def export_companions(
             made.append(_exported(encoder, folder, recipe.tolerance))
         if recipe.decoder is not None and interface.decoder is not None:
             report("exporting the decoder")
-            points, shapes = decoder_points(interface.state), batch_first([LATENTS])
-            shapes[LATENTS] |= free_axes(interface.state.resizable)
+            state = interface.decoded_state
+            points, shapes = decoder_points(state), batch_first([LATENTS])
+            shapes[LATENTS] |= free_axes(state.resizable)
             module = _Positional(load_decoder(recipe.decoder, base))
-            decoder = _Traced(DECODER, module, points, (_DECODED,), shapes, interface.state)
+            decoder = _Traced(DECODER, module, points, (_DECODED,), shapes, state)
             _check_decoder(decoder, interface.decoder)
             relative = max(recipe.tolerance.relative, _DECODERS)
             made.append(_exported(decoder, folder, replace(recipe.tolerance, relative=relative)))
@@ -166,6 +167,14 @@ def _check_decoder(decoder: _Traced, kind: SampleDecoder) -> None:
             expected=f"{kind.kind}s: {axes} axes, channels first"
             + (f", {' or '.join(map(str, _COLOURS))} of them" if kind.kind != "audio" else ""),
             remedy="fix decoder.kind, decoder.axes, or state.shape",
+        )
+    sides, lengths = found.shape[-kind.tiled :], point[LATENTS].shape[-kind.tiled :]
+    factors = {divmod(side, length) for side, length in zip(sides, lengths, strict=True)}
+    if kind.tile and (len(factors) > 1 or factors.pop()[1]):
+        raise TraceError(
+            found=f"a decoder that gives tiles of {list(sides)} of tiles of {list(lengths)}",
+            expected="each side a multiple of the tile's, the same one",
+            remedy="leave decoder.tile out",
         )
 
 

@@ -238,17 +238,23 @@ class Sampler(Handle):
         """
         return prompted(request, self.interface, self.companions, prompt, negative)
 
-    def decode(self, samples: Array) -> Array:
+    def decode(self, samples: Array, tile: int | None = None) -> Array:
         """What samples, float32 [n, *shape], are decoded to, float32.
+
+        Args:
+            samples: the samples.
+            tile: length along the last two axes (of audio, the last) of the overlapping tiles in
+                which longer samples are decoded, for which lengths must be free
+                (``state.resizable``); None takes the recipe's ``decoder.tile``, or whole samples.
 
         Pictures are [n, channels, H, W], videos [n, channels, frames, H, W], and waveforms
         [n, channels, values]; values are about those of ``interface.decoder.range``.
 
         Raises:
-            UsageError: the network has no decoder.
+            UsageError: the network has no decoder, or it takes no such tiles.
             BackendError: the decoder's package is missing, or its engine fails.
         """
-        return decoding(self.interface, self.companions).decoded(samples)
+        return decoding(self.interface, self.companions).decoded(samples, tile)
 
     def sample(
         self,
