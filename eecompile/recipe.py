@@ -406,13 +406,22 @@ def _check_companions(recipe: ExportRecipe, path: Path) -> None:
     """Pass when encoders give conditions that there are, within their shapes."""
     encoders = {name: each.encoder for name, each in recipe.encoders.items()}
     decoder = recipe.decoder.decoder if recipe.decoder else None
-    for problem in companion_problems(encoders, decoder, recipe.conditions):
+    shortest = recipe.state.shortest
+    for problem in companion_problems(encoders, decoder, recipe.conditions, shortest):
         raise RecipeError(
             found=f"{problem}, in {path}",
             expected=f"encoders of the conditions {sorted(recipe.conditions)}, each within its "
-            "shape, and a decoder of an ascending range",
+            "shape, and a decoder of an ascending range, whose tiles are no longer than samples",
             remedy="fix [encoders] or [decoder]; docs/networks.md shows both",
         )
+    if recipe.decoder is not None and decoder is not None and decoder.tile:
+        axes = recipe.decoder.axes
+        if axes and axes[-decoder.tiled :] != tuple(range(len(axes)))[-decoder.tiled :]:
+            raise RecipeError(
+                found=f"decoder.tile with decoder.axes = {list(axes)}, in {path}",
+                expected="tiles of the last axes, which stay the last",
+                remedy="leave decoder.tile out",
+            )
     made: dict[str, CompanionRecipe] = {f"encoders.{n}": e for n, e in recipe.encoders.items()}
     if recipe.decoder is not None:
         made["decoder"] = recipe.decoder

@@ -17,6 +17,7 @@ from eecompile.errors import UsageError
 from eecompile.programs.interface import Interface
 from eecompile.programs.program import Program
 from eecompile.programs.solvers import SOLVERS
+from eecompile.runtime.companions import checked_tile
 from eecompile.runtime.sampler import Sampler
 from eecompile.store.files import written
 
@@ -49,6 +50,14 @@ def sample(
     latents: Annotated[
         bool, typer.Option("--latents", help="Samples as they are, not decoded.")
     ] = False,
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            min=4,
+            help="Decode in overlapping tiles of so many latents a side, where whole samples do "
+            "not fit into memory.",
+        ),
+    ] = None,
     solver: options.Solver = None,
     program: Annotated[
         Path | None,
@@ -73,6 +82,8 @@ def sample(
         interface = sampler.interface
         decoder = None if latents else interface.decoder
         check_samples(output, decoder, interface.state.shape, count)
+        if tile is not None:
+            checked_tile(interface, tile)
         request = sampler.prompted(asked, prompt, negative).part(interface, 0, count)
         sampler.check(request)
         given = solver if program is None else program_of(program, solver)
@@ -90,7 +101,7 @@ def sample(
         )
         began = time.perf_counter()
         state = last_state(results, len(chosen.steps))
-        made = sampler.decode(state) if decoder else state
+        made = sampler.decode(state, tile) if decoder else state
         seconds = time.perf_counter() - began
     name = program.name if program else schedule or interface.default_schedule(solver, steps)
     if decoder:

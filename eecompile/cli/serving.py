@@ -62,6 +62,8 @@ def serve(
         Sampler.open(engines, *(more or []), threads=threads) as sampler,
     ):
         sampler.warmup()
+        if sampler.companions is not None:
+            sampler.companions.open_all()
         if max_batch is None and joining is not False:
             max_batch = rows_that_pay(sampler)
         app = app_from_sampler(
@@ -136,12 +138,13 @@ def _url(listener: socket.socket) -> str:
 
 @contextmanager
 def _logging_as_json() -> Iterator[None]:
-    """Logs go to standard error, an object a line; those of a caller are as before afterwards."""
+    """Logs and warnings go to standard error, an object a line; a caller's are as before after."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Json())
     root = logging.getLogger()
     before = root.handlers[:], root.level
     root.handlers[:] = [handler]
+    logging.captureWarnings(True)
     root.setLevel(logging.ERROR if mode.quiet else logging.WARNING)
     level = logging.ERROR if mode.quiet else logging.DEBUG if mode.verbose else logging.INFO
     for name in ("eecompile", "uvicorn"):
@@ -149,6 +152,7 @@ def _logging_as_json() -> Iterator[None]:
     try:
         yield
     finally:
+        logging.captureWarnings(False)
         root.handlers[:], level = before
         root.setLevel(level)
         for name in ("eecompile", "uvicorn"):

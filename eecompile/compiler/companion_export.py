@@ -32,7 +32,6 @@ from eecompile.store.companions import DECODER, IDS, LATENTS, Companion, encoder
 from eecompile.store.target import Tolerance
 
 _DECODED = "decoded"
-_AXES = {"image": 3, "video": 4, "audio": 2}
 _COLOURS = (1, 3, 4)
 _DECODERS = 1e-3  # relative tolerance: their many layers add up, and pictures have eight bits
 
@@ -102,10 +101,11 @@ def export_companions(
             made.append(_exported(encoder, folder, recipe.tolerance))
         if recipe.decoder is not None and interface.decoder is not None:
             report("exporting the decoder")
-            points, shapes = decoder_points(interface.state), batch_first([LATENTS])
-            shapes[LATENTS] |= free_axes(interface.state.resizable)
+            state = interface.decoded_state
+            points, shapes = decoder_points(state), batch_first([LATENTS])
+            shapes[LATENTS] |= free_axes(state.resizable)
             module = _Positional(load_decoder(recipe.decoder, base))
-            decoder = _Traced(DECODER, module, points, (_DECODED,), shapes, interface.state)
+            decoder = _Traced(DECODER, module, points, (_DECODED,), shapes, state)
             _check_decoder(decoder, interface.decoder)
             relative = max(recipe.tolerance.relative, _DECODERS)
             made.append(_exported(decoder, folder, replace(recipe.tolerance, relative=relative)))
@@ -161,7 +161,7 @@ def _check_decoder(decoder: _Traced, kind: SampleDecoder) -> None:
     """Pass when a decoder takes the samples of the network, and gives what its kind says."""
     point = decoder.points[1]
     (found,) = _first_run(decoder, point)
-    axes = _AXES[kind.kind]
+    axes = kind.axes
     colours = kind.kind == "audio" or (found.ndim > 1 and found.shape[1] in _COLOURS)
     if found.ndim != axes + 1 or not colours:
         raise TraceError(
@@ -169,6 +169,14 @@ def _check_decoder(decoder: _Traced, kind: SampleDecoder) -> None:
             expected=f"{kind.kind}s: {axes} axes, channels first"
             + (f", {' or '.join(map(str, _COLOURS))} of them" if kind.kind != "audio" else ""),
             remedy="fix decoder.kind, decoder.axes, or state.shape",
+        )
+    sides, lengths = found.shape[-kind.tiled :], point[LATENTS].shape[-kind.tiled :]
+    factors = {divmod(side, length) for side, length in zip(sides, lengths, strict=True)}
+    if kind.tile and (len(factors) > 1 or factors.pop()[1]):
+        raise TraceError(
+            found=f"a decoder that gives tiles of {list(sides)} of tiles of {list(lengths)}",
+            expected="each side a multiple of the tile's, the same one",
+            remedy="leave decoder.tile out",
         )
 
 

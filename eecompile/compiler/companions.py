@@ -106,7 +106,7 @@ def _verified(
     """An engine with its errors, to the bundle's graph."""
     session = session_from_graph(graph)
     if built.name == DECODER:
-        points = decoder_points(interface.state)
+        points = decoder_points(interface.decoded_state)
     else:
         names = {encoder_name(name): name for name in interface.encoders}
         tokenizer = opened_tokenizer(folder / tokenizer_name(names[built.name]))

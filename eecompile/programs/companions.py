@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Literal, Protocol
 
 import msgspec
@@ -13,6 +13,7 @@ from eecompile.decoding import PlainName
 MASK = "mask"
 """An output that is the tokenizer's own: 1 for tokens, 0 for padding."""
 LONGEST = 1 << 16  # tokens
+LEAST_TILE = 4  # of which a quarter overlaps
 PLACE = "{}"
 """Where a prompt goes in a template."""
 
@@ -69,11 +70,24 @@ class SampleDecoder(msgspec.Struct, frozen=True, kw_only=True):
             [channels, values].
         range: of the values; those beyond are clipped where they are shown or written.
         rate: frames of a video, or values of a waveform, a second.
+        tile: length of the last axes that its engine takes, two of them, or one of audio; longer
+            samples are decoded in overlapping tiles. 0 for whole samples.
     """
 
     kind: Literal["image", "video", "audio"] = "image"
     range: tuple[float, float] = (-1.0, 1.0)
     rate: float = 0.0
+    tile: Annotated[int, Meta(ge=0)] = 0
+
+    @property
+    def axes(self) -> int:
+        """The number of a decoded sample's axes."""
+        return {"image": 3, "video": 4, "audio": 2}[self.kind]
+
+    @property
+    def tiled(self) -> int:
+        """The number of its last axes that may be divided into tiles."""
+        return 1 if self.kind == "audio" else 2
 
 
 PromptEncoders = Mapping[PlainName, PromptEncoder]
@@ -85,9 +99,12 @@ class _Condition(Protocol):
 
 
 def companion_problems(
-    encoders: PromptEncoders, decoder: SampleDecoder | None, conditions: Mapping[str, _Condition]
+    encoders: PromptEncoders,
+    decoder: SampleDecoder | None,
+    conditions: Mapping[str, _Condition],
+    shortest: Sequence[int],
 ) -> Iterator[str]:
-    """What cannot be of companions, in a few words each."""
+    """What cannot be of companions, in a few words each; samples are at least so long."""
     for name, encoder in encoders.items():
         if not encoder.gives:
             yield f"encoder {name!r}, which gives no condition"
@@ -111,3 +128,7 @@ def companion_problems(
             yield f"a decoder of the range {[low, high]} and the rate {decoder.rate:g}"
         if decoder.kind != "image" and not decoder.rate:
             yield f"a decoder of {decoder.kind} without a rate"
+        if decoder.tile:
+            sides = shortest[-decoder.tiled :] if len(shortest) == decoder.axes else (0,)
+            if not LEAST_TILE <= decoder.tile <= min(sides):
+                yield f"a decoder of tiles of {decoder.tile} for samples of {list(shortest)}"

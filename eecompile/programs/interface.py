@@ -79,6 +79,15 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
                 remedy="give the bounds of the data, or leave it out",
             )
 
+    @property
+    def shortest(self) -> tuple[int, ...]:
+        """The least lengths of a sample."""
+        free = self.resizable
+        return tuple(
+            free.min if free and axis in free.axes else length
+            for axis, length in enumerate(self.shape)
+        )
+
     def check_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """``shape`` as a tuple, when samples may have it.
 
@@ -355,6 +364,22 @@ class Interface(msgspec.Struct, frozen=True, kw_only=True):
             (start, stop): (stop - start) / self.exits[-1]
             for start, stop in combinations(self.cuts, 2)
         }
+
+    @property
+    def prompted(self) -> frozenset[str]:
+        """The conditions that prompts stand for."""
+        return frozenset(name for encoder in self.encoders.values() for name in encoder.gives)
+
+    @property
+    def decoded_state(self) -> State:
+        """What the decoder's engine takes: samples, or tiles of them."""
+        decoder, state = self.decoder, self.state
+        if decoder is None or not decoder.tile:
+            return state
+        kept = state.shape[: -decoder.tiled]
+        return msgspec.structs.replace(
+            state, shape=(*kept, *[decoder.tile] * decoder.tiled), resizable=None
+        )
 
     @property
     def outputs(self) -> tuple[str, ...]:

@@ -49,6 +49,7 @@ def interface_problems(interface: Interface) -> Iterator[str]:
             yield f"condition {name!r} of shape {list(spec.shape)}"
     free = state.resizable
     longest = [free.max if free and i in free.axes else n for i, n in enumerate(state.shape)]
+    encoders, decoder = interface.encoders, interface.decoder
     if math.prod(longest) > LARGEST or not math.isfinite(sum(state.range or ())):
         yield f"samples of shape {longest} in the range {state.range}"
     if interface.process.variance == "learned_range" and not state.shape:
@@ -60,7 +61,7 @@ def interface_problems(interface: Interface) -> Iterator[str]:
     low, high = sampling.guidance_interval or (0.0, 0.0)
     if not 0 <= low <= high <= interface.process.timesteps:
         yield f"the guidance interval {[low, high]}"
-    yield from companion_problems(interface.encoders, interface.decoder, interface.conditions)
+    yield from companion_problems(encoders, decoder, interface.conditions, state.shortest)
     yield from _unknown_choices(interface)
 
 

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -15,11 +16,12 @@ from eecompile.arrays import AnyArray, Array, Inputs
 from eecompile.backends import BACKENDS
 from eecompile.errors import BackendError, ConditionError, NonFiniteError, UsageError
 from eecompile.handle import Handle
-from eecompile.programs.companions import MASK, PromptEncoder
+from eecompile.programs.companions import LEAST_TILE, MASK, PromptEncoder
 from eecompile.programs.interface import Interface
 from eecompile.runtime.prompts import PromptTokenizer, Tokens, prompts_of
 from eecompile.runtime.protocol import CompanionEngine
 from eecompile.runtime.request import SampleRequest, guidance_scales
+from eecompile.runtime.tiles import decoded_in_tiles
 from eecompile.store.bundle import EngineManifest
 from eecompile.store.companions import DECODER, IDS, LATENTS, Companion, encoder_name
 from eecompile.store.target import Target
@@ -30,7 +32,7 @@ _KEPT = 64  # prompts whose embeddings are kept
 class Companions(Handle):
     """The encoders and the decoder of an engine set, each opened when it is first needed.
 
-    May be used from several threads, which then wait for one another.
+    May be used from several threads: one encodes at a time, and beside it another decodes.
 
     Args:
         folder: of the engine set, whose files have been checked.
@@ -46,7 +48,8 @@ class Companions(Handle):
         self._engines: dict[str, CompanionEngine] = {}
         self._tokenizers: dict[str, PromptTokenizer] = {}
         self._kept: OrderedDict[tuple[bool, str], dict[str, AnyArray]] = OrderedDict()
-        self._lock = Lock()
+        self._lock, self._decoding = Lock(), Lock()
+        self._at_once = manifest.target.companions.batch  # samples that are decoded together
 
     def encoded(self, prompts: Sequence[str], *, negative: bool = False) -> dict[str, AnyArray]:
         """The conditions that stand for prompts, by name, each [len(prompts), *shape].
@@ -71,41 +74,60 @@ class Companions(Handle):
                 self._kept.popitem(last=False)
         return {name: np.stack([each[name] for each in found]) for name in found[0]}
 
-    def decoded(self, samples: Array) -> Array:
+    def decoded(self, samples: Array, tile: int | None = None) -> Array:
         """What samples, float32 [n, *shape], are decoded to, a few at a time.
 
+        Args:
+            samples: the samples.
+            tile: see :meth:`eecompile.runtime.sampler.Sampler.decode`.
+
         Raises:
+            UsageError: the decoder takes no such tiles.
             BackendError: the decoder's package is missing, or its engine fails.
             NonFiniteError: the decoder gives NaN or infinity.
         """
-        with self._lock:
-            engine, size = self._engine(DECODER), self._target.companions.batch
-            parts = [
-                engine.run({LATENTS: np.ascontiguousarray(samples[start : start + size])})[0]
-                for start in range(0, len(samples), size)
-            ]
-        found = np.concatenate(parts)
+        side, decoder = checked_tile(self.interface, tile), self.interface.decoder
+        with self._decoding:
+            if decoder is None or not side or max(samples.shape[-decoder.tiled :]) <= side:
+                found = self._decode(samples)
+            else:
+                size = self._target.companions.batch
+                found = decoded_in_tiles(self._decode, samples, side, decoder.tiled, size)
         _check_finite(found, DECODER, self._target)
         return found
 
+    def _decode(self, latents: Array) -> Array:
+        """A few at a time; fewer from then on, where there is no memory for as many."""
+        engine, parts, start = self._engine(DECODER), [], 0
+        while start < len(latents):
+            part = np.ascontiguousarray(latents[start : start + self._at_once])
+            try:
+                parts.append(engine.run({LATENTS: part})[0])
+            except BackendError:
+                if len(part) == 1:
+                    raise
+                self._at_once = len(part) // 2
+                continue
+            start += len(part)
+        return np.concatenate(parts)
+
     def close(self) -> None:
         """Release the engines."""
-        with self._lock:
+        with self._lock, self._decoding:
             for engine in self._engines.values():
                 engine.close()
             self._engines.clear()
 
     def open_all(self) -> None:
         """Open what is otherwise opened when it is first needed."""
-        with self._lock:
+        with self._lock, self._decoding:
             for name in self._known:
                 self._engine(name)
 
     def _encode(self, prompts: Sequence[str], *, negative: bool) -> None:
         conditions = {
             name: np.zeros((len(prompts), *self.interface.conditions[name].shape), np.float32)
-            for encoder in self.interface.encoders.values()
-            for name in encoder.gives
+            for name in self.interface.prompted
         }
         for name, encoder in self.interface.encoders.items():
             if name not in self._tokenizers:
@@ -163,6 +185,32 @@ def open_companion(
     return engine
 
 
+class Encoding(Protocol):
+    """What makes conditions of prompts."""
+
+    def encoded(self, prompts: Sequence[str], *, negative: bool = False) -> dict[str, AnyArray]:
+        """See :meth:`Companions.encoded`."""
+        ...
+
+
+class NotEncoded:
+    """Gives zeros, or the least of a range, for prompts: a request is checked before they are."""
+
+    def __init__(self, interface: Interface) -> None:
+        self._interface = interface
+
+    def encoded(self, prompts: Sequence[str], *, negative: bool = False) -> dict[str, AnyArray]:
+        """See :meth:`Companions.encoded`."""
+        known = {name: self._interface.conditions[name] for name in self._interface.prompted}
+        return {
+            name: np.broadcast_to(
+                np.array(each.range[0] if each.range else 0, each.dtype),
+                (len(prompts), *each.shape),
+            )
+            for name, each in known.items()
+        }
+
+
 def put(into: AnyArray, value: AnyArray, place: Sequence[int], what: str) -> None:
     """Write an output [B, ...] into a batch of conditions, at that place of each.
 
@@ -185,7 +233,7 @@ def put(into: AnyArray, value: AnyArray, place: Sequence[int], what: str) -> Non
 def prompted(
     request: SampleRequest,
     interface: Interface,
-    companions: Companions | None,
+    companions: Encoding | None,
     prompt: str | Sequence[str] | None = None,
     negative: str | Sequence[str] | None = None,
 ) -> SampleRequest:
@@ -208,10 +256,10 @@ def prompted(
             remedy="pass the conditions themselves, or add [encoders] to the recipe, export and "
             "build again",
         )
-    made = {name for encoder in interface.encoders.values() for name in encoder.gives}
+    made = interface.prompted
     known, conditions, nulls = interface.conditions, dict(request.conditions), dict(request.nulls)
     if prompt is not None:
-        _check_apart(made & set(conditions), "prompt")
+        _check_apart(set(conditions) & made, "prompt")
         conditions |= _one_or_each(companions.encoded(prompts_of(prompt)))
     lost = [n for n in sorted(made - set(conditions)) if known[n].default is None]
     if lost:
@@ -221,7 +269,7 @@ def prompted(
             remedy="pass prompt=...",
         )
     if negative is not None:
-        _check_apart(made & set(nulls), "negative")
+        _check_apart(set(nulls) & made, "negative")
     needed = {n for n in made - set(nulls) if negative is not None or known[n].null is None}
     if (guidance_scales(interface, request.guidance, request.n) != 1).any():
         if needed:
@@ -264,6 +312,34 @@ def decoding(interface: Interface, companions: Companions | None) -> Companions:
             "build again",
         )
     return companions
+
+
+def checked_tile(interface: Interface, tile: int | None) -> int:
+    """The length of tiles in which samples are decoded; 0 where they are not divided.
+
+    Raises:
+        UsageError: the decoder takes no such tiles.
+    """
+    decoder, free = interface.decoder, interface.state.resizable
+    if decoder is None or tile is None or tile == decoder.tile:
+        return 0 if decoder is None else decoder.tile
+    shape = interface.state.shape
+    whole = f"tiles of {decoder.tile}" if decoder.tile else "whole samples"
+    expected, fits = f"{whole}, for which it was exported", False
+    remedy = "leave it out, or set decoder.tile in the recipe, export and build again"
+    axes = set(range(len(shape))[-decoder.tiled :])
+    if free and not decoder.tile and len(shape) == decoder.axes and axes <= set(free.axes):
+        least = max(LEAST_TILE, free.min)
+        expected = f"{least} to {free.max}, in multiples of {free.multiple}"
+        fits = least <= tile <= free.max and tile % free.multiple == 0
+        remedy = "choose such a length"
+    if not fits:
+        raise UsageError(
+            found=f"tiles of {tile} for the decoder of {interface.name}",
+            expected=expected,
+            remedy=remedy,
+        )
+    return tile
 
 
 def _check_finite(found: Array, what: str, target: Target) -> None:

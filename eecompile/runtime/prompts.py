@@ -118,6 +118,24 @@ def opened_tokenizer(path: Path) -> Any:
         ) from error
 
 
+def count_of(n: int | None, prompt: object, what: str = "prompt") -> int:
+    """The number of samples: ``n``, or that of the prompts, which must be one or as many.
+
+    Raises:
+        UsageError: they are not, or are no prompts.
+    """
+    listed = 1 if prompt is None else len(prompts_of(prompt, what))
+    if n is None:
+        return listed
+    if listed not in (1, n):
+        raise UsageError(
+            found=f"{listed} {what}s for {n} samples",
+            expected="one for all samples, or one for each",
+            remedy=f"pass as many {what}s as samples, or leave n out",
+        )
+    return n
+
+
 def prompts_of(given: object, what: str = "prompt") -> list[str]:
     """One prompt or several, as a list.
 

@@ -24,7 +24,7 @@ from eecompile.runtime.isolated import SECONDS, check_isolated
 from eecompile.runtime.opening import engine_from_manifests, manifests_by_target
 from eecompile.runtime.pool import TrajectoryPool
 from eecompile.runtime.program_cache import ProgramCache, Schedule
-from eecompile.runtime.prompts import prompts_of
+from eecompile.runtime.prompts import count_of
 from eecompile.runtime.protocol import Engine
 from eecompile.runtime.request import (
     Interval,
@@ -238,17 +238,23 @@ class Sampler(Handle):
         """
         return prompted(request, self.interface, self.companions, prompt, negative)
 
-    def decode(self, samples: Array) -> Array:
+    def decode(self, samples: Array, tile: int | None = None) -> Array:
         """What samples, float32 [n, *shape], are decoded to, float32.
+
+        Args:
+            samples: the samples.
+            tile: length along the last two axes (of audio, the last) of the overlapping tiles in
+                which longer samples are decoded, for which lengths must be free
+                (``state.resizable``); None takes the recipe's ``decoder.tile``, or whole samples.
 
         Pictures are [n, channels, H, W], videos [n, channels, frames, H, W], and waveforms
         [n, channels, values]; values are about those of ``interface.decoder.range``.
 
         Raises:
-            UsageError: the network has no decoder.
+            UsageError: the network has no decoder, or it takes no such tiles.
             BackendError: the decoder's package is missing, or its engine fails.
         """
-        return decoding(self.interface, self.companions).decoded(samples)
+        return decoding(self.interface, self.companions).decoded(samples, tile)
 
     def sample(
         self,
@@ -280,7 +286,7 @@ class Sampler(Handle):
         if decode:
             decoding(self.interface, self.companions)  # else fails now
         request = SampleRequest(
-            n=_count(n, prompt),
+            n=count_of(n, prompt),
             seed=seed,
             guidance=guidance,
             guidance_interval=guidance_interval,
@@ -383,7 +389,7 @@ class Sampler(Handle):
             BackendError: the engine failed, as for want of memory.
         """
         request = SampleRequest(
-            n=_count(n, prompt),
+            n=count_of(n, prompt),
             seed=seed,
             guidance=guidance,
             guidance_interval=guidance_interval,
@@ -436,17 +442,3 @@ class Sampler(Handle):
         parts = list(batches(rows, self.engine.max_batch, program, self.interface, interval))
         shapes = [(len(each.seeds), *each.shape) for each in rows]
         return BatchRun(self.engine, self._pool, program, parts, shapes, self.on_step, self.name)
-
-
-def _count(n: int | None, prompt: str | Sequence[str] | None) -> int:
-    """The number of samples: ``n``, or that of the prompts, which must be one or as many."""
-    listed = 1 if prompt is None else len(prompts_of(prompt))
-    if n is None:
-        return listed
-    if listed not in (1, n):
-        raise UsageError(
-            found=f"{listed} prompts for {n} samples",
-            expected="one for all samples, or one for each",
-            remedy="pass as many prompts as samples, or leave n out",
-        )
-    return n

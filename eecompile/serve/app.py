@@ -7,7 +7,7 @@ import base64
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from math import ceil
@@ -30,11 +30,12 @@ from eecompile.errors import (
     StoppedError,
     UsageError,
 )
+from eecompile.programs.companions import SampleDecoder
 from eecompile.programs.interface import Interface
 from eecompile.runtime.program_cache import Schedule
 from eecompile.runtime.sampler import Sampler
 from eecompile.serve.body import SampleBody, sentence
-from eecompile.serve.formats import EVENTS, FORMS, accepted, npz, png
+from eecompile.serve.formats import EVENTS, FORMS, Bounds, Form, accepted, npz, png
 from eecompile.serve.jobs import Progress, sentence_of
 from eecompile.serve.limits import Limits, schedule_asked
 from eecompile.serve.metrics import Metrics
@@ -54,7 +55,8 @@ _STATUSES: tuple[tuple[type[EecompileError], int], ...] = (
 _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "The samples, in the form that Accept names; an archive by default.",
+        "description": "The samples, decoded where the network has a decoder, in the form that "
+        "Accept names; an archive by default.",
         "content": {**dict.fromkeys(FORMS, _BINARY), EVENTS: {"schema": {"type": "string"}}},
     },
     406: {"description": "Accept names none of these forms."},
@@ -135,22 +137,28 @@ async def samples(body: SampleBody, request: Request) -> Response:
     scheduler: Scheduler = request.app.state.scheduler
     sampler, limits = scheduler.sampler, request.app.state.limits
     body.check(limits, sampler.interface.state.shape)
+    decoder = None if body.latents else sampler.interface.decoder
     if form == "image/png":
-        _check_pictures(body, sampler.interface)
+        _check_pictures(body, sampler.interface, decoder)
     plan = partial(sampler.program, body.solver, body.steps, _schedule(body, sampler.interface))
     options: dict[str, Any] = {
         "solver": await run_in_threadpool(plan),
         "priority": body.priority,
         "deadline": limits.seconds if body.deadline is None else body.deadline,
+        "prompt": body.prompt,
+        "negative": body.negative,
+        "decode": decoder is not None,
     }
+    bounds = sampler.interface.state.range if decoder is None else decoder.range
     if form == EVENTS:
         stream = scheduler.stream(body.request(), **options)
-        return StreamingResponse(_told(stream, sampler.interface), media_type=EVENTS)
+        told = _told(stream, sampler.interface.state.range, bounds)
+        return StreamingResponse(told, media_type=EVENTS)
     task = asyncio.ensure_future(scheduler.sample(body.request(), **options))
     array = await _unless_gone(request, task)
     if array is None:
         return Response(status_code=_GONE)
-    encoded = await run_in_threadpool(FORMS[form], array, sampler.interface)
+    encoded = await run_in_threadpool(FORMS[form], array, bounds)
     return Response(encoded, media_type=form)
 
 
@@ -196,10 +204,17 @@ def _schedule(body: SampleBody, interface: Interface) -> Schedule | None:
     return schedule_asked(given, interface) if isinstance(given, str) else given
 
 
-def _check_pictures(body: SampleBody, interface: Interface) -> None:
+def _check_pictures(body: SampleBody, interface: Interface, decoder: SampleDecoder | None) -> None:
     from eecompile.show.pictures import check_pictures
 
-    check_pictures(tuple(body.shape or interface.state.shape))
+    if decoder is None:
+        check_pictures(tuple(body.shape or interface.state.shape))
+    elif decoder.kind != "image":
+        raise UsageError(
+            found=f"image/png for decoded {decoder.kind}",
+            expected=f"Accept: {' or '.join(form for form in FORMS if form != 'image/png')}",
+            remedy="change the header",
+        )
 
 
 async def _unless_gone(request: Request, task: asyncio.Future[Array]) -> Array | None:
@@ -220,9 +235,12 @@ async def _disconnected(request: Request) -> None:
 
 
 async def _told(
-    stream: AsyncIterator[Progress | Array], interface: Interface
+    stream: AsyncIterator[Progress | Array], state: Bounds, bounds: Bounds
 ) -> AsyncIterator[str]:
-    """Steps and samples as events; an error is the last of them."""
+    """Steps and samples as events; an error is the last of them.
+
+    The bounds are those of a step's state, and of the samples at the end.
+    """
     try:
         async for each in stream:
             if isinstance(each, Progress):
@@ -233,13 +251,13 @@ async def _told(
                     "choice": each.choice.text,
                     "samples": each.samples,
                     "spent": msgspec.to_builtins(each.spent),
-                    "png": await run_in_threadpool(_picture, each.state, interface),
+                    "png": await run_in_threadpool(_picture, each.state, state),
                 }
                 yield _event("step", fields)
             else:
                 fields = {
-                    "npz": await run_in_threadpool(_encoded, npz, each, interface),
-                    "png": await run_in_threadpool(_picture, each, interface),
+                    "npz": await run_in_threadpool(_encoded, npz, each, bounds),
+                    "png": await run_in_threadpool(_picture, each, bounds),
                 }
                 yield _event("samples", fields)
     except EecompileError as error:
@@ -253,15 +271,15 @@ def _event(name: str, fields: dict[str, Any]) -> str:
     return f"event: {name}\ndata: {json.dumps(fields)}\n\n"
 
 
-def _picture(states: Array, interface: Interface) -> str | None:
+def _picture(states: Array, bounds: Bounds) -> str | None:
     try:
-        return _encoded(png, states, interface)
+        return _encoded(png, states, bounds)
     except UsageError:  # no pictures
         return None
 
 
-def _encoded(form: Callable[[Array, Interface], bytes], states: Array, interface: Interface) -> str:
-    return base64.b64encode(form(states, interface)).decode()
+def _encoded(form: Form, states: Array, bounds: Bounds) -> str:
+    return base64.b64encode(form(states, bounds)).decode()
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -8,11 +8,14 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from eecompile.errors import one_line
+from eecompile.runtime.prompts import count_of
 from eecompile.runtime.request import SampleRequest
 from eecompile.serve.limits import Limits
 
 Number = int | float
 Values = Number | list[Any]
+Prompt = Annotated[str, Field(max_length=10_000)]
+Prompts = Prompt | Annotated[list[Prompt], Field(min_length=1)]
 
 
 class SampleBody(BaseModel):
@@ -26,13 +29,28 @@ class SampleBody(BaseModel):
             "examples": [
                 {"n": 4, "seed": 7, "schedule": "full"},
                 {"n": 1, "solver": "dpmpp-2m", "steps": 20, "conditions": {"label": 3}},
+                {"prompt": "a cat in the snow", "negative": "blurry"},
             ]
         },
     )
 
-    n: Annotated[int, Field(ge=1, description="Number of samples.")] = 1
+    n: Annotated[
+        int | None,
+        Field(ge=1, description="Number of samples; by default one, or one for each prompt."),
+    ] = None
     seed: Annotated[int, Field(ge=0, lt=2**64, description="Same seed, same samples.")] = 0
     first: Annotated[int, Field(ge=0, description="Index of the first sample.")] = 0
+    prompt: Annotated[
+        Prompts | None,
+        Field(description="Where the network has an encoder: for all samples, or one for each."),
+    ] = None
+    negative: Annotated[
+        Prompts | None,
+        Field(description="Likewise, what guidance leads away from; by default nothing."),
+    ] = None
+    latents: Annotated[
+        bool, Field(description="Samples as they are, where the network has a decoder.")
+    ] = False
     solver: Annotated[
         str | None, Field(max_length=500, description="Such as ddim or dpmpp-2m.")
     ] = None
@@ -64,11 +82,20 @@ class SampleBody(BaseModel):
         None
     )
 
+    @property
+    def count(self) -> int:
+        """The number of samples.
+
+        Raises:
+            UsageError: there are other numbers of prompts and samples.
+        """
+        return count_of(self.n, self.prompt)
+
     def request(self) -> SampleRequest:
         """Which samples, as a sampler takes it."""
         interval = self.guidance_interval
         return SampleRequest(
-            n=self.n,
+            n=self.count,
             seed=self.seed,
             first=self.first,
             guidance=self.guidance,
@@ -89,7 +116,7 @@ class SampleBody(BaseModel):
             UsageError: it asks for more.
         """
         limits.check(
-            n=self.n,
+            n=self.count,
             shape=self.shape or usual,
             steps=self.steps,
             priority=self.priority,
@@ -105,10 +132,7 @@ def sentence(errors: Sequence[Mapping[str, Any]]) -> str:
     name, kind = ".".join(where[:named]), error["type"]
     if kind == "extra_forbidden":
         fields = ", ".join(SampleBody.model_fields)
-        remedy = "remove or rename it"
-        if name == "prompt":
-            remedy = "this network reads no text: give its conditions"
-        return f"found a field {name[:100]!r}; expected only {fields}; {remedy}."
+        return f"found a field {name[:100]!r}; expected only {fields}; remove or rename it."
     if kind == "json_invalid":
         reason = one_line(error.get("ctx", {}).get("error", ""))
         return f"found a body that is no JSON ({reason}); expected an object; fix its syntax."

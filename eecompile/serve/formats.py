@@ -8,27 +8,29 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from eecompile.arrays import Array
-from eecompile.programs.interface import Interface
 
+Bounds = tuple[float, float] | None
 EVENTS = "text/event-stream"
 
 
-def npz(samples: Array, interface: Interface) -> bytes:
+def npz(samples: Array, bounds: Bounds) -> bytes:
     """NumPy's archive: ``samples``, float32 [n, *shape]."""
     file = io.BytesIO()
     np.savez(file, samples=samples)
     return file.getvalue()
 
 
-def safetensors(samples: Array, interface: Interface) -> bytes:
+def safetensors(samples: Array, bounds: Bounds) -> bytes:
     """The safetensors form: ``samples``, float32 [n, *shape]."""
     from safetensors.numpy import save
 
     return save({"samples": np.ascontiguousarray(samples)})
 
 
-def png(samples: Array, interface: Interface) -> bytes:
+def png(samples: Array, bounds: Bounds) -> bytes:
     """A picture, or several side by side; see :func:`eecompile.show.pictures.save_sheet`.
+
+    The ``bounds`` are values that become black and white; None takes the least and the largest.
 
     Raises:
         UsageError: the samples are no pictures.
@@ -36,13 +38,12 @@ def png(samples: Array, interface: Interface) -> bytes:
     from eecompile.show.pictures import check_pictures, save_sheet
 
     check_pictures(samples.shape[1:])
-    bounds = interface.state.range or (float(samples.min()), float(samples.max()) + 1e-6)
     file = io.BytesIO()
-    save_sheet(samples, bounds, file)
+    save_sheet(samples, bounds or (float(samples.min()), float(samples.max()) + 1e-6), file)
     return file.getvalue()
 
 
-Form = Callable[[Array, Interface], bytes]
+Form = Callable[[Array, Bounds], bytes]
 FORMS: Mapping[str, Form] = {
     "application/x-npz": npz,
     "application/x-safetensors": safetensors,

@@ -77,35 +77,48 @@ Watch = Callable[[Progress], object]
 
 
 class PendingRequest:
-    """A request on its way; ``future`` gets its samples, float32 [n, *shape].
+    """A request on its way; ``future`` gets its samples, float32 [n, *shape], or decoded.
 
     Args:
         request: which samples.
-        run: its batches and program.
         came: when, in seconds of :func:`time.monotonic`, less its head start.
         deadline: until when, in the same seconds; None for no end.
         watch: told of every step.
+        decode: is handed the request and its samples, and answers it; None for the samples
+            themselves.
+
+    Attributes:
+        run: its batches and program, once it is planned.
     """
+
+    run: BatchRun
 
     def __init__(
         self,
         request: SampleRequest,
-        run: BatchRun,
         came: float,
         deadline: float | None = None,
         watch: Watch | None = None,
+        decode: Callable[[PendingRequest, Array], object] | None = None,
     ) -> None:
-        self.request, self.run, self.came, self.deadline = request, run, came, deadline
-        self.watch = watch
+        self.request, self.came, self.deadline = request, came, deadline
+        self.watch, self._decode = watch, decode
         self.future: Future[Array] = Future()
         self.begun = 0  # batches
         self.spent: dict[str, Spent] = {}
+        self._left = -1  # batches; none is planned
+
+    def plan(self, request: SampleRequest, run: BatchRun) -> None:
+        """Take the batches and the program, and the conditions that stand for prompts."""
+        self.request, self.run = request, run
         self._samples = np.empty(run.shapes[0], np.float32)
         self._left = len(run.batches)
 
     @property
     def waiting(self) -> int:
         """Samples that have not begun."""
+        if self._left < 0:
+            return self.request.n
         return sum(len(batch.places) for batch in self.run.batches[self.begun :])
 
     def over(self) -> bool:
@@ -126,7 +139,14 @@ class PendingRequest:
             self._samples[row] = sample
         self._left -= 1
         if not self._left:
-            self.answer(self._samples)
+            self.made(self._samples)
+
+    def made(self, samples: Array) -> None:
+        """Have the samples decoded, or give them to the future."""
+        if self._decode is None:
+            self.answer(samples)
+        else:
+            self._decode(self, samples)
 
     def answer(self, samples: Array) -> None:
         """Give the future its result, unless it has been cancelled."""
@@ -150,6 +170,7 @@ class Queue:
         self._limit = limit
         self._changed = Condition()
         self._jobs: list[tuple[float, int, PendingRequest]] = []
+        self._held: dict[int, PendingRequest] = {}
         self._order = count()
         self._waiting = 0
         self._closed = False
@@ -159,8 +180,8 @@ class Queue:
         """Samples that wait."""
         return self._waiting
 
-    def put(self, job: PendingRequest) -> None:
-        """Add a job.
+    def hold(self, job: PendingRequest) -> None:
+        """Count a job that is not planned yet among those that wait; :meth:`put` adds it.
 
         Raises:
             QueueFullError: too many samples wait.
@@ -175,8 +196,21 @@ class Queue:
                     expected=f"at most {self._limit}",
                     remedy="ask again later",
                 )
-            self._push(job, job.came)
+            self._held[id(job)] = job
+            self._waiting += job.waiting
         job.future.add_done_callback(lambda _: self._forget(job))
+
+    def put(self, job: PendingRequest) -> None:
+        """Add a planned job that is held, unless it has ended."""
+        with self._changed:
+            if self._held.pop(id(job), None) is not None:
+                self._waiting -= job.waiting
+                self._push(job, job.came)
+
+    def count(self, samples: int) -> None:
+        """Count samples that wait for a decoder, too, or with a negative number no longer."""
+        with self._changed:
+            self._waiting += samples
 
     def close(self) -> None:
         """Take no more jobs; those that wait can still begin."""
@@ -187,7 +221,7 @@ class Queue:
     def wait(self) -> bool:
         """Return once a job waits: True; or none does and none will: False."""
         with self._changed:
-            self._changed.wait_for(lambda: self._jobs or self._closed)
+            self._changed.wait_for(lambda: self._jobs or (self._closed and not self._held))
             return bool(self._jobs)
 
     def begin(self, room: int) -> list[tuple[float, PendingRequest, int]]:
@@ -210,7 +244,7 @@ class Queue:
     def sweep(self) -> None:
         """Fail what waits past its deadline."""
         with self._changed:
-            jobs = [entry[2] for entry in self._jobs]
+            jobs = [*self._held.values(), *(entry[2] for entry in self._jobs)]
         for job in jobs:
             job.over()
 
@@ -241,9 +275,13 @@ class Queue:
 
     def _forget(self, job: PendingRequest) -> None:
         """Make room at once where a job that waits has ended."""
-        if job.begun == len(job.run.batches):
-            return
         with self._changed:
+            if self._held.pop(id(job), None) is not None:
+                self._waiting -= job.waiting
+                self._changed.notify_all()
+                return
+            if job.begun == len(job.run.batches):
+                return
             left = [entry for entry in self._jobs if entry[2] is not job]
             if len(left) < len(self._jobs):
                 self._waiting -= job.waiting

@@ -38,6 +38,8 @@ def network_facts(sampler: Sampler, limits: Limits) -> dict[str, Any]:
         "exits": interface.exits,
         "state": msgspec.to_builtins(interface.state),
         "conditions": msgspec.to_builtins(interface.conditions),
+        "encoders": msgspec.to_builtins(interface.encoders),
+        "decoder": msgspec.to_builtins(interface.decoder),
         "solvers": [name for name, facts in FACTS.items() if family in facts.families],
         "schedules": list(interface.schedules),
         "sampling": msgspec.to_builtins(interface.sampling),

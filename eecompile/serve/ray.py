@@ -183,6 +183,8 @@ def deployment(
 
         sampler = Sampler.open(*paths, threads=threads)
         sampler.warmup()
+        if sampler.companions is not None:
+            sampler.companions.open_all()
         rows = rows_that_pay(sampler) if max_batch is None else max_batch
         return app_from_sampler(
             sampler, limits=limits, joining=joining, max_batch=rows, max_waiting=max_waiting

@@ -17,9 +17,12 @@ from eecompile.errors import UsageError
 from eecompile.handle import Handle
 from eecompile.programs.program import Program
 from eecompile.programs.solvers import Solver
+from eecompile.runtime.companions import NotEncoded, decoding, prompted
 from eecompile.runtime.program_cache import Schedule
+from eecompile.runtime.prompts import count_of
 from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
+from eecompile.serve.companions import CompanionThreads, Prompts
 from eecompile.serve.jobs import BatchMetrics, PendingRequest, Progress, Queue, Watch, stopped
 from eecompile.serve.joining import Joining
 
@@ -96,6 +99,7 @@ class Scheduler(Handle):
         self._limit, self._on_batch = limit, on_batch
         self._queue = Queue(max_waiting)
         self._work = Joining(limit, max_active or 2 * limit, self._told)
+        self._companions = CompanionThreads(sampler, self._queue)
         self._gathered = 0  # samples of the batch that runs
         self._seconds, self._samples = 0.0, 0.0
         self._swept = 0.0
@@ -124,9 +128,15 @@ class Scheduler(Handle):
         schedule: Schedule | None = None,
         priority: float = 0.0,
         deadline: float | None = None,
+        prompt: Prompts | None = None,
+        negative: Prompts | None = None,
+        decode: bool = False,
         watch: Watch | None = None,
     ) -> Future[Array]:
         """Ask for samples; the future has them, float32 [n, *shape], or the error.
+
+        Where the network has encoders or a decoder, a thread of their own encodes prompts before
+        the samples begin, and another decodes them in the end.
 
         Cancel the future to give its rows back: it leaves before the next evaluation.
 
@@ -137,6 +147,9 @@ class Scheduler(Handle):
             schedule: exit schedule.
             priority: a head start in seconds: how much older than it is the request counts.
             deadline: seconds from now after which it fails.
+            prompt: see :meth:`Sampler.steps`, as ``negative``; one, or one for each sample.
+            negative: likewise.
+            decode: whether the future has what the decoder makes of the samples.
             watch: told of every step by the thread that evaluates, when joining; it must be
                 quick. What it raises ends the request.
 
@@ -145,11 +158,25 @@ class Scheduler(Handle):
             QueueFullError: too many samples wait.
             StoppedError: the scheduler is closed.
         """
-        run = self.sampler.planned([request], solver, steps, schedule)
-        now = time.monotonic()
+        sampler, now = self.sampler, time.monotonic()
+        interface, companions = sampler.interface, sampler.companions
+        if decode:
+            decoding(interface, companions)  # else fails now
         end = None if deadline is None else now + deadline
-        job = PendingRequest(request, run, now - priority, end, watch)
-        self._queue.put(job)
+        decoder = self._companions.decode if decode else None
+        job = PendingRequest(request, now - priority, end, watch, decoder)
+        if companions is None or not interface.encoders:
+            request = sampler.prompted(request, prompt, negative)
+            job.plan(request, sampler.planned([request], solver, steps, schedule))
+            self._queue.hold(job)
+            self._queue.put(job)
+            return job.future
+        program = sampler.program(solver, steps, schedule)
+        for what, given in (("prompt", prompt), ("negative prompt", negative)):
+            count_of(request.n, given, what)
+        sampler.check(prompted(request, interface, NotEncoded(interface), prompt, negative))
+        self._queue.hold(job)
+        self._companions.encode(job, program, prompt, negative)
         return job.future
 
     async def sample(
@@ -161,6 +188,9 @@ class Scheduler(Handle):
         schedule: Schedule | None = None,
         priority: float = 0.0,
         deadline: float | None = None,
+        prompt: Prompts | None = None,
+        negative: Prompts | None = None,
+        decode: bool = False,
     ) -> Array:
         """The samples; arguments and errors are those of :meth:`submit`.
 
@@ -173,6 +203,9 @@ class Scheduler(Handle):
             schedule=schedule,
             priority=priority,
             deadline=deadline,
+            prompt=prompt,
+            negative=negative,
+            decode=decode,
         )
         return await asyncio.wrap_future(future)
 
@@ -185,6 +218,9 @@ class Scheduler(Handle):
         schedule: Schedule | None = None,
         priority: float = 0.0,
         deadline: float | None = None,
+        prompt: Prompts | None = None,
+        negative: Prompts | None = None,
+        decode: bool = False,
     ) -> AsyncIterator[Progress | Array]:
         """Steps as they are taken, and the samples at the end; errors are as in :meth:`submit`.
 
@@ -205,6 +241,9 @@ class Scheduler(Handle):
             schedule=schedule,
             priority=priority,
             deadline=deadline,
+            prompt=prompt,
+            negative=negative,
+            decode=decode,
             watch=watch,
         )
         return _events(asyncio.wrap_future(future), latest, changed)
@@ -216,10 +255,14 @@ class Scheduler(Handle):
             timeout: seconds after which those that are left fail with a StoppedError; None
                 waits for all of them.
         """
+        end = None if timeout is None else time.monotonic() + timeout
         self._queue.close()
         self._thread.join(timeout)
-        self._stopping = True
+        self._companions.finish(None if end is None else max(0.0, end - time.monotonic()))
+        self._stopping = self._companions.stopping = True
         self._thread.join()
+        self._companions.close()
+        self._end()
 
     def _join(self) -> None:
         """The thread's loop: every turn is an evaluation."""
@@ -260,7 +303,7 @@ class Scheduler(Handle):
                 self._sample([job])
             return
         for job, samples in zip(jobs, arrays, strict=True):
-            job.answer(samples)
+            job.made(samples)
 
     def _end(self) -> None:
         while jobs := self._queue.begin(1):

@@ -30,6 +30,8 @@ _ASKED = (
     ("shape", "INT64", "-1"),
     ("deadline", "FP32", "1"),
 )
+_PROMPTS = (("prompt", "STRING", "-1"), ("negative", "STRING", "-1"))
+_LATENTS = ("latents", "BOOL", "1")
 _PREVIEW = ("preview", "BOOL", "1")
 _TOLD = (
     ("final", "BOOL", "1"),
@@ -89,7 +91,7 @@ def repository_from_engines(
         texts = {
             f"{name}/config.pbtxt": _front_config(name, interface, concurrent),
             f"{stream}/config.pbtxt": _stream_config(stream, interface, manifests.values(), max_n),
-            f"{stream}/requirements.txt": _requirements(manifests.values()),
+            f"{stream}/requirements.txt": _requirements(interface, manifests.values()),
         }
         for place, text in texts.items():
             (folder / place).write_text(text, "utf-8")
@@ -142,15 +144,23 @@ def _parameter(key: str, value: str) -> str:
 
 def _inputs(interface: Interface) -> Iterator[tuple[str, str, str]]:
     """Name, type and dimensions of each input; conditions may have a value for each sample."""
-    yield from _ASKED
+    yield from _asked(interface)
     for name, spec in interface.conditions.items():
         dims = ", ".join(map(str, (-1, *spec.shape)))
         yield name, _DTYPES[spec.dtype], dims
         yield f"null_{name}", _DTYPES[spec.dtype], dims
 
 
+def _asked(interface: Interface) -> Iterator[tuple[str, str, str]]:
+    yield from _ASKED
+    yield from _PROMPTS if interface.encoders else ()
+    yield from (_LATENTS,) if interface.decoder else ()
+
+
 def _samples(interface: Interface) -> tuple[str, str, str]:
     state = interface.state
+    if interface.decoder:  # its lengths are not known here
+        return "samples", "FP32", ", ".join(["-1"] * (1 + interface.decoder.axes))
     free = state.resizable.axes if state.resizable else ()
     shape = [-1 if axis in free else length for axis, length in enumerate(state.shape)]
     return "samples", "FP32", ", ".join(map(str, (-1, *shape)))
@@ -165,17 +175,24 @@ def _tensors(kind: str, tensors: Iterable[tuple[str, str, str]]) -> str:
     return f"{kind} [\n" + ",\n".join(lines) + "\n]\n"
 
 
-def _requirements(manifests: Iterable[EngineManifest]) -> str:
-    extras = sorted({each.runtime_extra or each.extra for each in _backends(manifests)})
-    return f"eecompile[{','.join(extras)}]=={eecompile.__version__}\n"
+def _requirements(interface: Interface, manifests: Iterable[EngineManifest]) -> str:
+    extras = {each.runtime_extra or each.extra for each in _backends(manifests)}
+    extras |= {"prompts"} if interface.encoders else set()
+    return f"eecompile[{','.join(sorted(extras))}]=={eecompile.__version__}\n"
 
 
 def _backends(manifests: Iterable[EngineManifest]) -> list[Backend]:
-    return [backend_from_target(each.target.backend, each.target.options) for each in manifests]
+    """Those that run the engines, and the companions."""
+    targets = [
+        target
+        for each in manifests
+        for target in (each.target, *([each.target.for_companions] if each.companions else ()))
+    ]
+    return [backend_from_target(each.backend, each.options) for each in targets]
 
 
 def _check_names(interface: Interface) -> None:
-    taken = {name for name, _, _ in (*_ASKED, _PREVIEW)}
+    taken = {name for name, _, _ in (*_asked(interface), _PREVIEW)}
     for name in interface.conditions:
         if name in taken or name.startswith("null_"):
             raise UsageError(

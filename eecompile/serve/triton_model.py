@@ -48,6 +48,8 @@ class StreamModel:
         self._limits = Limits(n=int(parameters["max_n"]["string_value"]))
         self._sampler = Sampler.open(*sorted(place.iterdir()))
         self._sampler.warmup()
+        if self._sampler.companions is not None:
+            self._sampler.companions.open_all()
         self._scheduler = Scheduler(self._sampler, max_batch=rows_that_pay(self._sampler))
         self._sending = _Sending()
 
@@ -181,6 +183,11 @@ def _asked(
     def text(name: str) -> str | None:
         return given[name].reshape(-1)[0].decode() if name in given else None
 
+    def texts(name: str) -> list[str] | None:
+        if not interface.encoders or name not in given:
+            return None
+        return [each.decode() for each in given[name].reshape(-1)]
+
     shape, interval = given.get("shape"), given.get("guidance_interval")
     schedule = text("schedule")
     asked = SampleRequest(
@@ -202,6 +209,9 @@ def _asked(
         "steps": steps,
         "schedule": None if schedule is None else schedule_asked(schedule, interface),
         "deadline": deadline,
+        "prompt": texts("prompt"),
+        "negative": texts("negative"),
+        "decode": interface.decoder is not None and not one("latents", False),
     }
     return asked, options, bool(one("preview", False))
 

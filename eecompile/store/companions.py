@@ -102,6 +102,8 @@ class DecoderRecipe(CompanionRecipe, frozen=True, forbid_unknown_fields=True, kw
         kind: ``image``, ``video`` or ``audio``.
         range: of the decoded values.
         rate: frames of a video, or values of a waveform, a second.
+        tile: length along each of the last axes (two, or one of audio) that it is exported for;
+            longer samples are decoded in overlapping tiles. 0 for whole samples.
     """
 
     method: str = "decode"
@@ -111,11 +113,12 @@ class DecoderRecipe(CompanionRecipe, frozen=True, forbid_unknown_fields=True, kw
     kind: Literal["image", "video", "audio"] = "image"
     range: tuple[float, float] = (-1.0, 1.0)
     rate: float = 0.0
+    tile: Annotated[int, Meta(ge=0)] = 0
 
     @property
     def decoder(self) -> SampleDecoder:
         """What a sampler must know of it."""
-        return SampleDecoder(kind=self.kind, range=self.range, rate=self.rate)
+        return SampleDecoder(kind=self.kind, range=self.range, rate=self.rate, tile=self.tile)
 
 
 class CompanionTarget(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

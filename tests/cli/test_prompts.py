@@ -66,6 +66,15 @@ def test_a_prompt_for_a_network_without_encoder_is_told(
     assert "which has no encoder" in error
 
 
+def test_tiles_that_a_decoder_does_not_take_are_refused(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
+    command = ["sample", folder / "cpu", "--prompt", "a cat", "--tile", 4]
+    status, _, error = run(*command, "-o", tmp_path / "out.png")
+    assert status == 1
+    assert "tiles of 4 for the decoder of tiny; expected whole samples" in error
+
+
 def videos() -> np.ndarray:
     """Two videos of three frames that get brighter, [n, channels, frames, H, W]."""
     levels = np.linspace(-1, 1, 3, dtype=np.float32)

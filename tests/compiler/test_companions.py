@@ -37,6 +37,7 @@ from eecompile.errors import (
 from eecompile.programs.companions import Given, PromptEncoder
 from eecompile.recipe import ExportRecipe, NetworkRecipe, load_recipe
 from eecompile.runtime.companions import Companions, prompted
+from eecompile.runtime.tiles import decoded_in_tiles
 from eecompile.store.bundle import open_bundle, open_engine_set, write_manifest
 from eecompile.store.companions import Companion, CompanionTarget, DecoderRecipe
 from eecompile.store.target import DEFAULT_TARGET, Target, load_target
@@ -245,6 +246,76 @@ def test_samples_are_decoded_as_by_the_library(folder: Path, engines: Path) -> N
         right = model.decode(torch.from_numpy(latents) / SCALING + SHIFT).sample.numpy()
     assert found.shape == (6, 3, 16, 16)
     np.testing.assert_allclose(found, right, atol=1e-5 * np.abs(right).max())
+
+
+def without_encoders(*lines: str, state: str = "shape = [4, 8, 8]") -> str:
+    """The recipe with conditions that are given, and lines more of the decoder."""
+    start, end = RECIPE.index("[encoders.clip]"), RECIPE.index("[decoder]")
+    text = RECIPE[:start] + RECIPE[end:] + "\n".join(lines)
+    return text.replace("shape = [4, 8, 8]", state)
+
+
+GIVEN = {"text": np.ones((24, 16)), "kept": np.ones(24, int), "guidance": 1.0}
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_large_samples_are_decoded_in_tiles(
+    changed: Callable[..., Path], tmp_path: Path, free: bool
+) -> None:
+    """Of the length that the decoder was exported for, or any that is asked for."""
+    path = changed()
+    resizable = "shape = [4, 8, 8]\nresizable = { axes = [1, 2], min = 4, max = 24, multiple = 2 }"
+    text = without_encoders(state=resizable) if free else without_encoders("tile = 8")
+    path.write_text(text if free else text.replace("shape = [4, 8, 8]", "shape = [4, 20, 8]"))
+    bundle_from_recipe(path, tmp_path / "bundle")
+    engine_set_from_bundle(tmp_path / "bundle", DEFAULT_TARGET, tmp_path / "engines")
+    model = diffusers.AutoencoderKL.from_pretrained(path.parent / "vae").eval()
+
+    def decode(latents: Any) -> Any:
+        with torch.no_grad():
+            return model.decode(torch.from_numpy(latents) / SCALING + SHIFT).sample.numpy()
+
+    with Sampler.open(tmp_path / "engines") as sampler:
+        latents = sampler.sample(3, shape=(4, 20, 8), **GIVEN)
+        found = sampler.decode(latents, 8)
+        if free:
+            whole = sampler.sample(3, shape=(4, 20, 8), decode=True, **GIVEN)
+            np.testing.assert_allclose(whole, decode(latents), atol=1e-5 * np.abs(whole).max())
+            with pytest.raises(
+                UsageError, match=r"of 26 for .*; expected 4 to 24, in multiples of"
+            ):
+                sampler.decode(latents, 26)
+        else:
+            np.testing.assert_array_equal(found, sampler.decode(latents))
+            with pytest.raises(UsageError, match="expected tiles of 8, for which it was exported"):
+                sampler.decode(latents, 10)
+    right = decoded_in_tiles(decode, latents, 8, 2, 1)
+    assert found.shape == (3, 3, 40, 16)
+    np.testing.assert_allclose(found, right, atol=1e-5 * np.abs(right).max())
+
+
+def test_fewer_are_decoded_together_where_memory_is_short(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latents = np.random.default_rng(0).standard_normal((7, 4, 8, 8), np.float32)
+    sizes: list[int] = []
+    with Sampler.open(folder / "cpu") as sampler:
+        right = sampler.decode(latents)
+        assert sampler.companions is not None
+        engine = sampler.companions._engines["decoder"]
+        genuine = engine.run
+
+        def run(inputs: Any) -> Any:
+            sizes.append(len(inputs["latents"]))
+            if sizes[-1] > 1:
+                raise BackendError(found="no memory", expected="some", remedy="less")
+            return genuine(inputs)
+
+        monkeypatch.setattr(engine, "run", run)
+        np.testing.assert_allclose(sampler.decode(latents), right, atol=1e-5)
+        assert sizes == [4, 2, *[1] * 7]
+        with pytest.raises(UsageError, match="expected whole samples, for which it was exported"):
+            sampler.decode(latents, 4)
 
 
 def test_a_prompt_stands_for_conditions_and_the_empty_one_for_none(folder: Path) -> None:
@@ -521,6 +592,16 @@ BAD: dict[str, tuple[list[tuple[str, str]], type[EecompileError], str]] = {
         [("[encoders.t5]", "[encoders.clip.constants]\nuse_cache = 1979-05-27\n[encoders.t5]")],
         RecipeError,
         "encoders.clip.constants.use_cache with a date",
+    ),
+    "tiles of more than samples": (
+        [("scaling =", "tile = 16\nscaling =")],
+        RecipeError,
+        r"a decoder of tiles of 16 for samples of \[4, 8, 8\]",
+    ),
+    "tiles of axes that move": (
+        [("scaling =", "tile = 4\naxes = [0, 2, 1]\nscaling =")],
+        RecipeError,
+        r"decoder.tile with decoder.axes = \[0, 2, 1\]",
     ),
     "no rate": ([("scaling =", 'kind = "audio"\nscaling =')], RecipeError, "without a rate"),
 }

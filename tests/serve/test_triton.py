@@ -26,8 +26,10 @@ from eecompile.errors import BundleError, OutputExistsError, UsageError
 from eecompile.programs.interface import Condition, Interface, Resizable, State
 from eecompile.serve import repository_from_engines
 from eecompile.serve.triton import _stream_config
+from tests.compiler.test_companions import folder
 from tests.conftest import ROOT
 
+__all__ = ["folder"]
 TRITON = Path(os.environ.get("EECOMPILE_TRITON", Path(sys.prefix, "triton")))
 """Where scripts/environment puts nvidia-pytriton, and the NumPy that its server needs."""
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -160,7 +162,7 @@ def triton(repository: Path, work: Path) -> Iterator[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def clients(
-    small_sets: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+    small_sets: dict[str, Path], folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Any, Any]]:
     """Of a server: tritonclient over HTTP, and over gRPC."""
     if not (TRITON / "pytriton").is_dir() or find_spec("tritonclient") is None:
@@ -170,6 +172,8 @@ def clients(
 
     work = tmp_path_factory.mktemp("triton")
     repository_from_engines([small_sets["per_exit"]], work / "models", max_n=8, concurrent=2)
+    for name in repository_from_engines([folder / "cpu"], work / "prompted", concurrent=1):
+        (work / "prompted" / name).rename(work / "models" / name)
     with triton(work / "models", work) as (http, grpc):
         clients = (
             tritonclient.http.InferenceServerClient(http, concurrency=8),
@@ -179,7 +183,8 @@ def clients(
             if any("UNAVAILABLE" in line for line in (work / "log").read_text().splitlines()):
                 break
             try:
-                if all(clients[1].is_model_ready(f"fashion-dit{end}") for end in ("", "_stream")):
+                names = [path.name for path in (work / "models").iterdir()]
+                if all(clients[1].is_model_ready(name) for name in names):
                     break
             except Exception:  # it does not listen yet
                 pass
@@ -203,7 +208,8 @@ def asked(client: Any, **values: Any) -> list[Any]:
     inputs = []
     for name, value in values.items():
         kind: Any = np.int32 if isinstance(value, int) else None
-        kind = np.bool_ if isinstance(value, bool) else object if isinstance(value, str) else kind
+        texts = isinstance(value, str) or name == "prompt"
+        kind = np.bool_ if isinstance(value, bool) else object if texts else kind
         array = np.atleast_1d(np.array(value, KINDS.get(name, kind)))
         tensor = module.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
         tensor.set_data_from_numpy(array)
@@ -257,6 +263,23 @@ def test_one_response_over_http_and_grpc_has_the_samplers_samples(
         for seed, made in enumerate(found):
             expected = sampler.sample(1 + seed % 2, seed=seed, schedule=[4, 1], **QUICK)
             np.testing.assert_allclose(made, expected, atol=2e-5)
+
+
+@pytest.mark.slow
+def test_prompts_are_encoded_and_samples_decoded(clients: tuple[Any, Any], folder: Path) -> None:
+    from tritonclient.utils import InferenceServerException
+
+    given: dict[str, Any] = {"n": 2, "prompt": ["a cat", "a dog"], "negative": "snow", "seed": 3}
+    with Sampler.open(folder / "cpu") as sampler:
+        expected = sampler.sample(2, prompt=["a cat", "a dog"], negative="snow", seed=3)
+        decoded = sampler.decode(expected)
+    for client in clients:
+        made = client.infer("tiny", asked(client, **given)).as_numpy("samples")
+        np.testing.assert_allclose(made, decoded, atol=1e-5 * np.abs(decoded).max())
+        made = client.infer("tiny", asked(client, **given, latents=True)).as_numpy("samples")
+        np.testing.assert_allclose(made, expected, atol=1e-5 * np.abs(expected).max())
+        with pytest.raises(InferenceServerException, match="no prompt, and no condition"):
+            client.infer("tiny", asked(client, n=1))
 
 
 @pytest.mark.slow
