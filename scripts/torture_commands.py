@@ -97,11 +97,8 @@ def _bytes(path: Path) -> str:
 
 
 def _bundle(folder: Path) -> str:
-    """Of all but the order in which graphs name their weights, which varies."""
-    found = open_bundle(folder)
-    weights = [file.sha256 for file in found.files if file.name.endswith(".safetensors")]
-    sizes = [[file.name, file.bytes] for file in found.files]
-    return _digest([found.interface, found.exits, weights, sizes])
+    """Its own, of all files."""
+    return open_bundle(folder).digest
 
 
 def _engine_set(folder: Path) -> str:
@@ -157,6 +154,7 @@ def _target(name: str) -> str:
     return str(ROOT / "engines" / f"{name}.toml")
 
 
+NO_RESULT = "no result"
 _SAMPLE = ("sample", "{given}/cpu", "-n", "4", "--steps", "4", "-o", "{out}/samples.npy")
 _EVALUATE = (
     *("evaluate", "{given}/cpu", "--reference", "{given}/real.npy", "--steps", "4"),
@@ -424,7 +422,7 @@ class Trial:
             return "a traceback", ended.said
         if ended.status == 0:
             found, fault = state(self.command, self.out, {"the new": self.expected.same})
-            fault = fault or ("no result" if found == "nothing" else "")
+            fault = fault or (NO_RESULT if found == "nothing" else "")
             return "the same result", fault or litter(self.out, self.expected)
         if ended.typed:
             return "refused", state(self.command, self.out, self.known)[1]

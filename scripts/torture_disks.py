@@ -23,7 +23,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from torture_commands import COMMANDS, Ended, Trial, environment, prepare, run, state
+from torture_commands import COMMANDS, NO_RESULT, Ended, Trial, environment, prepare, run, state
 from torture_trial import Outcome
 
 __all__ = ["SMALL", "TRIALS", "prepare", "trial"]
@@ -130,6 +130,8 @@ def _vanishing(made: Trial, disk: Path, draws: random.Random) -> tuple[str, str]
             victim.rename(made.folder / "gone")
 
     ended, fault = _ended(made, during=vanish)
+    if victim is disk and fault == NO_RESULT:
+        ended, fault = "the result went with the disk", ""
     made.given = given
     with suppress(FileNotFoundError):
         (made.folder / "gone").rename(made.folder / "given")
@@ -177,6 +179,8 @@ def _linked(made: Trial, disk: Path, draws: random.Random) -> tuple[str, str]:
     if planted and not os.path.lexists(output):
         output.symlink_to(precious)
     ended, fault = _ended(made)
+    if ended == "refused" and output.is_symlink():  # neither a result nor nothing
+        fault = ""
     if precious.read_text() != "years":
         fault = "a file outside was written"
     if ended == "refused" and not planted:

@@ -42,15 +42,15 @@ from eecompile.store.target import BatchProfile
 Act = Callable[[float], tuple[int, str]]
 """Does one thing, drawn from a seed: how many samples were right, and what went wrong."""
 SMALL = 6
-TRIALS = 18
-SAMPLES = (600, 12_200)
+TRIALS = 12
+SAMPLES = (600, 100_000)
 """Of each of the first trials, which are the small form, and of each of the others."""
 ALLOWED = (0.2, 0.01)
 """Growth of resident memory after the warm-up, for which 600 samples are too few."""
 AT_ONCE = 8
 SET_UPS = ("threads", "service", "server")
 ENGINES = ("cpu", "cpu-openvino")
-_ROUNDS, _WARM = 24, 12
+_ROUNDS, _WARM = 24, 18
 _JOBS = 48
 _LONGEST = 1800  # seconds; what takes longer hangs
 _CHANGES = {
@@ -135,15 +135,14 @@ def under_load(set_up: str, engines: str, samples: int, allowed: float, seed: st
     faulthandler.dump_traceback_later(_LONGEST, exit=True)
     draws, levels, faults = Random(seed), list[Level](), list[str]()
     load = {"threads": sampler_in_threads, "service": example_service, "server": own_server}[set_up]
-    with load(Path(engines), draws) as (process, act):
+    with load(Path(engines), draws) as (process, act), ThreadPoolExecutor(AT_ONCE) as threads:
         for _ in range(_ROUNDS):
             left = samples / _ROUNDS
-            with ThreadPoolExecutor(AT_ONCE) as threads:
-                while left > 0:
-                    seeds = [draws.random() for _ in range(8 * AT_ONCE)]
-                    for count, fault in threads.map(act, seeds):
-                        left -= count
-                        faults += [fault] if fault else []
+            while left > 0:
+                seeds = [draws.random() for _ in range(8 * AT_ONCE)]
+                for count, fault in threads.map(act, seeds):
+                    left -= count
+                    faults += [fault] if fault else []
             gc.collect()
             levels.append(settled(process, levels))
     pool = AT_ONCE if set_up == "server" else 0

@@ -36,10 +36,10 @@ def test_threads_and_callers_get_what_the_sampler_gives_alone(
     assert outcome.kind.startswith("600 samples")
 
 
-def test_all_of_it_is_fifty_thousand_samples_of_each_set_up(load: Any) -> None:
-    assert load.SMALL == 6
-    small, long = load.SAMPLES
-    assert load.SMALL * small + (load.TRIALS - load.SMALL) * long == 150_000
+def test_each_set_up_and_engine_set_is_loaded_with_a_hundred_thousand_samples(load: Any) -> None:
+    pairs = len(load.SET_UPS) * len(load.ENGINES)
+    assert (load.SMALL, load.TRIALS) == (pairs, 2 * pairs)
+    assert load.SAMPLES[1] == 100_000
 
 
 def test_other_samples_are_a_fault(load: Any, work: Path) -> None:
@@ -54,7 +54,7 @@ def test_other_samples_are_a_fault(load: Any, work: Path) -> None:
 
 def test_what_grows_is_a_fault(load: Any) -> None:
     level = load.Level
-    flat = [level(90.0, 7, 4)] * 12 + [level(100.0, 9, 5)] * 12
+    flat = [level(90.0, 7, 4)] * 18 + [level(100.0, 9, 5)] * 6
     assert load.growth(flat, 0.01) == ([], 0.0, 0)
     for more in (level(101.1, 9, 5), level(100.0, 10, 5), level(100.0, 9, 6)):
         assert load.growth([*flat, more], 0.01)[0]
