@@ -282,7 +282,7 @@ def _qwen(config: Config) -> Family:
 
 def _ltx(config: Config) -> Family:
     frames, height, width, rate, tokens = 161, 512, 704, 25, 128
-    vae = {"patch_size": 4, "patch_size_t": 1, "spatio_temporal_scaling": [1, 1, 1, 0]}
+    vae: Table = {"patch_size": 4, "patch_size_t": 1, "spatio_temporal_scaling": [1, 1, 1, 0]}
     vae |= config.get("vae", {})
     doubled = 2 ** sum(vae["spatio_temporal_scaling"])
     across = vae.get("spatial_compression_ratio") or vae["patch_size"] * doubled
