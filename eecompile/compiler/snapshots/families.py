@@ -317,7 +317,7 @@ def _stable_audio(config: Config) -> Family:
         raise UsageError(
             found="a StableAudioDiTModel without the projection_model of its pipeline",
             expected="the pipeline's folder, since the network takes what that makes of seconds",
-            remedy="give the folder that holds model_index.json",
+            remedy="save the whole pipeline, and give its folder",
         )
     names = ("text_encoder_dim", "conditioning_dim", "min_value", "max_value")
     kept = {name: projection[name] for name in names}
