@@ -11,6 +11,7 @@ from diffusers.pipelines.stable_audio import StableAudioProjectionModel
 from torch import Tensor
 
 _Original: Any = diffusers.StableAudioDiTModel  # diffusers is untyped
+_Projection: Any = StableAudioProjectionModel
 
 
 class StableAudio(_Original):  # type: ignore[misc]
@@ -23,7 +24,7 @@ class StableAudio(_Original):  # type: ignore[misc]
 
     def __init__(self, projection: dict[str, Any], **options: Any) -> None:
         super().__init__(**options)
-        made: Any = StableAudioProjectionModel(**projection)
+        made = _Projection(**projection)
         self.text_projection = made.text_projection
         self.start_number_conditioner = made.start_number_conditioner
         self.end_number_conditioner = made.end_number_conditioner

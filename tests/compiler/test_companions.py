@@ -348,13 +348,16 @@ def test_what_is_given_beside_a_prompt_stays_in_guidance() -> None:
         def __init__(self) -> None:
             pass
 
-        def encoded(self, prompts: Sequence[str]) -> dict[str, Any]:
+        def encoded(self, prompts: Sequence[str], *, negative: bool = False) -> dict[str, Any]:
+            assert negative == (prompts == [""])
             return {"text": np.array([[float(len(text))] for text in prompts])}
 
     conditions = {
         "text": Condition(dtype="float32", shape=(1,)),
         "size": Condition(dtype="float32", shape=(2,)),
         "label": Condition(dtype="int64", range=(0, 3), default=0, null=3),
+        "style": Condition(dtype="int64", range=(0, 3), default=2),
+        "cycle": Condition(dtype="int64", range=(0, 3), default="cycle", null=3),
     }
     interface = Interface(
         name="sized",
@@ -366,7 +369,7 @@ def test_what_is_given_beside_a_prompt_stays_in_guidance() -> None:
     asked = SampleRequest(n=2, guidance=2.0, conditions={"size": [[1, 2], [3, 4]], "label": 1})
     found = prompted(asked, interface, Encoding(), "a cat")
     assert found.conditions["text"] == [5]
-    assert found.nulls == {"text": [0], "size": [[1, 2], [3, 4]]}
+    assert found.nulls == {"text": [0], "size": [[1, 2], [3, 4]], "style": 2}
     plain = prompted(msgspec.structs.replace(asked, guidance=1), interface, Encoding(), "a cat")
     assert plain.nulls == {}
 
@@ -388,9 +391,9 @@ def test_a_prompt_is_encoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch)
     encoded: list[str] = []
     genuine = Companions._encode
 
-    def encode(self: Companions, prompts: list[str]) -> None:
+    def encode(self: Companions, prompts: list[str], *, negative: bool) -> None:
         encoded.extend(prompts)
-        genuine(self, prompts)
+        genuine(self, prompts, negative=negative)
 
     monkeypatch.setattr(Companions, "_encode", encode)
     with Sampler.open(folder / "cpu") as sampler:

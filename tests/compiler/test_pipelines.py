@@ -163,3 +163,21 @@ def test_a_pipelines_pictures_are_those_of_its_engines(exported: Exported, name:
     assert right.std() > 0.03
     assert np.abs(found - other).max() > 0.01  # prompts matter
     assert np.abs(scaled - right).max() <= 1e-3 * np.abs(right).max()
+
+
+def test_a_sound_is_guided_away_from_no_prompt_and_no_seconds(exported: Exported) -> None:
+    folder, name = exported("stable_audio"), "stable_audio"
+    recipe = load_recipe(folder / "recipe.toml")
+    pipe = pipelines.stable_audio()
+    noise = normal_noise(SEED, range(len(PROMPTS)), 0, recipe.state.shape)
+    seconds = {"audio_start_in_s": 1.0, "audio_end_in_s": 3.0}
+    right = theirs(pipe, name, 7.0, noise, **seconds)
+    program = program_from_scheduler(scheduled(pipe, name), None, process=recipe.process)
+    with Sampler.open(folder / "cpu") as sampler:
+        found = sampler.sample(
+            prompt=PROMPTS, start=1.0, end=3.0, seed=SEED, solver=program, decode=True
+        )
+    rate = int(sampler.interface.decoder.rate) if sampler.interface.decoder else 0
+    cut = found[:, :, rate : 3 * rate]  # the pipeline cuts what it was not asked for
+    assert cut.shape == right.shape
+    assert np.abs(cut - right).max() <= 1e-3 * np.abs(right).max()

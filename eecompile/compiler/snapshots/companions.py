@@ -104,12 +104,11 @@ def _flux(snapshot: Snapshot, config: Config) -> Convention:
 
 
 def _hunyuan(snapshot: Snapshot, config: Config) -> Convention:
-    few, many = config.get("text_len", 77), config.get("text_len_t5", 256)
-    gives = ({"text": "last_hidden_state", "mask": "mask"},)
-    more = {"t5": "last_hidden_state", "t5_mask": "mask"}
-    return Convention(
-        [_Text("text_encoder", few, *gives, True), _Text("text_encoder_2", many, more, True)], 5.0
-    )
+    few, many = config.get("text_len", _CLIP), config.get("text_len_t5", 256)
+    bert = {"text": "last_hidden_state", "mask": "mask"}
+    t5 = {"t5": "last_hidden_state", "t5_mask": "mask"}
+    texts = [_Text("text_encoder", few, bert, True), _Text("text_encoder_2", many, t5, True)]
+    return Convention(texts, 5.0)
 
 
 def _sana(snapshot: Snapshot, config: Config) -> Convention:
@@ -244,7 +243,7 @@ def companion_tables(snapshot: Snapshot, kind: str, place: Callable[[Path], str]
         place: writes a path for the recipe.
     """
     tables, guidance, nulls = dict[str, Table](), None, dict[str, float]()
-    parts, notes, steps = set[str](), [], None
+    parts, notes, steps = set[str](), list[str](), None
     convention = CONVENTIONS.get(kind)
     if convention is not None and (snapshot.folder / "model_index.json").is_file():
         found = convention(snapshot, snapshot.config)

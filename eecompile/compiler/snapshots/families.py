@@ -282,7 +282,7 @@ def _qwen(config: Config) -> Family:
 
 def _ltx(config: Config) -> Family:
     frames, height, width, rate, tokens = 161, 512, 704, 25, 128
-    vae = {"patch_size": 4, "patch_size_t": 1, "spatio_temporal_scaling": [1, 1, 1, 0]}
+    vae: Table = {"patch_size": 4, "patch_size_t": 1, "spatio_temporal_scaling": [1, 1, 1, 0]}
     vae |= config.get("vae", {})
     doubled = 2 ** sum(vae["spatio_temporal_scaling"])
     across = vae.get("spatial_compression_ratio") or vae["patch_size"] * doubled
@@ -317,7 +317,7 @@ def _stable_audio(config: Config) -> Family:
         raise UsageError(
             found="a StableAudioDiTModel without the projection_model of its pipeline",
             expected="the pipeline's folder, since the network takes what that makes of seconds",
-            remedy="give the folder that holds model_index.json",
+            remedy="save the whole pipeline, and give its folder",
         )
     names = ("text_encoder_dim", "conditioning_dim", "min_value", "max_value")
     kept = {name: projection[name] for name in names}
