@@ -134,6 +134,14 @@ def test_what_does_not_fit_gets_a_sentence(client: Any, body: Any, told: str) ->
         assert told in answer.json()["detail"]
 
 
+def test_pictures_are_no_text(client: Any, sampler: Sampler) -> None:
+    with pytest.raises(UsageError, match="of tiny to read; expected a network whose decoder gives"):
+        sampler.texts(np.zeros((1, 3, 16, 16), np.float32))
+    answer = client.post("/samples", json={"prompt": "a"}, headers={"accept": "text/plain"})
+    assert answer.status_code == 422
+    assert "text/plain for samples of tiny that are no text" in answer.json()["detail"]
+
+
 def test_prompts_are_described(client: Any) -> None:
     schema = client.get("/openapi.json").json()["components"]["schemas"]["SampleBody"]
     assert {"prompt", "negative", "latents"} <= set(schema["properties"])
