@@ -241,15 +241,15 @@ class Sampler(Handle):
     def decode(self, samples: Array, tile: int | None = None) -> Array:
         """What samples, float32 [n, *shape], are decoded to, float32.
 
+        Pictures are [n, channels, H, W], videos [n, channels, frames, H, W], and waveforms
+        [n, channels, values]; values are about those of ``interface.decoder.range``. Of text they
+        are scores of all tokens, [n, length, tokens]: see :meth:`texts`.
+
         Args:
             samples: the samples.
             tile: length along the last two axes (of audio, the last) of the overlapping tiles in
                 which longer samples are decoded, for which lengths must be free
                 (``state.resizable``); None takes the recipe's ``decoder.tile``, or whole samples.
-
-        Pictures are [n, channels, H, W], videos [n, channels, frames, H, W], and waveforms
-        [n, channels, values]; values are about those of ``interface.decoder.range``. Of text they
-        are scores of all tokens, [n, length, tokens]: see :meth:`texts`.
 
         Raises:
             UsageError: the network has no decoder, or it takes no such tiles.
