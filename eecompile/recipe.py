@@ -414,6 +414,13 @@ def _check_companions(recipe: ExportRecipe, path: Path) -> None:
             "shape, and a decoder of an ascending range, whose tiles are no longer than samples",
             remedy="fix [encoders] or [decoder]; docs/networks.md shows both",
         )
+    if recipe.decoder and (recipe.decoder.kind == "text") != bool(recipe.decoder.tokenizer):
+        raise RecipeError(
+            found=f"decoder.kind = {recipe.decoder.kind!r} and decoder.tokenizer = "
+            f"{recipe.decoder.tokenizer!r}, in {path}",
+            expected="a tokenizer for text, and for nothing else",
+            remedy="fix either",
+        )
     if recipe.decoder is not None and decoder is not None and decoder.tile:
         axes = recipe.decoder.axes
         if axes and axes[-decoder.tiled :] != tuple(range(len(axes)))[-decoder.tiled :]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ from eecompile.programs.companions import SampleDecoder
 from eecompile.programs.interface import Interface
 from eecompile.store.files import written
 
-MEDIA = (".gif", ".mp4", ".wav")
+MEDIA = (".gif", ".mp4", ".wav", ".txt")
 """How names of files end that only decoded samples can be written to."""
 _SUFFIXES = {
     "": (".png",),
     "image": (".png",),
     "video": (".gif", ".mp4"),
     "audio": (".wav",),
+    "text": (".txt",),
 }
 _EXTRAS = {".mp4": "video"}
 
@@ -75,12 +76,19 @@ def check_samples(
         check_drawable(shape)
 
 
-def write_decoded(output: Path, made: Array, decoder: SampleDecoder) -> None:
-    """Write decoded samples as what they are: an array, pictures, a video or a waveform.
+def write_decoded(
+    output: Path, made: Array, decoder: SampleDecoder, texts: Sequence[str] = ()
+) -> None:
+    """Write decoded samples as what they are: an array, pictures, a video, a waveform or text.
 
-    Several pictures or videos stand side by side.
+    Several pictures or videos stand side by side; each of the texts, which are those of what was
+    decoded, has a line.
     """
     with written(output) as partial:
+        if output.suffix == ".txt":
+            lines = (" ".join(text.splitlines()) + "\n" for text in texts)
+            partial.write_text("".join(lines), "utf-8")
+            return
         if output.suffix == ".npy":
             with partial.open("wb") as file:
                 np.save(file, made)

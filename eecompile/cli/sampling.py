@@ -32,7 +32,7 @@ def sample(
             "-o",
             "--output",
             help="A labelled grid (.png) or the array (.npy); decoded: pictures (.png), a video "
-            "(.gif, .mp4), a waveform (.wav) or the array (.npy).",
+            "(.gif, .mp4), a waveform (.wav), text (.txt) or the array (.npy).",
         ),
     ],
     n: Annotated[
@@ -102,10 +102,11 @@ def sample(
         began = time.perf_counter()
         state = last_state(results, len(chosen.steps))
         made = sampler.decode(state, tile) if decoder else state
+        texts = sampler.texts(made) if decoder and decoder.kind == "text" else []
         seconds = time.perf_counter() - began
     name = program.name if program else schedule or interface.default_schedule(solver, steps)
     if decoder:
-        write_decoded(output, made, decoder)
+        write_decoded(output, made, decoder, texts)
     else:
         title = f"{interface.name}, {chosen.solver}, {len(chosen.steps)} steps, {name}, seed {seed}"
         write_samples(output, made, interface, conditions, title)

@@ -18,7 +18,7 @@ from eecompile.compiler.graph.clean import clean
 from eecompile.compiler.graph.masks import ExpandMasks
 from eecompile.compiler.graph.numbering import NumberValues
 from eecompile.compiler.progress import Report
-from eecompile.compiler.prompts import check_belongs, write_tokenizer
+from eecompile.compiler.prompts import check_belongs, write_decoder_tokenizer, write_tokenizer
 from eecompile.compiler.sessions import run_session, session_from_graph
 from eecompile.compiler.weights import WeightStore
 from eecompile.errors import BackendError, EecompileError, RecipeError, TraceError, summary
@@ -106,7 +106,9 @@ def export_companions(
             shapes[LATENTS] |= free_axes(state.resizable)
             module = _Positional(load_decoder(recipe.decoder, base))
             decoder = _Traced(DECODER, module, points, (_DECODED,), shapes, state)
-            _check_decoder(decoder, interface.decoder)
+            decoded = _check_decoder(decoder, interface.decoder)
+            if interface.decoder.kind == "text":
+                write_decoder_tokenizer(recipe.decoder, base, folder, decoded[-1])
             relative = max(recipe.tolerance.relative, _DECODERS)
             made.append(_exported(decoder, folder, replace(recipe.tolerance, relative=relative)))
     return tuple(made)
@@ -157,17 +159,19 @@ def _check_places(
         taken[condition] = room[0] | taken[condition]
 
 
-def _check_decoder(decoder: _Traced, kind: SampleDecoder) -> None:
-    """Pass when a decoder takes the samples of the network, and gives what its kind says."""
+def _check_decoder(decoder: _Traced, kind: SampleDecoder) -> tuple[int, ...]:
+    """The shape of what a decoder gives of the samples of the network, if it is its kind's."""
     point = decoder.points[1]
     (found,) = _first_run(decoder, point)
     axes = kind.axes
-    colours = kind.kind == "audio" or (found.ndim > 1 and found.shape[1] in _COLOURS)
+    coloured = kind.kind in ("image", "video")
+    colours = not coloured or (found.ndim > 1 and found.shape[1] in _COLOURS)
     if found.ndim != axes + 1 or not colours:
         raise TraceError(
             found=f"a decoder that gives {list(found.shape[1:])} of {list(point[LATENTS].shape)}",
-            expected=f"{kind.kind}s: {axes} axes, channels first"
-            + (f", {' or '.join(map(str, _COLOURS))} of them" if kind.kind != "audio" else ""),
+            expected=f"{kind.kind}s: {axes} axes, "
+            + ("the scores of all tokens last" if kind.kind == "text" else "channels first")
+            + (f", {' or '.join(map(str, _COLOURS))} of them" if coloured else ""),
             remedy="fix decoder.kind, decoder.axes, or state.shape",
         )
     sides, lengths = found.shape[-kind.tiled :], point[LATENTS].shape[-kind.tiled :]
@@ -178,6 +182,7 @@ def _check_decoder(decoder: _Traced, kind: SampleDecoder) -> None:
             expected="each side a multiple of the tile's, the same one",
             remedy="leave decoder.tile out",
         )
+    return found.shape
 
 
 def _first_run(traced: _Traced, point: Inputs) -> list[Array]:

@@ -30,6 +30,7 @@ from eecompile.store.companions import (
     LATENTS,
     Companion,
     encoder_name,
+    tokenizer_files,
     tokenizer_name,
 )
 from eecompile.store.target import Target, Tolerance
@@ -82,8 +83,8 @@ def build_companions(
             remedy="set backend = 'onnxruntime' in the target's [companions]: they run once a "
             "sampling",
         )
-    for name in source.interface.encoders:
-        shutil.copyfile(bundle / tokenizer_name(name), folder / tokenizer_name(name))
+    for name in tokenizer_files(source.interface):
+        shutil.copyfile(bundle / name, folder / name)
     made = []
     for each in source.companions:
         report(f"building {each.name}")

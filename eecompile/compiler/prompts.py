@@ -10,7 +10,13 @@ from torch import nn
 from eecompile.errors import CheckpointError, RecipeError, summary
 from eecompile.interrupt import check
 from eecompile.runtime.prompts import opened_tokenizer, template_tokens
-from eecompile.store.companions import EncoderRecipe, tokenizer_name
+from eecompile.store.companions import (
+    DECODER,
+    DECODER_TOKENIZER,
+    DecoderRecipe,
+    EncoderRecipe,
+    tokenizer_name,
+)
 from eecompile.store.files import is_file, is_folder
 
 _FILE = "tokenizer.json"
@@ -34,13 +40,7 @@ def write_tokenizer(name: str, recipe: EncoderRecipe, base: Path, folder: Path) 
         CheckpointError: there is no tokenizer.
         RecipeError: what it pads with is not known.
     """
-    path = base / recipe.tokenizer
-    if is_folder(path):
-        tokenizer, padding = _from_folder(path, name)
-    else:
-        if not is_file(path):
-            raise _missing(path, name, "no such file")
-        tokenizer, padding = opened_tokenizer(path), None
+    tokenizer, padding = _read(base / recipe.tokenizer, f"encoder {name!r}", f"encoders.{name}")
     padding = _padding(name, recipe, tokenizer, padding)
     tokenizer.no_truncation()
     own = recipe.encoder
@@ -52,6 +52,22 @@ def write_tokenizer(name: str, recipe: EncoderRecipe, base: Path, folder: Path) 
     )
     tokenizer.save(str(folder / tokenizer_name(name)))
     return tokenizer
+
+
+def write_decoder_tokenizer(recipe: DecoderRecipe, base: Path, folder: Path, tokens: int) -> None:
+    """Write the tokenizer of a decoder of text, which gives a score to so many tokens.
+
+    Other arguments and errors are those of :func:`write_tokenizer`.
+    """
+    tokenizer, _ = _read(base / recipe.tokenizer, "the decoder", DECODER)
+    most = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+    if most > tokens:
+        raise RecipeError(
+            found=f"a tokenizer of {most} tokens for a decoder that gives scores to {tokens}",
+            expected="the tokenizer that the network was trained with",
+            remedy="fix decoder.tokenizer",
+        )
+    tokenizer.save(str(folder / DECODER_TOKENIZER))
 
 
 def check_belongs(name: str, tokenizer: Any, module: nn.Module) -> None:
@@ -84,17 +100,25 @@ def check_belongs(name: str, tokenizer: Any, module: nn.Module) -> None:
         )
 
 
-def _from_folder(path: Path, name: str) -> tuple[Any, _Padding | None]:
-    """The tokenizer in a folder that transformers reads."""
+def _read(path: Path, whose: str, key: str) -> tuple[Any, _Padding | None]:
+    """The tokenizer in a file, or in a folder that transformers reads, which knows its padding."""
+    if is_folder(path):
+        return _from_folder(path, whose, key)
+    if not is_file(path):
+        raise _missing(path, whose, key, "no such file")
+    return opened_tokenizer(path), None
+
+
+def _from_folder(path: Path, whose: str, key: str) -> tuple[Any, _Padding | None]:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
         found: Any = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (Exception, SystemExit) as error:  # its errors share no base class
         check()
-        raise _missing(path, name, summary(error)) from error
+        raise _missing(path, whose, key, summary(error)) from error
     if not isinstance(found, PreTrainedTokenizerFast):
-        raise _missing(path, name, f"a {type(found).__name__}, which has no {_FILE}")
+        raise _missing(path, whose, key, f"a {type(found).__name__}, which has no {_FILE}")
     pads = found.pad_token_id is not None
     padding = _Padding(str(found.pad_token), int(found.pad_token_id)) if pads else None
     return found.backend_tokenizer, padding
@@ -122,9 +146,9 @@ def _padding(name: str, recipe: EncoderRecipe, tokenizer: Any, usual: _Padding |
     return _Padding(tokenizer.padding["pad_token"], tokenizer.padding["pad_id"])
 
 
-def _missing(path: Path, name: str, reason: str) -> CheckpointError:
+def _missing(path: Path, whose: str, key: str, reason: str) -> CheckpointError:
     return CheckpointError(
-        found=f"no tokenizer of encoder {name!r} at {path} ({reason})",
+        found=f"no tokenizer of {whose} at {path} ({reason})",
         expected=f"a {_FILE}, or the folder that a tokenizer's save_pretrained wrote",
-        remedy=f"fix encoders.{name}.tokenizer, or copy it there",
+        remedy=f"fix {key}.tokenizer, or copy it there",
     )

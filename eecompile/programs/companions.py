@@ -13,6 +13,7 @@ from eecompile.decoding import PlainName
 MASK = "mask"
 """An output that is the tokenizer's own: 1 for tokens, 0 for padding."""
 LONGEST = 1 << 16  # tokens
+DecodedKind = Literal["image", "video", "audio", "text"]
 LEAST_TILE = 4  # of which a quarter overlaps
 PLACE = "{}"
 """Where a prompt goes in a template."""
@@ -66,15 +67,15 @@ class SampleDecoder(msgspec.Struct, frozen=True, kw_only=True):
     """What samples become.
 
     Attributes:
-        kind: ``image`` [channels, H, W], ``video`` [channels, frames, H, W], or ``audio``
-            [channels, values].
+        kind: ``image`` [channels, H, W], ``video`` [channels, frames, H, W], ``audio``
+            [channels, values], or ``text`` [length, tokens]: a score for each token.
         range: of the values; those beyond are clipped where they are shown or written.
         rate: frames of a video, or values of a waveform, a second.
         tile: length of the last axes that its engine takes, two of them, or one of audio; longer
             samples are decoded in overlapping tiles. 0 for whole samples.
     """
 
-    kind: Literal["image", "video", "audio"] = "image"
+    kind: DecodedKind = "image"
     range: tuple[float, float] = (-1.0, 1.0)
     rate: float = 0.0
     tile: Annotated[int, Meta(ge=0)] = 0
@@ -82,7 +83,7 @@ class SampleDecoder(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def axes(self) -> int:
         """The number of a decoded sample's axes."""
-        return {"image": 3, "video": 4, "audio": 2}[self.kind]
+        return {"image": 3, "video": 4, "audio": 2, "text": 2}[self.kind]
 
     @property
     def tiled(self) -> int:
@@ -126,9 +127,10 @@ def companion_problems(
         low, high = decoder.range
         if not low < high or not 0 <= decoder.rate < 1e9:
             yield f"a decoder of the range {[low, high]} and the rate {decoder.rate:g}"
-        if decoder.kind != "image" and not decoder.rate:
+        if decoder.kind in ("video", "audio") and not decoder.rate:
             yield f"a decoder of {decoder.kind} without a rate"
         if decoder.tile:
-            sides = shortest[-decoder.tiled :] if len(shortest) == decoder.axes else (0,)
+            fits = len(shortest) == decoder.axes and decoder.kind != "text"
+            sides = shortest[-decoder.tiled :] if fits else (0,)
             if not LEAST_TILE <= decoder.tile <= min(sides):
                 yield f"a decoder of tiles of {decoder.tile} for samples of {list(shortest)}"

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -18,12 +18,19 @@ from eecompile.errors import BackendError, ConditionError, NonFiniteError, Usage
 from eecompile.handle import Handle
 from eecompile.programs.companions import LEAST_TILE, MASK, PromptEncoder
 from eecompile.programs.interface import Interface
-from eecompile.runtime.prompts import PromptTokenizer, Tokens, prompts_of
+from eecompile.runtime.prompts import PromptTokenizer, Tokens, opened_tokenizer, prompts_of
 from eecompile.runtime.protocol import CompanionEngine
 from eecompile.runtime.request import SampleRequest, guidance_scales
 from eecompile.runtime.tiles import decoded_in_tiles
 from eecompile.store.bundle import EngineManifest
-from eecompile.store.companions import DECODER, IDS, LATENTS, Companion, encoder_name
+from eecompile.store.companions import (
+    DECODER,
+    DECODER_TOKENIZER,
+    IDS,
+    LATENTS,
+    Companion,
+    encoder_name,
+)
 from eecompile.store.target import Target
 
 _KEPT = 64  # prompts whose embeddings are kept
@@ -47,6 +54,7 @@ class Companions(Handle):
         self._known = {companion.name: companion for companion in manifest.companions}
         self._engines: dict[str, CompanionEngine] = {}
         self._tokenizers: dict[str, PromptTokenizer] = {}
+        self._words: Any = None
         self._kept: OrderedDict[tuple[bool, str], dict[str, AnyArray]] = OrderedDict()
         self._lock, self._decoding = Lock(), Lock()
         self._at_once = manifest.target.companions.batch  # samples that are decoded together
@@ -110,6 +118,15 @@ class Companions(Handle):
                 continue
             start += len(part)
         return np.concatenate(parts)
+
+    def texts(self, decoded: Array) -> list[str]:
+        """See :meth:`eecompile.runtime.sampler.Sampler.texts`."""
+        with self._decoding:
+            if self._words is None:
+                self._words = opened_tokenizer(self._folder / DECODER_TOKENIZER)
+        ids = np.argmax(decoded, axis=-1)
+        texts: list[str] = self._words.decode_batch(ids.tolist())
+        return texts
 
     def close(self) -> None:
         """Release the engines."""

@@ -241,20 +241,40 @@ class Sampler(Handle):
     def decode(self, samples: Array, tile: int | None = None) -> Array:
         """What samples, float32 [n, *shape], are decoded to, float32.
 
+        Pictures are [n, channels, H, W], videos [n, channels, frames, H, W], and waveforms
+        [n, channels, values]; values are about those of ``interface.decoder.range``. Of text they
+        are scores of all tokens, [n, length, tokens]: see :meth:`texts`.
+
         Args:
             samples: the samples.
             tile: length along the last two axes (of audio, the last) of the overlapping tiles in
                 which longer samples are decoded, for which lengths must be free
                 (``state.resizable``); None takes the recipe's ``decoder.tile``, or whole samples.
 
-        Pictures are [n, channels, H, W], videos [n, channels, frames, H, W], and waveforms
-        [n, channels, values]; values are about those of ``interface.decoder.range``.
-
         Raises:
             UsageError: the network has no decoder, or it takes no such tiles.
             BackendError: the decoder's package is missing, or its engine fails.
         """
         return decoding(self.interface, self.companions).decoded(samples, tile)
+
+    def texts(self, decoded: Array) -> list[str]:
+        """The texts of the likeliest tokens, one a sample, without the tokenizer's marks.
+
+        Args:
+            decoded: what the decoder gave, float32 [n, length, tokens].
+
+        Raises:
+            UsageError: the network's decoder gives no text.
+            BackendError: the package tokenizers is missing.
+        """
+        companions, decoder = self.companions, self.interface.decoder
+        if companions is None or decoder is None or decoder.kind != "text":
+            raise UsageError(
+                found=f"decoded samples of {self.interface.name} to read",
+                expected="a network whose decoder gives text",
+                remedy="take what was decoded as it is",
+            )
+        return companions.texts(decoded)
 
     def sample(
         self,

@@ -7,7 +7,7 @@ import base64
 import json
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from math import ceil
@@ -35,7 +35,7 @@ from eecompile.programs.interface import Interface
 from eecompile.runtime.program_cache import Schedule
 from eecompile.runtime.sampler import Sampler
 from eecompile.serve.body import SampleBody, sentence
-from eecompile.serve.formats import EVENTS, FORMS, Bounds, Form, accepted, npz, png
+from eecompile.serve.formats import EVENTS, FORMS, TEXT, Bounds, Form, accepted, npz, png
 from eecompile.serve.jobs import Progress, sentence_of
 from eecompile.serve.limits import Limits, schedule_asked
 from eecompile.serve.metrics import Metrics
@@ -57,7 +57,10 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The samples, decoded where the network has a decoder, in the form that "
         "Accept names; an archive by default.",
-        "content": {**dict.fromkeys(FORMS, _BINARY), EVENTS: {"schema": {"type": "string"}}},
+        "content": {
+            **dict.fromkeys(FORMS, _BINARY),
+            **{form: {"schema": {"type": "string"}} for form in (EVENTS, TEXT)},
+        },
     },
     406: {"description": "Accept names none of these forms."},
     413: {"description": "The body is too large."},
@@ -126,20 +129,27 @@ def app_from_sampler(
 
 @_router.post("/samples", responses=_RESPONSES, response_class=Response)
 async def samples(body: SampleBody, request: Request) -> Response:
-    """Sample: a picture, an archive, or steps as they are taken (server-sent events)."""
+    """Sample: a picture, text, an archive, or steps as they are taken (server-sent events)."""
     form = accepted(request.headers.get("accept", "*/*"))
     if form is None:
         raise HTTPException(
             406,
             f"found Accept: {request.headers['accept'][:200]}; expected one of "
-            f"{', '.join((*FORMS, EVENTS))}; change the header.",
+            f"{', '.join((*FORMS, EVENTS, TEXT))}; change the header.",
         )
     scheduler: Scheduler = request.app.state.scheduler
     sampler, limits = scheduler.sampler, request.app.state.limits
     body.check(limits, sampler.interface.state.shape)
     decoder = None if body.latents else sampler.interface.decoder
+    reads = decoder is not None and decoder.kind == "text"
     if form == "image/png":
         _check_pictures(body, sampler.interface, decoder)
+    if form == TEXT and not reads:
+        raise UsageError(
+            found=f"{TEXT} for samples of {sampler.interface.name} that are no text",
+            expected=f"Accept: {' or '.join(FORMS)}",
+            remedy="change the header",
+        )
     plan = partial(sampler.program, body.solver, body.steps, _schedule(body, sampler.interface))
     options: dict[str, Any] = {
         "solver": await run_in_threadpool(plan),
@@ -152,12 +162,18 @@ async def samples(body: SampleBody, request: Request) -> Response:
     bounds = sampler.interface.state.range if decoder is None else decoder.range
     if form == EVENTS:
         stream = scheduler.stream(body.request(), **options)
-        told = _told(stream, sampler.interface.state.range, bounds)
+        texts = sampler.texts if reads else None
+        told = _told(stream, sampler.interface.state.range, bounds, texts)
         return StreamingResponse(told, media_type=EVENTS)
     task = asyncio.ensure_future(scheduler.sample(body.request(), **options))
     array = await _unless_gone(request, task)
     if array is None:
         return Response(status_code=_GONE)
+    if form == TEXT:
+        lines = await run_in_threadpool(sampler.texts, array)
+        return Response(
+            "".join(f"{' '.join(each.splitlines())}\n" for each in lines), media_type=TEXT
+        )
     encoded = await run_in_threadpool(FORMS[form], array, bounds)
     return Response(encoded, media_type=form)
 
@@ -235,11 +251,14 @@ async def _disconnected(request: Request) -> None:
 
 
 async def _told(
-    stream: AsyncIterator[Progress | Array], state: Bounds, bounds: Bounds
+    stream: AsyncIterator[Progress | Array],
+    state: Bounds,
+    bounds: Bounds,
+    texts: Callable[[Array], list[str]] | None,
 ) -> AsyncIterator[str]:
     """Steps and samples as events; an error is the last of them.
 
-    The bounds are those of a step's state, and of the samples at the end.
+    The bounds are those of a step's state, and of the samples at the end, which may be texts.
     """
     try:
         async for each in stream:
@@ -258,6 +277,7 @@ async def _told(
                 fields = {
                     "npz": await run_in_threadpool(_encoded, npz, each, bounds),
                     "png": await run_in_threadpool(_picture, each, bounds),
+                    "texts": await run_in_threadpool(texts, each) if texts else None,
                 }
                 yield _event("samples", fields)
     except EecompileError as error:

@@ -11,6 +11,8 @@ from eecompile.arrays import Array
 
 Bounds = tuple[float, float] | None
 EVENTS = "text/event-stream"
+TEXT = "text/plain"
+"""A line for each sample, where the network's decoder gives text."""
 
 
 def npz(samples: Array, bounds: Bounds) -> bytes:
@@ -56,7 +58,7 @@ def accepted(header: str) -> str | None:
 
     Of types that are liked as well, the first in the header, as most clients mean it.
     """
-    offered = (*FORMS, EVENTS)
+    offered = (*FORMS, EVENTS, TEXT)
     best: tuple[float, str | None] = (0.0, None)
     for part in header.split(","):
         name, *parameters = (each.strip().lower() for each in part.split(";"))

@@ -35,7 +35,7 @@ class Load(msgspec.Struct, frozen=True):
     """How much there is to do.
 
     Attributes:
-        waiting: samples that have not begun.
+        waiting: samples that have not begun, or wait for the decoder.
         active: samples on their way.
         seconds: after which those that wait now will have begun, by the last samples' rate.
     """

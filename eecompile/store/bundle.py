@@ -23,7 +23,7 @@ from eecompile.errors import BundleError, DigestError, FormatError, RecipeError,
 from eecompile.notebook import facts_html, table_html
 from eecompile.programs.interface import Interface
 from eecompile.programs.meaning import interface_problems
-from eecompile.store.companions import DECODER, Companion, encoder_name, tokenizer_name
+from eecompile.store.companions import DECODER, Companion, encoder_name, tokenizer_files
 from eecompile.store.files import file_bytes, outline
 from eecompile.store.meaning import plan_problems, segment_problems, span_problems
 from eecompile.store.signature import SIGNATURE, check_signature
@@ -438,9 +438,8 @@ def open_engine_set(folder: Path, signed_by: Path | None = None) -> EngineManife
 
 def _companion_files(manifest: BundleManifest | EngineManifest) -> list[str]:
     """The files of companions."""
-    tokenizers = [tokenizer_name(name) for name in manifest.interface.encoders]
     parts = [name for each in manifest.companions for name in (each.file, each.weights)]
-    return parts + tokenizers
+    return parts + tokenizer_files(manifest.interface)
 
 
 def listed(manifest: BundleManifest | EngineManifest, name: str) -> bool:

@@ -8,10 +8,13 @@ from msgspec import Meta, Struct, field
 
 from eecompile.backends import BackendName
 from eecompile.decoding import PlainName
-from eecompile.programs.companions import PLACE, Given, PromptEncoder, SampleDecoder
+from eecompile.programs.companions import PLACE, DecodedKind, Given, PromptEncoder, SampleDecoder
+from eecompile.programs.interface import Interface
 
 DECODER = "decoder"
 """The name of the decoder, and the stem of its files' names."""
+DECODER_TOKENIZER = f"{DECODER}.tokenizer.json"
+"""File name of the tokenizer that makes text of tokens."""
 IDS, LATENTS = "ids", "latents"
 """Inputs of a companion's graph: an encoder's, beside ``mask``, and the decoder's."""
 
@@ -24,6 +27,12 @@ def encoder_name(name: str) -> str:
 def tokenizer_name(name: str) -> str:
     """File name of the tokenizer of an encoder."""
     return f"{encoder_name(name)}.tokenizer.json"
+
+
+def tokenizer_files(interface: Interface) -> list[str]:
+    """File names of the tokenizers of a network's companions."""
+    decodes = interface.decoder is not None and interface.decoder.kind == "text"
+    return [*map(tokenizer_name, interface.encoders), *([DECODER_TOKENIZER] if decodes else [])]
 
 
 class CompanionRecipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -99,21 +108,23 @@ class DecoderRecipe(CompanionRecipe, frozen=True, forbid_unknown_fields=True, kw
         scaling: of samples against what the decoder takes; one number, or one a channel.
         shift: likewise.
         axes: order of a sample's axes that the decoder takes, such as [1, 0, 2, 3]; () as they are.
-        kind: ``image``, ``video`` or ``audio``.
+        kind: ``image``, ``video``, ``audio`` or ``text``.
         range: of the decoded values.
         rate: frames of a video, or values of a waveform, a second.
         tile: length along each of the last axes (two, or one of audio) that it is exported for;
             longer samples are decoded in overlapping tiles. 0 for whole samples.
+        tokenizer: of text, and of nothing else: as an encoder's.
     """
 
     method: str = "decode"
     scaling: float | tuple[float, ...] = 1.0
     shift: float | tuple[float, ...] = 0.0
     axes: tuple[Annotated[int, Meta(ge=0)], ...] = ()
-    kind: Literal["image", "video", "audio"] = "image"
+    kind: DecodedKind = "image"
     range: tuple[float, float] = (-1.0, 1.0)
     rate: float = 0.0
     tile: Annotated[int, Meta(ge=0)] = 0
+    tokenizer: str = ""
 
     @property
     def decoder(self) -> SampleDecoder:

@@ -114,6 +114,7 @@ def test_a_waveform_is_written_as_wav(tmp_path: Path) -> None:
         ("out.gif", None, 1, "samples as they are"),
         ("out.mp4", SampleDecoder(), 1, "decoded image"),
         ("out.png", VIDEO, 1, r"decoded video; expected a name that ends in .gif or .mp4 or .npy"),
+        ("out.png", SampleDecoder(kind="text"), 1, "decoded text; expected a name that .* .txt or"),
         ("out.wav", SOUND, 2, "2 samples in .*out.wav; expected one waveform a file"),
     ],
 )

@@ -596,6 +596,16 @@ BAD: dict[str, tuple[list[tuple[str, str]], type[EecompileError], str]] = {
         RecipeError,
         "encoders.clip.constants.use_cache with a date",
     ),
+    "text without a tokenizer": (
+        [("scaling =", 'kind = "text"\nscaling =')],
+        RecipeError,
+        "decoder.kind = 'text' and decoder.tokenizer = ''",
+    ),
+    "a picture as text": (
+        [("scaling =", 'kind = "text"\ntokenizer = "clip_tokenizer"\nscaling =')],
+        TraceError,
+        r"expected texts: 2 axes, the scores of all tokens last",
+    ),
     "tiles of more than samples": (
         [("scaling =", "tile = 16\nscaling =")],
         RecipeError,
@@ -614,7 +624,7 @@ KEPT = {
     **dict.fromkeys(("another tokenizer", "a tokenizer without padding"), ("t5",)),
     **dict.fromkeys(("unknown padding", "a place outside"), ("t5",)),
     **{fault: ("decoder",) for fault in BAD if "decoder" in fault},
-    **dict.fromkeys(("an unknown method", "an unknown factory"), ("decoder",)),
+    **dict.fromkeys(("an unknown method", "an unknown factory", "a picture as text"), ("decoder",)),
 }
 """Companions that a fault is about, where they are not the first."""
 

@@ -32,9 +32,9 @@ PRINTED = "printed.json"
 SLOWEST = 300  # seconds that no command should need, even on a busy machine
 
 
-def blocks(*languages: str) -> list[str]:
+def blocks(*languages: str, document: Path = DOCUMENT) -> list[str]:
     """The document's blocks in any of these languages, in order."""
-    found = re.findall(r"^```(\w+)\n(.*?)^```$", DOCUMENT.read_text(), re.DOTALL | re.MULTILINE)
+    found = re.findall(r"^```(\w+)\n(.*?)^```$", document.read_text(), re.DOTALL | re.MULTILINE)
     return [text for language, text in found if language in languages]
 
 
@@ -69,16 +69,16 @@ def printed(folder: Path) -> dict[str, str]:
     return json.loads((folder / PRINTED).read_text())
 
 
-def carry_out(place: Path) -> None:
+def carry_out(place: Path, document: Path = DOCUMENT) -> None:
     """Write the document's files, run its commands, and keep what they print."""
     place.mkdir()
-    for text in blocks("python", "toml"):
+    for text in blocks("python", "toml", document=document):
         name = re.match(r"# (\w+\.(?:py|toml))\n", text)
         assert name, f"a block that names no file, so that nothing tests it:\n{text}"
         assert not (place / name[1]).exists(), f"{name[1]} is there twice"
         (place / name[1]).write_text(text)
     printed = {}
-    for text in blocks("console"):
+    for text in blocks("console", document=document):
         for line in text.splitlines():
             if line.startswith("$ "):
                 printed[line[2:]] = run(line[2:], place)

@@ -38,8 +38,8 @@ def test_threads_and_callers_get_what_the_sampler_gives_alone(
 
 def test_each_set_up_and_engine_set_is_loaded_with_a_hundred_thousand_samples(load: Any) -> None:
     pairs = len(load.SET_UPS) * len(load.ENGINES)
-    assert load.SMALL == pairs
-    assert load.TRIALS == 2 * pairs
+    assert pairs == load.SMALL
+    assert 2 * pairs == load.TRIALS
     assert load.SAMPLES[1] == 100_000
 
 

@@ -50,9 +50,9 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], threading.Event]:
     def hold(method: str) -> threading.Event:
         go, genuine = threading.Event(), getattr(Companions, method)
 
-        def waiting(self: Companions, given: Any) -> Any:
-            assert go.wait(30)
-            return genuine(self, given)
+        def waiting(self: Companions, *given: Any) -> Any:
+            assert go.wait(60)
+            return genuine(self, *given)
 
         monkeypatch.setattr(Companions, method, waiting)
         return go
@@ -134,6 +134,14 @@ def test_what_does_not_fit_gets_a_sentence(client: Any, body: Any, told: str) ->
         assert told in answer.json()["detail"]
 
 
+def test_pictures_are_no_text(client: Any, sampler: Sampler) -> None:
+    with pytest.raises(UsageError, match="of tiny to read; expected a network whose decoder gives"):
+        sampler.texts(np.zeros((1, 3, 16, 16), np.float32))
+    answer = client.post("/samples", json={"prompt": "a"}, headers={"accept": "text/plain"})
+    assert answer.status_code == 422
+    assert "text/plain for samples of tiny that are no text" in answer.json()["detail"]
+
+
 def test_prompts_are_described(client: Any) -> None:
     schema = client.get("/openapi.json").json()["components"]["schemas"]["SampleBody"]
     assert {"prompt", "negative", "latents"} <= set(schema["properties"])
@@ -165,17 +173,17 @@ def test_others_are_sampled_while_companions_work(
         eventually(lambda: scheduler.load().active == 2)
         go = held("_encode")
         encoded = scheduler.submit(SMALL, prompt="a photo of the sky", decode=True)
-        near(long.result(30), sampler.sample(2, **given, guidance=1.0, steps=300))
+        near(long.result(60), sampler.sample(2, **given, guidance=1.0, steps=300))
         assert not encoded.done()
         go.set()
-        encoded.result(30)
+        encoded.result(60)
         go = held("decoded")
         decoded = scheduler.submit(SMALL, prompt="a cat", decode=True)
-        near(scheduler.submit(plain).result(30), sampler.sample(2, **given, guidance=1.0))
-        near(scheduler.submit(SMALL, prompt="the sky").result(30), sampler.sample(prompt="the sky"))
+        near(scheduler.submit(plain).result(60), sampler.sample(2, **given, guidance=1.0))
+        near(scheduler.submit(SMALL, prompt="the sky").result(60), sampler.sample(prompt="the sky"))
         assert not decoded.done()
         go.set()
-        near(decoded.result(30), sampler.sample(prompt="a cat", decode=True))
+        near(decoded.result(60), sampler.sample(prompt="a cat", decode=True))
 
 
 @pytest.mark.parametrize("joining", [True, False])
@@ -189,7 +197,7 @@ def test_the_scheduler_gives_what_the_sampler_does(sampler: Sampler, joining: bo
         ]
         for seed, future in enumerate(futures):
             expected = sampler.sample(prompt=PROMPTS[:2], seed=seed, decode=seed % 2 == 0, steps=4)
-            near(future.result(30), expected)
+            near(future.result(60), expected)
 
 
 @pytest.mark.parametrize("method", ["_encode", "decoded"])
@@ -211,9 +219,9 @@ def test_a_request_may_end_while_its_prompt_or_its_samples_wait(
         assert gone.cancel()
         time.sleep(2)
         go.set()
-        assert first.result(30).shape == (1, 3, 16, 16)
+        assert first.result(60).shape == (1, 3, 16, 16)
         with pytest.raises(DeadlineError):
-            late.result(30)
+            late.result(60)
         eventually(lambda: scheduler.load() == Load(0, 0, 0.0))
 
 
@@ -232,8 +240,8 @@ def test_companions_that_fail_fail_their_request_alone(
         fails = scheduler.submit(SMALL, prompt="a dog")
         works = scheduler.submit(SMALL, prompt="a cat")
         with pytest.raises(NonFiniteError):
-            fails.result(30)
-        assert works.result(30).shape == (1, 4, 8, 8)
+            fails.result(60)
+        assert works.result(60).shape == (1, 4, 8, 8)
         with pytest.raises(UsageError, match="2 prompts for 1 samples"):
             scheduler.submit(SMALL, prompt=["a", "b"])
 
