@@ -52,7 +52,7 @@ class CompanionThreads:
 
     def finish(self, timeout: float | None = None) -> None:
         """Wait until what has been sampled is decoded."""
-        if self._sampler.companions is not None:
+        if self._sampler.companions is not None and not self.stopping:
             wait([self._decoding.submit(int)], timeout)
 
     def close(self) -> None:
