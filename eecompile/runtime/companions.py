@@ -294,11 +294,11 @@ def prompted(
             found = companions.encoded(texts, negative=True)
             nulls |= _one_or_each({name: found[name] for name in needed})
         for name in set(known) - made - set(nulls):
-            default = known[name].default
-            usual = None if isinstance(default, str) else default  # "cycle"
-            stays = conditions.get(name, usual)
-            if known[name].null is None and stays is not None:
-                nulls[name] = stays
+            spec = known[name]
+            if spec.null is None and name in conditions:
+                nulls[name] = conditions[name]
+            elif spec.null is None and isinstance(spec.default, int | float):
+                nulls[name] = np.array(spec.default, spec.dtype)
     return msgspec.structs.replace(request, conditions=conditions, nulls=nulls)
 
 

@@ -43,7 +43,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "flux": {"height": 16, "width": 16, "guidance_scale": 3.5},
     "stable_diffusion_xl": {},
     "auraflow": {},
-    "hunyuan": {"use_resolution_binning": False},
+    "hunyuan": {"height": 64, "width": 64, "use_resolution_binning": False},
     "sana": {"height": 32, "width": 32, "use_resolution_binning": False},
     "lumina2": {"height": 64, "width": 64, "cfg_normalization": False},
     "ltx": {"height": 64, "width": 64, "num_frames": 17},
@@ -52,7 +52,7 @@ CALLS: dict[str, dict[str, Any]] = {
 }
 CONDITIONS: dict[str, dict[str, Any]] = {
     "stable_diffusion_xl": {"sizes": [16, 16, 0, 0, 16, 16]},
-    "hunyuan": {"sizes": [1024, 1024, 16, 16, 0, 0]},
+    "hunyuan": {"sizes": [1024, 1024, 64, 64, 0, 0]},
 }
 """What is given beside prompts."""
 TOKENS = {"flux": 16, "qwen_image": 16, "ltx": 12}
