@@ -144,8 +144,8 @@ def test_a_number_of_threads_is_honoured(build: Build) -> None:
         with open_engine(build(), threads=threads)[0] as engine:
             found = evaluate(engine, 12, 3, seed=4)
             for model in engine._models:  # type: ignore[attr-defined]
-                assert model.get_property("INFERENCE_NUM_THREADS") == threads
-                assert model.get_property("ENABLE_CPU_PINNING") is False
+                assert model.compiled.get_property("INFERENCE_NUM_THREADS") == threads
+                assert model.compiled.get_property("ENABLE_CPU_PINNING") is False
         wanted = found if wanted is None else wanted
         np.testing.assert_allclose(found, wanted, atol=2e-5)
 
@@ -204,7 +204,28 @@ def test_models_of_one_batch_size_give_what_those_of_all_sizes_do(
         assert {batch for (_, batch), model in fixed.items() if model} == {1, 16}
         assert not any(plain._fixed.values())  # type: ignore[attr-defined]
         model = next(model for (_, batch), model in fixed.items() if batch == 16)
-        assert all(not place.get_partial_shape().is_dynamic for place in model.inputs)
+        assert all(not place.get_partial_shape().is_dynamic for place in model.compiled.inputs)
+
+
+def test_requests_of_a_model_are_made_and_dropped_while_none_of_them_runs(build: Build) -> None:
+    with open_engine(build())[0] as engine:
+        evaluate(engine, 3, 16, seed=1)
+        (model,) = [model for model in engine._fixed.values() if model]  # type: ignore[attr-defined]
+        made: list[bool] = []
+        compiled = model.compiled
+
+        class Counted:
+            def create_infer_request(self) -> Any:
+                made.append(model._lock.locked())
+                return compiled.create_infer_request()
+
+        model.compiled = Counted()
+        assert len(model._dropped) == 1  # the first evaluation's, whose arrays are gone
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda seed: evaluate(engine, 3, 16, seed=seed), range(8)))
+        assert made == [True] * 8
+        evaluate(engine, 3, 16, seed=1)
+        assert len(model._dropped) == 1
 
 
 def test_models_of_one_batch_size_are_opened_once_by_several_threads(build: Build) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import product
@@ -112,22 +113,24 @@ class OpenvinoEngine(Engine):
         check_listed(folder, manifest, [WEIGHTS])
         self._files = {record.name for record in manifest.files}
         built = manifest.versions.get("openvino", "of an unknown version")
-        self._models = [
+        models = [
             self._from_blob(segment) or self._from_graph(segment, built)
             for segment in self._segments
         ]
-        for segment, model in zip(self._segments, self._models, strict=True):
+        for segment, model in zip(self._segments, models, strict=True):
             check_tensors(segment, manifest, segment.inputs, _tensors(model.inputs), _TYPES)
             check_tensors(segment, manifest, segment.outputs, _tensors(model.outputs), _TYPES)
+        self._models = list(map(_Model, models))
         self._sizes = {manifest.target.batch.min, manifest.target.batch.opt}
-        self._fixed: dict[tuple[int, int], Any] = {}
+        self._fixed: dict[tuple[int, int], _Model | None] = {}
         self._lock = threading.Lock()
 
-    def model(self, index: int, batch: int) -> Any:
+    def model(self, index: int, batch: int) -> _Model:
         """A segment's model for a batch of that size, or else for all sizes."""
         with self._lock:
             if (index, batch) not in self._fixed:
-                self._fixed[index, batch] = self._from_blob(self._segments[index], batch)
+                found = self._from_blob(self._segments[index], batch)
+                self._fixed[index, batch] = found and _Model(found)
             return self._fixed[index, batch] or self._models[index]
 
     def open_all(self) -> None:
@@ -197,6 +200,42 @@ def _tensors(ports: Sequence[Any]) -> dict[str, tuple[str, list[int | None]]]:
     }
 
 
+class _Model:
+    """A compiled model, whose requests are made, run and dropped one at a time.
+
+    It has one stream, on which they would wait for each other anyway. OpenVINO's CPU plugin does
+    not keep them apart: it crashes now and then where a request is made while another one of the
+    same model runs (2026.4).
+    """
+
+    def __init__(self, compiled: Any) -> None:
+        self.compiled, self._lock = compiled, threading.Lock()
+        self._dropped: deque[Any] = deque()
+
+    @contextmanager
+    def running(self, request: _Request) -> Iterator[Any]:
+        """OpenVINO's own request, which is made when it is first asked for."""
+        with self._lock:
+            self._dropped.clear()
+            if request.own is None:
+                request.own = self.compiled.create_infer_request()
+            yield request.own
+
+    def drop(self, own: Any) -> None:
+        """Drop a request before the next one runs: whoever drops it may not wait."""
+        self._dropped.append(own)
+
+
+class _Request:
+    """A request of a model."""
+
+    def __init__(self, model: _Model) -> None:
+        self.model, self.own = model, None
+
+    def __del__(self) -> None:
+        self.model.drop(self.own)
+
+
 class _Bound:
     """Evaluations on fixed arrays, with a request for each segment that they have needed."""
 
@@ -216,7 +255,7 @@ class _Bound:
         self._crossing = {name: self._shared(array) for name, array in tensors.items()}
         self._tensors = {name: self._shared(array) for name, array in inputs.items()}
         self._tensors |= self._crossing
-        self._requests: dict[int, Any] = {}
+        self._requests: dict[int, _Request] = {}
 
     def __call__(self, depth: int, stretch: Stretch = WHOLE) -> None:
         """Evaluate the network at ``depth``, or that stretch of it."""
@@ -227,20 +266,21 @@ class _Bound:
             if not stretch.holds(segment.level):
                 continue
             if index not in self._requests:
-                model = engine.model(index, self._batch)
-                self._requests[index] = model.create_infer_request()
-            request = self._requests[index]
-            for name in segment.inputs:
-                request.set_tensor(name, self._tensors[name])
-            for name in segment.outputs:
-                if name in self._crossing:
-                    request.set_tensor(name, self._crossing[name])
-                elif name in engine._results:
-                    request.set_tensor(name, results[name] if name in results else self._own(name))
-            request.infer(share_outputs=True)
-            for name in segment.outputs:
-                if name not in self._crossing:
-                    self._tensors[name] = request.get_tensor(name)
+                self._requests[index] = _Request(engine.model(index, self._batch))
+            asked = self._requests[index]
+            with asked.model.running(asked) as request:
+                for name in segment.inputs:
+                    request.set_tensor(name, self._tensors[name])
+                for name in segment.outputs:
+                    if name in self._crossing:
+                        request.set_tensor(name, self._crossing[name])
+                    elif name in engine._results:
+                        known = results[name] if name in results else self._own(name)
+                        request.set_tensor(name, known)
+                request.infer(share_outputs=True)
+                for name in segment.outputs:
+                    if name not in self._crossing:
+                        self._tensors[name] = request.get_tensor(name)
 
     def _own(self, name: str) -> Any:
         """Room for a tensor that is another exit's result, and in this one is not."""
