@@ -50,7 +50,7 @@ def trial(work: Path, number: int, seed: int) -> Outcome:
     given = KINDS[kind](draws, made)
     if given.name:
         made.out = made.folder / given.name
-        made.out.mkdir()
+        made.out.mkdir(parents=True)  # "[/]" is a folder in another
     env = {"TMPDIR": str(made.folder / "tmp"), **given.env}
     changed = {**environment(), **env}
     options = {"env": {k: v for k, v in changed.items() if v is not None}, **given.options}
