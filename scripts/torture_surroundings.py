@@ -125,7 +125,8 @@ def _named(draws: random.Random, made: Trial) -> Surroundings:
         "%s{0}",
         "b\udcff",
     )
-    return Surroundings(name=draws.choice(names))
+    name = draws.choice(names)
+    return Surroundings(name=name, refused=name == names[-1])  # what is no UTF-8 may be
 
 
 def _long(draws: random.Random, made: Trial) -> Surroundings:

@@ -13,6 +13,7 @@ from eecompile.compiler.verify import Evaluate, Outputs
 from eecompile.errors import BackendError
 from eecompile.programs.interface import Interface
 from eecompile.store.bundle import exit_graph_name, output_names
+from eecompile.store.files import in_utf8
 
 
 def session_from_graph(path: Path) -> onnxruntime.InferenceSession:
@@ -37,7 +38,7 @@ def optimised_graph(path: Path, output: Path) -> None:
     Weights of the result lie in a file beside it.
     """
     options = _options(onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED)
-    options.optimized_model_filepath = str(output)
+    options.optimized_model_filepath = in_utf8(output)
     prefix = "session.optimized_model_external_initializers"
     options.add_session_config_entry(f"{prefix}_file_name", f"{output.stem}.bin")
     options.add_session_config_entry(f"{prefix}_min_size_in_bytes", "256")
@@ -80,8 +81,9 @@ def evaluate_apart(folder: Path, interface: Interface) -> Evaluate:
 
 
 def _session(path: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    name = in_utf8(path)
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(name, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors share no base class
         raise BackendError(
             found=f"{path.name} refused by ONNX Runtime {onnxruntime.__version__} "

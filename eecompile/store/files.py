@@ -41,6 +41,22 @@ def is_folder(path: Path) -> bool:
     return os.path.isdir(path)  # noqa: PTH112
 
 
+def in_utf8(path: Path) -> str:
+    """A path as libraries take it that know no other encoding of names, whatever the locale.
+
+    Raises:
+        UsageError: the path is no UTF-8.
+    """
+    try:
+        return os.fsencode(path).decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            found=f"the path {str(path)!a}, which is no UTF-8",
+            expected="a path that the libraries of engines can open",
+            remedy="rename the folder, or choose another place",
+        ) from error
+
+
 def beside(path: Path, ending: str) -> Path:
     """A hidden path beside another, for what is to become it: ``.NAME.ENDING``.
 

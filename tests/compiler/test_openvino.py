@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -381,22 +378,3 @@ def test_sampling_needs_no_compiler_and_sends_no_telemetry(build: Build) -> None
         "import openvino_telemetry\n"
     )
     assert run(code, str(build())).splitlines() == ["(3, 1, 28, 28)", "[]"]
-
-
-@pytest.mark.posix
-def test_paths_are_utf8_where_the_locale_has_none() -> None:
-    code = (
-        "import os, sys; from pathlib import Path; "
-        "from eecompile.runtime.engines.openvino import in_utf8; "
-        "print(ascii(in_utf8(Path(sys.argv[1]))))"
-    )
-    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    for name, words in (("données", "'donn\\xe9es'"), ("b\udcff", "which is no UTF-8")):
-        ran = subprocess.run(
-            [sys.executable, "-c", code, os.fsencode(name)],
-            env=os.environ | plain,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert words in ran.stdout + ran.stderr

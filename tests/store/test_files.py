@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -168,3 +170,22 @@ def test_another_format_is_told_of(tmp_path: Path) -> None:
     path.write_bytes(msgspec.json.encode(Form(3, 7)))
     with pytest.raises(FormatError, match=r"form of format 3 .* format 2; make again"):
         read(path)
+
+
+@pytest.mark.posix
+def test_paths_are_utf8_where_the_locale_has_none() -> None:
+    code = (
+        "import os, sys; from pathlib import Path; "
+        "from eecompile.store.files import in_utf8; "
+        "print(ascii(in_utf8(Path(sys.argv[1]))))"
+    )
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    for name, words in (("données", "'donn\\xe9es'"), ("b\udcff", "which is no UTF-8")):
+        ran = subprocess.run(
+            [sys.executable, "-c", code, os.fsencode(name)],
+            env=os.environ | plain,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert words in ran.stdout + ran.stderr

@@ -16,6 +16,7 @@ from eecompile.runtime.engines.tensors import check_tensors, shapes
 from eecompile.runtime.protocol import CompanionEngine
 from eecompile.store.bundle import EngineManifest, Segment
 from eecompile.store.companions import Companion
+from eecompile.store.files import in_utf8
 from eecompile.store.target import Target
 
 if TYPE_CHECKING:
@@ -120,8 +121,8 @@ def open_session(
     built = manifest.versions.get("onnxruntime", "of an unknown version")
     first = providers[0] if isinstance(providers[0], str) else providers[0][0]
     on_gpu = first != PROVIDERS["cpu"]
+    path = in_utf8(opening(folder / segment.file))
     try:
-        path = str(opening(folder / segment.file))
         session: onnxruntime.InferenceSession = runtime.InferenceSession(
             path, options, providers=list(providers)
         )
@@ -156,11 +157,10 @@ class OnnxRuntimeCompanion(CompanionEngine):
         options = session_options(runtime, threads)
         options.enable_cpu_mem_arena = False
         self._companion, self._version = companion, runtime.__version__
+        path = in_utf8(opening(folder / companion.file))
         with self._blaming(companion.file):
             self._session = runtime.InferenceSession(
-                str(opening(folder / companion.file)),
-                options,
-                providers=[PROVIDERS[provider(target)]],
+                path, options, providers=[PROVIDERS[provider(target)]]
             )
 
     def run(self, inputs: Inputs) -> list[Array]:

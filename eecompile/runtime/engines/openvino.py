@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 import threading
 from collections import deque
@@ -25,6 +24,7 @@ from eecompile.runtime.protocol import CompanionEngine, Engine
 from eecompile.runtime.trajectory.plan import NONE, WHOLE, BoundEvaluation, Stretch
 from eecompile.store.bundle import EngineManifest, ExitPlan, Segment, check_listed
 from eecompile.store.companions import Companion
+from eecompile.store.files import in_utf8
 from eecompile.store.target import Target
 
 WEIGHTS = "weights.bin"  # the weights of all segments, every tensor once
@@ -355,22 +355,6 @@ def blob_options(folder: Path) -> dict[str, object]:
     """Further properties where a blob is written or read: its weights are the folder's."""
     weights = in_utf8(folder / WEIGHTS)
     return {"CACHE_MODE": "OPTIMIZE_SIZE", "ENABLE_WEIGHTLESS": True, "WEIGHTS_PATH": weights}
-
-
-def in_utf8(path: Path) -> str:
-    """A path as OpenVINO's properties take it: in UTF-8, whatever the locale says of names.
-
-    Raises:
-        BackendError: the path is no UTF-8.
-    """
-    try:
-        return os.fsencode(path).decode()
-    except UnicodeDecodeError as error:
-        raise BackendError(
-            found=f"the path {str(path)!a}, which is no UTF-8",
-            expected="one that OpenVINO can open",
-            remedy="rename the folder, or choose another place",
-        ) from error
 
 
 def blob_name(runtime: Any, core: Any, segment: str, batch: int = 0) -> str:
