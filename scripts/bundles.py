@@ -51,6 +51,11 @@ NETWORKS = {
     "DiT-XL/2": ("dit-xl2-256", {}),
     "DiT-XL/2 of diffusers": ("dit-xl2-256-diffusers", {}),
     "PixArt-alpha 512": ("pixart-alpha-512", {}),
+    # Its U-Net alone, without encoder and decoder.
+    "Stable Diffusion 1.5": (
+        "stable-diffusion-v1-5",
+        {r"(?s)\[encoders\..*?(?=\[sampling\])": "", "guidance = .*": "guidance = 1"},
+    ),
     # Of its true width and heads, for a smaller picture.
     "PixArt-alpha 256, 6 layers": (
         "pixart-alpha-512",

@@ -322,8 +322,9 @@ def test_pipelines_with_text_make_the_same_pictures(
     expected = made()
     assert expected.shape == (2 * each, 4, 8, 8)
     export_pipeline(pipe, tmp_path / "mine")
-    engine_set_from_bundle(tmp_path / "mine" / "bundle", Path("cpu"), tmp_path / "cpu")
+    built = engine_set_from_bundle(tmp_path / "mine" / "bundle", Path("cpu"), tmp_path / "cpu")
     with use_engines(pipe, tmp_path / "cpu", schedule="full"):
         assert (made() - expected).abs().max() < 1e-4 * expected.abs().max()
-    with use_engines(pipe, tmp_path / "cpu", schedule=["again", 2, 2, 2]):
+    whole = built.manifest.interface.exits[-1]
+    with use_engines(pipe, tmp_path / "cpu", schedule=["again", whole, whole, whole]):
         assert not torch.allclose(made(), expected)  # the last step forecasts

@@ -50,9 +50,9 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], threading.Event]:
     def hold(method: str) -> threading.Event:
         go, genuine = threading.Event(), getattr(Companions, method)
 
-        def waiting(self: Companions, *given: Any) -> Any:
+        def waiting(self: Companions, *given: Any, **more: Any) -> Any:
             assert go.wait(60)
-            return genuine(self, *given)
+            return genuine(self, *given, **more)
 
         monkeypatch.setattr(Companions, method, waiting)
         return go
@@ -230,10 +230,10 @@ def test_companions_that_fail_fail_their_request_alone(
 ) -> None:
     genuine = Companions.encoded
 
-    def encoded(self: Companions, prompts: Any) -> Any:
+    def encoded(self: Companions, prompts: Any, **more: Any) -> Any:
         if "a dog" in prompts:
             raise NonFiniteError(found="NaN", expected="none", remedy="fix")
-        return genuine(self, prompts)
+        return genuine(self, prompts, **more)
 
     monkeypatch.setattr(Companions, "encoded", encoded)
     with Scheduler(sampler) as scheduler:
