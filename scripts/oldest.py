@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 EXTRAS = ("build", "cpu", "openvino")
+RUNNERS = ("pytest", "hypothesis")
 TESTS = ("tests/golden/test_samples.py", "tests/store/test_files.py")
 
 
@@ -26,7 +27,7 @@ def oldest_versions() -> list[str]:
     extras = project["optional-dependencies"]
     texts = [*project["dependencies"], *(text for extra in EXTRAS for text in extras[extra])]
     needed = [*map(Requirement, texts)]
-    needed += [each for each in map(Requirement, extras["dev"]) if each.name == "pytest"]
+    needed += [each for each in map(Requirement, extras["dev"]) if each.name in RUNNERS]
     return [
         f"{each.name}{str(each.specifier).replace('>=', '==')}"
         for each in needed

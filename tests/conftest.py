@@ -26,8 +26,13 @@ except ImportError:  # on Windows
 
 import pytest
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 
 from eecompile.runtime.sampler import Sampler
+
+# How long an example takes says nothing on a machine that does other things, too.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 Beside = Callable[[str], str]
 Shared = Callable[[str, Callable[[Path], object]], Path]

@@ -103,7 +103,7 @@ def evaluate(
     return values[output]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(case=specs(), seed=st.integers(0, 99))
 def test_chained_per_exit_and_torch_agree(case: tuple[Spec, dict[int, int]], seed: int) -> None:
     spec, outputs = case
@@ -258,7 +258,7 @@ def by_exit(model: ir.Model, exits: Iterable[int]) -> dict[int, list[ir.Value]]:
     return {d: [value] for d, value in zip(exits, model.graph.outputs, strict=True)}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(network=blocks(), seed=st.integers(0, 99))
 def test_files_of_a_network_merge_into_it(network: Blocks, seed: int) -> None:
     draws = np.random.default_rng(seed)

@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from eecompile.programs.choice import Choice, Exit, Forecast
 from eecompile.programs.forecasts import forecasts
@@ -44,7 +44,6 @@ def test_weights_are_lagranges() -> None:
 
 
 @pytest.mark.parametrize("name", PROCESSES)
-@settings(deadline=None)
 @given(data=st.data())
 def test_weights_are_exact_for_polynomials_of_their_order(name: str, data: st.DataObject) -> None:
     """Sums to 1, too: the constant is such a polynomial."""
@@ -71,7 +70,6 @@ def _place(process: Process | None, time: float) -> float:
     return point.sigma
 
 
-@settings(deadline=None)
 @given(data=st.data())
 def test_of_evaluations_at_one_moment_the_latest_counts(data: st.DataObject) -> None:
     """Against Neville's scheme; times that only rounding tells apart are one moment."""

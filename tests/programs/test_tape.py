@@ -66,7 +66,7 @@ def cases(draw: Any) -> tuple[str, Process, int, dict[str, Any]]:
     return name, process, steps, options
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(case=cases(), depths=st.lists(st.integers(1, 12), min_size=1, max_size=10))
 def test_every_program_is_sound(case: Any, depths: list[int]) -> None:
     name, process, steps, options = case

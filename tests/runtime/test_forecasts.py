@@ -89,7 +89,7 @@ CHOICES = st.lists(
 
 
 @pytest.mark.parametrize(("solver", "kind"), KINDS)
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(max_examples=8, suppress_health_check=list(HealthCheck))
 @given(choices=CHOICES, steps=st.integers(8, 14), guidance=st.sampled_from([1.0, 2.5]))
 def test_programs_with_forecasts_equal_an_interpreter(
     solver: str, kind: str, choices: list[Choice], steps: int, guidance: float
@@ -200,7 +200,7 @@ def _state_update(program: Program, index: int) -> Any:
     return update.terms
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(orders=st.lists(st.sampled_from([None, None, 0, 1, 2]), max_size=16))
 def test_as_many_predictions_are_kept_as_are_alive(orders: list[int | None]) -> None:
     choices = [Exit(3)] * 3 + [Exit(3) if each is None else Forecast(each) for each in orders]

@@ -15,7 +15,7 @@ from typing import Any
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from msgspec.structs import replace
 
 from eecompile.errors import BackendError, ConditionError, NonFiniteError, UsageError
@@ -73,7 +73,6 @@ REQUEST = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(
     requests=st.lists(REQUEST, min_size=1, max_size=5),
     largest=st.integers(1, 9),

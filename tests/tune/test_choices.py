@@ -37,7 +37,7 @@ def test_what_may_be_used() -> None:
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_the_schedule_makes_the_picks(solver: str, data: st.DataObject) -> None:
     made = program(solver, 8)
