@@ -16,7 +16,7 @@ from eecompile.compiler.graph.clean import clean
 from eecompile.compiler.graph.merge import joined
 from eecompile.compiler.graph.numbering import NumberValues
 from eecompile.compiler.graph.operators import check_operators
-from eecompile.compiler.sessions import session_from_graph
+from eecompile.compiler.sessions import run_session, session_from_graph
 from eecompile.compiler.verify import Evaluate, Outputs
 from eecompile.errors import EecompileError, TraceError
 from eecompile.programs.interface import Interface
@@ -76,7 +76,7 @@ def _run(
     given = {
         name: feeds[name].astype(_NUMBERS.get(kind, np.float32)) for name, kind in wanted.items()
     }
-    results: list[Array] = session.run(None, given)
+    results = run_session(session, given, [value.name for value in session.get_outputs()])
     return np.split(results[0], parts, axis=1) if len(results) < parts else results[:parts]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -50,9 +51,14 @@ def run_session(
     values: Inputs,
     outputs: Sequence[str],
 ) -> list[Array]:
-    """Evaluate ``outputs``; ``values`` may hold more than the session reads."""
+    """Evaluate ``outputs``; ``values`` may hold more than the session reads.
+
+    Raises:
+        BackendError: an operator fails at these values.
+    """
     feeds = {value.name: values[value.name] for value in session.get_inputs()}
-    results: list[Array] = session.run(list(outputs), feeds)
+    with _blaming("an evaluation"):
+        results: list[Array] = session.run(list(outputs), feeds)
     return results
 
 
@@ -82,11 +88,17 @@ def evaluate_apart(folder: Path, interface: Interface) -> Evaluate:
 
 def _session(path: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
     name = in_utf8(path)
-    try:
+    with _blaming(path.name):
         return onnxruntime.InferenceSession(name, options, providers=["CPUExecutionProvider"])
+
+
+@contextmanager
+def _blaming(what: str) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # onnxruntime's errors share no base class
         raise BackendError(
-            found=f"{path.name} refused by ONNX Runtime {onnxruntime.__version__} "
+            found=f"{what} refused by ONNX Runtime {onnxruntime.__version__} "
             f"({' '.join(str(error).split())[:300]})",
             expected="a graph that it can run, to verify it",
             remedy="check that operator in the network, or upgrade onnxruntime",

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from eecompile.compiler.build import engine_set_from_bundle
 from eecompile.compiler.export import bundle_from_recipe
-from eecompile.errors import RecipeError, TraceError, VerificationError
+from eecompile.errors import BackendError, RecipeError, TraceError, VerificationError
 from eecompile.runtime.sampler import Sampler
 from eecompile.store.bundle import open_bundle
 from tests.conftest import TARGETS
@@ -225,6 +225,22 @@ def test_a_weight_with_more_bytes_than_its_shape_has_is_refused(
     small.graph.initializer[1].data_type = TensorProto.INT8  # a byte each, where four are
     path = write(small, network([1, 2]))
     with pytest.raises(TraceError, match=r"small\.onnx, which is no valid ONNX model.*size 256"):
+        bundle_from_recipe(path, tmp_path / "bundle")
+
+
+def test_an_operator_that_fails_where_it_runs_is_told(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    small = network([1])
+    small.graph.initializer.append(numpy_helper.from_array(np.array([1 << 40, -1]), "lengths"))
+    (last,) = (node for node in small.graph.node if node.output[0] == small.graph.output[0].name)
+    name = last.output[0]
+    last.output[0] = "before"
+    for reads, lengths, gives in (("before", "lengths", "wide"), ("wide", "back", name)):
+        small.graph.node.append(helper.make_node("Reshape", [reads, lengths], [gives]))
+    small.graph.initializer.append(numpy_helper.from_array(np.array([-1, 8]), "back"))
+    path = write(small, network([1, 2]))
+    with pytest.raises(BackendError, match=r"an evaluation refused by ONNX Runtime .*Reshape"):
         bundle_from_recipe(path, tmp_path / "bundle")
 
 
