@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
-from children import in_child, random_checkpoint
+from children import in_child, random_checkpoint, random_t5
 from results import ROOT
 
 from eecompile.compiler import bundle_from_recipe, engine_set_from_bundle
@@ -56,6 +56,13 @@ NETWORKS = {
         "stable-diffusion-v1-5",
         {r"(?s)\[encoders\..*?(?=\[sampling\])": "", "guidance = .*": "guidance = 1"},
     ),
+    "PixArt-Sigma 1024 with 6 of 24 layers of T5-XXL": (
+        "pixart-sigma-xl-2-1024-ms",
+        {
+            r"\.\./checkpoints/[^/]*/(text_encoder|tokenizer)": "t5",
+            r"(?s)\[decoder\].*?(?=\[sampling\])": "",
+        },
+    ),
     # Of its true width and heads, for a smaller picture.
     "PixArt-alpha 256, 6 layers": (
         "pixart-alpha-512",
@@ -83,8 +90,11 @@ def changed_recipe(recipe: str, changes: Mapping[str, str], work: Path) -> tuple
         assert count, old
     work.mkdir(exist_ok=True)
     path = work / "recipe.toml"
-    path.write_text(re.sub('checkpoint = ".*"', 'checkpoint = "weights.safetensors"', text))
-    return path, in_child(random_checkpoint, path)
+    path.write_text(
+        re.sub('checkpoint = ".*"', 'checkpoint = "weights.safetensors"', text, count=1)
+    )
+    size = in_child(random_checkpoint, path)
+    return path, size + (in_child(random_t5, work / "t5") if '"t5"' in text else 0)
 
 
 def bundles_of(recipe: Path, work: Path) -> tuple[Path, Path]:
