@@ -25,7 +25,7 @@ from eecompile.programs.interface import Interface
 from eecompile.programs.meaning import interface_problems
 from eecompile.store.companions import DECODER, Companion, encoder_name, tokenizer_files
 from eecompile.store.files import file_bytes, outline
-from eecompile.store.meaning import plan_problems, segment_problems, span_problems
+from eecompile.store.meaning import cut_problems, plan_problems, segment_problems, span_problems
 from eecompile.store.signature import SIGNATURE, check_signature
 from eecompile.store.target import Target
 
@@ -513,6 +513,8 @@ def _bundle_problems(manifest: BundleManifest) -> Iterator[str]:
     found = [(graph.depth, graph.graph) for graph in manifest.exits]
     if found != [(depth, exit_graph_name(depth)) for depth in exits]:
         yield f"graphs {found} for exits {list(exits)}"
+    for span in manifest.spans:
+        yield from cut_problems(manifest.interface, span)
     yield from _other_companions(manifest)
 
 

@@ -99,12 +99,18 @@ def plan_problems(
         yield f"exit {plan.depth} without {sorted(missing)}"
 
 
+def cut_problems(interface: Interface, span: _Span) -> Iterator[str]:
+    """What cannot be of a span's ends."""
+    if (span.start, span.stop) not in interface.spans:
+        yield f"span {span.start}-{span.stop} at the cuts {list(interface.cuts)}"
+
+
 def span_problems(interface: Interface, segments: Sequence[_Segment], span: _Span) -> Iterator[str]:
     """What cannot be of a span: it is at cuts, and all tensors that leave it do."""
-    name = f"span {span.start}-{span.stop}"
-    if not span.start < span.stop or {span.start, span.stop} - set(interface.cuts):
-        yield f"{name} at the cuts {list(interface.cuts)}"
+    if problems := list(cut_problems(interface, span)):
+        yield from problems
         return
+    name = f"span {span.start}-{span.stop}"
     level = {output: segment.level for segment in segments for output in segment.outputs}
     skipped = {output for output, at in level.items() if span.start < at <= span.stop}
     after = {

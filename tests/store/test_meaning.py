@@ -100,6 +100,7 @@ def bundle() -> dict[str, Any]:
             )
             for d in PLANS
         ),
+        spans=(SpanPlan(start=0, stop=1, tensors=(), bytes=0),),
         files=(),
         sharing=(),
         versions={},
@@ -194,6 +195,7 @@ BUNDLES = [
     ("exits.0.depth", 2, "graphs [(2, 'exit-001.onnx')"),
     ("exits.0.graph", "exit-002.onnx", "graphs [(1, 'exit-002.onnx')"),
     ("exits", [], "graphs []"),
+    ("spans.0.stop", 0, "span 0-0 at the cuts [0, 1, 2]"),
 ]
 
 
