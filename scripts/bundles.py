@@ -56,9 +56,11 @@ NETWORKS = {
         "stable-diffusion-v1-5",
         {r"(?s)\[encoders\..*?(?=\[sampling\])": "", "guidance = .*": "guidance = 1"},
     ),
-    "PixArt-Sigma 1024 with 6 of 24 layers of T5-XXL": (
+    "PixArt-Sigma 256 with 6 of 24 layers of T5-XXL": (
         "pixart-sigma-xl-2-1024-ms",
         {
+            "sample_size = .*": "sample_size = 32",
+            r"shape = \[4, 128, 128\]": "shape = [4, 32, 32]",
             r"\.\./checkpoints/[^/]*/(text_encoder|tokenizer)": "t5",
             r"(?s)\[decoder\].*?(?=\[sampling\])": "",
         },
