@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
-from children import in_child, random_checkpoint, random_t5
+from children import in_child, random_checkpoint
 from results import ROOT
 
 from eecompile.compiler import bundle_from_recipe, engine_set_from_bundle
@@ -55,15 +55,6 @@ NETWORKS = {
     "Stable Diffusion 1.5": (
         "stable-diffusion-v1-5",
         {r"(?s)\[encoders\..*?(?=\[sampling\])": "", "guidance = .*": "guidance = 1"},
-    ),
-    "PixArt-Sigma 256 with 6 of 24 layers of T5-XXL": (
-        "pixart-sigma-xl-2-1024-ms",
-        {
-            "sample_size = .*": "sample_size = 32",
-            r"shape = \[4, 128, 128\]": "shape = [4, 32, 32]",
-            r"\.\./checkpoints/[^/]*/(text_encoder|tokenizer)": "t5",
-            r"(?s)\[decoder\].*?(?=\[sampling\])": "",
-        },
     ),
     # Of its true width and heads, for a smaller picture.
     "PixArt-alpha 256, 6 layers": (

@@ -138,26 +138,6 @@ def random_checkpoint(path: str) -> int:
     return sum(sizes.values())
 
 
-def random_t5(folder: str) -> int:
-    """Write T5-XXL's encoder, of 6 layers and filled at random, and a tokenizer; its bytes."""
-    import torch
-    from tokenizers import Tokenizer, models, processors
-    from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
-
-    torch.manual_seed(0)
-    sizes = {"d_model": 4096, "d_ff": 10240, "num_layers": 6, "num_heads": 64, "d_kv": 64}
-    encoder = T5EncoderModel(T5Config(**sizes, feed_forward_proj="gated-gelu", vocab_size=32128))
-    encoder.save_pretrained(folder)
-    marks = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    pieces = [(piece, -1.0) for piece in (*marks.values(), *"abcdefghijklmnopqrstuvwxyz ")]
-    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", 1)]
-    )
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **marks).save_pretrained(folder)
-    return 4 * sum(tensor.numel() for tensor in encoder.parameters())
-
-
 def exported(path: str, folder: str, alone: bool) -> Row:
     """Export once, all exits or full depth alone: seconds, bytes, error, peak memory.
 
