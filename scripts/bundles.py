@@ -83,11 +83,8 @@ def changed_recipe(recipe: str, changes: Mapping[str, str], work: Path) -> tuple
         assert count, old
     work.mkdir(exist_ok=True)
     path = work / "recipe.toml"
-    path.write_text(
-        re.sub('checkpoint = ".*"', 'checkpoint = "weights.safetensors"', text, count=1)
-    )
-    size = in_child(random_checkpoint, path)
-    return path, size + (in_child(random_t5, work / "t5") if '"t5"' in text else 0)
+    path.write_text(re.sub('checkpoint = ".*"', 'checkpoint = "weights.safetensors"', text))
+    return path, in_child(random_checkpoint, path)
 
 
 def bundles_of(recipe: Path, work: Path) -> tuple[Path, Path]:
