@@ -19,6 +19,7 @@ from eecompile.runtime.engines._onnxruntime import PROVIDERS, session_options
 from eecompile.runtime.engines.openvino import import_openvino, model_options
 from eecompile.runtime.protocol import Engine
 from eecompile.store.bundle import exit_graph_name, output_names
+from eecompile.store.files import in_utf8
 
 UNLIMITED = 1 << 16  # samples in a batch of what has no limit of its own
 Evaluate = Callable[[Inputs], Sequence[Any]]
@@ -77,7 +78,7 @@ class OnnxRuntimePeer(Peer):
         import onnxruntime
 
         session = onnxruntime.InferenceSession(
-            str(self._bundle / exit_graph_name(depth)),
+            in_utf8(self._bundle / exit_graph_name(depth)),
             session_options(onnxruntime, self._threads),
             providers=[PROVIDERS["cpu"]],
         )

@@ -18,6 +18,7 @@ from eecompile.errors import BackendError, UsageError
 from eecompile.evaluate.data import Source, Space, chunks
 from eecompile.evaluate.kept import keep, kept
 from eecompile.store.bundle import sha256
+from eecompile.store.files import in_utf8
 
 _SIDE = 112  # pixels that EfficientNet-Lite0 sees of each side
 _BATCH = 20  # at a time: larger activations cost more in memory management than they save
@@ -216,8 +217,9 @@ def _session(path: Path) -> tuple[Any, str, list[Any]]:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    name = in_utf8(path)
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(name, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises many kinds
         raise BackendError(
             found=f"{path}, which ONNX Runtime refuses ({str(error).splitlines()[0]})",

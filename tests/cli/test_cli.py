@@ -449,14 +449,22 @@ def test_compare_without_docstrings_is_refused(small_bundle: Path, tmp_path: Pat
     fails((result.returncode, result.stdout, result.stderr), "-OO", "polygraphy")
 
 
-def test_export_in_little_address_space_is_refused(small_recipe: Path, tmp_path: Path) -> None:
-    arguments = ["export", str(small_recipe), "-o", str(tmp_path / "out")]
+@pytest.mark.parametrize(
+    ("arguments", "mebibytes"),
+    [(("export", "{recipe}", "-o", "out"), 500), (("evaluate", "--reference", "a.npy"), 1200)],
+)
+def test_what_needs_torch_is_refused_in_little_address_space(
+    small_recipe: Path, tmp_path: Path, arguments: tuple[str, ...], mebibytes: int
+) -> None:
+    given = [each.format(recipe=small_recipe) for each in arguments]
     result = subprocess.run(
-        ["prlimit", f"--as={500 * 2**20}", sys.executable, "-m", "eecompile", *arguments],
+        ["prlimit", f"--as={mebibytes * 2**20}", sys.executable, "-m", "eecompile", *given],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
     )
-    fails((result.returncode, result.stdout, result.stderr), "500 MiB", "ulimit -v")
+    fails((result.returncode, result.stdout, result.stderr), f"{mebibytes} MiB", "ulimit -v")
 
 
 @pytest.mark.posix
