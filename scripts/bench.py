@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
@@ -28,6 +29,7 @@ PEERS_TARGETS = {"onnxruntime": "cpu", "openvino bf16": "cpu-bf16"}
 SPANS = {"DiT-S/2": ((1, 4), 8, 5), "PixArt-alpha 256, 6 layers": ((1,), 2, 3)}
 SPAN_STEPS = 9
 LAYOUT_BATCHES = {"fashion-dit": (1, 16), "DiT-S/2": (1,)}
+PARTS = "default all, otherwise what was measured of the others stays."
 Rounds = Annotated[int, typer.Option(min=1, help="Measurements of each action.")]
 Seconds = Annotated[float, typer.Option(min=1, help="Of load, for each mode.")]
 Output = Annotated[Path | None, typer.Option(help="JSON; default under docs/benchmarks.")]
@@ -269,25 +271,43 @@ def spans(rounds: Rounds = 5, tables: Tables = False, output: Output = None) -> 
 
 
 @app.command()
-def precision(rounds: Rounds = 5, output: Output = None) -> None:
-    """INT8 and FP8 beside FP32 and BF16; samples, calibration, weights; precision-cpu.json."""
+def precision(
+    parts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help=f"Of samples, speed, calibration, weights, plans, large, choices; {PARTS}"
+        ),
+    ] = None,
+    rounds: Rounds = 5,
+    output: Output = None,
+) -> None:
+    """INT8 and FP8 beside FP32 and BF16, weights alone, and tuning; precision-cpu.json."""
     import bench_precision as bench
 
-    results = Results(output, "precision-cpu")
+    results = Results(output, "precision-cpu", more=bool(parts))
     with TemporaryDirectory() as temporary:
-        work = Path(temporary)
-        bundle_from_recipe(RECIPE, work / "shipped")
-        bundles = {"fashion-dit": work / "shipped"}
-        for name in ("DiT-S/2", "DiT-B/2"):
-            recipe, _ = random_recipe(name, folder := work / name.replace("/", "-"))
-            bundle_from_recipe(recipe, folder / "bundle")
-            bundles[name] = folder / "bundle"
-        results.keep("samples", bench.sample_rows({"fashion-dit": work / "shipped"}))
-        results.keep("speed", bench.speed_rows(bundles, (1, 4, 16), rounds))
-        results.keep("calibration", bench.calibration_rows(work / "shipped"))
-        results.keep("weights", bench.weight_rows(bundles, min(rounds, 3)))
-        results.keep("plans", bench.plan_rows(bundles))
+        bundles = bench.Bundles(Path(temporary))
+        every = {
+            "samples": lambda: bench.sample_rows(bundles),
+            "speed": lambda: bench.speed_rows(bundles, (1, 4, 16), rounds),
+            "calibration": lambda: bench.calibration_rows(bundles),
+            "weights": lambda: bench.weight_rows(bundles, bench.SMALL, min(rounds, 3)),
+            "plans": lambda: bench.plan_rows(bundles),
+            "large": lambda: bench.weight_rows(bundles, bench.LARGE, 1),
+            "choices": lambda: bench.choice_rows(bundles),
+        }
+        _keep_parts(results, every, parts)
     results.show()
+
+
+def _keep_parts(
+    results: Results, every: Mapping[str, Callable[[], object]], parts: list[str] | None
+) -> None:
+    """Measure the parts that are named, or all."""
+    if unknown := set(parts or ()) - set(every):
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: expected {', '.join(every)}")
+    for name in parts or every:
+        results.keep(name, every[name]())
 
 
 def _measure_spans(rounds: int, output: Path) -> None:
@@ -327,6 +347,10 @@ def _measure_spans(rounds: int, output: Path) -> None:
 
 @app.command()
 def serving(
+    parts: Annotated[
+        list[str] | None,
+        typer.Argument(help=f"Of overhead, equality, light, load, http, ray; {PARTS}"),
+    ] = None,
     rounds: Rounds = 15,
     seconds: Seconds = 25.0,
     simulate: Annotated[
@@ -341,13 +365,13 @@ def serving(
     ] = None,
     output: Output = None,
 ) -> None:
-    """Joining beside gather-and-run under load, and what it costs; serving-cpu.json."""
+    """Joining beside gather-and-run under load, what it costs, and Ray; serving-cpu.json."""
     import bench_serving as bench
 
     if simulate:
         simulated(costs, output)
         return
-    results = Results(output, "serving-cpu")
+    results = Results(output, "serving-cpu", more=bool(parts))
     engines = shipped("per_exit")["per_exit"]
     with TemporaryDirectory() as temporary, ExitStack() as stack:
         work = Path(temporary)
@@ -357,16 +381,23 @@ def serving(
             "DiT-S/2": engine_set(work / "bundle", work, TARGETS["per_exit"]),
         }
         samplers = {n: stack.enter_context(Sampler.open(f)) for n, f in folders.items()}
-        way = {"solver": "ddim", "steps": 10}
+        way = {"solver": "ddim", "steps": 4}
         small = {"fashion-dit": samplers["fashion-dit"]}
         large = {"DiT-S/2": samplers["DiT-S/2"]}
-        results.keep("overhead", bench.overhead_rows(small["fashion-dit"].interface, rounds))
-        results.keep("equality", [bench.equality_row(small["fashion-dit"])])
-        results.keep("light", bench.light_rows(small, rounds))
-        results.keep("light, DiT-S/2", bench.light_rows(large, max(3, rounds // 3), **way))
-        results.keep("load", bench.load_rows(small, seconds))
-        results.keep("load, DiT-S/2", bench.load_rows(large, 2 * seconds, **way))
-        results.keep("http", [bench.http_row(engines, rounds)])
+        few = max(3, rounds // 3)
+        every = {
+            "overhead": lambda: bench.overhead_rows(small["fashion-dit"].interface, rounds),
+            "equality": lambda: [bench.equality_row(small["fashion-dit"])],
+            "light": lambda: chain(
+                bench.light_rows(small, rounds), bench.light_rows(large, few, **way)
+            ),
+            "load": lambda: chain(
+                bench.load_rows(small, seconds), bench.load_rows(large, 6 * seconds, **way)
+            ),
+            "http": lambda: [bench.http_row(engines, rounds)],
+            "ray": lambda: bench.ray_rows(engines, 2),
+        }
+        _keep_parts(results, every, parts)
     results.show()
 
 

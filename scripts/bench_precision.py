@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import msgspec
 import numpy as np
 from bench_runtime import open_samplers, step_row
-from bundles import engine_set, target
+from bundles import engine_set, random_recipe, target
 from children import medians_in_turns, opening
-from results import Row
+from results import OUT, RECIPE, Row, run_eecompile
 
 from eecompile import Sampler
 from eecompile.backends import BACKENDS
+from eecompile.compiler import bundle_from_recipe
 from eecompile.compiler.build import engine_set_from_bundle
+from eecompile.recipe import load_recipe
 from eecompile.store.bundle import EngineManifest, open_engine_set
 from eecompile.store.target import Quantise, Tolerance
+from eecompile.tune.report import read_front
 
 TARGETS = {
     "onnxruntime fp32": "cpu",
@@ -28,7 +31,28 @@ TARGETS = {
 }
 STEPS = 15
 TRAINED = "fashion-dit"
+SMALL = (TRAINED, "DiT-S/2", "DiT-B/2")
+LARGE = ("DiT-XL/2", "PixArt-alpha 512")
+TUNED = (("ddim", 50), ("dpmpp-2m", 20))
+BUDGETS = (0.5, 0.3, 0.2, 0.1)
 _ANY = Tolerance(absolute=1e9, relative=1.0)
+
+
+class Bundles:
+    """Bundles by network, made where they are first asked for; large ones of full depth alone."""
+
+    def __init__(self, work: Path) -> None:
+        self._work = work
+
+    def __getitem__(self, network: str) -> Path:
+        folder = self._work / network.replace("/", "-")
+        if not (folder / "bundle").exists():
+            recipe = RECIPE if network == TRAINED else random_recipe(network, folder)[0]
+            deepest = load_recipe(recipe).network.exits[-1:]
+            bundle_from_recipe(
+                recipe, folder / "bundle", exits=deepest if network in LARGE else None
+            )
+        return folder / "bundle"
 
 
 def built(bundle: Path, work: Path, name: str, trained: bool) -> Path:
@@ -47,10 +71,11 @@ def built(bundle: Path, work: Path, name: str, trained: bool) -> Path:
     return work / name
 
 
-def speed_rows(bundles: Mapping[str, Path], batches: tuple[int, ...], rounds: int) -> Iterator[Row]:
+def speed_rows(bundles: Bundles, batches: tuple[int, ...], rounds: int) -> Iterator[Row]:
     """Milliseconds a step at full depth, and speed-ups over ONNX Runtime in FP32."""
-    for network, bundle in bundles.items():
+    for network in SMALL:
         with TemporaryDirectory() as temporary:
+            bundle = bundles[network]
             work, trained = Path(temporary), network == TRAINED
             folders = {n: built(bundle, work, k, trained) for n, k in TARGETS.items()}
             with open_samplers(folders) as samplers:
@@ -62,30 +87,30 @@ def speed_rows(bundles: Mapping[str, Path], batches: tuple[int, ...], rounds: in
                     yield row | {f"{n}, speed-up": times[reference] / times[n] for n in others}
 
 
-def sample_rows(bundles: Mapping[str, Path]) -> Iterator[Row]:
+def sample_rows(bundles: Bundles) -> Iterator[Row]:
     """What is quantised, errors of evaluations, and PSNR of samples against FP32's."""
-    for network, bundle in bundles.items():
-        with TemporaryDirectory() as temporary:
-            folders = {n: engine_set(bundle, Path(temporary), k) for n, k in TARGETS.items()}
-            chosen = {"steps": STEPS, "seed": 0, "guidance": 1.0, "schedule": "full"}
-            with Sampler.open(folders["onnxruntime fp32"]) as sampler:
-                expected = sampler.sample(8, **chosen)
-            for name, folder in folders.items():
-                if "fp32" in name:
-                    continue
-                with Sampler.open(folder) as sampler:
-                    found = sampler.sample(8, **chosen)
-                peak = float(expected.max() - expected.min())
-                squared = float(np.mean(np.square(expected - found)))
-                manifest = open_engine_set(folder)
-                yield (
-                    {"network": network, "target": name}
-                    | _quantised(manifest)
-                    | {
-                        "worst relative error": max(p.relative_error for p in manifest.exits),
-                        "PSNR, dB": 10 * np.log10(peak**2 / squared).item(),
-                    }
-                )
+    with TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        folders = {name: engine_set(bundles[TRAINED], work, k) for name, k in TARGETS.items()}
+        chosen = {"steps": STEPS, "seed": 0, "guidance": 1.0, "schedule": "full"}
+        with Sampler.open(folders["onnxruntime fp32"]) as sampler:
+            expected = sampler.sample(8, **chosen)
+        for name, folder in folders.items():
+            if "fp32" in name:
+                continue
+            with Sampler.open(folder) as sampler:
+                found = sampler.sample(8, **chosen)
+            peak = float(expected.max() - expected.min())
+            squared = float(np.mean(np.square(expected - found)))
+            manifest = open_engine_set(folder)
+            yield (
+                {"network": TRAINED, "target": name}
+                | _quantised(manifest)
+                | {
+                    "worst relative error": max(p.relative_error for p in manifest.exits),
+                    "PSNR, dB": 10 * np.log10(peak**2 / squared).item(),
+                }
+            )
 
 
 def _quantised(manifest: EngineManifest) -> Row:
@@ -99,7 +124,7 @@ def _quantised(manifest: EngineManifest) -> Row:
     }
 
 
-def calibration_rows(bundle: Path) -> Iterator[Row]:
+def calibration_rows(bundles: Bundles) -> Iterator[Row]:
     """Errors of held-out samples by the number of samples that ranges are taken from."""
     for samples in (1, 2, 4, 8, 16):
         with TemporaryDirectory() as temporary:
@@ -109,7 +134,7 @@ def calibration_rows(bundle: Path) -> Iterator[Row]:
                 quantise=quantise,
                 tolerance=Tolerance(absolute=0, relative=10),
             )
-            built = engine_set_from_bundle(bundle, wide, Path(temporary) / "set")
+            built = engine_set_from_bundle(bundles[TRAINED], wide, Path(temporary) / "set")
             found = built.manifest.quantisation
             assert found is not None
             errors = [point.mean for plan in built.manifest.exits for point in plan.points]
@@ -121,10 +146,11 @@ def calibration_rows(bundle: Path) -> Iterator[Row]:
             }
 
 
-def weight_rows(bundles: Mapping[str, Path], rounds: int) -> Iterator[Row]:
-    """Bytes of engine sets, and resident MiB once opened, by what weights are stored in."""
+def weight_rows(bundles: Bundles, networks: Sequence[str], rounds: int) -> Iterator[Row]:
+    """Bytes of graphs, and MiB that a set takes once opened, by what weights are stored in."""
     kinds = {"fp32": None, "int8": "int8-weights", "int4": "int4-weights"}
-    for network, bundle in bundles.items():
+    for network in networks:
+        bundle = bundles[network]
         for backend in ("openvino", "onnxruntime"):
             with TemporaryDirectory() as temporary:
                 folders = {}
@@ -139,7 +165,7 @@ def weight_rows(bundles: Mapping[str, Path], rounds: int) -> Iterator[Row]:
                     )
                     engine_set_from_bundle(bundle, wide, folders[name])
                 library = BACKENDS[backend].library
-                calls = {name: (opening, place, library) for name, place in folders.items()}
+                calls = {name: (opening, place, library, 1) for name, place in folders.items()}
                 opened = medians_in_turns(calls, rounds)
                 size = {
                     n: sum(s.bytes for s in open_engine_set(f).segments[-1:])
@@ -149,12 +175,39 @@ def weight_rows(bundles: Mapping[str, Path], rounds: int) -> Iterator[Row]:
                 for name in kinds:
                     row[f"{name}, weights over fp32"] = size[name] / size["fp32"]
                     row[f"{name}, resident MiB"] = opened[name]["engines"]
+                    row[f"{name}, at most MiB"] = opened[name]["peak"]
                 yield row
 
 
-def plan_rows(bundles: Mapping[str, Path]) -> Iterator[Row]:
+def choice_rows(bundles: Bundles) -> Iterator[Row]:
+    """What INT8, depth and forecasts each buy alone, and together, by 'eecompile tune'.
+
+    Engine sets and fronts stay in the shipped network's folder, for 'eecompile evaluate'.
+    """
+    names = ("cpu-openvino", "cpu-bf16", "cpu-int8")
+    first, *more = (engine_set(bundles[TRAINED], OUT, name) for name in names)
+    for solver, steps in TUNED:
+        folder = OUT / f"precision-{solver}-{steps}"
+        run_eecompile(
+            *("tune", first, *(f"--engines={each}" for each in more), "-o", folder, "--force"),
+            *("--solver", solver, "--steps", steps),
+            *(f"--budget={budget}" for budget in BUDGETS),
+        )
+        for point in read_front(folder / "front.json").points:
+            if point.kind in ("full", "found", "alone", "steps"):
+                yield {
+                    "solver": f"{solver}, {steps} steps",
+                    "schedule": point.name,
+                    "time": point.time_share,
+                    "distance": point.distance,
+                    "95 %": point.interval,
+                }
+
+
+def plan_rows(bundles: Bundles) -> Iterator[Row]:
     """Bytes of TensorRT-RTX plans over those in FP16, and errors of their graphs."""
-    for network, bundle in bundles.items():
+    for network in SMALL:
+        bundle = bundles[network]
         with TemporaryDirectory() as temporary:
             names = ("rtx-fp16", "rtx-int8", "rtx-fp8")
             work = Path(temporary)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
@@ -22,6 +25,7 @@ from eecompile.serve import Scheduler, rows_that_pay
 
 LOAD = 0.7  # of the throughput
 MODES = {"joining": True, "gather and run": False}
+DATASET = 4096  # samples
 QUEUE = 100_000  # samples: an open loop refuses nobody
 
 
@@ -133,6 +137,36 @@ def overhead_rows(interface: Interface, rounds: int) -> Iterator[Row]:
         extra = {f"{name} us a step": 1e6 * value / steps for name, value in taken.items()}
         added = 1e6 * (taken["joined"] - taken["alone"]) / steps
         yield {"requests": together, **extra, "scheduler us a step": added}
+
+
+def ray_rows(engines: Path, rounds: int) -> Iterator[Row]:
+    """Samples a second of a data set made by one worker of Ray, and by two; none without Ray."""
+    if find_spec("ray") is None:
+        print("Ray is not installed (extra ray): left out")
+        return
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # of the workers, too
+    import ray
+
+    from eecompile.serve.ray import sample_dataset
+
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
+    ray.init(num_cpus=2, _node_ip_address="127.0.0.1", **quiet)
+    request = SampleRequest(n=DATASET)
+
+    def made(workers: int) -> None:
+        with TemporaryDirectory() as temporary:
+            way: dict[str, Any] = {"solver": "ddim", "steps": 20, "schedule": "full", "block": 64}
+            sample_dataset(engines, request, Path(temporary) / "set", workers=workers, **way)
+
+    taken = medians({workers: partial(made, workers) for workers in (1, 2)}, rounds)
+    ray.shutdown()
+    for workers, seconds in taken.items():
+        yield {
+            "workers": workers,
+            "samples/s": DATASET / seconds,
+            "over one": taken[1] / seconds,
+        }
 
 
 def http_row(engines: Path, rounds: int) -> Row:

@@ -56,6 +56,16 @@ NETWORKS = {
         "stable-diffusion-v1-5",
         {r"(?s)\[encoders\..*?(?=\[sampling\])": "", "guidance = .*": "guidance = 1"},
     ),
+    "PixArt-Sigma 256 with T5-XXL, 6 layers": (
+        "pixart-sigma-xl-2-1024-ms",
+        {
+            "sample_size = .*": "sample_size = 32",
+            r"shape = \[4, 128, 128\]": "shape = [4, 32, 32]",
+            r'checkpoint = ".*/text_encoder"': 'checkpoint = "t5"',
+            "tokenizer = .*": 'tokenizer = "t5"',
+            r"(?s)\[decoder\].*?(?=\[sampling\])": "",
+        },
+    ),
     # Of its true width and heads, for a smaller picture.
     "PixArt-alpha 256, 6 layers": (
         "pixart-alpha-512",
@@ -83,7 +93,9 @@ def changed_recipe(recipe: str, changes: Mapping[str, str], work: Path) -> tuple
         assert count, old
     work.mkdir(exist_ok=True)
     path = work / "recipe.toml"
-    path.write_text(re.sub('checkpoint = ".*"', 'checkpoint = "weights.safetensors"', text))
+    path.write_text(
+        re.sub('checkpoint = ".*"', 'checkpoint = "weights.safetensors"', text, count=1)
+    )
     return path, in_child(random_checkpoint, path)
 
 

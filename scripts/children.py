@@ -54,8 +54,8 @@ def medians_in_turns(calls: Mapping[str, tuple[Any, ...]], rounds: int) -> dict[
     return {name: {key: median(v) for key, v in columns.items()} for name, columns in runs.items()}
 
 
-def opening(folder: str, library: str = "") -> Row:
-    """Seconds of opening an engine set; MiB once every exit has run.
+def opening(folder: str, library: str = "", batch: int = 4) -> Row:
+    """Seconds of opening an engine set; MiB once every exit has run a batch, and at the most.
 
     Memory is that of the whole process, and what opening and running added to it; where the
     library is named that runs the set, it is imported beforehand and does not count.
@@ -73,9 +73,16 @@ def opening(folder: str, library: str = "") -> Row:
     with eecompile.Sampler.open(folder) as sampler:
         opened = time.perf_counter()
         for depth in sampler.interface.exits:
-            sampler.sample(4, steps=2, schedule=depth)
+            sampler.sample(batch, steps=2, schedule=depth)
         whole = resident()
-    return {"open": opened - began, "whole": whole, "engines": whole - before}
+    most = peak_bytes() / 2**20 - before
+    return {"open": opened - began, "whole": whole, "engines": whole - before, "peak": most}
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had so far."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def a_thousand_samplings(folder: str) -> Row:
@@ -108,16 +115,17 @@ def pooled(folder: str, shared: bool, batch: int, count: int) -> Row:
 
 
 def random_checkpoint(path: str) -> int:
-    """Write a recipe's checkpoint, filled at random; the bytes of its distinct tensors.
+    """Write a recipe's checkpoints, filled at random; the bytes of their distinct tensors.
 
-    Embedders that are equal stay equal.
+    Embedders that are equal stay equal. Encoders are T5-XXL's first six layers.
     """
     import torch
     from safetensors.torch import save_file
 
     from eecompile.recipe import load_recipe
 
-    recipe = load_recipe(Path(path)).network
+    whole, folder = load_recipe(Path(path)), Path(path).parent
+    recipe, encoders = whole.network, whole.encoders.values()
     exits = {} if recipe.blocks else {"exits": recipe.exits}
     network = pkgutil.resolve_name(recipe.factory or "")(**exits, **recipe.options)
     draws = torch.Generator().manual_seed(0)
@@ -130,12 +138,35 @@ def random_checkpoint(path: str) -> int:
         if first != key:  # the published checkpoint repeats the embedder in every block
             value.copy_(state[first])
     tensors = {key: value.contiguous() for key, value in state.items()}
-    save_file(tensors, Path(path).parent / "weights.safetensors")
+    save_file(tensors, folder / "weights.safetensors")
     sizes = {
         hashlib.sha256(tensor.detach().numpy().tobytes()).digest(): 4 * tensor.numel()
         for tensor in [*network.parameters(), *network.buffers()]
     }
-    return sum(sizes.values())
+    return sum(sizes.values()) + sum(random_t5(folder / each.checkpoint) for each in encoders)
+
+
+def random_t5(folder: Path) -> int:
+    """Write an encoder as T5-XXL's, of 6 layers instead of 24, and a tokenizer of a few words."""
+    import torch
+    from tokenizers import Tokenizer, models
+    from transformers import T5Config, T5EncoderModel
+
+    torch.manual_seed(0)
+    config = T5Config(
+        d_model=4096,
+        d_ff=10240,
+        num_layers=6,
+        num_heads=64,
+        d_kv=64,
+        feed_forward_proj="gated-gelu",
+        vocab_size=32128,
+    )
+    encoder = T5EncoderModel(config)
+    encoder.save_pretrained(folder)
+    words = [(word, -float(place)) for place, word in enumerate(["<pad>", "</s>", "<unk>", "a"])]
+    Tokenizer(models.Unigram(words, unk_id=2)).save(str(folder / "tokenizer.json"))
+    return sum(4 * each.numel() for each in encoder.parameters())
 
 
 def exported(path: str, folder: str, alone: bool) -> Row:
@@ -151,11 +182,9 @@ def exported(path: str, folder: str, alone: bool) -> Row:
     began = time.perf_counter()
     manifest = bundle_from_recipe(Path(path), Path(folder), exits=deepest if alone else None)
     seconds = time.perf_counter() - began
-    lines = Path("/proc/self/status").read_text().splitlines()
-    peak = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     return {
         "seconds": seconds,
-        "peak_bytes": peak,
+        "peak_bytes": peak_bytes(),
         "bundle_bytes": sum(record.bytes for record in manifest.files),
         "exits": len(manifest.interface.exits),
         "relative_error": max(exit_.relative_error for exit_ in manifest.exits),

@@ -35,11 +35,19 @@ Row = dict[str, Any]
 
 
 class Results:
-    """Results of one script, stored as JSON after every row: NAME.json, unless told otherwise."""
+    """Results of one script, stored as JSON after every row: NAME.json, unless told otherwise.
 
-    def __init__(self, output: Path | None, name: str) -> None:
+    With ``more``, those that are stored already stay, if they are of such a machine.
+    """
+
+    def __init__(self, output: Path | None, name: str, more: bool = False) -> None:
         self.output = output or BENCHMARKS / f"{name}.json"
         self.values: Row = {"machine": facts()}
+        if more and self.output.exists():
+            known, here = json.loads(self.output.read_text()), self.values["machine"]
+            if any(known["machine"][fact] != here[fact] for fact in ("cpu", "cores")):
+                sys.exit(f"error: {self.output} is of another machine: measure all of it here")
+            self.values |= known
 
     def keep(self, title: str, value: Any) -> None:
         """Store a value; rows that an iterator gives, one by one as they are measured."""
@@ -61,7 +69,7 @@ class Results:
     def show(self) -> None:
         """Print a table for each list of rows, other values as they are."""
         for title, value in self.values.items():
-            if isinstance(value, list):
+            if isinstance(value, list) and value:
                 print_table(title, value)
             elif isinstance(value, dict) and "rows" in value:
                 print_table(title, value["rows"])

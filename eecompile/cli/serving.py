@@ -116,10 +116,15 @@ def triton(
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    """A socket that listens, before anything is opened."""
+    """A socket that listens, before anything is opened.
+
+    What it accepts sends at once: asyncio sees to that for sockets that name their protocol, which
+    this one does not, and each answer on a connection that is kept would wait 40 ms for the
+    client's acknowledgement.
+    """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listener = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         number = error.errno or 0  # that of a wrong host is no system's
         reason = os.strerror(number) if number > 0 else error.strerror
@@ -129,6 +134,8 @@ def _listening(host: str, port: int) -> socket.socket:
             expected="an address of this machine, and a port that is free",
             remedy="choose another port, 0 for any that is free, or end what uses it",
         ) from error
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def _url(listener: socket.socket) -> str:

@@ -56,6 +56,29 @@ def spans_to_try(spans: Iterable[tuple[int, int]], depth: int) -> tuple[tuple[in
     return tuple(dict.fromkeys(near))
 
 
+def kinds_of(choices: Sequence[Choice]) -> dict[str, list[int]]:
+    """The choices of each kind beside full depth of the first engine set, by index.
+
+    An exit of a further engine set is of two kinds at once, so of neither; kinds without any are
+    left out.
+    """
+    full, kinds = choices[0], dict[str, list[int]]()
+    for index, choice in enumerate(choices[1:], 1):
+        match choice:
+            case Forecast():
+                kind = "forecasts"
+            case Span():
+                kind = "spans"
+            case Exit(engine=""):
+                kind = "exits"
+            case _ if choice.blocks == full.blocks:
+                kind = "engine sets"
+            case _:
+                continue
+        kinds.setdefault(kind, []).append(index)
+    return kinds
+
+
 def skipping(choices: Sequence[Choice]) -> dict[str, dict[int, Choice]]:
     """The choices that extrapolate something else than the prediction, by memory and index."""
     found: dict[str, dict[int, Choice]] = {}

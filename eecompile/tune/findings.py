@@ -14,6 +14,7 @@ from eecompile.programs.choice import Choice
 from eecompile.programs.interface import Interface
 from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
+from eecompile.show.table import number
 from eecompile.tune.held_out import Measured
 from eecompile.tune.report import BaselineComparison, FrontPoint, Kind, TuningSettings
 
@@ -160,6 +161,7 @@ def findings(made: Sequence[FrontPoint], compared: Sequence[BaselineComparison])
                 f"{point.time_share:.3f} of full depth's time as measured "
                 f"({point.spread[0]:.3f} to {point.spread[1]:.3f})."
             )
+    yield from _alone(made)
     named = {point.name: point for point in made}
     compared = [each for each in compared if each.baseline in named]
     for kind, what in (("ase", "the authors' schedule"), ("linear", "a linear schedule")):
@@ -179,6 +181,18 @@ def findings(made: Sequence[FrontPoint], compared: Sequence[BaselineComparison])
             yield f"Fewer steps at full depth come nearer in the same time: {lost}."
         if not better and not worse:
             yield "No schedule can be told from fewer steps at full depth in the same time."
+
+
+def _alone(made: Sequence[FrontPoint]) -> Iterator[str]:
+    """What one kind of choice buys, and all of them together, for each budget."""
+    for point in made:
+        ones = [p for p in made if p.kind == "alone" and p.budget == point.budget]
+        if point.kind == "found" and ones:
+            parts = [f"{p.name.removesuffix(f' {p.budget:g}')} {number(p.distance)}" for p in ones]
+            yield (
+                f"Within {point.budget:g} of full depth's time, the distance is "
+                f"{number(point.distance)} with every kind of choice; {', '.join(parts)}."
+            )
 
 
 def _sentence(each: BaselineComparison, what: str) -> str:

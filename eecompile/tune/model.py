@@ -13,6 +13,7 @@ times their weights.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -227,6 +228,17 @@ class Model:
         for name, kinds in skipping(self.choices).items():
             errors = {choice.order: record.errors[:, kind] for kind, choice in kinds.items()}
             self._memories[name] = Additions(errors, predictions, [*map(float, self._places)])
+
+    @property
+    def usable(self) -> list[int]:
+        """The choices that may be made, by index."""
+        return [index for index, usable in enumerate(self._usable) if usable]
+
+    def only(self, picks: Iterable[int]) -> Model:
+        """The same of some choices alone, by index."""
+        made, kept = copy(self), set(picks)
+        made._usable = [usable and pick in kept for pick, usable in enumerate(self._usable)]
+        return made
 
     def begun(self) -> Paths:
         """The one schedule before the first step."""

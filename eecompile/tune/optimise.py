@@ -55,9 +55,8 @@ def found(
     Lists are made of exits and forecasts of predictions alone, and of all choices: the more
     choices there are, the sooner a list is full.
     """
-    known = [(pick, choice.memory) for pick, choice in enumerate(model.choices)]
-    every = [pick for pick, _ in known]
-    plain = [pick for pick, memory in known if memory in (None, OUTPUT)]
+    every = model.usable
+    plain = [pick for pick in every if model.choices[pick].memory in (None, OUTPUT)]
     lists = [plain, every] if plain != every else [every]
     return Found(joined([_listed(model, picks, limit, shares, width) for picks in lists]))
 

@@ -29,7 +29,7 @@ def page_of(front: Front) -> str:
             sections=[
                 *_plots(front),
                 Section("All programs", parts=[points_table(front)]),
-                Section("Against what needs no tuning", parts=[comparisons_table(front)]),
+                Section("Against other schedules", parts=[comparisons_table(front)]),
                 Section("What a step takes", parts=[latencies_table(front)]),
             ],
         )

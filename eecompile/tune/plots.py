@@ -31,6 +31,7 @@ _SIDES = {  # of points, for their names
     "exit": "middle left",
     "ase": "top center",
     "published": "bottom right",
+    "alone": "bottom center",
 }
 _MARKS: dict[Kind, Mark] = {
     "found": Mark(0, colour(0), "circle"),
@@ -40,6 +41,7 @@ _MARKS: dict[Kind, Mark] = {
     "exit": Mark(4, colour(4), "cross"),
     "recipe": Mark(5, "var(--candidate-0)", "star"),
     "published": Mark(6, INK, "triangle-down"),
+    "alone": Mark(7, SOFT, "hexagon"),
 }
 
 

@@ -18,7 +18,7 @@ FORMAT = 3
 USES = ("exits", "forecasts", "spans")
 """What schedules may use, beside full depth."""
 Measure = Annotated[float, Meta(ge=0)]
-Kind = Literal["full", "found", "exit", "linear", "ase", "recipe", "published", "steps"]
+Kind = Literal["full", "found", "exit", "linear", "ase", "recipe", "published", "steps", "alone"]
 
 
 class _Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -61,7 +61,7 @@ class FrontPoint(_Frozen, frozen=True, kw_only=True):
         name: the schedule's file without ``.json``, or what a baseline is called.
         kind: ``full`` depth, ``found`` by tuning, one ``exit`` throughout, ``linear``,
             ``ase`` (the authors' shares of depth), of the ``recipe``, a ``published`` rule for
-            forecasts, or fewer ``steps``.
+            forecasts, fewer ``steps``, or one kind of choice ``alone``.
         steps: as the solver counts them.
         schedule: of exits.
         choices: of each step.

@@ -16,7 +16,7 @@ from eecompile.programs.program import Program
 from eecompile.tune.model import Model, Picks
 from eecompile.tune.probe import Experiment, Outputs, rms
 
-_STARTS = 4  # that are tried, however long it takes
+STARTS = 4  # that are tried, however long it takes
 _PATIENCE = 10  # trials without a better one
 _EXCHANGES = 24  # cheaper and dearer changes that are paired
 _SAME = 1e-9  # costs that differ by less than this share are equal
@@ -152,7 +152,7 @@ def refined(
     began = time.perf_counter()
     end, best = began + seconds, starts[0]
     for index, picks in enumerate(dict.fromkeys(starts)):
-        if index >= _STARTS and time.perf_counter() > began + seconds / 2:
+        if index >= STARTS and time.perf_counter() > began + seconds / 2:
             break
         check()
         report()

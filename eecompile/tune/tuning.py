@@ -20,17 +20,18 @@ from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
 from eecompile.tune.baselines import baseline_schedules, fewer_steps, published_baselines
-from eecompile.tune.choices import skipping
+from eecompile.tune.choices import kinds_of, skipping
 from eecompile.tune.findings import Entry, comparisons, points, warnings
 from eecompile.tune.held_out import FULL, measured
 from eecompile.tune.model import Picks
 from eecompile.tune.optimise import found
 from eecompile.tune.problem import Problem, checked, posed, used
-from eecompile.tune.report import Front, FrontPoint, TuningSettings
-from eecompile.tune.search import Trials, improved, refined
+from eecompile.tune.report import Front, FrontPoint, Kind, TuningSettings
+from eecompile.tune.search import STARTS, Trials, improved, refined
 from eecompile.tune.work import Work
 
 _BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
+_ALONE = (0.7, 0.5, 0.3)  # of these, for what each kind of choice alone can do
 _ROOM = 1.01  # of a budget: times are not measured more closely
 _NEAR = 0.005  # budgets that differ by less are one
 _AGAIN = 60.0  # seconds for the held-out samples and timing again, a minute of refinement
@@ -157,7 +158,7 @@ def _beside(baselines: Sequence[Entry]) -> Iterator[tuple[str, float]]:
 
 
 def _searched(problem: Problem, baselines: Sequence[Entry]) -> tuple[list[Entry], float]:
-    """Full depth and the best schedule for every budget; and the unit of distances."""
+    """Full depth, what was found for every budget, each kind alone; and the unit of distances."""
     model, settings, experiment = problem.model, problem.settings, problem.experiment
     front = found(model)
     can = set(used(experiment.sampler, msgspec.structs.replace(settings, use=())))
@@ -169,6 +170,7 @@ def _searched(problem: Problem, baselines: Sequence[Entry]) -> tuple[list[Entry]
     full = experiment.program
     entries = [Entry(FULL, "full", full, _deepest(problem), settings.steps, 1.0)]
     spans = [kind for kinds in skipping(model.choices).values() for kind in kinds]
+    alone = list(_alone(problem, trials, targets))
     picks: Picks | None = None
     for index, (name, budget) in enumerate(targets):
         tell = partial(experiment.report, "trying schedules", index, len(targets))
@@ -178,6 +180,7 @@ def _searched(problem: Problem, baselines: Sequence[Entry]) -> tuple[list[Entry]
         starts = [improved(nearest[0], model, most)]
         starts += plain[:1] if plain[:1] != nearest[:1] else []
         starts += [picks] if picks is not None else []  # the last one's is cheaper
+        starts += [each for _, within, each in alone if within == budget]
         starts += _affordable(problem, baselines, most)
         starts += [each for pair in zip_longest(nearest, plain) for each in pair if each]
         picks = refined(
@@ -188,15 +191,50 @@ def _searched(problem: Problem, baselines: Sequence[Entry]) -> tuple[list[Entry]
             seconds=60 * settings.minutes / len(targets),
             report=tell,
         )
-        schedule = problem.schedule(picks)
-        program = problem.compiled(schedule)
-        same = [entry.kind for entry in entries if entry.program.steps == program.steps]
+        entry = _chosen(problem, trials, scale, name, "found", budget, picks)
+        same = [each.kind for each in entries if each.program.steps == entry.program.steps]
         if not same or (name.startswith("budget") and "full" not in same):
-            cost, distance = model.cost(picks), trials.distance(picks) / scale
-            entries.append(
-                Entry(name, "found", program, schedule, settings.steps, cost, budget, distance)
-            )
+            entries.append(entry)
+    for kind, budget, each in alone:
+        name = f"{kind} alone {budget:g}"
+        entries.append(_chosen(problem, trials, scale, name, "alone", budget, each))
     return entries, scale
+
+
+def _chosen(
+    problem: Problem,
+    trials: Trials,
+    scale: float,
+    name: str,
+    kind: Kind,
+    budget: float,
+    picks: Picks,
+) -> Entry:
+    schedule = problem.schedule(picks)
+    program, cost = problem.compiled(schedule), problem.model.cost(picks)
+    distance = trials.distance(picks) / scale
+    return Entry(name, kind, program, schedule, problem.settings.steps, cost, budget, distance)
+
+
+def _alone(
+    problem: Problem, trials: Trials, targets: Sequence[tuple[str, float]]
+) -> Iterator[tuple[str, float, Picks]]:
+    """What one kind of choice can do beside full depth: kind, budget and picks.
+
+    Of the few that are predicted to be nearest, the nearest; nothing where there is one kind.
+    """
+    kinds, settings = kinds_of(problem.model.choices), problem.settings
+    budgets = [b for name, b in targets if name.startswith("budget")]
+    wanted = [b for b in budgets if settings.budgets or b in _ALONE]
+    for kind, own in kinds.items() if len(kinds) > 1 else ():
+        tell = partial(problem.experiment.report, f"trying {kind} alone", 0, 0)
+        model = problem.model.only([0, *own])
+        front = found(model)
+        for budget in wanted:
+            most = budget * _ROOM
+            if nearest := front.best(most, STARTS):
+                starts = [improved(nearest[0], model, most), *nearest[1:]]
+                yield kind, budget, refined(starts, model, most, trials, seconds=0, report=tell)
 
 
 def _affordable(problem: Problem, baselines: Sequence[Entry], budget: float) -> list[Picks]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from eecompile.programs.choice import Exit, Forecast
 from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
-from eecompile.tune.choices import choices_of, schedule_from_picks, slots_of
+from eecompile.tune.choices import choices_of, kinds_of, schedule_from_picks, slots_of
 from tests.tune.planted import planted, sampler_of
 
 SOLVERS = ("ddim", "dpmpp-2m", "heun", "dpm-solver-2", "dpm-solver-3", "ddpm", "unipc", "f-pndm")
@@ -25,6 +25,14 @@ def test_full_depth_of_the_first_engine_set_comes_first() -> None:
     texts = [choice.text for choice in CHOICES]
     assert texts == ["4", "2", "1", "4@second", "2@second", "1@second"]
     assert choices_of((3, 6), (), ("exits",), 8) == (Exit(6), Exit(3))
+
+
+def test_kinds_of_choices() -> None:
+    assert kinds_of(CHOICES) == {"exits": [1, 2], "engine sets": [3]}
+    every = choices_of((3, 6), (), ("exits", "forecasts", "spans"), 8, [(2, 5)])
+    kinds = kinds_of(every)
+    assert kinds == {"exits": [1], "forecasts": [2, 3, 4], "spans": [5, 6, 7]}
+    assert kinds_of(every[:1]) == {}
 
 
 def test_what_may_be_used() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from eecompile.programs.choice import Exit, Forecast
 from eecompile.runtime.sampler import Sampler
 from eecompile.tune.report import TuningSettings
 from eecompile.tune.tuning import tune
@@ -42,3 +43,10 @@ def test_tuning_takes_them_beside_exits_and_forecasts(both: Sampler) -> None:
     assert INT8 in front.error_terms
     (found,) = [point for point in front.points if point.kind == "found"]
     assert found.distance > 0
+    alone = {point.name: point for point in front.points if point.kind == "alone"}
+    assert "forecasts alone 0.6" in alone
+    for name, one in alone.items():
+        kinds = {type(choice) for choice in one.choices}
+        assert kinds <= ({Exit, Forecast} if name.startswith("forecasts") else {Exit})
+    if precision := alone.get("engine sets alone 0.6"):  # where the processor is fast enough
+        assert {choice.text for choice in precision.choices} == {"4", INT8}

@@ -17,7 +17,7 @@ import pytest
 
 from eecompile.errors import FormatError, NonFiniteError, OutputExistsError, UsageError
 from eecompile.measure.bootstrap import intervals
-from eecompile.programs.choice import Forecast
+from eecompile.programs.choice import Exit, Forecast
 from eecompile.programs.interface import Resizable, State
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.engines.fake import FakeEngine
@@ -26,7 +26,7 @@ from eecompile.runtime.sampler import Sampler
 from eecompile.store.files import form_bytes
 from eecompile.tune.baselines import ASE, baseline_schedules
 from eecompile.tune.choices import choices_of
-from eecompile.tune.findings import Entry, warnings
+from eecompile.tune.findings import Entry, findings, warnings
 from eecompile.tune.held_out import Measured, steadied
 from eecompile.tune.output import check_output, identity_of, opened_work, write
 from eecompile.tune.report import Front, FrontPoint, read_front
@@ -108,11 +108,24 @@ def test_distances_are_those_of_samples(tuned: Front) -> None:
 
 def test_baselines_are_in_the_same_table(tuned: Front) -> None:
     kinds = {each.kind for each in tuned.points}
-    assert kinds == {"full", "found", "exit", "linear", "ase", "published", "steps"}
+    assert kinds == {"full", "found", "exit", "linear", "ase", "published", "steps", "alone"}
     every = "".join("." if isinstance(each, Forecast) else "x" for each in
                     point(tuned, "every 2nd").choices)  # fmt: skip
     assert every == "xxx.x.x.x."
     assert len(point(tuned, "8 steps").choices) == 8
+
+
+def test_each_kind_of_choice_alone_is_beside_what_was_found(tuned: Front) -> None:
+    exits, forecasts = point(tuned, "exits alone 0.75"), point(tuned, "forecasts alone 0.75")
+    assert all(isinstance(choice, Exit) for choice in exits.choices)
+    assert {choice.blocks for choice in forecasts.choices} == {0, 4}
+    for each in (exits, forecasts):
+        assert each.predicted_share <= 0.75 * 1.01
+        assert point(tuned, "budget-75").chosen_by <= each.chosen_by
+    assert exits.distance < 1e-5 < forecasts.distance  # early exits lose nothing
+    (sentence,) = (s for s in findings(tuned.points, ()) if s.startswith("Within 0.75 of"))
+    assert "exits alone" in sentence
+    assert "forecasts alone" in sentence
 
 
 def test_without_a_budget_the_whole_front() -> None:
