@@ -18,6 +18,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 import eecompile
 from eecompile.arrays import AnyArray, Array, Inputs
@@ -41,23 +42,44 @@ _AT_ONCE = 4  # rows of an evaluation that shows what is inside
 _FEW = 32  # rows; fewer say little about ranges
 
 
-class CalibrationSet(NamedTuple):
-    """Rows of evaluations, in the order in which samplings made them.
+class Column(NamedTuple):
+    """Values of one input, of which equal ones are kept once: a condition is that of every step.
 
     Attributes:
-        rows: x, t and conditions by name, [rows, ...].
-        held_out: the same of other samples, for verification.
+        values: distinct ones, [values, ...].
+        which: of each row, int64 [rows].
+    """
+
+    values: AnyArray
+    which: NDArray[np.int64]
+
+    def at(self, rows: slice | NDArray[np.intp]) -> AnyArray:
+        """The values of some rows, [rows, ...]."""
+        found: AnyArray = self.values[self.which[rows]]
+        return found
+
+
+Rows = Mapping[str, Column]
+"""Rows of evaluations by the names of inputs: x, t and conditions, in the order of samplings."""
+
+
+class CalibrationSet(NamedTuple):
+    """What goes into evaluations.
+
+    Attributes:
+        rows: of samples to calibrate with.
+        held_out: of other samples, for verification.
         digest: of both.
     """
 
-    rows: Inputs
-    held_out: Inputs
+    rows: Rows
+    held_out: Rows
     digest: str
 
     @property
     def times(self) -> tuple[float, ...]:
         """The timesteps that samplings visited, the largest first."""
-        return tuple(sorted({float(t) for t in self.rows["t"]}, reverse=True))
+        return tuple(sorted(map(float, self.rows["t"].values), reverse=True))
 
 
 def calibration_set(
@@ -91,9 +113,9 @@ def calibration_set(
         with suppress(OSError, EecompileError), written(place) as partial:
             _write(partial, key, *found)
     rows, held_out = found
-    if len(rows["t"]) < _FEW:
+    if (count := len(rows["t"].which)) < _FEW:
         raise BackendError(
-            found=f"{len(rows['t'])} evaluations of {samples} samples, to calibrate with",
+            found=f"{count} evaluations of {samples} samples, to calibrate with",
             expected=f"at least {_FEW}, at the timesteps that samplings visit",
             remedy="raise samples in the target's [quantise]",
         )
@@ -111,22 +133,45 @@ class _Recorder(Engine):
         self._depth = interface.exits[-1]
         self._names = output_names(interface, self._depth)
         self._session = optimised_session(bundle / exit_graph_name(self._depth))
-        self.rows: list[Inputs] = []
+        self.rows: dict[str, _Distinct] = {}
         self.told: Callable[[], None] = lambda: None
 
     def evaluate(self, depth: int, x: Array, t: Array, conditions: Inputs) -> Sequence[Array]:
         """The outputs; see :meth:`eecompile.runtime.protocol.Engine.evaluate`."""
         given: Mapping[str, AnyArray] = {"x": x, "t": t, **conditions}
-        self.rows.append({name: array.copy() for name, array in given.items()})
+        for name, array in given.items():
+            self.rows.setdefault(name, _Distinct()).add(array)
         self.told()
         return run_session(self._session, given, self._names)
 
 
+class _Distinct:
+    """A column that grows."""
+
+    def __init__(self) -> None:
+        self.which: list[int] = []
+        self._values: list[AnyArray] = []
+        self._known: dict[bytes, int] = {}
+
+    def add(self, array: AnyArray) -> None:
+        """A batch of rows more."""
+        for row in array:
+            digest = hashlib.sha256(np.ascontiguousarray(row).tobytes()).digest()
+            place = self._known.setdefault(digest, len(self._values))
+            if place == len(self._values):
+                self._values.append(row.copy())
+            self.which.append(place)
+
+    def column(self) -> Column:
+        """What was added."""
+        return Column(np.stack(self._values), np.array(self.which, np.int64))
+
+
 def _sampled(
     engine: _Recorder, interface: Interface, samples: int, seed: int, report: Report
-) -> Inputs:
+) -> Rows:
     """What goes into the evaluations of samples from a seed on."""
-    engine.rows = []
+    engine.rows = {}
     steps = min(interface.sampling.steps, _STEPS)
     known = all(spec.null is not None for spec in interface.conditions.values())
     scale = interface.sampling.guidance if interface.sampling.guidance != 1 else _GUIDANCE
@@ -135,31 +180,39 @@ def _sampled(
     conditions = {
         name: drawn[name] for name, spec in interface.conditions.items() if spec.default is None
     }
-    engine.told = lambda: report("sampling to calibrate", len(engine.rows), 0)
+    engine.told = lambda: report("sampling to calibrate", len(engine.rows["t"].which), 0)
     with Sampler(engine, interface) as sampler:
         scales = [scale if guided and index % 2 == 0 else 1.0 for index in range(samples)]
         request = SampleRequest(n=samples, seed=seed, guidance=scales, conditions=conditions)
         sampler.sample_requests([request], steps=steps, schedule="full")
-    return {name: np.concatenate([each[name] for each in engine.rows]) for name in engine.rows[0]}
+    return {name: each.column() for name, each in engine.rows.items()}
 
 
-def _digest(*sets: Inputs) -> str:
+def _arrays(rows: Rows, held_out: Rows) -> dict[str, AnyArray]:
+    """As they are kept, by name."""
+    return {
+        f"{what} {name} {part}": array
+        for what, each in (("rows", rows), ("held-out", held_out))
+        for name, column in each.items()
+        for part, array in column._asdict().items()
+    }
+
+
+def _digest(rows: Rows, held_out: Rows) -> str:
     digest = hashlib.sha256()
-    for each in sets:
-        for name, array in each.items():
-            digest.update(f"{name} {array.dtype} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
+    for name, array in _arrays(rows, held_out).items():
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
 
-def _write(path: Path, key: str, rows: Inputs, held_out: Inputs) -> None:
-    arrays = {f"row {name}": array for name, array in rows.items()}
-    arrays |= {f"held-out {name}": array for name, array in held_out.items()}
+def _write(path: Path, key: str, rows: Rows, held_out: Rows) -> None:
+    arrays = _arrays(rows, held_out)
     with path.open("wb") as file:
         np.savez(file, allow_pickle=False, key=np.array(key), **arrays)
 
 
-def _kept(path: Path, key: str, interface: Interface) -> tuple[Inputs, Inputs] | None:
+def _kept(path: Path, key: str, interface: Interface) -> tuple[Rows, Rows] | None:
     """What is kept of a bundle; None where that is nothing, something else, or damaged."""
     data = read_private(path)
     names = ("x", "t", *interface.conditions)
@@ -168,44 +221,51 @@ def _kept(path: Path, key: str, interface: Interface) -> tuple[Inputs, Inputs] |
             if str(file["key"]) != key:
                 return None
             rows, held_out = (
-                {name: file[f"{what} {name}"] for name in names} for what in ("row", "held-out")
+                {
+                    name: Column(*(file[f"{what} {name} {part}"] for part in Column._fields))
+                    for name in names
+                }
+                for what in ("rows", "held-out")
             )
+            if any(max(c.which) >= len(c.values) for c in (*rows.values(), *held_out.values())):
+                return None
     except Exception:  # numpy and zipfile raise several kinds
         return None
     return rows, held_out
 
 
-def points(rows: Inputs, steps: int, largest: int) -> list[Inputs]:
+def points(rows: Rows, steps: int, largest: int) -> list[Inputs]:
     """Batches of rows of one timestep each, evenly over the timesteps, the largest first.
 
     Of each timestep so many rows at most, evenly over its samples, with and without condition.
     """
-    times = np.unique(rows["t"])[::-1]
+    moments = rows["t"].at(slice(None))
+    times = np.unique(moments)[::-1]
     chosen = times[np.linspace(0, len(times) - 1, min(steps, len(times))).round().astype(int)]
     made: list[Inputs] = []
     for time in chosen:
-        places = np.flatnonzero(rows["t"] == time)
+        places = np.flatnonzero(moments == time)
         places = places[np.linspace(0, len(places) - 1, min(largest, len(places))).astype(int)]
-        made.append({name: array[places] for name, array in rows.items()})
+        made.append({name: column.at(places) for name, column in rows.items()})
     return made
 
 
 def value_ranges(
-    model: ir.Model, values: Sequence[ir.Value], rows: Inputs, work: Path, report: Report
+    model: ir.Model, values: Sequence[ir.Value], rows: Rows, work: Path, report: Report
 ) -> dict[str, Range]:
     """The smallest and the largest number that values of a graph take, by their names.
 
     Args:
         model: a graph.
         values: of the graph.
-        rows: inputs, [rows, ...].
+        rows: inputs.
         work: for the graph with these values as outputs.
         report: told of its progress.
 
     Raises:
         BackendError: a value is not finite.
     """
-    ranges = {v.name: _range(rows[v.name]) for v in values if v.is_graph_input() and v.name}
+    ranges = {v.name: _range(rows[v.name].values) for v in values if v.is_graph_input() and v.name}
     inside = [v for v in values if v.name not in ranges]
     names = [str(value.name) for value in inside]
     before = list(model.graph.outputs)
@@ -236,7 +296,7 @@ def _range(array: AnyArray) -> Range:
     return float(array.min()), float(array.max())
 
 
-def _parts(rows: Inputs) -> Iterator[tuple[Inputs, int, int]]:
-    total = len(rows["t"])
+def _parts(rows: Rows) -> Iterator[tuple[Inputs, int, int]]:
+    total = len(rows["t"].which)
     for start in range(0, total, _AT_ONCE):
-        yield {n: a[start : start + _AT_ONCE] for n, a in rows.items()}, start, total
+        yield {n: c.at(slice(start, start + _AT_ONCE)) for n, c in rows.items()}, start, total

@@ -124,7 +124,7 @@ def quantised(
         scheme=scheme.name,
         instructions=instructions if wanted.kind == "int8" else "",
         samples=wanted.samples,
-        rows=len(data.rows["t"]),
+        rows=len(data.rows["t"].which),
         steps=data.times,
         calibration=data.digest,
         operators=_operators(found, result),

@@ -19,6 +19,7 @@ _CALIBRATION_BATCH, _CALIBRATION_TIMES = 2, 5
 _SAMPLES, _ORDER = 3, [2, 0, 1]
 _TINY, _LARGE = 1e-12, 1e2  # the square of the first is still a float32
 _CHAOTIC = 100.0  # times the tolerance, of large inputs: attention decides by differences there
+_UNSTEADY = 32.0  # times what the last digit of large inputs moves the reference itself
 Outputs = Mapping[int, Sequence[Array]]  # by depth: the prediction, and a learned variance
 Evaluate = Callable[[Inputs], Outputs]
 
@@ -199,7 +200,9 @@ def compare_extremes(
 ) -> list[VerificationError | NonFiniteError]:
     """As :func:`compare`, for points by name, where the reference itself is finite.
 
-    Of large inputs a hundred times the relative tolerance is allowed.
+    Of large inputs a hundred times the relative tolerance is allowed; and beyond it 32 times what
+    the reference's own output moves by when inputs differ in their last digit, as those of deep
+    networks with attention do.
 
     Returns:
         For each point with an output that is not finite, or that differs by more, the first.
@@ -210,13 +213,32 @@ def compare_extremes(
         allowed = wide if name == "large" else tolerance
         right = _evaluate(point, reference, f"the reference ({what})")
         try:
-            for depth, outputs in _evaluate(point, candidate, what).items():
+            found = _evaluate(point, candidate, what)
+            for depth, outputs in found.items():
                 for output, expected in zip(outputs, right[depth], strict=True):
                     if np.isfinite(expected).all():
                         _check(depth, point, expected, output, allowed, f"{what}, {name} inputs")
-        except (VerificationError, NonFiniteError) as error:
+        except NonFiniteError as error:
             errors.append(error)
+        except VerificationError as error:
+            if name != "large" or not _is_rounding(point, reference, right, found):
+                errors.append(error)
     return errors
+
+
+def _is_rounding(point: Inputs, reference: Evaluate, right: Outputs, found: Outputs) -> bool:
+    """Whether outputs are off by what the last digit of floating-point inputs does, 32 times."""
+    other = {
+        name: np.nextafter(value, np.float32(np.inf)) if value.dtype == np.float32 else value
+        for name, value in point.items()
+    }
+    moved = _evaluate({**other, "t": point["t"]}, reference, "the reference")
+    return all(
+        bool(np.abs(output - expected).max() <= _UNSTEADY * np.abs(near - expected).max())
+        for depth, outputs in found.items()
+        for output, expected, near in zip(outputs, right[depth], moved[depth], strict=True)
+        if np.isfinite(expected).all()
+    )
 
 
 def once(evaluate: Evaluate, points: Sequence[Inputs]) -> Evaluate:

@@ -106,16 +106,17 @@ class Companions(Handle):
 
     def _decode(self, latents: Array) -> Array:
         """A few at a time; fewer from then on, where there is no memory for as many."""
-        engine, parts, start = self._engine(DECODER), [], 0
+        engine, parts, start, size = self._engine(DECODER), [], 0, self._at_once
         while start < len(latents):
-            part = np.ascontiguousarray(latents[start : start + self._at_once])
+            part = np.ascontiguousarray(latents[start : start + size])
             try:
                 parts.append(engine.run({LATENTS: part})[0])
             except BackendError:
                 if len(part) == 1:
                     raise
-                self._at_once = len(part) // 2
+                size = len(part) // 2
                 continue
+            self._at_once = size  # that it failed before was for want of memory
             start += len(part)
         return np.concatenate(parts)
 
@@ -321,14 +322,29 @@ def decoding(interface: Interface, companions: Companions | None) -> Companions:
     Raises:
         UsageError: it has none.
     """
-    if interface.decoder is None or companions is None:
-        raise UsageError(
-            found=f"samples of {interface.name} to decode",
-            expected="a network with a decoder",
-            remedy="take the samples as they are, or add [decoder] to the recipe, export and "
-            "build again",
-        )
+    check_decoder(interface)
+    if companions is None:  # of a sampler without engine sets
+        raise _no_decoder(interface)
     return companions
+
+
+def check_decoder(interface: Interface) -> None:
+    """Whether samples can be decoded.
+
+    Raises:
+        UsageError: the network has no decoder.
+    """
+    if interface.decoder is None:
+        raise _no_decoder(interface)
+
+
+def _no_decoder(interface: Interface) -> UsageError:
+    return UsageError(
+        found=f"samples of {interface.name} to decode",
+        expected="a network with a decoder",
+        remedy="take the samples as they are, or add [decoder] to the recipe, export and build "
+        "again",
+    )
 
 
 def checked_tile(interface: Interface, tile: int | None) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from eecompile.arrays import AnyArray
 from eecompile.decoding import MalformedError, from_json
 from eecompile.errors import BackendError, OutputExistsError, UsageError
 from eecompile.programs.interface import Interface
+from eecompile.runtime.companions import Companions, NotEncoded, check_decoder, prompted
 from eecompile.runtime.opening import manifests_by_target
 from eecompile.runtime.program_cache import ProgramCache
+from eecompile.runtime.prompts import prompts_of
 from eecompile.runtime.request import SampleRequest, checked, common_interval
 from eecompile.runtime.sampler import Sampler
 from eecompile.serve.limits import Limits
@@ -28,6 +30,7 @@ _DEFAULT = Limits()
 _RESTARTS = 3  # of one worker: what kills it each time ends the job
 _ABOUT = "dataset.json"
 _Place = str | PathLike[str]
+_Texts = dict[str, list[str]]  # prompts by what they are
 
 
 class DatasetFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,7 +41,7 @@ class DatasetFacts(msgspec.Struct, frozen=True, kw_only=True):
         block: samples of a file.
         engines: digests of the engine sets' manifests.
         program: digest of the solver's steps and the schedule.
-        request: see :meth:`eecompile.SampleRequest.digest`.
+        request: see :meth:`eecompile.SampleRequest.digest`; of prompts, too.
     """
 
     n: int
@@ -68,14 +71,18 @@ def sample_dataset(
     solver: str | None = None,
     steps: int | None = None,
     schedule: str | int | None = None,
+    prompt: str | Sequence[str] | None = None,
+    negative: str | Sequence[str] | None = None,
+    decode: bool = False,
     block: int = 256,
     workers: int | None = None,
     threads: int = 1,
 ) -> DatasetReport:
     """Sample a data set with workers of Ray, in files of ``block`` samples.
 
-    ``samples-000000000.npz`` and so on hold ``samples``, float32 [<= block, *shape], and the
-    conditions by name; the number is that of the first sample. A list of conditions is repeated
+    ``samples-000000000.npz`` and so on hold ``samples``, float32 [<= block, *shape], or decoded,
+    and the conditions by name, or the texts that they were made of as ``prompt`` and ``negative``;
+    the number is that of the first sample. A list of conditions or of prompts is repeated
     in turn. Every sample depends on the seed and its index alone, so what was interrupted goes on
     with the files that are missing, and gives the same bytes. A worker that dies is started
     again, three times, and its block made anew.
@@ -90,6 +97,10 @@ def sample_dataset(
         solver: a name with options; None takes the recipe's, as for ``steps`` and ``schedule``.
         steps: number of steps.
         schedule: a name or a depth.
+        prompt: of all samples or a list, where the network has an encoder; each text is encoded
+            by itself, and those of a block are held at once.
+        negative: likewise, what samples are guided away from.
+        decode: whether samples are decoded, where the network has a decoder.
         block: samples of a file.
         workers: processes; None is one for each ``threads`` cores that Ray has free.
         threads: of a worker, and cores that Ray counts for it.
@@ -97,7 +108,7 @@ def sample_dataset(
     Raises:
         BundleError: a folder is no intact engine set.
         OutputExistsError: ``output`` holds another data set.
-        UsageError: an argument is out of range, a condition unknown or wrong.
+        UsageError: an argument is out of range, a condition or a prompt is wrong or missing.
         BackendError: Ray is missing, or a worker died again and again.
     """
     ray = _ray()
@@ -109,19 +120,19 @@ def sample_dataset(
     manifests = manifests_by_target(paths)
     interface = next(iter(manifests.values())).interface
     program = ProgramCache(interface).program(solver, steps, schedule)
-    checked(interface, request.part(interface, request.first, request.n))
-    common_interval(interface, [request])
+    texts = _texts(request, prompt=prompt, negative=negative)
+    _check(interface, request, texts, decode=decode)
     facts = DatasetFacts(
         n=request.n,
         block=block,
         engines=tuple(each.digest for each in manifests.values()),
         program=hashlib.sha256(program.to_json()).hexdigest(),
-        request=request.digest(),
+        request=_digest(request, texts, decode=decode),
     )
     place = Path(output).resolve()
     _begin(place, facts)
     blocks = [
-        _Block(request, first, min(block, request.first + request.n - first), place)
+        _Block(request, first, min(block, request.first + request.n - first), place, texts, decode)
         for first in range(request.first, request.first + request.n, block)
     ]
     missing = [each for each in blocks if not each.file.exists()]
@@ -205,10 +216,36 @@ class _Block(msgspec.Struct, frozen=True):
     first: int
     n: int
     folder: Path
+    texts: _Texts
+    decode: bool
 
     @property
     def file(self) -> Path:
         return self.folder / f"samples-{self.first:09d}.npz"
+
+    def prompts(self) -> dict[str, list[str]]:
+        """Of each of its samples; the lists are repeated in turn."""
+        start = self.first - self.request.first
+        return {
+            what: [texts[index % len(texts)] for index in range(start, start + self.n)]
+            for what, texts in self.texts.items()
+        }
+
+
+class _Apart:
+    """Encodes prompts one by one, so that a sample does not depend on what was encoded before."""
+
+    def __init__(self, companions: Companions) -> None:
+        self._companions = companions
+
+    def encoded(self, prompts: Sequence[str], *, negative: bool = False) -> dict[str, AnyArray]:
+        """See :meth:`eecompile.runtime.companions.Companions.encoded`."""
+        made = {
+            text: self._companions.encoded([text], negative=negative)
+            for text in dict.fromkeys(prompts)
+        }
+        names = made[prompts[0]]
+        return {name: np.concatenate([made[text][name] for text in prompts]) for name in names}
 
 
 class _Worker:
@@ -224,18 +261,62 @@ class _Worker:
         """Write a block's file."""
         interface = self._sampler.interface
         part = block.request.part(interface, block.first, block.n)
+        arrays = _conditions(interface, part)
+        if self._sampler.companions is not None:
+            texts = block.prompts()
+            arrays |= {what: np.array(listed) for what, listed in texts.items()}
+            one = {what: listed[:1] if len(set(listed)) == 1 else listed
+                   for what, listed in texts.items()}  # fmt: skip
+            part = prompted(part, interface, _Apart(self._sampler.companions), **one)
         (samples,) = self._sampler.sample_requests([part], solver=self._program)
-        arrays: dict[str, Any] = {"samples": samples, **_conditions(interface, part)}
+        arrays["samples"] = self._sampler.decode(samples) if block.decode else samples
         with written(block.file) as partial, partial.open("wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, allow_pickle=False, **arrays)
 
 
-def _conditions(interface: Interface, part: SampleRequest) -> Mapping[str, AnyArray]:
+def _conditions(interface: Interface, part: SampleRequest) -> dict[str, AnyArray]:
+    """Those that no prompt stands for."""
     samples = range(part.first, part.first + part.n)
     return {
         name: spec.values(name, part.conditions.get(name), samples)
         for name, spec in interface.conditions.items()
+        if name in part.conditions or name not in interface.prompted
     }
+
+
+def _texts(request: SampleRequest, **given: str | Sequence[str] | None) -> _Texts:
+    """The lists of texts that were given, by what they are."""
+    texts = {what: prompts_of(each, what) for what, each in given.items() if each is not None}
+    for what, listed in texts.items():
+        if len(listed) > request.n:
+            raise UsageError(
+                found=f"{len(listed)} {what}s for {request.n} samples",
+                expected="as many or fewer, which are repeated in turn",
+                remedy=f"ask for more samples, or pass fewer {what}s",
+            )
+    return texts
+
+
+def _check(interface: Interface, request: SampleRequest, texts: _Texts, *, decode: bool) -> None:
+    """Whether the sampler will take such samples.
+
+    Raises:
+        UsageError: it will not.
+    """
+    if decode:
+        check_decoder(interface)
+    one = {what: listed[0] for what, listed in texts.items()}
+    encoding = NotEncoded(interface) if interface.encoders else None
+    whole = request.part(interface, request.first, request.n)
+    checked(interface, prompted(whole, interface, encoding, **one))
+    common_interval(interface, [request])
+
+
+def _digest(request: SampleRequest, texts: _Texts, *, decode: bool) -> str:
+    if not texts and not decode:
+        return request.digest()
+    told = msgspec.json.encode([request.digest(), texts, decode], order="deterministic")
+    return hashlib.sha256(told).hexdigest()
 
 
 def _begin(output: Path, facts: DatasetFacts) -> None:

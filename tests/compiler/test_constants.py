@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +175,7 @@ def test_extremes_are_compared_where_the_reference_is_finite() -> None:
     points = extreme_inputs(INTERFACE)
 
     def outputs(*values: float) -> Any:
-        made = iter(values)
+        made = chain(values, repeat(values[-1]))
         return lambda point: {4: [np.full_like(point["x"], next(made))]}
 
     tolerance = Tolerance(absolute=0.1, relative=1e-3)
@@ -186,3 +187,22 @@ def test_extremes_are_compared_where_the_reference_is_finite() -> None:
     large = compare_extremes(points, outputs(1, 1, 1), outputs(1, 1, 1.15), tolerance, "it")
     assert not large  # a hundred times the relative tolerance
     assert compare_extremes(points, outputs(1, 1, 1), outputs(1, 1, 1.3), tolerance, "it")
+
+
+def test_large_inputs_may_be_off_by_what_rounding_does_to_the_reference() -> None:
+    """A function that makes a million of each last digit."""
+    points = {"large": extreme_inputs(INTERFACE)["large"]}
+    tolerance = Tolerance(absolute=1e-3, relative=0)
+
+    def output(off: float) -> Any:
+        def predict(point: Any) -> Any:
+            ulps = np.float32(1e6) * (point["x"] - points["large"]["x"])
+            return {4: [ulps + np.float32(off)]}
+
+        return predict
+
+    moved = 1e6 * float(np.spacing(np.abs(points["large"]["x"])).max())
+    assert not compare_extremes(points, output(0), output(20 * moved), tolerance, "it")
+    assert compare_extremes(points, output(0), output(40 * moved), tolerance, "it")
+    zero = {"zero": points["large"]}
+    assert compare_extremes(zero, output(0), output(20 * moved), tolerance, "it")

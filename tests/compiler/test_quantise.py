@@ -188,17 +188,21 @@ def test_calibration_visits_the_timesteps_of_samplings(prepared: Prepared) -> No
     with Sampler(calibration._Recorder(prepared.bundle, interface), interface) as sampler:
         steps = sampler.program(steps=25, schedule="full").steps
     assert prepared.data.times == tuple(sorted({float(s.timestep) for s in steps}, reverse=True))
-    assert len(rows["x"]) == len(rows["label"]) == 25 * (4 + 2)  # half of the samples are guided
+    x, t, labels = (rows[name].at(slice(None)) for name in ("x", "t", "label"))
+    assert len(x) == len(labels) == 25 * (4 + 2)  # half of the samples are guided
+    # A guided sample's rows share its state, and all steps the label.
+    counts = {name: len(column.values) for name, column in rows.items()}
+    assert counts == {"x": 25 * 4, "t": 25, "label": len(np.unique(labels))}
     null = interface.conditions["label"].null
     for found in points(rows, 3, 4), points(prepared.data.held_out, 3, 4):
         assert [len(set(point["t"])) for point in found] == [1, 1, 1]
         assert all(null in point["label"] and point["label"][0] != null for point in found)
-    assert np.mean(rows["label"] == null) == 2 / 6
+    assert np.mean(labels == null) == 2 / 6
     # The first evaluation is of noise; the last is of nearly a picture.
-    spread = [rows["x"][rows["t"] == time].std() for time in prepared.data.times]
+    spread = [x[t == time].std() for time in prepared.data.times]
     assert spread[0] == pytest.approx(1, abs=0.05)
-    held_out = prepared.data.held_out["x"]
-    assert not any(np.array_equal(one, other) for one in held_out[:3] for other in rows["x"][:6])
+    held_out = prepared.data.held_out["x"].values
+    assert not any(np.array_equal(one, other) for one in held_out[:3] for other in x[:6])
 
 
 def test_calibration_is_kept_beside_the_bundle(
@@ -214,6 +218,11 @@ def test_calibration_is_kept_beside_the_bundle(
     assert calibration_set(bundle, manifest, 2, silent).digest == first.digest
     assert kept.stat().st_mtime_ns == written
     kept.write_bytes(kept.read_bytes()[:-100])
+    assert calibration_set(bundle, manifest, 2, silent).digest == first.digest
+    with np.load(kept) as file:
+        arrays = dict(file)
+    arrays["rows label which"] += 1000
+    np.savez(kept, **arrays)
     assert calibration_set(bundle, manifest, 2, silent).digest == first.digest
     assert calibration_set(bundle, manifest, 3, silent).digest != first.digest
     monkeypatch.setattr(calibration, "_STEPS", 4)

@@ -17,6 +17,7 @@ import pytest
 
 from eecompile import Sampler, SampleRequest
 from eecompile.errors import ConditionError, OutputExistsError, UsageError
+from tests.compiler.test_companions import folder
 from tests.conftest import ROOT
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -24,6 +25,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # it listens at 127.0.0.1 al
 ray = pytest.importorskip("ray")
 from eecompile.serve.ray import deployment, sample_dataset  # noqa: E402
 
+__all__ = ["folder"]
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 WAY: dict[str, Any] = {"solver": "ddim", "steps": 4, "schedule": "full"}
 REQUEST = SampleRequest(n=22, seed=5, first=3, conditions={"label": [1, 2, 3]})
@@ -102,21 +104,61 @@ def test_wrong_requests_are_refused(
     assert not (tmp_path / "set").exists()
 
 
+def test_prompts_are_repeated_in_turn_and_samples_decoded(
+    cluster: None, folder: Path, tmp_path: Path
+) -> None:
+    engines, prompts = folder / "cpu", ["a cat", "a dog in snow", "the red sky"]
+    way: dict[str, Any] = {"prompt": prompts, "negative": "red", "decode": True, "steps": 2}
+    request = SampleRequest(n=5, seed=4, guidance=3.0)
+    report = sample_dataset(engines, request, tmp_path / "set", block=2, workers=1, **way)
+    found = [np.load(path) for path in report.files]
+    told = np.concatenate([each["prompt"] for each in found]).tolist()
+    assert told == [*prompts, *prompts[:2]]
+    assert set(found[0]) == {"samples", "prompt", "negative"}
+    with Sampler.open(engines) as sampler:
+        expected = sampler.sample(seed=4, guidance=3.0, **(way | {"prompt": told}))
+    samples = np.concatenate([each["samples"] for each in found])
+    np.testing.assert_allclose(samples, expected, atol=1e-5 * np.abs(expected).max())
+    # Another worker, which has encoded nothing before, makes the same bytes.
+    before = report.files[1].read_bytes()
+    report.files[1].unlink()
+    again = sample_dataset(engines, request, tmp_path / "set", block=2, workers=1, **way)
+    assert again.kept == 2
+    assert again.files[1].read_bytes() == before
+    with pytest.raises(OutputExistsError, match="with another data set"):
+        sample_dataset(engines, request, tmp_path / "set", block=2, **(way | {"prompt": "a cat"}))
+
+
+def test_wrong_prompts_are_refused(
+    cluster: None, folder: Path, small_sets: dict[str, Path], tmp_path: Path
+) -> None:
+    engines = folder / "cpu"
+    with pytest.raises(UsageError, match="3 prompts for 2 samples"):
+        sample_dataset(engines, SampleRequest(n=2), tmp_path / "set", prompt=["a", "b", "c"])
+    with pytest.raises(ConditionError, match="no prompt"):
+        sample_dataset(engines, SampleRequest(n=2), tmp_path / "set")
+    with pytest.raises(UsageError, match="which has no encoder"):
+        sample_dataset(small_sets["per_exit"], REQUEST, tmp_path / "set", prompt="a cat")
+    with pytest.raises(UsageError, match="to decode"):
+        sample_dataset(small_sets["per_exit"], REQUEST, tmp_path / "set", decode=True)
+    assert not (tmp_path / "set").exists()
+
+
 def workers() -> list[int]:
     """Process ids of this test's workers."""
     found = []
-    for folder in Path("/proc").glob("[0-9]*"):
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            name = (folder / "cmdline").read_bytes()
+            name = (process / "cmdline").read_bytes()
             parents = [
                 int(line.split()[1])
-                for line in (folder / "status").read_text().splitlines()
+                for line in (process / "status").read_text().splitlines()
                 if line.startswith("PPid:")
             ]
         except OSError:  # it has just ended
             continue
         if name.startswith(b"ray::_Worker") and _started_here(parents[0]):
-            found.append(int(folder.name))
+            found.append(int(process.name))
     return found
 
 
