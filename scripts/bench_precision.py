@@ -194,10 +194,12 @@ def choice_rows(bundles: Bundles) -> Iterator[Row]:
             *(f"--budget={budget}" for budget in BUDGETS),
         )
         for point in read_front(folder / "front.json").points:
-            if point.kind in ("full", "found", "alone", "steps"):
+            if point.kind in ("found", "alone", "steps"):
+                name = point.name.partition(" alone")[0]
                 yield {
                     "solver": f"{solver}, {steps} steps",
-                    "schedule": point.name,
+                    "within": point.budget,
+                    "by": "all together" if point.kind == "found" else name,
                     "time": point.time_share,
                     "distance": point.distance,
                     "95 %": point.interval,
