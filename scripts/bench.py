@@ -291,9 +291,11 @@ def precision(
             "samples": lambda: bench.sample_rows(bundles),
             "speed": lambda: bench.speed_rows(bundles, (1, 4, 16), rounds),
             "calibration": lambda: bench.calibration_rows(bundles),
-            "weights": lambda: bench.weight_rows(bundles, bench.SMALL, min(rounds, 3)),
+            "weights": lambda: bench.weight_rows(
+                bundles, bench.SMALL, ("fp32", "int8", "int4"), min(rounds, 3)
+            ),
             "plans": lambda: bench.plan_rows(bundles),
-            "large": lambda: bench.weight_rows(bundles, bench.LARGE, 1),
+            "large": lambda: bench.weight_rows(bundles, bench.LARGE, ("fp32", "int4"), 1),
             "choices": lambda: bench.choice_rows(bundles),
         }
         _keep_parts(results, every, parts)

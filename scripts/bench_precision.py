@@ -32,7 +32,12 @@ TARGETS = {
 STEPS = 15
 TRAINED = "fashion-dit"
 SMALL = (TRAINED, "DiT-S/2", "DiT-B/2")
-LARGE = ("DiT-XL/2", "PixArt-alpha 512")
+LARGE = ("DiT-XL/2", "PixArt-alpha 256")
+WEIGHTS = {
+    "fp32": None,
+    "int8": Quantise(kind="int8-weights", search=False),
+    "int4": Quantise(kind="int4-weights", search=False),
+}
 TUNED = (("ddim", 50), ("dpmpp-2m", 20))
 BUDGETS = (0.5, 0.3, 0.2, 0.1)
 _ANY = Tolerance(absolute=1e9, relative=1.0)
@@ -146,21 +151,22 @@ def calibration_rows(bundles: Bundles) -> Iterator[Row]:
             }
 
 
-def weight_rows(bundles: Bundles, networks: Sequence[str], rounds: int) -> Iterator[Row]:
+def weight_rows(
+    bundles: Bundles, networks: Sequence[str], kinds: Sequence[str], rounds: int
+) -> Iterator[Row]:
     """Bytes of graphs, and MiB that a set takes once opened, by what weights are stored in."""
-    kinds = {"fp32": None, "int8": "int8-weights", "int4": "int4-weights"}
     for network in networks:
         bundle = bundles[network]
         for backend in ("openvino", "onnxruntime"):
             with TemporaryDirectory() as temporary:
                 folders = {}
-                for name, kind in kinds.items():
+                for name in kinds:
                     folders[name] = Path(temporary) / name
                     wide = msgspec.structs.replace(
                         target("cpu-int4"),
                         backend=backend,
                         options=target("cpu-int4").options if backend == "openvino" else {},
-                        quantise=None if kind is None else Quantise(kind=kind, search=False),
+                        quantise=WEIGHTS[name],
                         tolerance=_ANY,
                     )
                     engine_set_from_bundle(bundle, wide, folders[name])

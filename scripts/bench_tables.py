@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -13,10 +13,11 @@ from typing import Any
 from caching_page import tables
 from results import ROOT, machine
 
-from eecompile.show.table import Column, Table, markdown, percent, words
+from eecompile.show.table import MISSING, Column, Table, markdown, number, percent, words
 
 SAME, FULL = "over eager, same schedule", "over eager, full depth"
 SAVING = "schedule's saving"
+RATIO, SHARE = "{:.2f}".format, "{:.1%}".format
 EAGER, COMPILED, OURS = "PyTorch eager", "torch.compile", "eecompile"
 Row = Mapping[str, Any]
 
@@ -45,6 +46,7 @@ def documents(root: Path = ROOT) -> dict[Path, str]:
         ("docs/compare.md", "caching", tables),
         ("docs/networks.md", "networks", network_tables),
         ("docs/choices.md", "spans", span_tables),
+        ("docs/precision.md", "precision", precision_tables),
     ):
         path = root / document
         results = (json.loads(file.read_text()) for file in results_files(name, root))
@@ -105,6 +107,124 @@ def span_tables(result: Mapping[str, Any]) -> Iterator[Table]:
     ]
     title = "Resident memory of what is kept beyond order 0"
     yield Table("memory", title, columns, result["memory"])
+
+
+def precision_tables(result: Mapping[str, Any]) -> Iterator[Table]:
+    """Speed, samples, calibration, what choices buy, weights alone, and plans; what there is."""
+    parts = {
+        "speed": _speed_table,
+        "samples": _samples_table,
+        "calibration": _calibration_table,
+        "choices": _choices_table,
+        "weights": _weights_table,
+        "large": _weights_table,
+        "plans": _plans_table,
+    }
+    found = dict(result)
+    for solver in dict.fromkeys(row["solver"] for row in result.get("choices", ())):
+        found[f"choices {solver}"] = [row for row in result["choices"] if row["solver"] == solver]
+    for key, rows in found.items():
+        if rows and (part := parts.get(key.partition(" ")[0])) and key != "choices":
+            yield part(rows, machine(result))
+
+
+def _speed_table(rows: Sequence[Row], where: str) -> Table:
+    end = ", speed-up"
+    columns = [
+        *(words(name, itemgetter(name)) for name in ("network", "batch")),
+        Column("ONNX Runtime FP32", itemgetter("onnxruntime fp32, ms"), "ms"),
+        *(
+            Column(_backend(key.removesuffix(end)), itemgetter(key), form=RATIO)
+            for key in rows[0]
+            if key.endswith(end)
+        ),
+    ]
+    title = f"Speed-up over ONNX Runtime FP32 of a step at full depth, on {where}"
+    return Table("speed", title, columns, rows)
+
+
+def _samples_table(rows: Sequence[Row], _: str) -> Table:
+    columns = [
+        words("engines", lambda row: _backend(row["target"])),
+        words("quantised", _quantised),
+        Column("of the multiplications", itemgetter("quantised"), form=SHARE),
+        Column("largest error", itemgetter("worst relative error"), form=SHARE),
+        Column("PSNR of samples", itemgetter("PSNR, dB"), "dB"),
+    ]
+    return Table("samples", "Operators in INT8, and samples beside FP32's", columns, rows)
+
+
+def _quantised(row: Row) -> str:
+    return f"{row['operators'] - row['kept']} of {row['operators']} operators"
+
+
+def _calibration_table(rows: Sequence[Row], _: str) -> Table:
+    columns = [
+        words("samples", itemgetter("samples")),
+        words("evaluations", itemgetter("rows")),
+        Column("largest error", itemgetter("worst relative error"), form=SHARE),
+        Column("mean difference", itemgetter("mean error")),
+    ]
+    title = "Samples to calibrate with, and errors of held-out ones with everything in INT8"
+    return Table("calibration", title, columns, rows)
+
+
+def _choices_table(rows: Sequence[Row], where: str) -> Table:
+    """The distance within a budget, by what schedules may choose from."""
+    budgets = {row["within"] for row in rows if row["within"]}
+    by = {
+        budget: {row["by"]: row for row in rows if row["within"] == budget}
+        for budget in sorted(budgets, reverse=True)
+    }
+    names = dict.fromkeys(name for found in by.values() for name in found)
+    columns = [words("within", lambda pair: f"{pair[0]:g}")]
+    columns += [words(name, partial(_distance, name=name)) for name in names]
+    title = f"Distance to FP32's samples (measured time), {rows[0]['solver']}, on {where}"
+    return Table("choices", title, columns, list(by.items()))
+
+
+def _distance(pair: tuple[float, Mapping[str, Row]], name: str) -> str:
+    found = pair[1].get(name)
+    return f"{number(found['distance'], 2)} ({found['time']:.2f})" if found else MISSING
+
+
+def _weights_table(rows: Sequence[Row], _: str) -> Table:
+    kinds = [key.partition(",")[0] for key in rows[0] if key.endswith("weights over fp32")][1:]
+    columns = [words("network", itemgetter("network"))]
+    columns.append(words("engines", lambda row: _backend(row["backend"])))
+    for what, key in (
+        ("bytes", "weights over fp32"),
+        ("resident", "resident MiB"),
+        ("at most", "at most MiB"),
+    ):
+        columns += [
+            Column(f"{kind.upper()}, {what}", partial(_over, kind=kind, key=key), form=RATIO)
+            for kind in kinds
+        ]
+    title = "Weights alone, over FP32: bytes of the graph, and memory that opening it and one "
+    return Table("weights", f"{title}evaluation at batch 1 add", columns, rows)
+
+
+def _plans_table(rows: Sequence[Row], _: str) -> Table:
+    columns = [
+        words("network", itemgetter("network")),
+        words("target", lambda row: f"`{row['target']}`"),
+        Column("of the multiplications", itemgetter("quantised"), form=SHARE),
+        Column("bytes over FP16", itemgetter("bytes over FP16"), form=RATIO),
+    ]
+    return Table("plans", "Plans of TensorRT-RTX", columns, rows)
+
+
+def _over(row: Row, kind: str, key: str) -> float:
+    """Of a kind of weights over FP32; the first is a ratio already."""
+    value: float = row[f"{kind}, {key}"]
+    return value if "over" in key else value / row[f"fp32, {key}"]
+
+
+def _backend(name: str) -> str:
+    for old, new in (("onnxruntime", "ONNX Runtime"), ("openvino", "OpenVINO")):
+        name = name.replace(old, new)
+    return re.sub("(fp32|bf16|int8)", lambda found: found[0].upper(), name)
 
 
 def short_tables(result: Mapping[str, Any]) -> Iterator[Table]:

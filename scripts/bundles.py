@@ -39,6 +39,11 @@ _TINY = {
     'schedule = "half"': 'schedule = "balanced"',
 }
 
+_PIXART_256 = {
+    "sample_size = .*": "sample_size = 32",
+    r"shape = \[4, 64, 64\]": "shape = [4, 32, 32]",
+}
+
 # Recipe, and what of it is changed.
 NETWORKS = {
     "tiny": ("fashion-dit", _TINY),
@@ -66,14 +71,15 @@ NETWORKS = {
             r"(?s)\[decoder\].*?(?=\[sampling\])": "",
         },
     ),
-    # Of its true width and heads, for a smaller picture.
+    # For a smaller picture.
+    "PixArt-alpha 256": ("pixart-alpha-512", _PIXART_256),
+    # Of its true width and heads.
     "PixArt-alpha 256, 6 layers": (
         "pixart-alpha-512",
         {
+            **_PIXART_256,
             "exits = .*": "exits = [6]",
             "num_layers = .*": "num_layers = 6",
-            "sample_size = .*": "sample_size = 32",
-            r"shape = \[4, 64, 64\]": "shape = [4, 32, 32]",
             r"descending = .*": "descending = [6]",
         },
     ),
