@@ -25,7 +25,7 @@ from eecompile.serve import Scheduler, rows_that_pay
 
 LOAD = 0.7  # of the throughput
 MODES = {"joining": True, "gather and run": False}
-DATASET = 4096  # samples
+DATASET = 1024  # samples
 QUEUE = 100_000  # samples: an open loop refuses nobody
 
 
