@@ -29,7 +29,7 @@ OUT = ROOT / "out" / "fashion-dit"
 BENCHMARKS = ROOT / "docs" / "benchmarks"
 PACKAGES = (
     *("eecompile", "numpy", "onnx", "onnx-ir", "onnxruntime", "openvino", "tensorrt_rtx"),
-    *("polygraphy", "nvidia-modelopt", "torch", "torchmetrics", "diffusers", "cache-dit"),
+    *("polygraphy", "nvidia-modelopt", "ray", "torch", "torchmetrics", "diffusers", "cache-dit"),
 )
 Row = dict[str, Any]
 

@@ -15,6 +15,7 @@ from eecompile.arrays import AnyArray
 from eecompile.decoding import MalformedError, from_json
 from eecompile.errors import BackendError, OutputExistsError, UsageError
 from eecompile.programs.interface import Interface
+from eecompile.programs.program import Program
 from eecompile.runtime.companions import Companions, NotEncoded, check_decoder, prompted
 from eecompile.runtime.opening import manifests_by_target
 from eecompile.runtime.program_cache import ProgramCache
@@ -143,10 +144,9 @@ def sample_dataset(
         count = min(len(missing), workers or max(1, free))
         options = {"num_cpus": threads, "max_restarts": _RESTARTS, "max_task_retries": _RESTARTS}
         kind = ray.remote(**options)(_Worker)
-        held = ray.put(program.to_json())  # as long as workers may be started again with it
-        pool = [kind.remote([str(path) for path in paths], held, threads) for _ in range(count)]
+        pool = [kind.remote([str(path) for path in paths], threads) for _ in range(count)]
         try:
-            _make(ray, pool, missing)
+            _make(ray, pool, missing, ray.put(program.to_json()))
         finally:
             for actor in pool:
                 ray.kill(actor)
@@ -251,14 +251,11 @@ class _Apart:
 class _Worker:
     """An actor: makes blocks, whose files appear whole."""
 
-    def __init__(self, engines: list[str], program: bytes, threads: int) -> None:
-        from eecompile.programs.program import Program
-
+    def __init__(self, engines: list[str], threads: int) -> None:
         self._sampler = Sampler.open(*engines, threads=threads)
-        self._program = Program.from_json(program)
 
-    def make(self, block: _Block) -> None:
-        """Write a block's file."""
+    def make(self, block: _Block, program: bytes) -> None:
+        """Write a block's file, sampled by a program's JSON."""
         interface = self._sampler.interface
         part = block.request.part(interface, block.first, block.n)
         arrays = _conditions(interface, part)
@@ -268,7 +265,7 @@ class _Worker:
             one = {what: listed[:1] if len(set(listed)) == 1 else listed
                    for what, listed in texts.items()}  # fmt: skip
             part = prompted(part, interface, _Apart(self._sampler.companions), **one)
-        (samples,) = self._sampler.sample_requests([part], solver=self._program)
+        (samples,) = self._sampler.sample_requests([part], solver=Program.from_json(program))
         arrays["samples"] = self._sampler.decode(samples) if block.decode else samples
         with written(block.file) as partial, partial.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
@@ -345,15 +342,15 @@ def _begin(output: Path, facts: DatasetFacts) -> None:
         partial.write_bytes(msgspec.json.format(msgspec.json.encode(facts)) + b"\n")
 
 
-def _make(ray: Any, pool: list[Any], blocks: list[_Block]) -> None:
-    """Have all blocks made, two on their way to each worker."""
+def _make(ray: Any, pool: list[Any], blocks: list[_Block], program: Any) -> None:
+    """Have all blocks made by a program in Ray's store, two on their way to each worker."""
     left = iter(blocks)
     under_way: dict[Any, Any] = {}
 
     def give(actor: Any) -> None:
         block = next(left, None)
         if block is not None:
-            under_way[actor.make.remote(block)] = actor
+            under_way[actor.make.remote(block, program)] = actor
 
     for actor in (*pool, *pool):
         give(actor)
