@@ -20,7 +20,7 @@ from eecompile.compiler.build import engine_set_from_bundle
 from eecompile.recipe import load_recipe
 from eecompile.store.bundle import EngineManifest, open_engine_set
 from eecompile.store.target import Quantise, Tolerance
-from eecompile.tune.report import read_front
+from eecompile.tune.report import Front, read_front
 
 TARGETS = {
     "onnxruntime fp32": "cpu",
@@ -199,17 +199,24 @@ def choice_rows(bundles: Bundles) -> Iterator[Row]:
             *("--solver", solver, "--steps", steps),
             *(f"--budget={budget}" for budget in BUDGETS),
         )
-        for point in read_front(folder / "front.json").points:
-            if point.kind in ("found", "alone", "steps"):
-                name = point.name.partition(" alone")[0]
-                yield {
-                    "solver": f"{solver}, {steps} steps",
-                    "within": point.budget,
-                    "by": "all together" if point.kind == "found" else name,
-                    "time": point.time_share,
-                    "distance": point.distance,
-                    "95 %": point.interval,
-                }
+        yield from front_rows(f"{solver}, {steps} steps", read_front(folder / "front.json"))
+
+
+def front_rows(solver: str, front: Front) -> Iterator[Row]:
+    """What was found for each budget, with one kind of choice and with all; other engine sets."""
+    deepest = front.points[0].choices[0].blocks
+    for point in front.points:
+        whole = point.kind == "exit" and point.choices[0].blocks == deepest
+        if whole or point.kind in ("found", "alone", "steps"):
+            name = point.name.partition(" alone")[0].removeprefix(f"exit {deepest}@")
+            yield {
+                "solver": solver,
+                "within": point.budget,
+                "by": "all together" if point.kind == "found" else name,
+                "time": point.time_share,
+                "distance": point.distance,
+                "95 %": point.interval,
+            }
 
 
 def plan_rows(bundles: Bundles) -> Iterator[Row]:

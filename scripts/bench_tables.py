@@ -13,7 +13,7 @@ from typing import Any
 from caching_page import tables
 from results import ROOT, machine
 
-from eecompile.show.table import MISSING, Column, Table, markdown, number, percent, words
+from eecompile.show.table import Column, Table, markdown, number, percent, words
 
 SAME, FULL = "over eager, same schedule", "over eager, full depth"
 SAVING = "schedule's saving"
@@ -170,22 +170,14 @@ def _calibration_table(rows: Sequence[Row], _: str) -> Table:
 
 
 def _choices_table(rows: Sequence[Row], where: str) -> Table:
-    """The distance within a budget, by what schedules may choose from."""
-    budgets = {row["within"] for row in rows if row["within"]}
-    by = {
-        budget: {row["by"]: row for row in rows if row["within"] == budget}
-        for budget in sorted(budgets, reverse=True)
-    }
-    names = dict.fromkeys(name for found in by.values() for name in found)
-    columns = [words("within", lambda pair: f"{pair[0]:g}")]
-    columns += [words(name, partial(_distance, name=name)) for name in names]
-    title = f"Distance to FP32's samples (measured time), {rows[0]['solver']}, on {where}"
-    return Table("choices", title, columns, list(by.items()))
-
-
-def _distance(pair: tuple[float, Mapping[str, Row]], name: str) -> str:
-    found = pair[1].get(name)
-    return f"{number(found['distance'], 2)} ({found['time']:.2f})" if found else MISSING
+    columns = [
+        words("schedule from", itemgetter("by")),
+        Column("time", itemgetter("time"), form=RATIO),
+        Column("distance", itemgetter("distance")),
+        words("95 %", lambda row: " to ".join(number(end) for end in row["95 %"])),
+    ]
+    title = f"What choices buy: {rows[0]['solver']}, over FP32 in OpenVINO, on {where}"
+    return Table("choices", title, columns, sorted(rows, key=lambda row: -row["time"]))
 
 
 def _weights_table(rows: Sequence[Row], _: str) -> Table:
