@@ -173,15 +173,14 @@ def weight_rows(
                 library = BACKENDS[backend].library
                 calls = {name: (opening, place, library, 1) for name, place in folders.items()}
                 opened = medians_in_turns(calls, rounds)
-                size = {
-                    n: sum(s.bytes for s in open_engine_set(f).segments[-1:])
-                    for n, f in folders.items()
-                }
+                sets = {name: open_engine_set(folder) for name, folder in folders.items()}
+                size = {name: made.segments[-1].bytes for name, made in sets.items()}
                 row: Row = {"network": network, "backend": backend}
                 for name in kinds:
                     row[f"{name}, weights over fp32"] = size[name] / size["fp32"]
                     row[f"{name}, resident MiB"] = opened[name]["engines"]
                     row[f"{name}, at most MiB"] = opened[name]["peak"]
+                    row[f"{name}, error"] = max(plan.relative_error for plan in sets[name].exits)
                 yield row
 
 

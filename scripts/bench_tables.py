@@ -193,6 +193,10 @@ def _weights_table(rows: Sequence[Row], _: str) -> Table:
             Column(f"{kind.upper()}, {what}", partial(_over, kind=kind, key=key), form=RATIO)
             for kind in kinds
         ]
+    columns += [
+        Column(f"{kind.upper()}, largest error", itemgetter(f"{kind}, error"), form=SHARE)
+        for kind in kinds
+    ]
     title = "Weights alone, over FP32: bytes of the graph, and memory that opening it and one "
     return Table("weights", f"{title}evaluation at batch 1 add", columns, rows)
 
