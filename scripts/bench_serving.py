@@ -151,7 +151,7 @@ def ray_rows(engines: Path, rounds: int) -> Iterator[Row]:
     from eecompile.serve.ray import sample_dataset
 
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
-    ray.init(num_cpus=2, _node_ip_address="127.0.0.1", **quiet)
+    ray.init("local", num_cpus=2, _node_ip_address="127.0.0.1", **quiet)
     request = SampleRequest(n=DATASET)
 
     def made(workers: int) -> None:

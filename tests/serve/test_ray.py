@@ -26,7 +26,11 @@ ray = pytest.importorskip("ray")
 from eecompile.serve.ray import deployment, sample_dataset  # noqa: E402
 
 __all__ = ["folder"]
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("default"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # in Ray Serve, of Pydantic's
+]
 WAY: dict[str, Any] = {"solver": "ddim", "steps": 4, "schedule": "full"}
 REQUEST = SampleRequest(n=22, seed=5, first=3, conditions={"label": [1, 2, 3]})
 
@@ -36,6 +40,7 @@ def cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
         ray.init(
+            "local",  # not that of another test process
             num_cpus=2,
             include_dashboard=False,
             logging_level="error",
