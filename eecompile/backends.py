@@ -122,6 +122,7 @@ _ALL = (
         runtime_extra="tensorrt-runtime",
         tools=("polygraphy",),
         precisions=("fp32", "fp16", "bf16"),
+        quantised=("int8", "fp8"),
         build="eecompile.compiler.backends.tensorrt",
         run="eecompile.runtime.engines.tensorrt",
         probe="eecompile.doctor.probes:tensorrt",

@@ -155,7 +155,8 @@ def _half(point: FrontPoint) -> float:
 def findings(made: Sequence[FrontPoint], compared: Sequence[BaselineComparison]) -> Iterator[str]:
     """What came out, in a few sentences; budgets that were exceeded first."""
     for point in made:
-        if point.budget is not None and point.time_share > point.budget * _ROOM:
+        late = point.budget is not None and point.time_share > point.budget * _ROOM
+        if late and point.kind == "found":
             yield (
                 f"{point.name} takes more than its budget of {point.budget:.3g}: "
                 f"{point.time_share:.3f} of full depth's time as measured "

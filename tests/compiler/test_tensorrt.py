@@ -75,6 +75,18 @@ def test_without_a_gpu_nothing_is_built(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_fp8_is_refused_on_a_gpu_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = load_target(ROOT / "engines" / "tensorrt-fp8.toml")
+    monkeypatch.setattr(backend, "check_installed", lambda _: None)
+    monkeypatch.setattr(backend, "gpus", lambda: (GPU,))
+    backend.check(target)
+    old = msgspec.structs.replace(GPU, compute_capability="8.6")
+    monkeypatch.setattr(backend, "gpus", lambda: (old,))
+    with pytest.raises(BackendError, match=r"FP8 for compute capability 8\.6; expected 8\.9"):
+        backend.check(target)
+    backend.check(load_target(ROOT / "engines" / "tensorrt-int8.toml"))
+
+
 @pytest.mark.parametrize("options", [{"optimization_level": "high"}, {"fast": True}])
 def test_unknown_options_are_refused(options: dict[str, Any]) -> None:
     target = load_target(ROOT / "engines" / "tensorrt-fp16.toml")

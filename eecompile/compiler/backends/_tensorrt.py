@@ -8,6 +8,7 @@ which library it works with when it is imported, so plans are built in a process
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import Literal
 
@@ -21,6 +22,7 @@ from eecompile.store.target import Target
 SWITCH = "POLYGRAPHY_USE_TENSORRT_RTX"  # polygraphy's: 1 for TensorRT-RTX, 0 for TensorRT
 
 SUFFIX = "plan"  # of the engines' file names
+_FP8 = (8, 9)  # the first compute capability with it
 Flavour = Literal["tensorrt", "tensorrt_rtx"]
 
 
@@ -46,6 +48,21 @@ def check_installed(backend: Backend) -> None:
             found=f"no package {' and '.join(missing)}",
             expected=f"both {backend.library} and polygraphy, to build plans",
             remedy=backend.install,
+        )
+
+
+def check_fp8(target: Target, capabilities: Iterable[str]) -> None:
+    """Pass when GPUs of these compute capabilities have the products that the target asks for.
+
+    Raises:
+        BackendError: it asks for FP8, and one has none.
+    """
+    old = [each for each in capabilities if tuple(map(int, each.split("."))) < _FP8]
+    if old and target.quantise is not None and target.quantise.kind == "fp8":
+        raise BackendError(
+            found=f"FP8 for compute capability {', '.join(old)}",
+            expected="8.9 (Ada) or newer, which have products in FP8",
+            remedy="choose quantise.kind 'int8' for these GPUs, in a target of its own",
         )
 
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from eecompile.backends import BACKENDS
 from eecompile.compiler.backends._tensorrt import SUFFIX as SUFFIX
-from eecompile.compiler.backends._tensorrt import check_installed
+from eecompile.compiler.backends._tensorrt import check_fp8, check_installed
 from eecompile.compiler.backends._tensorrt import precision_in_graph as precision_in_graph
 from eecompile.compiler.backends._tensorrt import runs as runs
 from eecompile.compiler.backends._worker import Worker
@@ -51,12 +51,14 @@ def check(target: Target) -> None:
     }
     check_options(target, known)
     check_installed(BACKENDS["tensorrt"])
-    if not gpus():
+    found = gpus()
+    if not found:
         raise BackendError(
             found="no NVIDIA GPU",
             expected="the GPU that the plans are for: TensorRT measures its kernels on it",
             remedy="build there, or for TensorRT-RTX, which needs none (engines/rtx-fp16.toml)",
         )
+    check_fp8(target, filter(None, [found[0].compute_capability]))
 
 
 def portable(target: Target) -> bool:

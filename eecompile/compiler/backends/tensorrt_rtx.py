@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from eecompile.backends import BACKENDS
 from eecompile.compiler.backends._tensorrt import SUFFIX as SUFFIX
-from eecompile.compiler.backends._tensorrt import check_installed
+from eecompile.compiler.backends._tensorrt import check_fp8, check_installed
 from eecompile.compiler.backends._tensorrt import precision_in_graph as precision_in_graph
 from eecompile.compiler.backends._tensorrt import runs as runs
 from eecompile.compiler.backends._worker import Worker
@@ -19,8 +19,6 @@ from eecompile.compiler.graph.attention import DecomposeAttention
 from eecompile.compiler.segments import LOG, check_options
 from eecompile.errors import BackendError
 from eecompile.store.target import Target
-
-_FP8 = (8, 9)  # the first compute capability with it
 
 
 def versions() -> dict[str, str]:
@@ -45,14 +43,7 @@ def check(target: Target) -> None:
             expected="capabilities such as '8.6,8.9', or current_gpu, or neither for all GPUs",
             remedy="fix the target's [options]",
         )
-    capabilities = [each for each in named.split(",") if each]
-    old = [each for each in capabilities if tuple(map(int, each.split("."))) < _FP8]
-    if old and target.quantise is not None and target.quantise.kind == "fp8":
-        raise BackendError(
-            found=f"FP8 for compute capability {', '.join(old)}",
-            expected="8.9 (Ada) or newer, which have products in FP8",
-            remedy="choose quantise.kind 'int8' for these GPUs, in a target of its own",
-        )
+    check_fp8(target, filter(None, named.split(",")))
     check_installed(BACKENDS["tensorrt-rtx"])
 
 
