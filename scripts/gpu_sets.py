@@ -36,7 +36,7 @@ TARGETS: dict[str, tuple[str, Row]] = {
     "cuda-fp32": ("cuda-fp16", {"layout": "chained", "precision": "fp32"}),
     "cuda-tensorrt": ("cuda-fp16", {"options": {"provider": "tensorrt"}}),
 }
-QUANTISED = ("rtx-int8", "rtx-fp8")
+QUANTISED = ("rtx-int8", "rtx-fp8", "tensorrt-int8", "tensorrt-fp8")
 SERVED = tuple(TARGETS)[:4]  # what would be deployed, the best first
 TOGETHER = (("rtx-fp16", "rtx-fp32"), ("tensorrt-fp16", "tensorrt-fp32"))
 TOGETHER += (("cuda-fp16-chained", "cuda-fp32"),)
