@@ -13,7 +13,7 @@ from typing import Any
 from caching_page import tables
 from results import ROOT, machine
 
-from eecompile.show.table import Column, Table, markdown, number, percent, words
+from eecompile.show.table import Column, Table, markdown, number, percent, whole, words
 
 SAME, FULL = "over eager, same schedule", "over eager, full depth"
 SAVING = "schedule's saving"
@@ -45,6 +45,7 @@ def documents(root: Path = ROOT) -> dict[Path, str]:
         ("docs/compare.md", "peers", whole_tables),
         ("docs/compare.md", "caching", tables),
         ("docs/networks.md", "networks", network_tables),
+        ("docs/networks.md", "export", export_tables),
         ("docs/choices.md", "spans", span_tables),
         ("docs/precision.md", "precision", precision_tables),
     ):
@@ -81,6 +82,20 @@ def network_tables(result: Mapping[str, Any]) -> Iterator[Table]:
     title = f"diffusers {version}; one thread of {machine(result)}"
     rows = sorted(result["networks"], key=itemgetter("network"))
     yield Table("networks", title, columns, rows)
+
+
+def export_tables(result: Mapping[str, Any]) -> Iterator[Table]:
+    """Exports at full size, with random weights."""
+    columns = [
+        words("network", itemgetter("network")),
+        Column("exits", itemgetter("exits"), form=str),
+        Column("parameters", itemgetter("parameters_m"), "million", form=whole),
+        Column("memory at most", itemgetter("peak_gib"), "GiB", form="{:.1f}".format),
+        Column("of it weights", lambda row: 1 / row["peak_over_weights"], form=percent),
+        Column("bytes over full depth alone", itemgetter("bytes_over_full"), form="{:.3f}".format),
+        Column("largest error", itemgetter("relative_error"), form="{:.0e}".format),
+    ]
+    yield Table("export", f"Exports on {machine(result)}", columns, result["exports"])
 
 
 def span_tables(result: Mapping[str, Any]) -> Iterator[Table]:
