@@ -42,7 +42,7 @@ _AT_ONCE = 4  # rows of an evaluation that shows what is inside
 _FEW = 32  # rows; fewer say little about ranges
 
 
-class Column(NamedTuple):
+class InputValues(NamedTuple):
     """Values of one input, of which equal ones are kept once: a condition is that of every step.
 
     Attributes:
@@ -59,7 +59,7 @@ class Column(NamedTuple):
         return found
 
 
-Rows = Mapping[str, Column]
+Rows = Mapping[str, InputValues]
 """Rows of evaluations by the names of inputs: x, t and conditions, in the order of samplings."""
 
 
@@ -162,9 +162,9 @@ class _Distinct:
                 self._values.append(row.copy())
             self.which.append(place)
 
-    def column(self) -> Column:
+    def column(self) -> InputValues:
         """What was added."""
-        return Column(np.stack(self._values), np.array(self.which, np.int64))
+        return InputValues(np.stack(self._values), np.array(self.which, np.int64))
 
 
 def _sampled(
@@ -222,7 +222,9 @@ def _kept(path: Path, key: str, interface: Interface) -> tuple[Rows, Rows] | Non
                 return None
             rows, held_out = (
                 {
-                    name: Column(*(file[f"{what} {name} {part}"] for part in Column._fields))
+                    name: InputValues(
+                        *(file[f"{what} {name} {part}"] for part in InputValues._fields)
+                    )
                     for name in names
                 }
                 for what in ("rows", "held-out")

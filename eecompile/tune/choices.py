@@ -64,17 +64,14 @@ def kinds_of(choices: Sequence[Choice]) -> dict[str, list[int]]:
     """
     full, kinds = choices[0], dict[str, list[int]]()
     for index, choice in enumerate(choices[1:], 1):
-        match choice:
-            case Forecast():
-                kind = "forecasts"
-            case Span():
-                kind = "spans"
-            case Exit(engine=""):
-                kind = "exits"
-            case _ if choice.blocks == full.blocks:
-                kind = "engine sets"
-            case _:
-                continue
+        if choice.memory is not None:
+            kind = "forecasts" if choice.memory == OUTPUT else "spans"
+        elif not choice.engine:
+            kind = "exits"
+        elif choice.blocks == full.blocks:
+            kind = "engine sets"
+        else:
+            continue
         kinds.setdefault(kind, []).append(index)
     return kinds
 
