@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,8 +36,8 @@ SMALL = (TRAINED, "DiT-S/2", "DiT-B/2")
 LARGE = ("DiT-XL/2", "PixArt-alpha 256")
 WEIGHTS = {
     "fp32": None,
-    "int8": Quantise(kind="int8-weights", search=False),
-    "int4": Quantise(kind="int4-weights", search=False),
+    "int8": Quantise(kind="int8-weights", samples=2, search=False),
+    "int4": Quantise(kind="int4-weights", samples=2, search=False),
 }
 TUNED = (("ddim", 50), ("dpmpp-2m", 20))
 BUDGETS = (0.5, 0.3, 0.2, 0.1)
@@ -130,10 +131,17 @@ def _quantised(manifest: EngineManifest) -> Row:
 
 
 def calibration_rows(bundles: Bundles) -> Iterator[Row]:
-    """Errors of held-out samples by the number of samples that ranges are taken from."""
+    """Errors of held-out samples by the number of samples that ranges are taken from.
+
+    What the usual number of samples leaves in FP32 is left so with all.
+    """
+    with TemporaryDirectory() as temporary:
+        searched = open_engine_set(engine_set(bundles[TRAINED], Path(temporary), "cpu-int8-ort"))
+    assert searched.quantisation is not None
+    kept = tuple(f" {re.escape(o.name)}$" for o in searched.quantisation.operators if o.kept)
     for samples in (1, 2, 4, 8, 16):
         with TemporaryDirectory() as temporary:
-            quantise = Quantise(kind="int8", samples=samples, search=False)
+            quantise = Quantise(kind="int8", samples=samples, keep=kept, search=False)
             wide = msgspec.structs.replace(
                 target("cpu-int8-ort"),
                 quantise=quantise,

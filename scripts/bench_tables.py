@@ -180,7 +180,7 @@ def _calibration_table(rows: Sequence[Row], _: str) -> Table:
         Column("largest error", itemgetter("worst relative error"), form=SHARE),
         Column("mean difference", itemgetter("mean error")),
     ]
-    title = "Samples to calibrate with, and errors of held-out ones with everything in INT8"
+    title = "Samples to calibrate with, and errors of held-out ones"
     return Table("calibration", title, columns, rows)
 
 
