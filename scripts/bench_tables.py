@@ -170,7 +170,8 @@ def _samples_table(rows: Sequence[Row], _: str) -> Table:
 
 
 def _quantised(row: Row) -> str:
-    return f"{row['operators'] - row['kept']} of {row['operators']} operators"
+    count = row["operators"]
+    return f"{count - row['kept']} of {count} operators" if count else "none"
 
 
 def _calibration_table(rows: Sequence[Row], _: str) -> Table:
