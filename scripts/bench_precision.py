@@ -69,9 +69,9 @@ def built(bundle: Path, work: Path, name: str, trained: bool) -> Path:
     """
     chosen = target(name)
     if chosen.quantise is not None and not trained:
-        quantise = msgspec.structs.replace(
-            chosen.quantise, samples=2, keep=("Gemm", "Conv"), search=False
-        )
+        # In FP8 no convolution can be quantised.
+        keep = ("Gemm",) if chosen.quantise.kind == "fp8" else ("Gemm", "Conv")
+        quantise = msgspec.structs.replace(chosen.quantise, samples=2, keep=keep, search=False)
         chosen = msgspec.structs.replace(chosen, quantise=quantise, tolerance=_ANY)
     engine_set_from_bundle(bundle, chosen, work / name)
     return work / name
