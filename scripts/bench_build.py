@@ -27,12 +27,8 @@ from eecompile.store.bundle import open_engine_set, write_manifest
 
 TARGETS = {"onnxruntime fp32": "cpu", "openvino fp32": "cpu-openvino", "openvino bf16": "cpu-bf16"}
 
-_OF_OTHERS = (
-    "DiT-B/2",
-    "tiny",
-    "PixArt-alpha 256",
-    "PixArt-alpha 256, 6 layers",
-)  # networks of other benchmarks
+# Networks of other benchmarks.
+_OF_OTHERS = ("DiT-B/2", "tiny", "PixArt-alpha 256", "PixArt-alpha 256, 6 layers")
 
 
 def export_rows(names: Sequence[str] | None, rounds: int | None) -> Iterator[Row]:
