@@ -42,6 +42,7 @@ from eecompile.compiler.verify import (
     compare,
     compare_extremes,
     extreme_inputs,
+    once,
     verification_points,
 )
 from eecompile.errors import (
@@ -208,8 +209,8 @@ def planned_build(
 class _Job(NamedTuple):
     """One build: from what, for what, by what, and what is there already.
 
-    ``told`` are the warnings of its verification, ``points`` what it compares besides the
-    usual.
+    ``reference`` are the bundle's exits, ``told`` the warnings of the verification, ``points`` what
+    it compares instead of the usual.
     """
 
     bundle: Path
@@ -219,6 +220,7 @@ class _Job(NamedTuple):
     existing: EngineManifest | None
     store: SegmentStore
     report: Report
+    reference: Evaluate
     told: list[str]
     points: list[Inputs]
 
@@ -253,7 +255,10 @@ def _job(bundle: Path, target: Path | Target, output: Path, report: Report) -> _
     with suppress(BundleError):
         existing = open_engine_set(output)
     store = SegmentStore(output, existing)
-    return _Job(bundle, source, wanted, backend, existing, store, report, told=[], points=[])
+    reference = once(evaluate_apart(bundle, source.interface))
+    return _Job(
+        bundle, source, wanted, backend, existing, store, report, reference, told=[], points=[]
+    )
 
 
 def _build(job: _Job, folder: Path) -> EngineManifest:
@@ -363,7 +368,7 @@ def _prepared(job: _Job, work: Path, *, verify: bool = True) -> _Prepared:
             job.bundle,
             job.source,
             target,
-            evaluate_apart(job.bundle, interface),
+            job.reference,
             work,
             job.report,
         )
@@ -445,7 +450,6 @@ def _verify(job: _Job, candidate: Evaluate, what: str) -> dict[int, Error]:
     quantised, evaluations of samplings must be near, and noise at any timestep counts as extreme.
     """
     interface, exact = job.source.interface, job.target.precision == "fp32"
-    reference = evaluate_apart(job.bundle, interface)
     points, tolerance = verification_points(interface), job.target.tolerance
     named = f"{what} against the bundle"
     extremes = extreme_inputs(interface)
@@ -453,8 +457,8 @@ def _verify(job: _Job, candidate: Evaluate, what: str) -> dict[int, Error]:
         exact = False
         others = [points[_WHOLE], *points[_WHOLE + 2 :]]  # the batch, and other shapes
         extremes |= {f"noise ({index})": point for index, point in enumerate(others)}
-    errors = compare(job.points or points, reference, candidate, tolerance, named, job.report)
-    for error in compare_extremes(extremes, reference, candidate, tolerance, named):
+    errors = compare(job.points or points, job.reference, candidate, tolerance, named, job.report)
+    for error in compare_extremes(extremes, job.reference, candidate, tolerance, named):
         if exact:
             raise error
         job.told.append(f"{error.found}; at usual inputs it is as near as the target asks")

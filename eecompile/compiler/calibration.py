@@ -35,6 +35,7 @@ from eecompile.store.bundle import BundleManifest, exit_graph_name, output_names
 from eecompile.store.files import read_private, written
 
 _STEPS = 25  # at most: neighbouring timesteps of longer samplings tell nothing new
+_FEW_STEPS = 8  # where no ranges are taken, and evaluations are compared alone
 _GUIDANCE = 2.0  # of samples that are guided, where the recipe guides none
 _HELD_OUT_SEED = 1 << 32  # of samples for verification, beyond those for calibration
 _HELD_OUT = 3  # samples
@@ -83,7 +84,7 @@ class CalibrationSet(NamedTuple):
 
 
 def calibration_set(
-    bundle: Path, manifest: BundleManifest, samples: int, report: Report
+    bundle: Path, manifest: BundleManifest, samples: int, report: Report, *, ranges: bool = True
 ) -> CalibrationSet:
     """The calibration set of a bundle: from the file beside it, or made and kept there.
 
@@ -95,25 +96,31 @@ def calibration_set(
         manifest: of the bundle.
         samples: seeds, from 0 on.
         report: told of its progress.
+        ranges: whether ranges of values are to be taken, which fewer steps do not show.
 
     Raises:
         BackendError: ONNX Runtime refuses the bundle's deepest exit, or there are so few rows
-            that they say little.
+            that ranges say little.
         NonFiniteError: the network returned NaN or infinity.
     """
-    ingredients = [eecompile.__version__, manifest.digest, samples, _STEPS, _HELD_OUT]
+    steps = min(manifest.interface.sampling.steps, _STEPS if ranges else _FEW_STEPS)
+    ingredients = [eecompile.__version__, manifest.digest, samples, steps, _HELD_OUT]
     key = hashlib.sha256(msgspec.json.encode(ingredients)).hexdigest()
-    place = bundle.resolve().with_name(f"{bundle.resolve().name}.calibration.npz")
+    end = "calibration" if ranges else "evaluations"
+    place = bundle.resolve().with_name(f"{bundle.resolve().name}.{end}.npz")
     found = _kept(place, key, manifest.interface)
     if found is None:
         engine = _Recorder(bundle, manifest.interface)
-        rows = _sampled(engine, manifest.interface, samples, 0, report)
-        held_out = _sampled(engine, manifest.interface, _HELD_OUT, _HELD_OUT_SEED, report)
+        seeds = (samples, 0), (_HELD_OUT, _HELD_OUT_SEED)
+        rows, held_out = (
+            _sampled(engine, manifest.interface, steps, count, first, report)
+            for count, first in seeds
+        )
         found = rows, held_out
         with suppress(OSError, EecompileError), written(place) as partial:
             _write(partial, key, *found)
     rows, held_out = found
-    if (count := len(rows["t"].which)) < _FEW:
+    if ranges and (count := len(rows["t"].which)) < _FEW:
         raise BackendError(
             found=f"{count} evaluations of {samples} samples, to calibrate with",
             expected=f"at least {_FEW}, at the timesteps that samplings visit",
@@ -168,11 +175,10 @@ class _Distinct:
 
 
 def _sampled(
-    engine: _Recorder, interface: Interface, samples: int, seed: int, report: Report
+    engine: _Recorder, interface: Interface, steps: int, samples: int, seed: int, report: Report
 ) -> Rows:
     """What goes into the evaluations of samples from a seed on."""
     engine.rows = {}
-    steps = min(interface.sampling.steps, _STEPS)
     known = all(spec.null is not None for spec in interface.conditions.values())
     scale = interface.sampling.guidance if interface.sampling.guidance != 1 else _GUIDANCE
     guided = bool(interface.conditions) and known

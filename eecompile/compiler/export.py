@@ -351,12 +351,12 @@ def _verify(
     check = partial(compare, tolerance=tolerance, report=report)
     what = f"ONNX Runtime against {source.name}"
     report("verifying: samples apart")
-    reference = once(source.reference, points)
+    reference = once(source.reference)
     check_independent(points, reference, tolerance)
     together, apart = _joined(folder, interface), evaluate_apart(folder, interface)
     errors = check(points, reference, candidate=together, what=f"{what}, all exits at once")
     extremes = extreme_inputs(interface)
-    for error in compare_extremes(extremes, source.reference, together, tolerance, what):
+    for error in compare_extremes(extremes, reference, together, tolerance, what):
         raise error
     del together
     single = check(middle, source.each, candidate=apart, what=f"{what}, each exit alone")

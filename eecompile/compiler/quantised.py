@@ -91,9 +91,10 @@ def quantised(
             + (", or choose a smaller block" if scheme.block else ""),
         )
     keep = named(found, wanted.keep)
-    data = calibration_set(bundle, manifest, wanted.samples, report)
+    observed = scheme.values is not None
+    data = calibration_set(bundle, manifest, wanted.samples, report, ranges=observed)
     ranges = {}
-    if scheme.values is not None:
+    if observed:
         ranges = value_ranges(model, list(values_read(found)), data.rows, work, report)
     seen = points(data.rows, _SEARCHED, _LARGEST)
     switched = SwitchedGraph(
