@@ -274,14 +274,12 @@ def spans(rounds: Rounds = 5, tables: Tables = False, output: Output = None) -> 
 def precision(
     parts: Annotated[
         list[str] | None,
-        typer.Argument(
-            help=f"Of samples, speed, calibration, weights, plans, large, choices; {PARTS}"
-        ),
+        typer.Argument(help=f"Of samples, speed, calibration, choices; {PARTS}"),
     ] = None,
     rounds: Rounds = 5,
     output: Output = None,
 ) -> None:
-    """INT8 and FP8 beside FP32 and BF16, weights alone, and tuning; precision-cpu.json."""
+    """INT8 beside FP32 and BF16: time, errors, and tuning; precision-cpu.json."""
     import bench_precision as bench
 
     results = Results(output, "precision-cpu", more=bool(parts))
@@ -291,12 +289,30 @@ def precision(
             "samples": lambda: bench.sample_rows(bundles),
             "speed": lambda: bench.speed_rows(bundles, (1, 4, 16), rounds),
             "calibration": lambda: bench.calibration_rows(bundles),
-            "weights": lambda: bench.weight_rows(
-                bundles, bench.SMALL, ("fp32", "int8", "int4"), min(rounds, 3)
-            ),
-            "plans": lambda: bench.plan_rows(bundles),
-            "large": lambda: bench.weight_rows(bundles, bench.LARGE, ("fp32", "int4"), 1),
             "choices": lambda: bench.choice_rows(bundles),
+        }
+        _keep_parts(results, every, parts)
+    results.show()
+
+
+@app.command()
+def sizes(
+    parts: Annotated[
+        list[str] | None, typer.Argument(help=f"Of weights, large, plans; {PARTS}")
+    ] = None,
+    rounds: Rounds = 3,
+    output: Output = None,
+) -> None:
+    """Bytes and memory of weights in INT4 and INT8, and of plans; precision-sizes.json."""
+    import bench_precision as bench
+
+    results = Results(output, "precision-sizes", more=bool(parts))
+    with TemporaryDirectory() as temporary:
+        bundles, kinds = bench.Bundles(Path(temporary)), ("fp32", "int8", "int4")
+        every = {
+            "weights": lambda: bench.weight_rows(bundles, bench.SMALL, kinds, rounds),
+            "large": lambda: bench.weight_rows(bundles, bench.LARGE, kinds[::2], 1),
+            "plans": lambda: bench.plan_rows(bundles),
         }
         _keep_parts(results, every, parts)
     results.show()
