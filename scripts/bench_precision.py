@@ -64,14 +64,12 @@ class Bundles:
 def built(bundle: Path, work: Path, name: str, trained: bool) -> Path:
     """The engine set of a bundle for a target of the project, within ``work``.
 
-    Samplings with random weights diverge, which no tolerance fits: of such a network every matrix
-    product is quantised, and only speed and bytes say anything.
+    Samplings with random weights diverge, which no tolerance fits: of such a network every operator
+    is quantised, and only speed and bytes say anything.
     """
     chosen = target(name)
     if chosen.quantise is not None and not trained:
-        # In FP8 no convolution can be quantised.
-        keep = ("Gemm",) if chosen.quantise.kind == "fp8" else ("Gemm", "Conv")
-        quantise = msgspec.structs.replace(chosen.quantise, samples=2, keep=keep, search=False)
+        quantise = msgspec.structs.replace(chosen.quantise, samples=2, search=False)
         chosen = msgspec.structs.replace(chosen, quantise=quantise, tolerance=_ANY)
     engine_set_from_bundle(bundle, chosen, work / name)
     return work / name
