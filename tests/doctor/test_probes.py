@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -169,6 +170,24 @@ def fake_onnxruntime(monkeypatch: pytest.MonkeyPatch, loads: bool) -> None:
         InferenceSession=lambda _, providers: FakeSession(loads, providers),
     )
     monkeypatch.setitem(sys.modules, "onnxruntime", fake)
+
+
+def test_what_precisions_are_worth_is_measured() -> None:
+    pytest.importorskip("openvino")
+    found = probes.PROBES["openvino"]()
+    assert re.search(r"speed over FP32 on the CPU: (BF16 [\d.]+, )?INT8 [\d.]+$", found.detail)
+
+
+@pytest.mark.skipif(not machine.eight_bit_products(), reason="the CPU adds no products of 8 bits")
+def test_what_is_measured_in_int8_is_computed_in_it() -> None:
+    core = pytest.importorskip("openvino").Core()
+    for quantised, expected in (True, {"i8", "u8"}), (False, {"f32"}):
+        options = {"INFERENCE_PRECISION_HINT": "f32"}
+        compiled = core.compile_model(probes._products(quantised), "CPU", options)
+        infos = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
+        found = [i["runtimePrecision"].value for i in infos if "Full" in str(i["layerType"].value)]
+        assert len(found) == 4
+        assert set(found) <= expected
 
 
 def test_a_cuda_provider_that_loads_runs(monkeypatch: pytest.MonkeyPatch) -> None:
