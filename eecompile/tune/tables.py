@@ -141,8 +141,8 @@ def comparisons_table(front: Front) -> Table:
         words("found", lambda each: each.found),
         Column("time", lambda each: each.time_share, "share"),
         Column("distance", lambda each: each.distance_ratio, "ratio"),
-        Column("from", lambda each: each.interval[0], "95 %"),
-        Column("to", lambda each: each.interval[1], "95 %"),
+        Column("from", lambda each: each.interval[0], "95 %", detail=True),
+        Column("to", lambda each: each.interval[1], "95 %", detail=True),
         Column("time at its distance", lambda each: each.time_share_at_distance, "share"),
     ]
     without = "No found schedule takes as little time as these."
