@@ -51,7 +51,6 @@ from eecompile.errors import (
     BusyError,
     NonFiniteError,
     OutputExistsError,
-    VerificationError,
 )
 from eecompile.programs.interface import Interface
 from eecompile.runtime.opening import engine_from_manifest
@@ -400,15 +399,6 @@ def _prepared(job: _Job, work: Path, *, verify: bool = True) -> _Prepared:
             expected=f"finite values in {target.precision}",
             remedy="name that weight in the target's keep_fp32, or choose bf16 or fp32",
         ) from error
-    except VerificationError as error:
-        error.remedy = (
-            "keep more in FP32 (the target's keep_fp32), choose a wider precision, or widen the "
-            "target's tolerance"
-            if target.quantise is None
-            else "keep more operators (keep in [quantise]), raise samples, or widen the target's "
-            "tolerance"
-        )
-        raise
     return _Prepared(model, errors, quantisation)
 
 
@@ -457,12 +447,31 @@ def _verify(job: _Job, candidate: Evaluate, what: str) -> dict[int, Error]:
         exact = False
         others = [points[_WHOLE], *points[_WHOLE + 2 :]]  # the batch, and other shapes
         extremes |= {f"noise ({index})": point for index, point in enumerate(others)}
-    errors = compare(job.points or points, job.reference, candidate, tolerance, named, job.report)
+    errors = compare(
+        job.points or points,
+        job.reference,
+        candidate,
+        tolerance,
+        named,
+        job.report,
+        remedy=_remedy(job.target),
+    )
     for error in compare_extremes(extremes, job.reference, candidate, tolerance, named):
         if exact:
             raise error
         job.told.append(f"{error.found}; at usual inputs it is as near as the target asks")
     return errors
+
+
+def _remedy(target: Target) -> str:
+    """What to do where engines, or their graph, are too far from the bundle."""
+    if target.quantise is not None:
+        first = "keep more operators (keep in [quantise]), raise samples"
+    elif target.precision != "fp32":
+        first = "keep more in FP32 (the target's keep_fp32), choose a wider precision"
+    else:
+        first = "choose another backend"
+    return f"{first}, or widen the target's tolerance"
 
 
 def _fingerprint(source: BundleManifest, target: Target, versions: dict[str, str]) -> str:

@@ -20,6 +20,7 @@ _CALIBRATION_BATCH, _CALIBRATION_TIMES = 2, 5
 _SAMPLES, _ORDER = 3, [2, 0, 1]
 _TINY, _LARGE = 1e-12, 1e2  # the square of the first is still a float32
 _CHAOTIC = 100.0  # times the tolerance, of large inputs: attention decides by differences there
+_REMEDY = "look for state or randomness in the forward, or widen the tolerance"
 _UNSTEADY = 32.0  # times what the last digit of large inputs moves the reference itself
 Outputs = Mapping[int, Sequence[Array]]  # by depth: the prediction, and a learned variance
 Evaluate = Callable[[Inputs], Outputs]
@@ -169,11 +170,12 @@ def compare(
     tolerance: Tolerance,
     what: str,
     report: Report = silent,
+    remedy: str = _REMEDY,
 ) -> dict[int, Error]:
     """Evaluate both at every point; the errors by depth. The candidate may leave out depths.
 
     A sample's output may differ by ``absolute + relative * max |reference|``; ``what`` names
-    candidate and reference in the error.
+    candidate and reference in the error, and ``remedy`` says what to do about a difference.
 
     Raises:
         VerificationError: an output differs by more, or has another shape.
@@ -187,7 +189,7 @@ def compare(
         for depth, outputs in found.items():
             _check_shapes(depth, point, right[depth])
             for output, expected in zip(outputs, right[depth], strict=True):
-                error = _check(depth, point, expected, output, tolerance, what)
+                error = _check(depth, point, expected, output, tolerance, what, remedy)
                 errors.setdefault(depth, []).append(error)
     return {depth: worst_of(each) for depth, each in errors.items()}
 
@@ -360,7 +362,13 @@ def _check_shapes(depth: int, point: Inputs, outputs: Sequence[Array]) -> None:
 
 
 def _check(
-    depth: int, point: Inputs, expected: Array, found: Array, tolerance: Tolerance, what: str
+    depth: int,
+    point: Inputs,
+    expected: Array,
+    found: Array,
+    tolerance: Tolerance,
+    what: str,
+    remedy: str = _REMEDY,
 ) -> Error:
     timesteps, batch = point["t"].tolist(), len(point["x"])
     place = f"exit {depth} at timestep {{:g}}, batch {batch}"
@@ -387,7 +395,7 @@ def _check(
             raise VerificationError(
                 found=f"a difference of {worst:.3g} at {here} ({what})",
                 expected=f"at most {bound:.3g}",
-                remedy="look for state or randomness in the forward, or widen the tolerance",
+                remedy=remedy,
             )
         mean, relative = float(difference.mean()), worst / size if size else 0.0
         errors.append(

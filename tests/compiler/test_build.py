@@ -116,8 +116,15 @@ def test_engines_that_differ_from_the_bundle_are_refused(
         return made
 
     monkeypatch.setattr(segments_module, "extract", drifted)
-    with pytest.raises(VerificationError, match=r"exit 3 .* \(cpu against the bundle\)"):
+    with pytest.raises(VerificationError, match=r"exit 3 .* \(cpu against the bundle\)") as raised:
         engine_set_from_bundle(bundle, TARGETS["per_exit"], tmp_path / "out")
+    assert raised.value.remedy == "choose another backend, or widen the target's tolerance"
+    few = Quantise(kind="int8-weights", samples=1, search=False)
+    wide = Tolerance(absolute=0.4, relative=0)  # which the graph holds
+    per_exit = load_target(TARGETS["per_exit"])
+    target = msgspec.structs.replace(per_exit, quantise=few, tolerance=wide)
+    with pytest.raises(VerificationError, match=r"\(cpu against the bundle\).*keep more operators"):
+        engine_set_from_bundle(bundle, target, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
