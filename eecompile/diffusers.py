@@ -27,7 +27,7 @@ from eecompile.errors import UsageError
 from eecompile.programs.forecasts import extrapolation
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.sampler import Sampler
-from eecompile.store.bundle import BundleManifest
+from eecompile.store.manifest import BundleManifest
 
 _NETWORKS = ("transformer", "unet")  # of a pipeline, by their names in it
 _KEPT = 3  # predictions: what a forecast of the highest order takes

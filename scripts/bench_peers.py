@@ -23,7 +23,8 @@ from eecompile.networks import load_network
 from eecompile.programs.program import Term
 from eecompile.recipe import load_recipe
 from eecompile.runtime.trajectory.noise import normal_noise
-from eecompile.store.bundle import exit_graph_name, open_engine_set
+from eecompile.store.bundle import open_engine_set
+from eecompile.store.manifest import exit_graph_name
 
 Predict = Callable[[int, Array, Array, Mapping[str, Array]], Array]
 Loop = Callable[[Sequence[int]], Any]

@@ -19,7 +19,8 @@ from eecompile.backends import BACKENDS
 from eecompile.compiler import bundle_from_recipe
 from eecompile.compiler.build import engine_set_from_bundle
 from eecompile.recipe import load_recipe
-from eecompile.store.bundle import EngineManifest, open_engine_set
+from eecompile.store.bundle import open_engine_set
+from eecompile.store.manifest import EngineManifest
 from eecompile.store.target import Quantise, Tolerance
 from eecompile.tune.report import Front, read_front
 

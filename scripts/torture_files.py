@@ -48,13 +48,8 @@ from torture_trial import Ended, Outcome, clocked, forked
 
 from eecompile import EecompileError
 from eecompile.decoding import from_json
-from eecompile.store.bundle import (
-    MANIFEST,
-    BundleManifest,
-    EngineManifest,
-    records,
-    write_manifest,
-)
+from eecompile.store.bundle import MANIFEST, records, write_manifest
+from eecompile.store.manifest import BundleManifest, EngineManifest
 
 TRIALS, SMALL = 10_000, 120
 _SECONDS = 30.0  # of the processor; an action takes less than 6

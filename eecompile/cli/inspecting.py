@@ -15,13 +15,8 @@ from eecompile.errors import BackendError, EecompileError, UsageError
 from eecompile.runtime.engines.fake import FakeEngine
 from eecompile.runtime.isolated import SECONDS, check_isolated
 from eecompile.runtime.sampler import Sampler
-from eecompile.store.bundle import (
-    BundleManifest,
-    EngineManifest,
-    open_bundle,
-    open_engine_set,
-    peek,
-)
+from eecompile.store.bundle import open_bundle, open_engine_set, peek
+from eecompile.store.manifest import BundleManifest, EngineManifest
 
 
 def inspect(

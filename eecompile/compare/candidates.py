@@ -29,7 +29,8 @@ from eecompile.measure.machine import gpus
 from eecompile.programs.interface import Interface
 from eecompile.runtime.opening import open_engine
 from eecompile.runtime.protocol import Engine
-from eecompile.store.bundle import WEIGHTS, exit_graph_name
+from eecompile.store.bundle import WEIGHTS
+from eecompile.store.manifest import exit_graph_name
 from eecompile.store.target import Target, Tolerance
 from eecompile.system import work_folder
 

@@ -12,15 +12,9 @@ from typing import Any
 from eecompile.backends import backend_from_library, install
 from eecompile.errors import BackendError, UsageError
 from eecompile.recipe import load_recipe
-from eecompile.store.bundle import (
-    MANIFEST,
-    BundleManifest,
-    EngineManifest,
-    open_bundle,
-    open_engine_set,
-    sha256,
-)
+from eecompile.store.bundle import MANIFEST, open_bundle, open_engine_set, sha256
 from eecompile.store.files import is_file
+from eecompile.store.manifest import BundleManifest, EngineManifest
 from eecompile.store.shipped import named_file
 
 Folder = str | PathLike[str]

@@ -16,7 +16,7 @@ from eecompile.arrays import AnyArray, Array, Inputs
 from eecompile.programs.interface import Interface
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.protocol import Engine
-from eecompile.store.bundle import output_names
+from eecompile.store.manifest import output_names
 
 _BATCHES = 4  # batch sizes whose arrays are kept
 # Inputs, outputs, and what evaluates on them.

@@ -18,8 +18,8 @@ from eecompile.programs.interface import Interface
 from eecompile.runtime.engines._onnxruntime import PROVIDERS, session_options
 from eecompile.runtime.engines.openvino import import_openvino, model_options
 from eecompile.runtime.protocol import Engine
-from eecompile.store.bundle import exit_graph_name, output_names
 from eecompile.store.files import in_utf8
+from eecompile.store.manifest import exit_graph_name, output_names
 
 UNLIMITED = 1 << 16  # samples in a batch of what has no limit of its own
 Evaluate = Callable[[Inputs], Sequence[Any]]

@@ -11,8 +11,8 @@ import msgspec
 
 from eecompile.programs.choice import Choice
 from eecompile.runtime.request import SampleFacts
-from eecompile.store.bundle import Quantisation
 from eecompile.store.files import read_form
+from eecompile.store.manifest import Quantisation
 
 FORMAT = 2
 

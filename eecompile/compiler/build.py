@@ -57,21 +57,23 @@ from eecompile.runtime.opening import engine_from_manifest
 from eecompile.runtime.protocol import Engine
 from eecompile.store.bundle import (
     CALIBRATION,
+    listed,
+    older_identity,
+    open_bundle,
+    open_engine_set,
+    records,
+    write_manifest,
+)
+from eecompile.store.folders import alone, check_folder, left_over, new_folder
+from eecompile.store.manifest import (
     BundleManifest,
     EngineManifest,
     ExitPlan,
     Quantisation,
     Segment,
     SpanPlan,
-    listed,
-    older_identity,
-    open_bundle,
-    open_engine_set,
     output_names,
-    records,
-    write_manifest,
 )
-from eecompile.store.folders import alone, check_folder, left_over, new_folder
 from eecompile.store.signature import private_key
 from eecompile.store.signing import sign_folder, write_signature
 from eecompile.store.target import Target, load_target

@@ -31,8 +31,8 @@ from eecompile.programs.interface import Interface
 from eecompile.runtime.protocol import Engine
 from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
-from eecompile.store.bundle import BundleManifest, exit_graph_name, output_names
 from eecompile.store.files import read_private, written
+from eecompile.store.manifest import BundleManifest, exit_graph_name, output_names
 
 _STEPS = 25  # at most: neighbouring timesteps of longer samplings tell nothing new
 _FEW_STEPS = 8  # where no ranges are taken, and evaluations are compared alone

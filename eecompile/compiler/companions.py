@@ -23,7 +23,6 @@ from eecompile.programs.companions import MASK
 from eecompile.programs.interface import Interface, State
 from eecompile.runtime.companions import open_companion
 from eecompile.runtime.prompts import opened_tokenizer
-from eecompile.store.bundle import BundleManifest
 from eecompile.store.companions import (
     DECODER,
     IDS,
@@ -33,6 +32,7 @@ from eecompile.store.companions import (
     tokenizer_files,
     tokenizer_name,
 )
+from eecompile.store.manifest import BundleManifest
 from eecompile.store.target import Target, Tolerance
 
 Run = Callable[[Inputs], Sequence[Array]]

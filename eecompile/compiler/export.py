@@ -67,10 +67,6 @@ from eecompile.programs.interface import Interface
 from eecompile.recipe import ExportRecipe, load_recipe
 from eecompile.store.bundle import (
     CALIBRATION,
-    BundleManifest,
-    ExitGraph,
-    SpanPlan,
-    exit_graph_name,
     older_identity,
     open_bundle,
     records,
@@ -79,6 +75,7 @@ from eecompile.store.bundle import (
 )
 from eecompile.store.companions import DECODER, CompanionRecipe, encoder_name
 from eecompile.store.folders import new_folder
+from eecompile.store.manifest import BundleManifest, ExitGraph, SpanPlan, exit_graph_name
 from eecompile.store.shipped import named_file
 from eecompile.store.target import Tolerance
 

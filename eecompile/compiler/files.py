@@ -21,8 +21,8 @@ from eecompile.compiler.verify import Evaluate, Outputs
 from eecompile.errors import EecompileError, TraceError
 from eecompile.programs.interface import Interface
 from eecompile.recipe import NetworkRecipe
-from eecompile.store.bundle import output_names
 from eecompile.store.files import is_file
+from eecompile.store.manifest import output_names
 
 _NUMBERS: dict[str, type[np.generic]] = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
 _TYPES = {"float32": ir.DataType.FLOAT, "int64": ir.DataType.INT64}

@@ -25,7 +25,7 @@ from eecompile.compiler.sensitivity import Sensitivity, SwitchedGraph, searched,
 from eecompile.compiler.verify import Evaluate
 from eecompile.errors import BackendError
 from eecompile.measure.machine import eight_bit_products
-from eecompile.store.bundle import BundleManifest, OperatorError, Quantisation
+from eecompile.store.manifest import BundleManifest, OperatorError, Quantisation
 from eecompile.store.target import Target
 
 NO_VNNI = "U8S7"

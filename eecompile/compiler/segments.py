@@ -19,9 +19,10 @@ from eecompile.compiler.graph.numbering import value_numbers
 from eecompile.compiler.graph.partition import Part, extract
 from eecompile.compiler.progress import Report
 from eecompile.errors import BackendError
-from eecompile.store.bundle import EngineManifest, Segment, listed, segment_name, sha256
+from eecompile.store.bundle import listed, segment_name, sha256
 from eecompile.store.files import beside, is_private
 from eecompile.store.folders import MARK, make_marked, remove_marked
+from eecompile.store.manifest import EngineManifest, Segment
 from eecompile.store.target import Target
 
 CACHE = "timing.cache"  # of an engine set: what its backend keeps for the next build

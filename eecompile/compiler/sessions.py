@@ -13,8 +13,8 @@ from eecompile.arrays import Array, Inputs
 from eecompile.compiler.verify import Evaluate, Outputs
 from eecompile.errors import BackendError
 from eecompile.programs.interface import Interface
-from eecompile.store.bundle import exit_graph_name, output_names
 from eecompile.store.files import in_utf8
+from eecompile.store.manifest import exit_graph_name, output_names
 
 
 def session_from_graph(path: Path) -> onnxruntime.InferenceSession:

@@ -21,7 +21,7 @@ from eecompile.programs.interface import Interface
 from eecompile.programs.program import Program, Step, Term, Update
 from eecompile.runtime.protocol import Engine
 from eecompile.runtime.trajectory.plan import NONE, WHOLE, BoundEvaluation, Plan, Rows, Stretch
-from eecompile.store.bundle import Segment, SpanPlan, output_names
+from eecompile.store.manifest import Segment, SpanPlan, output_names
 from eecompile.store.target import Target
 
 

@@ -32,7 +32,7 @@ from eecompile.errors import EecompileError, TraceError, summary
 from eecompile.interrupt import check
 from eecompile.networks.base import MultiExitNetwork
 from eecompile.programs.interface import Interface
-from eecompile.store.bundle import output_names
+from eecompile.store.manifest import output_names
 
 
 class Exits(nn.Module):

@@ -13,7 +13,7 @@ from eecompile.compiler.progress import Report, silent
 from eecompile.errors import EecompileError, NonFiniteError, VerificationError
 from eecompile.interrupt import check
 from eecompile.programs.interface import Interface, State
-from eecompile.store.bundle import PointError
+from eecompile.store.manifest import PointError
 from eecompile.store.target import Tolerance
 
 _CALIBRATION_BATCH, _CALIBRATION_TIMES = 2, 5

@@ -22,7 +22,8 @@ from eecompile.programs.program import Program
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
-from eecompile.store.bundle import EngineManifest, open_engine_set
+from eecompile.store.bundle import open_engine_set
+from eecompile.store.manifest import EngineManifest
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):

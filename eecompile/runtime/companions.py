@@ -22,7 +22,6 @@ from eecompile.runtime.prompts import PromptTokenizer, Tokens, opened_tokenizer,
 from eecompile.runtime.protocol import CompanionEngine
 from eecompile.runtime.request import SampleRequest, guidance_scales
 from eecompile.runtime.tiles import decoded_in_tiles
-from eecompile.store.bundle import EngineManifest
 from eecompile.store.companions import (
     DECODER,
     DECODER_TOKENIZER,
@@ -31,6 +30,7 @@ from eecompile.store.companions import (
     Companion,
     encoder_name,
 )
+from eecompile.store.manifest import EngineManifest
 from eecompile.store.target import Target
 
 _KEPT = 64  # prompts whose embeddings are kept

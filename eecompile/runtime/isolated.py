@@ -32,7 +32,7 @@ from eecompile.runtime.engines._files import FILES
 from eecompile.runtime.opening import engine_from_manifests
 from eecompile.runtime.protocol import Engine
 from eecompile.runtime.request import SampleRequest, checked, filled
-from eecompile.store.bundle import EngineManifest
+from eecompile.store.manifest import EngineManifest
 
 SECONDS = 600.0
 """How long a check may take, unless told otherwise."""

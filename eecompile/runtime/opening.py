@@ -14,7 +14,8 @@ from eecompile.measure.machine import cpu, eight_bit_products
 from eecompile.runtime.engines._onnxruntime import share_pool
 from eecompile.runtime.engines.group import grouped
 from eecompile.runtime.protocol import Engine
-from eecompile.store.bundle import EngineManifest, open_engine_set
+from eecompile.store.bundle import open_engine_set
+from eecompile.store.manifest import EngineManifest
 
 
 def open_engine(

@@ -13,8 +13,8 @@ from eecompile.backends import Backend, backend_from_target
 from eecompile.errors import OutputExistsError, UsageError
 from eecompile.programs.interface import Interface
 from eecompile.runtime.opening import manifests_by_target
-from eecompile.store.bundle import EngineManifest
 from eecompile.store.folders import new_folder
+from eecompile.store.manifest import EngineManifest
 
 STREAM = "_stream"
 """What the name of the model that holds the engines ends in."""

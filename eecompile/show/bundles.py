@@ -21,8 +21,8 @@ from eecompile.show.table import (
     whole,
     words,
 )
-from eecompile.store.bundle import (
-    WEIGHTS,
+from eecompile.store.bundle import WEIGHTS
+from eecompile.store.manifest import (
     BundleManifest,
     EngineManifest,
     ExitPlan,

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from eecompile.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from eecompile.store.bundle import BundleManifest as BundleManifest
-    from eecompile.store.bundle import EngineManifest as EngineManifest
     from eecompile.store.bundle import open_bundle as open_bundle
     from eecompile.store.bundle import open_engine_set as open_engine_set
+    from eecompile.store.manifest import BundleManifest as BundleManifest
+    from eecompile.store.manifest import EngineManifest as EngineManifest
     from eecompile.store.target import Target as Target
     from eecompile.store.target import load_target as load_target
 
@@ -18,7 +18,8 @@ if not TYPE_CHECKING:  # to which any name would be one of the package's
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
-            "bundle": "BundleManifest EngineManifest open_bundle open_engine_set",
+            "bundle": "open_bundle open_engine_set",
+            "manifest": "BundleManifest EngineManifest",
             "target": "Target load_target",
         },
     )

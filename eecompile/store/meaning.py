@@ -2,65 +2,71 @@
 
 Digests tell of damage; whoever writes a manifest anew can give it any digest. What passes here
 can be sampled without a surprise: the engines of an exit make what the next ones read, and its own
-outputs at the end. The parts of manifests are those of :mod:`eecompile.store.bundle`.
+outputs at the end. Manifests are those of :mod:`eecompile.store.manifest`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 from eecompile.backends import backend_from_target
 from eecompile.programs.interface import Interface
-from eecompile.programs.meaning import DEEPEST, LARGEST
+from eecompile.programs.meaning import DEEPEST, LARGEST, interface_problems
+from eecompile.store.companions import DECODER, encoder_name
+from eecompile.store.manifest import (
+    BundleManifest,
+    EngineManifest,
+    ExitPlan,
+    Segment,
+    SpanPlan,
+    exit_graph_name,
+    output_names,
+)
 from eecompile.store.target import Target
 
 _NEVER = 1 << 62  # a level above all
 
 
-class _Segment(Protocol):
-    @property
-    def file(self) -> str: ...
-    @property
-    def inputs(self) -> Sequence[str]: ...
-    @property
-    def outputs(self) -> Sequence[str]: ...
-    @property
-    def exits(self) -> Sequence[int]: ...
-    @property
-    def level(self) -> int: ...
+def bundle_problems(manifest: BundleManifest) -> Iterator[str]:
+    """What cannot be in a bundle's manifest."""
+    exits = manifest.interface.exits
+    yield from interface_problems(manifest.interface)
+    found = [(graph.depth, graph.graph) for graph in manifest.exits]
+    if found != [(depth, exit_graph_name(depth)) for depth in exits]:
+        yield f"graphs {found} for exits {list(exits)}"
+    for span in manifest.spans:
+        yield from _cut_problems(manifest.interface, span)
+    yield from _other_companions(manifest)
 
 
-class _Plan(Protocol):
-    @property
-    def depth(self) -> int: ...
-    @property
-    def segments(self) -> tuple[int, ...]: ...
-    @property
-    def outputs(self) -> tuple[str, ...]: ...
+def _other_companions(manifest: BundleManifest | EngineManifest) -> Iterator[str]:
+    interface = manifest.interface
+    wanted = {encoder_name(name) for name in interface.encoders}
+    wanted |= {DECODER} if interface.decoder else set()
+    if sorted(found := [each.name for each in manifest.companions]) != sorted(wanted):
+        yield f"companions {found} for {sorted(wanted)}"
 
 
-class _Tensor(Protocol):
-    @property
-    def leaves(self) -> str: ...
-    @property
-    def enters(self) -> str | None: ...
-    @property
-    def shape(self) -> Sequence[int]: ...
+def engine_problems(manifest: EngineManifest) -> Iterator[str]:
+    """What cannot be in an engine set's manifest."""
+    interface, segments = manifest.interface, manifest.segments
+    yield from interface_problems(interface)
+    yield from _segment_problems(interface, manifest.target, segments)
+    if (found := [plan.depth for plan in manifest.exits]) != list(interface.exits):
+        yield f"plans of {found} for exits {list(interface.exits)}"
+    for plan in manifest.exits:
+        outputs = output_names(interface, plan.depth)
+        yield from _plan_problems(interface, segments, plan, outputs)
+    if manifest.spans and manifest.target.layout != "chained":
+        yield "spans of exits that are one engine each"
+    for span in manifest.spans:
+        yield from _span_problems(interface, segments, span)
+    yield from _other_companions(manifest)
 
 
-class _Span(Protocol):
-    @property
-    def start(self) -> int: ...
-    @property
-    def stop(self) -> int: ...
-    @property
-    def tensors(self) -> Sequence[_Tensor]: ...
-
-
-def segment_problems(
-    interface: Interface, target: Target, segments: Sequence[_Segment]
+def _segment_problems(
+    interface: Interface, target: Target, segments: Sequence[Segment]
 ) -> Iterator[str]:
     """What cannot be in a target, and of its engines."""
     backend = backend_from_target(target.backend, target.options)
@@ -76,8 +82,8 @@ def segment_problems(
             yield f"{segment.file} at cut {segment.level} of {list(interface.cuts)}"
 
 
-def plan_problems(
-    interface: Interface, segments: Sequence[_Segment], plan: _Plan, outputs: tuple[str, ...]
+def _plan_problems(
+    interface: Interface, segments: Sequence[Segment], plan: ExitPlan, outputs: tuple[str, ...]
 ) -> Iterator[str]:
     """What cannot be in an exit's plan; ``outputs`` are the names of what the exit gives."""
     needed = tuple(i for i, segment in enumerate(segments) if plan.depth in segment.exits)
@@ -99,15 +105,17 @@ def plan_problems(
         yield f"exit {plan.depth} without {sorted(missing)}"
 
 
-def cut_problems(interface: Interface, span: _Span) -> Iterator[str]:
+def _cut_problems(interface: Interface, span: SpanPlan) -> Iterator[str]:
     """What cannot be of a span's ends."""
     if (span.start, span.stop) not in interface.spans:
         yield f"span {span.start}-{span.stop} at the cuts {list(interface.cuts)}"
 
 
-def span_problems(interface: Interface, segments: Sequence[_Segment], span: _Span) -> Iterator[str]:
+def _span_problems(
+    interface: Interface, segments: Sequence[Segment], span: SpanPlan
+) -> Iterator[str]:
     """What cannot be of a span: it is at cuts, and all tensors that leave it do."""
-    if problems := list(cut_problems(interface, span)):
+    if problems := list(_cut_problems(interface, span)):
         yield from problems
         return
     name = f"span {span.start}-{span.stop}"

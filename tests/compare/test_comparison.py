@@ -159,7 +159,8 @@ def perturbed(folder: Path, factor: float) -> Path:
 def open_manifest(folder: Path) -> Any:
     import msgspec
 
-    from eecompile.store.bundle import MANIFEST, EngineManifest
+    from eecompile.store.bundle import MANIFEST
+    from eecompile.store.manifest import EngineManifest
 
     return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=EngineManifest)
 

@@ -28,7 +28,7 @@ from eecompile.errors import UsageError
 from eecompile.programs.choice import Exit
 from eecompile.show.page import LIMIT
 from eecompile.show.plots import readable
-from eecompile.store.bundle import OperatorError, Quantisation
+from eecompile.store.manifest import OperatorError, Quantisation
 from tests.compare.chromium import Browser, chromium
 
 EXITS = (3, 6, 9, 12)

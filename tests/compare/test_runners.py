@@ -35,7 +35,8 @@ from eecompile.compare.trained import TrainedNetwork, predict_at
 from eecompile.errors import BackendError, ScheduleError, UsageError
 from eecompile.networks.call import Call
 from eecompile.networks.truncated import Renamed, Truncated
-from eecompile.store.bundle import exit_graph_name, open_bundle, write_manifest
+from eecompile.store.bundle import open_bundle, write_manifest
+from eecompile.store.manifest import exit_graph_name
 from tests.conftest import RECIPE
 
 Make = Callable[[Path, dict[str, Path], int], ExitRunner]

@@ -17,8 +17,9 @@ from eecompile.compiler.build import engine_set_from_bundle, planned_build
 from eecompile.compiler.graph.cuts import HEAD
 from eecompile.errors import BackendError, DigestError, OutputExistsError, VerificationError
 from eecompile.runtime.sampler import Sampler
-from eecompile.store.bundle import WEIGHTS, EngineManifest, open_bundle, open_engine_set
+from eecompile.store.bundle import WEIGHTS, open_bundle, open_engine_set
 from eecompile.store.companions import CompanionTarget
+from eecompile.store.manifest import EngineManifest
 from eecompile.store.target import BatchProfile, Quantise, Target, Tolerance, load_target
 from tests.conftest import ROOT, TARGETS
 

@@ -14,7 +14,8 @@ from onnx import GraphProto, ModelProto, TensorProto
 from eecompile.compiler.build import engine_set_from_bundle
 from eecompile.compiler.graph.merge import exit_outputs, merged_exits
 from eecompile.errors import BundleError
-from eecompile.store.bundle import exit_graph_name, open_bundle, records, write_manifest
+from eecompile.store.bundle import open_bundle, records, write_manifest
+from eecompile.store.manifest import exit_graph_name
 from tests.conftest import SMALL_EXITS, TARGETS
 
 Change = Callable[[GraphProto], object]
@@ -89,7 +90,8 @@ def damaged(folder: Path, change: Change) -> None:
 
 
 def open_unchecked(folder: Path) -> Any:
-    from eecompile.store.bundle import MANIFEST, BundleManifest
+    from eecompile.store.bundle import MANIFEST
+    from eecompile.store.manifest import BundleManifest
 
     return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=BundleManifest)
 

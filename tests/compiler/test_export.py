@@ -24,7 +24,8 @@ from eecompile.errors import (
 )
 from eecompile.networks.load import load_network
 from eecompile.recipe import load_recipe
-from eecompile.store.bundle import WEIGHTS, exit_graph_name, open_bundle
+from eecompile.store.bundle import WEIGHTS, open_bundle
+from eecompile.store.manifest import exit_graph_name
 from eecompile.store.target import Tolerance
 from tests.compiler.test_trace import INTERFACE, Odd
 from tests.conftest import RECIPE

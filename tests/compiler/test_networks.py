@@ -20,7 +20,8 @@ from eecompile.networks.load import load_network
 from eecompile.recipe import load_recipe
 from eecompile.runtime.opening import open_engine
 from eecompile.runtime.sampler import Sampler
-from eecompile.store.bundle import BundleManifest, open_bundle, open_engine_set
+from eecompile.store.bundle import open_bundle, open_engine_set
+from eecompile.store.manifest import BundleManifest
 from tests.compiler.small_networks import SMALL, write
 from tests.conftest import TARGETS
 from tests.networks import reference

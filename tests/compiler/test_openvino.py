@@ -23,14 +23,8 @@ from eecompile.runtime.engines import openvino as runtime
 from eecompile.runtime.opening import open_engine
 from eecompile.runtime.protocol import Engine
 from eecompile.runtime.sampler import Sampler
-from eecompile.store.bundle import (
-    MANIFEST,
-    EngineManifest,
-    Segment,
-    open_engine_set,
-    records,
-    write_manifest,
-)
+from eecompile.store.bundle import MANIFEST, open_engine_set, records, write_manifest
+from eecompile.store.manifest import EngineManifest, Segment
 from eecompile.store.target import Target, load_target
 from tests.conftest import RECIPE, ROOT
 from tests.test_import import COMMAND_LINE, COMPILE_TIME, run, without

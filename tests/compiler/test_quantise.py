@@ -33,7 +33,8 @@ from eecompile.compiler.progress import silent
 from eecompile.compiler.sensitivity import SwitchedGraph, searched
 from eecompile.compiler.sessions import evaluate_apart, run_session, session_from_graph
 from eecompile.errors import BackendError, UsageError, VerificationError
-from eecompile.store.bundle import EngineManifest, open_bundle, open_engine_set
+from eecompile.store.bundle import open_bundle, open_engine_set
+from eecompile.store.manifest import EngineManifest
 from eecompile.store.target import Quantise, Target, Tolerance, load_target, measuring_sensitivity
 from tests.conftest import ROOT
 

@@ -23,7 +23,8 @@ from eecompile.programs.choice import Exit, Span
 from eecompile.recipe import load_recipe
 from eecompile.runtime.sampler import Sampler
 from eecompile.runtime.trajectory.plan import Plan
-from eecompile.store.bundle import SpanPlan, open_bundle, open_engine_set
+from eecompile.store.bundle import open_bundle, open_engine_set
+from eecompile.store.manifest import SpanPlan
 from eecompile.store.target import Target, load_target
 from tests.conftest import RECIPE, ROOT, TARGETS, Beside
 

@@ -26,14 +26,9 @@ from eecompile.programs.solvers import FACTS
 from eecompile.show.bundles import bundle_parts, engine_parts, exits_table, planned_parts
 from eecompile.show.programs import program_facts, program_parts
 from eecompile.show.terminal import rendered
-from eecompile.store.bundle import (
-    BundleManifest,
-    EngineManifest,
-    ExitGraph,
-    records,
-    write_manifest,
-)
+from eecompile.store.bundle import records, write_manifest
 from eecompile.store.files import form_bytes
+from eecompile.store.manifest import BundleManifest, EngineManifest, ExitGraph
 from eecompile.tune.page import page_of
 from eecompile.tune.report import read_front
 from eecompile.tune.tables import front_parts

@@ -21,7 +21,8 @@ from onnx import TensorProto, helper
 
 from eecompile.errors import BackendError, UsageError
 from eecompile.runtime.sampler import Sampler
-from eecompile.store.bundle import EngineManifest, open_engine_set, records, write_manifest
+from eecompile.store.bundle import open_engine_set, records, write_manifest
+from eecompile.store.manifest import EngineManifest
 from eecompile.store.target import BatchProfile, Target
 from tests.conftest import ROOT, Shared, building
 

@@ -32,7 +32,7 @@ from eecompile.runtime.sampler import Sampler
 from eecompile.runtime.sampling import StepMetrics
 from eecompile.runtime.trajectory.host import HostTrajectory
 from eecompile.runtime.trajectory.plan import Plan, Rows
-from eecompile.store.bundle import SpanTensor
+from eecompile.store.manifest import SpanTensor
 
 LABEL = Condition(dtype="int64", range=(0, 9), default="cycle", null=10)
 QUICK: dict[str, Any] = {"steps": 4, "schedule": [12, 3]}

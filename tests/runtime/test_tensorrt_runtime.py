@@ -35,14 +35,9 @@ from eecompile.runtime.engines.tensorrt import (
 from eecompile.runtime.request import SampleRequest
 from eecompile.runtime.sampler import Sampler
 from eecompile.runtime.trajectory.plan import Plan, Rows
-from eecompile.store.bundle import (
-    EngineManifest,
-    ExitPlan,
-    Segment,
-    open_engine_set,
-    write_manifest,
-)
+from eecompile.store.bundle import open_engine_set, write_manifest
 from eecompile.store.folders import make_marked
+from eecompile.store.manifest import EngineManifest, ExitPlan, Segment
 from eecompile.store.target import load_target
 from tests.conftest import ROOT, Shared
 from tests.runtime.emulated import EmulatedDevice

@@ -27,7 +27,7 @@ from eecompile.show.table import (
     words,
 )
 from eecompile.show.terminal import as_it_is, rendered
-from eecompile.store.bundle import BundleManifest
+from eecompile.store.manifest import BundleManifest
 from tests.conftest import ROOT
 from tests.golden.shown import terminal, visible
 

@@ -18,20 +18,22 @@ from eecompile.programs.meaning import is_condition_name
 from eecompile.programs.process import Process
 from eecompile.programs.schedule import ExitSchedule
 from eecompile.store.bundle import (
-    FORMAT,
     MANIFEST,
     WEIGHTS,
-    BundleManifest,
-    ExitGraph,
-    FileRecord,
-    Sharing,
-    exit_graph_name,
     older_identity,
     open_bundle,
     open_engine_set,
     peek,
     records,
     write_manifest,
+)
+from eecompile.store.manifest import (
+    FORMAT,
+    BundleManifest,
+    ExitGraph,
+    FileRecord,
+    Sharing,
+    exit_graph_name,
 )
 from tests.conftest import ROOT
 

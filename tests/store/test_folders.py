@@ -14,8 +14,9 @@ import pytest
 
 from eecompile.errors import BusyError, OutputExistsError
 from eecompile.store import folders
-from eecompile.store.bundle import FORMAT, MANIFEST
+from eecompile.store.bundle import MANIFEST
 from eecompile.store.folders import MARK, make_marked, new_folder, remove_marked
+from eecompile.store.manifest import FORMAT
 
 
 def fill(folder: Path, text: str) -> None:

@@ -11,7 +11,8 @@ import pytest
 from eecompile.errors import DigestError
 from eecompile.programs.interface import Condition, Interface, State
 from eecompile.programs.schedule import ExitSchedule
-from eecompile.store.bundle import (
+from eecompile.store.bundle import open_bundle, open_engine_set, records, write_manifest
+from eecompile.store.manifest import (
     BundleManifest,
     EngineManifest,
     ExitGraph,
@@ -20,10 +21,6 @@ from eecompile.store.bundle import (
     SpanPlan,
     SpanTensor,
     exit_graph_name,
-    open_bundle,
-    open_engine_set,
-    records,
-    write_manifest,
 )
 from eecompile.store.target import Target
 

@@ -14,7 +14,7 @@ from eecompile.runtime.engines.group import EngineGroup
 from eecompile.runtime.protocol import Engine
 from eecompile.runtime.sampler import Sampler
 from eecompile.runtime.trajectory.plan import NONE, WHOLE, BoundEvaluation, Stretch
-from eecompile.store.bundle import SpanTensor
+from eecompile.store.manifest import SpanTensor
 from eecompile.tune.report import TuningSettings
 from tests.clock import spend
 

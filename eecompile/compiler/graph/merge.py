@@ -11,7 +11,7 @@ from eecompile.compiler.graph.numbering import NumberValues
 from eecompile.compiler.weights import content_key, load_graph
 from eecompile.errors import BundleError, EecompileError, one_line, summary
 from eecompile.programs.interface import Interface
-from eecompile.store.bundle import exit_graph_name, output_names
+from eecompile.store.manifest import exit_graph_name, output_names
 
 
 def exit_outputs(model: ir.Model, interface: Interface) -> dict[int, list[ir.Value]]:

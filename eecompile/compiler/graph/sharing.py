@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from eecompile.compiler.graph.partition import ExitOutputs, signatures
 from eecompile.compiler.weights import INLINE_BYTES
-from eecompile.store.bundle import Sharing
+from eecompile.store.manifest import Sharing
 
 
 def sharing(graph: ir.Graph, outputs: ExitOutputs) -> tuple[Sharing, ...]:

@@ -17,7 +17,7 @@ from eecompile.compiler.graph.merge import exit_outputs
 from eecompile.compiler.graph.partition import Part, chained_parts, check_parts, signatures
 from eecompile.errors import TraceError
 from eecompile.programs.interface import Interface
-from eecompile.store.bundle import SpanPlan, SpanTensor
+from eecompile.store.manifest import SpanPlan, SpanTensor
 
 _BATCH = "batch"  # the axis, in exported graphs
 _TYPES: dict[ir.DataType, Literal["float32", "float16", "bfloat16"]] = {

@@ -8,9 +8,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from eecompile.store.bundle import EngineManifest
 from eecompile.store.files import is_private, read_private
 from eecompile.store.folders import MARK
+from eecompile.store.manifest import EngineManifest
 
 LOG = logging.getLogger("eecompile.runtime")
 

@@ -14,9 +14,9 @@ from eecompile.errors import BackendError, one_line
 from eecompile.runtime.engines._files import opening
 from eecompile.runtime.engines.tensors import check_tensors, shapes
 from eecompile.runtime.protocol import CompanionEngine
-from eecompile.store.bundle import EngineManifest, Segment
 from eecompile.store.companions import Companion
 from eecompile.store.files import in_utf8
+from eecompile.store.manifest import EngineManifest, Segment
 from eecompile.store.target import Target
 
 if TYPE_CHECKING:

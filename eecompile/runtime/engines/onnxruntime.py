@@ -21,8 +21,8 @@ from eecompile.runtime.engines._onnxruntime import (
 )
 from eecompile.runtime.protocol import CompanionEngine, Engine
 from eecompile.runtime.trajectory.plan import NONE, WHOLE, BoundEvaluation, Stretch
-from eecompile.store.bundle import EngineManifest, ExitPlan
 from eecompile.store.companions import Companion
+from eecompile.store.manifest import EngineManifest, ExitPlan
 from eecompile.store.target import Target
 
 

@@ -21,7 +21,7 @@ from eecompile.runtime.engines._onnxruntime import (
 from eecompile.runtime.engines.device import DeviceEngine, shared_device
 from eecompile.runtime.protocol import Engine
 from eecompile.runtime.trajectory.device import DeviceEvaluation
-from eecompile.store.bundle import EngineManifest, ExitPlan, Segment
+from eecompile.store.manifest import EngineManifest, ExitPlan, Segment
 
 
 def open_cuda(

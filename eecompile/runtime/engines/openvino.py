@@ -22,9 +22,10 @@ from eecompile.runtime.engines._files import opening
 from eecompile.runtime.engines.tensors import check_tensors, shapes
 from eecompile.runtime.protocol import CompanionEngine, Engine
 from eecompile.runtime.trajectory.plan import NONE, WHOLE, BoundEvaluation, Stretch
-from eecompile.store.bundle import EngineManifest, ExitPlan, Segment, check_listed
+from eecompile.store.bundle import check_listed
 from eecompile.store.companions import Companion
 from eecompile.store.files import in_utf8
+from eecompile.store.manifest import EngineManifest, ExitPlan, Segment
 from eecompile.store.target import Target
 
 WEIGHTS = "weights.bin"  # the weights of all segments, every tensor once

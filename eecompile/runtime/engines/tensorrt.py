@@ -25,7 +25,7 @@ from eecompile.runtime.engines._files import opening
 from eecompile.runtime.engines.device import DeviceEngine, shared_device
 from eecompile.runtime.protocol import Engine
 from eecompile.runtime.trajectory.device import DeviceEvaluation
-from eecompile.store.bundle import EngineManifest, ExitPlan, Segment
+from eecompile.store.manifest import EngineManifest, ExitPlan, Segment
 from eecompile.store.target import Target
 
 if TYPE_CHECKING:

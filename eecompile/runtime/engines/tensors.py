@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from eecompile.arrays import Inputs
 from eecompile.errors import BackendError
-from eecompile.store.bundle import EngineManifest, Segment
+from eecompile.store.manifest import EngineManifest, Segment
 
 Found = Mapping[str, tuple[object, Sequence[object]]]
 """By name, a tensor's type in the library's words, and its lengths, if these are known.

@@ -19,7 +19,7 @@ from eecompile.arrays import Array, DeviceArray, Inputs
 from eecompile.handle import Handle
 from eecompile.programs.interface import Interface
 from eecompile.programs.program import Program, Step
-from eecompile.store.bundle import SpanTensor
+from eecompile.store.manifest import SpanTensor
 
 Spans = Mapping[tuple[int, int], Sequence[SpanTensor]]
 """What leaves each span that an engine can skip, by the cuts at which it starts and stops."""

@@ -14,7 +14,7 @@ from eecompile.programs.choice import Choice
 from eecompile.programs.forecasts import Weights, forecasts
 from eecompile.programs.program import Program
 from eecompile.runtime.trajectory.plan import Member, Plan
-from eecompile.store.bundle import SpanTensor
+from eecompile.store.manifest import SpanTensor
 
 _Cuts = tuple[int, int]
 
@@ -38,7 +38,7 @@ class TensorPlace(NamedTuple):
 
     Attributes:
         shape: of one sample.
-        dtype: as in :class:`eecompile.store.bundle.SpanTensor`.
+        dtype: as in :class:`eecompile.store.manifest.SpanTensor`.
     """
 
     shape: tuple[int, ...]
