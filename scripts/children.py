@@ -15,7 +15,10 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eecompile.programs.interface import Condition
 
 Row = dict[str, Any]
 
@@ -72,11 +75,23 @@ def opening(folder: str, library: str = "", batch: int = 4) -> Row:
     before, began = resident(), time.perf_counter()
     with eecompile.Sampler.open(folder) as sampler:
         opened = time.perf_counter()
+        given = _ones(sampler.interface.conditions)
         for depth in sampler.interface.exits:
-            sampler.sample(batch, steps=2, schedule=depth)
+            sampler.sample(batch, steps=2, schedule=depth, **given)
         whole = resident()
     most = peak_bytes() / 2**20 - before
     return {"open": opened - began, "whole": whole, "engines": whole - before, "peak": most}
+
+
+def _ones(conditions: Mapping[str, Condition]) -> dict[str, Any]:
+    """Ones for conditions without a default, or what of their range is next to it."""
+    import numpy as np
+
+    return {
+        name: np.full((1, *each.shape), np.clip(1, *(each.range or (0, 1))), each.dtype)
+        for name, each in conditions.items()
+        if each.default is None
+    }
 
 
 def peak_bytes() -> int:
