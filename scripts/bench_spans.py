@@ -112,7 +112,7 @@ def _in_turns(
     sampler: Sampler, programs: Mapping[str, Program], batch: int, rounds: int
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Median seconds of a sampling with each program, in the engine and outside of it."""
-    timed, given = TimedEngine(sampler.engine), _conditions(sampler, batch)
+    timed, given = TimedEngine(sampler.engine), needed(sampler.interface, batch)
     alone = Sampler(timed, sampler.interface)
     inside: dict[str, list[float]] = {name: [] for name in programs}
     outside: dict[str, list[float]] = {name: [] for name in programs}
@@ -128,13 +128,6 @@ def _in_turns(
         {name: median(taken[1:]) for name, taken in each.items()} for each in (inside, outside)
     )
     return engine, host
-
-
-def _conditions(sampler: Sampler, batch: int) -> dict[str, Any]:
-    """Values for the conditions that have no default."""
-    given = random_inputs(sampler.interface, batch, 1.0, seed=0)
-    needed = {n for n, c in sampler.interface.conditions.items() if c.default is None}
-    return {name: given[name] for name in needed}
 
 
 def _share_of_ends(sampler: Sampler, batch: int, rounds: int) -> float:
@@ -177,7 +170,7 @@ def kept_memory(engines: str, order: int, batch: int) -> Row:
 
     with Sampler.open(engines) as sampler:
         program = every_second(sampler, middle_span(sampler, order), EVALUATED + 1)
-        sampler.sample(batch, solver=program, guidance=1.0, **_conditions(sampler, batch))
+        sampler.sample(batch, solver=program, guidance=1.0, **needed(sampler.interface, batch))
         return {"MiB": on_gpus() if isinstance(sampler.engine, DeviceEngine) else resident()}
 
 

@@ -132,7 +132,7 @@ def precision_tables(result: Mapping[str, Any]) -> Iterator[Table]:
         "calibration": _calibration_table,
         "choices": _choices_table,
         "weights": _weights_table,
-        "large": _weights_table,
+        "large": partial(_weights_table, of=", at full size"),
         "plans": _plans_table,
     }
     found = dict(result)
@@ -196,7 +196,7 @@ def _choices_table(rows: Sequence[Row], where: str) -> Table:
     return Table("choices", title, columns, sorted(rows, key=lambda row: -row["time"]))
 
 
-def _weights_table(rows: Sequence[Row], _: str) -> Table:
+def _weights_table(rows: Sequence[Row], _: str, of: str = "") -> Table:
     kinds = [key.partition(",")[0] for key in rows[0] if key.endswith("weights over fp32")][1:]
     columns = [words("network", itemgetter("network"))]
     columns.append(words("engines", lambda row: _backend(row["backend"])))
@@ -213,7 +213,7 @@ def _weights_table(rows: Sequence[Row], _: str) -> Table:
         Column(f"{kind.upper()}, largest error", itemgetter(f"{kind}, error"), form=SHARE)
         for kind in kinds
     ]
-    title = "Weights alone, over FP32: bytes of the graph, and memory that opening it and one "
+    title = f"Weights alone{of}, over FP32: bytes of the graph, and memory that opening it and one "
     return Table("weights", f"{title}evaluation at batch 1 add", columns, rows)
 
 

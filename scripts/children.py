@@ -18,7 +18,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eecompile.programs.interface import Condition
+    from eecompile.programs.interface import Interface
 
 Row = dict[str, Any]
 
@@ -75,23 +75,20 @@ def opening(folder: str, library: str = "", batch: int = 4) -> Row:
     before, began = resident(), time.perf_counter()
     with eecompile.Sampler.open(folder) as sampler:
         opened = time.perf_counter()
-        given = _ones(sampler.interface.conditions)
+        given = needed(sampler.interface, batch)
         for depth in sampler.interface.exits:
-            sampler.sample(batch, steps=2, schedule=depth, **given)
+            sampler.sample(batch, steps=2, schedule=depth, guidance=1.0, **given)
         whole = resident()
     most = peak_bytes() / 2**20 - before
     return {"open": opened - began, "whole": whole, "engines": whole - before, "peak": most}
 
 
-def _ones(conditions: Mapping[str, Condition]) -> dict[str, Any]:
-    """Ones for conditions without a default, or what of their range is next to it."""
-    import numpy as np
+def needed(interface: Interface, batch: int) -> dict[str, Any]:
+    """Random values for the conditions that have no default."""
+    from eecompile.compiler.verify import random_inputs
 
-    return {
-        name: np.full((1, *each.shape), np.clip(1, *(each.range or (0, 1))), each.dtype)
-        for name, each in conditions.items()
-        if each.default is None
-    }
+    given = random_inputs(interface, batch, 1.0, seed=0)
+    return {name: given[name] for name, c in interface.conditions.items() if c.default is None}
 
 
 def peak_bytes() -> int:

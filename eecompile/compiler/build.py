@@ -449,30 +449,28 @@ def _verify(job: _Job, candidate: Evaluate, what: str) -> dict[int, Error]:
         exact = False
         others = [points[_WHOLE], *points[_WHOLE + 2 :]]  # the batch, and other shapes
         extremes |= {f"noise ({index})": point for index, point in enumerate(others)}
+    remedy = _remedy(job)
     errors = compare(
-        job.points or points,
-        job.reference,
-        candidate,
-        tolerance,
-        named,
-        job.report,
-        remedy=_remedy(job.target),
+        job.points or points, job.reference, candidate, tolerance, named, job.report, remedy
     )
-    for error in compare_extremes(extremes, job.reference, candidate, tolerance, named):
+    for error in compare_extremes(extremes, job.reference, candidate, tolerance, named, remedy):
         if exact:
             raise error
         job.told.append(f"{error.found}; at usual inputs it is as near as the target asks")
     return errors
 
 
-def _remedy(target: Target) -> str:
+def _remedy(job: _Job) -> str:
     """What to do where engines, or their graph, are too far from the bundle."""
-    if target.quantise is not None:
-        first = "keep more operators (keep in [quantise]), raise samples"
-    elif target.precision != "fp32":
-        first = "keep more in FP32 (the target's keep_fp32), choose a wider precision"
-    else:
-        first = "choose another backend"
+    quantise, precision = job.target.quantise, job.target.precision
+    first = "choose another backend"
+    if quantise is not None:
+        first = "keep more operators as they are (keep in [quantise])"
+        first += ", raise samples" if quantise.kind in ("int8", "fp8") else ", choose more bits"
+    elif precision != "fp32":
+        first = "choose a wider precision"
+        if job.backend.precision_in_graph(job.target):
+            first = f"keep more in FP32 (the target's keep_fp32), {first}"
     return f"{first}, or widen the target's tolerance"
 
 

@@ -200,6 +200,7 @@ def compare_extremes(
     candidate: Evaluate,
     tolerance: Tolerance,
     what: str,
+    remedy: str = _REMEDY,
 ) -> list[VerificationError | NonFiniteError]:
     """As :func:`compare`, for points by name, where the reference itself is finite.
 
@@ -220,7 +221,8 @@ def compare_extremes(
             for depth, outputs in found.items():
                 for output, expected in zip(outputs, right[depth], strict=True):
                     if np.isfinite(expected).all():
-                        _check(depth, point, expected, output, allowed, f"{what}, {name} inputs")
+                        where = f"{what}, {name} inputs"
+                        _check(depth, point, expected, output, allowed, where, remedy)
         except NonFiniteError as error:
             errors.append(error)
         except VerificationError as error:

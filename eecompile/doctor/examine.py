@@ -1,7 +1,7 @@
 """What can build and run on this machine, why the rest cannot, and what to install.
 
-:func:`examine` starts a child process for every probe, all at once: a library that crashes
-or hangs costs its own answer only. ``python -m eecompile.doctor`` prints the report as JSON
+:func:`examine` starts a child process for every probe, all at once but the one that measures time: a
+library that crashes or hangs costs its own answer only. ``python -m eecompile.doctor`` prints the report as JSON
 where the command line is not installed.
 """
 
@@ -18,7 +18,7 @@ import eecompile
 from eecompile.backends import BACKENDS, FOR_OTHER_GPUS, Backend, install
 from eecompile.doctor.children import ask, command
 from eecompile.doctor.packages import OLD_DRIVER, Conflict, Packages, conflicts, installed, pip
-from eecompile.doctor.probes import PROBES, YES, Answer, Finding, failed
+from eecompile.doctor.probes import PROBES, SPEEDS, YES, Answer, Finding, failed
 from eecompile.measure.machine import Cpu, Gpu, cpu
 
 TIMEOUT = 60.0  # seconds, for all probes together: a first CUDA initialisation takes many
@@ -45,7 +45,11 @@ class Tool(msgspec.Struct, frozen=True):
 
 
 class MachineReport(msgspec.Struct, frozen=True):
-    """All that ``eecompile doctor`` shows; ``no_gpu`` says why there is none."""
+    """All that ``eecompile doctor`` shows; ``no_gpu`` says why there is none.
+
+    ``speeds`` are how many times as fast as in FP32 the CPU multiplies matrices, by precision, where
+    OpenVINO is there to tell.
+    """
 
     eecompile: str
     python: str
@@ -56,6 +60,7 @@ class MachineReport(msgspec.Struct, frozen=True):
     backends: tuple[BackendStatus, ...]
     tools: tuple[Tool, ...]
     conflicts: tuple[Conflict, ...]
+    speeds: dict[str, float] = {}
 
     @property
     def usable(self) -> tuple[str, ...]:
@@ -90,12 +95,15 @@ _NO_GPU = "use a machine with an NVIDIA GPU and its driver"
 
 
 def examine(timeout: float = TIMEOUT) -> MachineReport:
-    """Ask everything that is installed, at once; what takes ``timeout`` seconds is hanging."""
+    """Ask everything that is installed; what takes ``timeout`` seconds is hanging."""
     modules = {item.name: item.module for item in _PACKAGES}
     modules |= {name: backend.library for name, backend in BACKENDS.items()}
     present = {name for name, module in modules.items() if _importable(module)}
     asked = [name for name in PROBES if name in present or name == "gpus"]
     findings = ask({name: command(name) for name in asked}, timeout)
+    speeds = {}
+    if "openvino" in findings and findings["openvino"].works.yes:
+        speeds = ask({SPEEDS: command(SPEEDS)}, timeout)[SPEEDS].speeds
     packages, gpus = installed(), findings["gpus"].gpus
     tools = tuple(_tool(item, present, findings, packages) for item in _PACKAGES)
     working = {tool.name for tool in tools if tool.works.yes}
@@ -115,6 +123,7 @@ def examine(timeout: float = TIMEOUT) -> MachineReport:
         ),
         tools=tools,
         conflicts=conflicts(packages, gpus),
+        speeds=speeds,
     )
 
 

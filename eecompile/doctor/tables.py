@@ -18,7 +18,10 @@ def doctor_parts(report: MachineReport) -> list[Part]:
         "CPU": f"{report.cpu.model}, {report.cpu.cores} cores",
         "": ", ".join(report.cpu.instructions) or "no instruction set that matters here",
     }
-    if not eight_bit_products(report.cpu):
+    if report.speeds:
+        shown = ", ".join(f"{name} {speed:.2g}" for name, speed in report.speeds.items())
+        facts["speed"] = f"of matrix products over FP32's: {shown}"
+    elif not eight_bit_products(report.cpu):
         facts["INT8"] = "would take about as long as FP32: the processor has no VNNI or AMX"
     gpus = {f"GPU {index}": _gpu(gpu) for index, gpu in enumerate(report.gpus)}
     facts |= gpus or {"GPU": f"none: {report.no_gpu}"}

@@ -91,6 +91,10 @@ def test_a_backend_for_cpus_runs_where_it_is_installed(
         assert backend.runs.remedy == f"pip install '{extra}'"
 
 
+def test_the_speed_of_precisions_is_told_where_openvino_measures_it(report: MachineReport) -> None:
+    assert bool(report.speeds) == installed("openvino")
+
+
 def test_tensorrt_rtx_builds_without_a_gpu_and_does_not_run(
     report: MachineReport, backends: dict[str, BackendStatus]
 ) -> None:
@@ -449,7 +453,7 @@ def test_a_working_backend_is_success(
 
 
 def test_int8_is_advised_against_without_its_instructions() -> None:
-    def told(*instructions: str) -> bool:
+    def told(*instructions: str, **speeds: float) -> str:
         report = MachineReport(
             eecompile="0",
             python="3",
@@ -460,8 +464,12 @@ def test_int8_is_advised_against_without_its_instructions() -> None:
             backends=(),
             tools=(),
             conflicts=(),
+            speeds=speeds,
         )
-        return any("INT8" in part for part in doctor_parts(report) if isinstance(part, FactList))
+        return " ".join(shown(report).split())
 
-    assert told("AVX2", "AVX-512")
-    assert not told("AVX2", "AVX-VNNI")
+    assert "INT8 would take about as long as FP32" in told("AVX2", "AVX-512")
+    assert "INT8" not in told("AVX2", "AVX-VNNI")
+    measured = told("AVX2", BF16=0.5542, INT8=1.812)
+    assert "speed of matrix products over FP32's: BF16 0.55, INT8 1.8" in measured
+    assert "would take" not in measured

@@ -25,7 +25,12 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> Any:
 def copied(tables: Any, tmp_path: Path) -> Path:
     """The documents and the JSON of this project, to change."""
     names = ("peers", "caching", "networks", "spans", "precision", "export")
-    one = [path for name in names for path in tables.results_files(name) if "-cpu" in path.stem]
+    one = [
+        path
+        for name in names
+        for path in tables.results_files(name)
+        if "-cpu" in path.stem or name == "precision"
+    ]
     for path in [*tables.documents(), *one]:
         place = tmp_path / path.relative_to(ROOT)
         place.parent.mkdir(parents=True, exist_ok=True)
