@@ -8,13 +8,12 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any
 
 import msgspec
 import numpy as np
 from bench_runtime import TimedEngine, open_samplers
 from bundles import engine_set, random_recipe
-from children import medians_in_turns
+from children import medians_in_turns, needed
 from results import Row, medians
 
 from eecompile import Program, Sampler

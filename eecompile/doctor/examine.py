@@ -1,8 +1,8 @@
 """What can build and run on this machine, why the rest cannot, and what to install.
 
-:func:`examine` starts a child process for every probe, all at once but the one that measures time: a
-library that crashes or hangs costs its own answer only. ``python -m eecompile.doctor`` prints the report as JSON
-where the command line is not installed.
+:func:`examine` starts a child process for every probe, all at once but the one that measures
+time: a library that crashes or hangs costs its own answer only. ``python -m eecompile.doctor``
+prints the report as JSON where the command line is not installed.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Tool(msgspec.Struct, frozen=True):
 class MachineReport(msgspec.Struct, frozen=True):
     """All that ``eecompile doctor`` shows; ``no_gpu`` says why there is none.
 
-    ``speeds`` are how many times as fast as in FP32 the CPU multiplies matrices, by precision, where
-    OpenVINO is there to tell.
+    ``speeds`` are how many times as fast as in FP32 the CPU multiplies matrices, by precision,
+    where OpenVINO is there to tell.
     """
 
     eecompile: str

@@ -25,7 +25,6 @@ from eecompile.doctor.packages import installed as installed_packages
 from eecompile.doctor.probes import YES, Answer, Finding
 from eecompile.doctor.tables import doctor_parts
 from eecompile.measure.machine import Cpu, Gpu, cpu
-from eecompile.show.table import FactList
 from eecompile.show.terminal import rendered
 
 NO = Answer(False, "a reason", "a remedy")
