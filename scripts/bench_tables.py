@@ -210,8 +210,9 @@ def _weights_table(rows: Sequence[Row], _: str, of: str = "") -> Table:
             for kind in kinds
         ]
     columns += [
-        Column(f"{kind.upper()}, largest error", itemgetter(f"{kind}, error"), form=SHARE)
+        Column(f"{kind.upper()}, largest error", partial(_error_of, kind=kind), form=SHARE)
         for kind in kinds
+        if f"{kind}, error" in rows[0]
     ]
     title = f"Weights alone{of}, over FP32: bytes of the graph, and memory that opening it and one "
     return Table("weights", f"{title}evaluation at batch 1 add", columns, rows)
@@ -225,6 +226,12 @@ def _plans_table(rows: Sequence[Row], _: str) -> Table:
         Column("bytes over FP16", itemgetter("bytes over FP16"), form=RATIO),
     ]
     return Table("plans", "Plans of TensorRT-RTX", columns, rows)
+
+
+def _error_of(row: Row, kind: str) -> float | None:
+    """Of a network with trained weights."""
+    error: float | None = row.get(f"{kind}, error")
+    return error
 
 
 def _over(row: Row, kind: str, key: str) -> float:

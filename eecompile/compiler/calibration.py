@@ -35,7 +35,6 @@ from eecompile.store.files import read_private, written
 from eecompile.store.manifest import BundleManifest, exit_graph_name, output_names
 
 _STEPS = 25  # at most: neighbouring timesteps of longer samplings tell nothing new
-_FEW_STEPS = 8  # where no ranges are taken, and evaluations are compared alone
 _GUIDANCE = 2.0  # of samples that are guided, where the recipe guides none
 _HELD_OUT_SEED = 1 << 32  # of samples for verification, beyond those for calibration
 _HELD_OUT = 3  # samples
@@ -96,15 +95,14 @@ def calibration_set(
         manifest: of the bundle.
         samples: seeds, from 0 on.
         report: told of its progress.
-        ranges: whether ranges of values are to be taken, which fewer steps do not show.
+        ranges: whether ranges of values are to be taken, which few rows do not show.
 
     Raises:
         BackendError: ONNX Runtime refuses the bundle's deepest exit, or there are so few rows
             that ranges say little.
         NonFiniteError: the network returned NaN or infinity.
     """
-    steps = min(manifest.interface.sampling.steps, _STEPS if ranges else _FEW_STEPS)
-    ingredients = [eecompile.__version__, manifest.digest, samples, steps, _HELD_OUT]
+    ingredients = [eecompile.__version__, manifest.digest, samples, _STEPS, _HELD_OUT]
     key = hashlib.sha256(msgspec.json.encode(ingredients)).hexdigest()
     end = "calibration" if ranges else "evaluations"
     place = bundle.resolve().with_name(f"{bundle.resolve().name}.{end}.npz")
@@ -113,8 +111,7 @@ def calibration_set(
         engine = _Recorder(bundle, manifest.interface)
         seeds = (samples, 0), (_HELD_OUT, _HELD_OUT_SEED)
         rows, held_out = (
-            _sampled(engine, manifest.interface, steps, count, first, report)
-            for count, first in seeds
+            _sampled(engine, manifest.interface, count, first, report) for count, first in seeds
         )
         found = rows, held_out
         with suppress(OSError, EecompileError), written(place) as partial:
@@ -175,10 +172,11 @@ class _Distinct:
 
 
 def _sampled(
-    engine: _Recorder, interface: Interface, steps: int, samples: int, seed: int, report: Report
+    engine: _Recorder, interface: Interface, samples: int, seed: int, report: Report
 ) -> Rows:
     """What goes into the evaluations of samples from a seed on."""
     engine.rows = {}
+    steps = min(interface.sampling.steps, _STEPS)
     known = all(spec.null is not None for spec in interface.conditions.values())
     scale = interface.sampling.guidance if interface.sampling.guidance != 1 else _GUIDANCE
     guided = bool(interface.conditions) and known

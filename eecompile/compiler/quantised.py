@@ -32,6 +32,7 @@ NO_VNNI = "U8S7"
 """The scheme of processors that do not add products of 8 bits in 32."""
 _SEARCHED, _VERIFIED = 5, 8  # timesteps
 _LARGEST = 4  # samples of a timestep
+_COMPARED = 2  # samples to search with where no ranges are taken: one is guided
 
 
 class QuantisedGraph(NamedTuple):
@@ -92,7 +93,8 @@ def quantised(
         )
     keep = named(found, wanted.keep)
     observed = scheme.values is not None
-    data = calibration_set(bundle, manifest, wanted.samples, report, ranges=observed)
+    samples = wanted.samples if observed else min(wanted.samples, _COMPARED)
+    data = calibration_set(bundle, manifest, samples, report, ranges=observed)
     ranges = {}
     if observed:
         ranges = value_ranges(model, list(values_read(found)), data.rows, work, report)
@@ -124,7 +126,7 @@ def quantised(
         kind=wanted.kind,
         scheme=scheme.name,
         instructions=instructions if wanted.kind == "int8" else "",
-        samples=wanted.samples,
+        samples=samples,
         rows=len(data.rows["t"].which),
         steps=data.times,
         calibration=data.digest,

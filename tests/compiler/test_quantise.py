@@ -303,6 +303,10 @@ def test_weights_alone_take_fewer_bytes(
     )
     engine_set_from_bundle(own_bundle, target, tmp_path / "set")
     manifest = manifest_of(tmp_path / "set")
+    found = manifest.quantisation
+    assert found
+    # Fewer samples than for ranges, but every timestep: errors are largest at the smallest.
+    assert (found.samples, len(found.steps)) == (2, 25)
     before = sum(s.bytes for s in open_engine_set(small_sets["chained"]).segments)
     after = sum(segment.bytes for segment in manifest.segments)
     # Convolutions stay, and a scale for 16 weights is a quarter of 8 bits.
