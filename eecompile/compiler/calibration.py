@@ -109,10 +109,8 @@ def calibration_set(
     found = _kept(place, key, manifest.interface)
     if found is None:
         engine = _Recorder(bundle, manifest.interface)
-        seeds = (samples, 0), (_HELD_OUT, _HELD_OUT_SEED)
-        rows, held_out = (
-            _sampled(engine, manifest.interface, count, first, report) for count, first in seeds
-        )
+        rows = _sampled(engine, manifest.interface, samples, 0, report)
+        held_out = _sampled(engine, manifest.interface, _HELD_OUT, _HELD_OUT_SEED, report)
         found = rows, held_out
         with suppress(OSError, EecompileError), written(place) as partial:
             _write(partial, key, *found)

@@ -21,8 +21,8 @@ def doctor_parts(report: MachineReport) -> list[Part]:
     if report.speeds:
         shown = ", ".join(f"{name} {speed:.2g}" for name, speed in report.speeds.items())
         facts["speed"] = f"of matrix products over FP32's: {shown}"
-    elif not eight_bit_products(report.cpu):
-        facts["INT8"] = "would take about as long as FP32: the processor has no VNNI or AMX"
+    if not eight_bit_products(report.cpu):
+        facts["INT8"] = "not advised: the processor has no VNNI or AMX, so weights have 7 bits"
     gpus = {f"GPU {index}": _gpu(gpu) for index, gpu in enumerate(report.gpus)}
     facts |= gpus or {"GPU": f"none: {report.no_gpu}"}
     backends = [

@@ -59,7 +59,8 @@ class Quantise(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         kind: ``int8`` and ``fp8`` (E4M3): of products with weights, both factors;
             ``int8-weights`` and ``int4-weights``: of the weights alone, which are read as what
             ``precision`` says.
-        samples: that are sampled to see the ranges of values, from seed 0 on, and to search.
+        samples: that are sampled to see the ranges of values, from seed 0 on, and to search; two
+            at most of weights alone, which have no ranges.
         keep: regular expressions; operators whose kind or name matches one stay in
             ``precision``.
         block: weights that share a scale, where only weights are quantised.

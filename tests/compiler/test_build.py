@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
 
+from eecompile.arrays import Inputs
 from eecompile.compiler import build as build_module
 from eecompile.compiler import segments as segments_module
 from eecompile.compiler.backends import onnxruntime as ort_backend
 from eecompile.compiler.build import engine_set_from_bundle, planned_build
 from eecompile.compiler.graph.cuts import HEAD
+from eecompile.compiler.verify import Outputs, once
 from eecompile.errors import BackendError, DigestError, OutputExistsError, VerificationError
 from eecompile.runtime.sampler import Sampler
 from eecompile.store.bundle import WEIGHTS, open_bundle, open_engine_set
@@ -129,6 +132,20 @@ def test_engines_that_differ_from_the_bundle_are_refused(
     ):
         engine_set_from_bundle(bundle, target, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_equal_inputs_are_evaluated_once() -> None:
+    points = [{"x": np.full((1, 2), value, np.float32)} for value in (0, 1, 1)]
+    seen: list[float] = []
+
+    def evaluate(point: Inputs) -> Outputs:
+        seen.append(float(point["x"][0, 0]))
+        return {3: [point["x"] * 2]}
+
+    known = once(evaluate)
+    assert [known(point)[3][0][0, 0] for point in points] == [0, 2, 2]
+    known({"x": points[0]["x"].reshape(2, 1)})  # other shapes are other inputs
+    assert seen == [0, 1, 0]
 
 
 def test_a_dry_run_of_engines_that_share_a_file_says_why(
